@@ -1,0 +1,311 @@
+//! Key names: how a prefix, an owner and a task id make a key, and how a key is taken apart again.
+//!
+//! Keys are bytes, because a server's keys are. A key has exactly one reading: the prefix ends at the
+//! first `:tasks:` (or `:idx:`), the task id starts after the last colon, and all between is the owner,
+//! colons, braces and spaces included.
+
+/// The part of a task key between prefix and owner.
+const TASKS: &[u8] = b":tasks:";
+/// The part of an index key between prefix and owner.
+const INDEX: &[u8] = b":idx:";
+
+/// Why a key, or two keys together, do not fit the schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The first key is no task key.
+    #[error("task key: expected {{prefix}}:tasks:{{owner}}:{{task-id}}")]
+    NoTaskKey,
+    /// The task key ends in a colon.
+    #[error("task key: expected a task id after the last colon, came none")]
+    NoTaskId,
+    /// The index key is no index key.
+    #[error("index key: expected {{prefix}}:idx:{{owner}}")]
+    NoIndexKey,
+    /// Both are well formed and belong to different owners or prefixes.
+    #[error("index key: expected the index of the task key's own prefix and owner, came another")]
+    IndexOfAnother,
+}
+
+/// A task key, taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskKey<'a> {
+    /// What all keys of one deployment start with.
+    pub prefix: &'a [u8],
+    /// Whose task it is; may be empty.
+    pub owner: &'a [u8],
+    /// Without a colon, never empty.
+    pub task_id: &'a [u8],
+}
+
+impl<'a> TaskKey<'a> {
+    /// Takes a task key apart.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError::NoTaskKey`] and [`KeyError::NoTaskId`].
+    pub fn parse(key: &'a [u8]) -> Result<Self, KeyError> {
+        let (prefix, rest) = split_at_first(key, TASKS).ok_or(KeyError::NoTaskKey)?;
+        if split_at_first(prefix, INDEX).is_some() {
+            return Err(KeyError::NoTaskKey);
+        }
+        let (owner, task_id) = split_at_last_colon(rest).ok_or(KeyError::NoTaskKey)?;
+        if task_id.is_empty() {
+            return Err(KeyError::NoTaskId);
+        }
+        Ok(Self { prefix, owner, task_id })
+    }
+}
+
+/// An owner's index key, taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndexKey<'a> {
+    /// What all keys of one deployment start with.
+    pub prefix: &'a [u8],
+    /// Whose tasks it names; may be empty.
+    pub owner: &'a [u8],
+}
+
+impl<'a> IndexKey<'a> {
+    /// Takes an index key apart.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError::NoIndexKey`].
+    pub fn parse(key: &'a [u8]) -> Result<Self, KeyError> {
+        let (prefix, owner) = split_at_first(key, INDEX).ok_or(KeyError::NoIndexKey)?;
+        if split_at_first(prefix, TASKS).is_some() {
+            return Err(KeyError::NoIndexKey);
+        }
+        Ok(Self { prefix, owner })
+    }
+
+    /// The index that a task belongs in.
+    #[must_use]
+    pub fn of(task: &TaskKey<'a>) -> Self {
+        Self { prefix: task.prefix, owner: task.owner }
+    }
+
+    /// Checks that a task belongs in this index.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError::IndexOfAnother`].
+    pub fn check_holds(&self, task: &TaskKey<'_>) -> Result<(), KeyError> {
+        if self.prefix == task.prefix && self.owner == task.owner {
+            Ok(())
+        } else {
+            Err(KeyError::IndexOfAnother)
+        }
+    }
+
+    /// Writes the index key into `key`, in place of what it held.
+    pub fn write(&self, key: &mut Vec<u8>) {
+        key.clear();
+        for part in [self.prefix, INDEX, self.owner] {
+            key.extend_from_slice(part);
+        }
+    }
+
+    /// Writes the key of one of the owner's tasks into `key`, in place of what it held. False, and an
+    /// empty key, where `task_id` cannot be a task id: with a colon in it, the key would be another
+    /// owner's.
+    #[must_use]
+    pub fn write_task_key(&self, task_id: &[u8], key: &mut Vec<u8>) -> bool {
+        key.clear();
+        if task_id.is_empty() || task_id.contains(&b':') {
+            return false;
+        }
+        for part in [self.prefix, TASKS, self.owner, b":", task_id] {
+            key.extend_from_slice(part);
+        }
+        true
+    }
+}
+
+fn split_at_first<'a>(key: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let at = key.windows(separator.len()).position(|window| window == separator)?;
+    let (before, rest) = key.split_at_checked(at)?;
+    Some((before, rest.get(separator.len()..)?))
+}
+
+fn split_at_last_colon(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = text.iter().rposition(|byte| *byte == b':')?;
+    let (before, rest) = text.split_at_checked(at)?;
+    Some((before, rest.get(1..)?))
+}
+
+/// A composite key of `StorageBackend` has no colon, so it names no owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("key: expected owner:task-id, came one without {missing}")]
+pub struct CompositeKeyError {
+    missing: &'static str,
+}
+
+/// Splits `owner:task-id` at its last colon: owners may hold colons, task ids may not.
+///
+/// # Errors
+///
+/// [`CompositeKeyError`] where there is no colon or nothing after it.
+pub fn split_composite(key: &str) -> Result<(&str, &str), CompositeKeyError> {
+    match key.rsplit_once(':') {
+        None => Err(CompositeKeyError { missing: "a colon" }),
+        Some((_, "")) => Err(CompositeKeyError { missing: "a task id" }),
+        Some(split) => Ok(split),
+    }
+}
+
+/// The prefix cannot be told from the rest of a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("key prefix {prefix:?}: must not contain, nor end in the start of, ':tasks:' or ':idx:'")]
+pub struct PrefixError {
+    prefix: String,
+}
+
+/// Makes the keys of one deployment from owners and task ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keyspace {
+    prefix: String,
+}
+
+impl Keyspace {
+    /// What keys start with unless told otherwise, as with `pmcp-tasks`.
+    pub const DEFAULT_PREFIX: &'static str = "pmcp";
+
+    /// The keys that start with `prefix`.
+    ///
+    /// # Errors
+    ///
+    /// [`PrefixError`] where the keys could be read with another prefix than this one.
+    pub fn new(prefix: impl Into<String>) -> Result<Self, PrefixError> {
+        let keyspace = Self { prefix: prefix.into() };
+        let prefix = keyspace.prefix.as_bytes();
+        let (task, index) = (keyspace.task_key("o", "t"), keyspace.index_key("o"));
+        let readable = TaskKey::parse(task.as_bytes()).is_ok_and(|key| key.prefix == prefix)
+            && IndexKey::parse(index.as_bytes()).is_ok_and(|key| key.prefix == prefix);
+        if readable { Ok(keyspace) } else { Err(PrefixError { prefix: keyspace.prefix }) }
+    }
+
+    /// The prefix that all keys start with.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// `{prefix}:tasks:{owner}:{task-id}`.
+    #[must_use]
+    pub fn task_key(&self, owner: &str, task_id: &str) -> String {
+        [&self.prefix, ":tasks:", owner, ":", task_id].concat()
+    }
+
+    /// `{prefix}:idx:{owner}`.
+    #[must_use]
+    pub fn index_key(&self, owner: &str) -> String {
+        [&self.prefix, ":idx:", owner].concat()
+    }
+}
+
+impl Default for Keyspace {
+    fn default() -> Self {
+        Self { prefix: Self::DEFAULT_PREFIX.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn task_id_starts_after_the_last_colon() {
+        let key = TaskKey::parse(b"pmcp:tasks:tenant:alice:t1").unwrap();
+        assert_eq!(key, TaskKey { prefix: b"pmcp", owner: b"tenant:alice", task_id: b"t1" });
+        assert_eq!(split_composite("tenant:alice:t1"), Ok(("tenant:alice", "t1")));
+    }
+
+    #[test]
+    fn owner_may_be_empty_or_look_like_a_separator() {
+        assert_eq!(TaskKey::parse(b"p:tasks::t").unwrap().owner, b"");
+        assert_eq!(TaskKey::parse(b"p:tasks:a:tasks:b:idx:c:t").unwrap().owner, b"a:tasks:b:idx:c");
+        assert_eq!(IndexKey::parse(b"p:idx:").unwrap().owner, b"");
+        assert_eq!(IndexKey::parse(b"p:idx:a:tasks:b").unwrap().owner, b"a:tasks:b");
+    }
+
+    #[test]
+    fn other_keys_are_refused() {
+        for key in ["", ":", "tasks", "p:tasks:t", "p:task:o:t", "p:idx:o", "a:idx:p:tasks:o:t", "tasks:o:t"]
+        {
+            assert_eq!(TaskKey::parse(key.as_bytes()), Err(KeyError::NoTaskKey), "{key}");
+        }
+        assert_eq!(TaskKey::parse(b"p:tasks:o:"), Err(KeyError::NoTaskId));
+        for key in ["", "p:idx", "idx:o", "p:tasks:o:t", "a:tasks:p:idx:o"] {
+            assert_eq!(IndexKey::parse(key.as_bytes()), Err(KeyError::NoIndexKey), "{key}");
+        }
+    }
+
+    #[test]
+    fn index_of_another_owner_or_prefix_is_refused() {
+        let task = TaskKey::parse(b"p:tasks:o:t").unwrap();
+        for index in ["p:idx:", "p:idx:o2", "p:idx:o:t", "q:idx:o", ":idx:o"] {
+            let index = IndexKey::parse(index.as_bytes()).unwrap();
+            assert_eq!(index.check_holds(&task), Err(KeyError::IndexOfAnother));
+        }
+        assert_eq!(IndexKey::parse(b"p:idx:o").unwrap().check_holds(&task), Ok(()));
+    }
+
+    #[test]
+    fn member_of_an_index_with_a_colon_names_no_task() {
+        let index = IndexKey { prefix: b"p", owner: b"a" };
+        let mut key = b"before".to_vec();
+        assert!(!index.write_task_key(b"b:t", &mut key) && key.is_empty());
+        assert!(!index.write_task_key(b"", &mut key));
+        assert!(index.write_task_key(b"t", &mut key));
+        assert_eq!(key, b"p:tasks:a:t");
+    }
+
+    #[test]
+    fn prefix_that_cannot_be_told_from_the_rest_is_refused() {
+        for prefix in ["a:tasks:b", "a:idx:b", ":tasks:", "a:tasks", "a:idx", ":tasks", ":idx"] {
+            assert!(Keyspace::new(prefix).is_err(), "{prefix}");
+        }
+        for prefix in ["", "pmcp", "a:b", "a:", "tasks", "idx", "{x}", "ü p"] {
+            assert!(Keyspace::new(prefix).is_ok(), "{prefix}");
+        }
+    }
+
+    #[test]
+    fn composite_key_without_owner_or_task_is_refused() {
+        for key in ["", "t", "o:", ":"] {
+            assert!(split_composite(key).is_err(), "{key}");
+        }
+        assert_eq!(split_composite(":t"), Ok(("", "t")));
+    }
+
+    proptest! {
+        #[test]
+        fn keys_are_taken_apart_as_they_were_made(
+            prefix in "[a-z:{}]{0,9}", owner in "(:tasks:|:idx:|[a-z:{} é|]){0,6}", task_id in "[^:]{1,9}",
+        ) {
+            let Ok(keyspace) = Keyspace::new(prefix.clone()) else { return Ok(()) };
+            let (task, index) = (keyspace.task_key(&owner, &task_id), keyspace.index_key(&owner));
+            let task_key = TaskKey::parse(task.as_bytes()).unwrap();
+            prop_assert_eq!(
+                task_key,
+                TaskKey { prefix: prefix.as_bytes(), owner: owner.as_bytes(), task_id: task_id.as_bytes() }
+            );
+            let index_key = IndexKey::parse(index.as_bytes()).unwrap();
+            prop_assert_eq!(index_key.check_holds(&task_key), Ok(()));
+            let mut made = Vec::new();
+            prop_assert!(index_key.write_task_key(task_id.as_bytes(), &mut made));
+            prop_assert_eq!(&made, task.as_bytes());
+            IndexKey::of(&task_key).write(&mut made);
+            prop_assert_eq!(made, index.into_bytes());
+        }
+
+        #[test]
+        fn any_bytes_are_taken_apart_without_a_panic(key: Vec<u8>) {
+            let _ = (TaskKey::parse(&key), IndexKey::parse(&key));
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The grammar of options and numbers, the same for all commands.
+//!
+//! Options come in any order and any case, each at most once. Nothing here knows the server.
+
+use std::fmt;
+
+use pmcptask_schema::{MAX_CREATED_MS, parse_decimal};
+
+/// An argument is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ArgumentError {
+    argument: &'static str,
+    expected: &'static str,
+    came: String,
+}
+
+impl ArgumentError {
+    fn new(argument: &'static str, expected: &'static str, came: &[u8]) -> Self {
+        Self { argument, expected, came: shown(came) }
+    }
+
+    pub(crate) fn missing(argument: &'static str, expected: &'static str) -> Self {
+        Self { argument, expected, came: "nothing".to_owned() }
+    }
+}
+
+impl fmt::Display for ArgumentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: expected {}, came {}", self.argument, self.expected, self.came)
+    }
+}
+
+/// What came, for an error reply. Only what can be a number or the name of an option is repeated; the
+/// rest may be a record that was put in the wrong place.
+fn shown(came: &[u8]) -> String {
+    let short =
+        came.len() <= 24 && came.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte));
+    match std::str::from_utf8(came) {
+        Ok("") => "an empty string".to_owned(),
+        Ok(text) if short => format!("'{text}'"),
+        _ => format!("{} other bytes", came.len()),
+    }
+}
+
+/// When a task is to expire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    /// As the record says.
+    FromRecord,
+    /// Never.
+    Never,
+    /// At this time, ms since the epoch.
+    At(i64),
+}
+
+/// The options of PUT and CAS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WriteOptions {
+    pub(crate) expiry: Expiry,
+    /// Creation time of a task that enters the index, ms since the epoch.
+    pub(crate) created_ms: Option<i64>,
+    /// How many live tasks the owner may have, a new one included.
+    pub(crate) max_tasks: Option<i64>,
+}
+
+impl WriteOptions {
+    /// Reads the options of PUT.
+    pub(crate) fn of_put<'a>(options: impl Iterator<Item = &'a [u8]>) -> Result<Self, ArgumentError> {
+        Self::parse(options, true, "PXAT, PERSIST, CREATED or MAXTASKS")
+    }
+
+    /// Reads the options of CAS, which creates no task.
+    pub(crate) fn of_cas<'a>(options: impl Iterator<Item = &'a [u8]>) -> Result<Self, ArgumentError> {
+        Self::parse(options, false, "PXAT, PERSIST or CREATED")
+    }
+
+    fn parse<'a>(
+        mut options: impl Iterator<Item = &'a [u8]>,
+        creates: bool,
+        known: &'static str,
+    ) -> Result<Self, ArgumentError> {
+        let mut read = Self { expiry: Expiry::FromRecord, created_ms: None, max_tasks: None };
+        while let Some(option) = options.next() {
+            if is(option, "PXAT") {
+                let at = number("PXAT", MILLISECONDS, options.next(), i64::MAX)?;
+                read.set_expiry(Expiry::At(at), option)?;
+            } else if is(option, "PERSIST") {
+                read.set_expiry(Expiry::Never, option)?;
+            } else if is(option, "CREATED") {
+                let created = number("CREATED", CREATED_MILLISECONDS, options.next(), MAX_CREATED_MS)?;
+                set_once("CREATED", &mut read.created_ms, created)?;
+            } else if creates && is(option, "MAXTASKS") {
+                let max = number("MAXTASKS", COUNT, options.next(), i64::MAX)?;
+                set_once("MAXTASKS", &mut read.max_tasks, max)?;
+            } else {
+                return Err(ArgumentError::new("option", known, option));
+            }
+        }
+        Ok(read)
+    }
+
+    fn set_expiry(&mut self, expiry: Expiry, option: &[u8]) -> Result<(), ArgumentError> {
+        if self.expiry != Expiry::FromRecord {
+            return Err(ArgumentError::new("expiry", "PXAT or PERSIST, one of them and once", option));
+        }
+        self.expiry = expiry;
+        Ok(())
+    }
+}
+
+/// The options of LIST.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ListOptions<'a> {
+    pub(crate) newest_first: bool,
+    /// Only what follows this creation time and task id in the order asked for.
+    pub(crate) after: Option<(i64, &'a [u8])>,
+    pub(crate) count: Option<i64>,
+}
+
+impl<'a> ListOptions<'a> {
+    /// Reads the options of LIST.
+    pub(crate) fn parse(mut options: impl Iterator<Item = &'a [u8]>) -> Result<Self, ArgumentError> {
+        let mut read = Self { newest_first: false, after: None, count: None };
+        while let Some(option) = options.next() {
+            if is(option, "REV") {
+                if read.newest_first {
+                    return Err(twice("REV"));
+                }
+                read.newest_first = true;
+            } else if is(option, "AFTER") {
+                let created = number("AFTER", CREATED_MILLISECONDS, options.next(), MAX_CREATED_MS)?;
+                let task_id = options
+                    .next()
+                    .ok_or_else(|| ArgumentError::missing("AFTER", "a task id after the creation time"))?;
+                set_once("AFTER", &mut read.after, (created, task_id))?;
+            } else if is(option, "COUNT") {
+                let count = number("COUNT", COUNT, options.next(), i64::MAX)?;
+                set_once("COUNT", &mut read.count, count)?;
+            } else {
+                return Err(ArgumentError::new("option", "REV, AFTER or COUNT", option));
+            }
+        }
+        Ok(read)
+    }
+}
+
+const MILLISECONDS: &str = "ms since the epoch, from 0 to 9223372036854775807";
+const CREATED_MILLISECONDS: &str = "ms since the epoch, from 0 to 9007199254740991";
+const COUNT: &str = "an integer from 0 to 9223372036854775807";
+
+/// Reads the version that CAS expects.
+pub(crate) fn expected_version(argument: &[u8]) -> Result<i64, ArgumentError> {
+    number("expected-version", COUNT, Some(argument), i64::MAX)
+}
+
+fn is(option: &[u8], name: &str) -> bool {
+    option.eq_ignore_ascii_case(name.as_bytes())
+}
+
+fn number(
+    argument: &'static str,
+    expected: &'static str,
+    value: Option<&[u8]>,
+    highest: i64,
+) -> Result<i64, ArgumentError> {
+    let value = value.ok_or_else(|| ArgumentError::missing(argument, expected))?;
+    parse_decimal(value)
+        .filter(|number| *number <= highest)
+        .ok_or_else(|| ArgumentError::new(argument, expected, value))
+}
+
+fn set_once<T>(argument: &'static str, place: &mut Option<T>, value: T) -> Result<(), ArgumentError> {
+    if place.replace(value).is_some() { Err(twice(argument)) } else { Ok(()) }
+}
+
+fn twice(argument: &'static str) -> ArgumentError {
+    ArgumentError { argument, expected: "it once", came: "it twice".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn put(options: &[&str]) -> Result<WriteOptions, String> {
+        WriteOptions::of_put(options.iter().map(|option| option.as_bytes()))
+            .map_err(|error| error.to_string())
+    }
+
+    fn list<'a>(options: &[&'a str]) -> Result<ListOptions<'a>, String> {
+        ListOptions::parse(options.iter().map(|option| option.as_bytes())).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn options_come_in_any_order_and_case() {
+        let expected = WriteOptions { expiry: Expiry::At(5), created_ms: Some(0), max_tasks: Some(i64::MAX) };
+        assert_eq!(put(&["PXAT", "5", "CREATED", "0", "MAXTASKS", "9223372036854775807"]), Ok(expected));
+        assert_eq!(put(&["maxtasks", "9223372036854775807", "Created", "0", "pxAT", "5"]), Ok(expected));
+        assert_eq!(put(&["persist"]).unwrap().expiry, Expiry::Never);
+        assert_eq!(put(&[]).unwrap().expiry, Expiry::FromRecord);
+        assert_eq!(
+            list(&["count", "0", "after", "7", "REV", "rev"]),
+            Ok(ListOptions { newest_first: true, after: Some((7, b"REV")), count: Some(0) })
+        );
+    }
+
+    #[test]
+    fn option_comes_at_most_once() {
+        for options in [
+            &["PXAT", "1", "PXAT", "1"][..],
+            &["PXAT", "1", "PERSIST"],
+            &["PERSIST", "PXAT", "1"],
+            &["PERSIST", "PERSIST"],
+            &["CREATED", "1", "CREATED", "1"],
+            &["MAXTASKS", "1", "MAXTASKS", "1"],
+        ] {
+            assert!(put(options).is_err(), "{options:?}");
+        }
+        for options in
+            [&["REV", "REV"][..], &["COUNT", "1", "COUNT", "1"], &["AFTER", "1", "a", "AFTER", "1", "a"]]
+        {
+            assert!(list(options).is_err(), "{options:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_plain_and_in_range() {
+        for number in
+            ["", "-1", "+1", " 1", "1 ", "01", "1.0", "1e3", "0x1", "9223372036854775808", "ten", "\0"]
+        {
+            assert!(put(&["PXAT", number]).is_err(), "{number:?}");
+            assert!(expected_version(number.as_bytes()).is_err(), "{number:?}");
+        }
+        assert!(put(&["CREATED", "9007199254740991"]).is_ok());
+        assert!(put(&["CREATED", "9007199254740992"]).is_err());
+    }
+
+    #[test]
+    fn error_names_the_argument_what_was_expected_and_what_came() {
+        assert_eq!(put(&["PXAT"]).unwrap_err(), format!("PXAT: expected {MILLISECONDS}, came nothing"));
+        assert_eq!(
+            put(&["PXAT", "soon"]).unwrap_err(),
+            format!("PXAT: expected {MILLISECONDS}, came 'soon'")
+        );
+        assert_eq!(
+            put(&["TTL", "5"]).unwrap_err(),
+            "option: expected PXAT, PERSIST, CREATED or MAXTASKS, came 'TTL'"
+        );
+        assert_eq!(
+            list(&["AFTER", "5"]).unwrap_err(),
+            "AFTER: expected a task id after the creation time, came nothing"
+        );
+    }
+
+    #[test]
+    fn cas_creates_no_task_and_takes_no_limit() {
+        assert!(WriteOptions::of_cas([&b"MAXTASKS"[..], b"5"].into_iter()).is_err());
+    }
+
+    #[test]
+    fn record_in_the_wrong_place_is_not_repeated() {
+        let error = put(&[r#"{"secret":1}"#]).unwrap_err();
+        assert_eq!(error, "option: expected PXAT, PERSIST, CREATED or MAXTASKS, came 12 other bytes");
+        assert!(!put(&[&"secret".repeat(9)]).unwrap_err().contains("secret"));
+    }
+}

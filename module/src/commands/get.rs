@@ -1,0 +1,45 @@
+//! `PMCPTASK.GET task-key`
+//!
+//! Replies with a task's version and data, or nil where there is none.
+
+use pmcptask_schema::TaskKey;
+
+use super::{TASK_KEY, TaskCommand, required};
+use crate::refusal::Refusal;
+use crate::server::{Access, Arguments, CommandInfo, Context, KeySpec};
+use crate::{reclaim, statistics, task};
+
+pub(super) struct Get;
+
+impl TaskCommand for Get {
+    const INFO: CommandInfo = CommandInfo {
+        name: c"pmcptask.get",
+        flags: c"readonly fast",
+        acl_categories: c"read fast",
+        arity: 2,
+        summary: c"Returns a task's version and record.",
+        complexity: c"O(1)",
+        since: c"0.1.0",
+        key_specs: &[KeySpec { position: 1, access: Access::Read }],
+        arguments: &[TASK_KEY],
+    };
+
+    fn run(context: &Context, arguments: &Arguments<'_>) -> Result<(), Refusal> {
+        let task_key = required(arguments, 1, "task-key")?;
+        reclaim::serve(context, TaskKey::parse(task_key.bytes())?.prefix);
+
+        match task::read(context, task_key)? {
+            Some(record) => {
+                statistics::GET_HITS.increment();
+                context.reply_array(2);
+                context.reply_integer(record.version);
+                context.reply_string(record.data.as_ref());
+            }
+            None => {
+                statistics::GET_MISSES.increment();
+                context.reply_null();
+            }
+        }
+        Ok(())
+    }
+}

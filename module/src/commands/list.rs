@@ -1,0 +1,66 @@
+//! `PMCPTASK.LIST index-key [REV] [AFTER created-ms task-id] [COUNT n]`
+//!
+//! Replies with an owner's live tasks in order of creation: task id, version, creation time and data of
+//! each. It writes nothing, and one call is one consistent snapshot.
+
+use pmcptask_schema::IndexKey;
+
+use super::{TaskCommand, optional, positional, required};
+use crate::arguments::ListOptions;
+use crate::refusal::Refusal;
+use crate::server::{Access, Argument, ArgumentKind, Arguments, CommandInfo, Context, Key, KeySpec, Kind};
+use crate::{index, reclaim, statistics};
+
+pub(super) struct List;
+
+impl TaskCommand for List {
+    const INFO: CommandInfo = CommandInfo {
+        name: c"pmcptask.list",
+        flags: c"readonly",
+        acl_categories: c"read slow",
+        arity: -2,
+        summary: c"Lists an owner's tasks with their records, in order of creation.",
+        complexity: c"O(log(N)+M) with N tasks of the owner and M of them looked at.",
+        since: c"0.1.0",
+        key_specs: &[KeySpec { position: 1, access: Access::Read }],
+        arguments: &[
+            positional(c"index-key", ArgumentKind::Key(0)),
+            optional(c"newest-first", ArgumentKind::Flag, c"REV"),
+            Argument {
+                name: c"after",
+                kind: ArgumentKind::Block(&[
+                    positional(c"created-ms", ArgumentKind::UnixTime),
+                    positional(c"task-id", ArgumentKind::String),
+                ]),
+                token: Some(c"AFTER"),
+                optional: true,
+            },
+            optional(c"count", ArgumentKind::Integer, c"COUNT"),
+        ],
+    };
+
+    fn run(context: &Context, arguments: &Arguments<'_>) -> Result<(), Refusal> {
+        let index_name = required(arguments, 1, "index-key")?;
+        let options = ListOptions::parse(arguments.from(2))?;
+        let key = IndexKey::parse(index_name.bytes())?;
+        reclaim::serve(context, key.prefix);
+
+        let listed = match Key::open_for_reading(context, index_name) {
+            None => Vec::new(),
+            Some(index) if index.kind() != Kind::SortedSet => return Err(Refusal::WrongType),
+            Some(index) => index::list(context, &index, &key, &options)?,
+        };
+
+        statistics::LISTS.increment();
+        statistics::RECORDS_LISTED.add(listed.len());
+        context.reply_array(listed.len());
+        for task in &listed {
+            context.reply_array(4);
+            context.reply_string(task.task_id.as_ref());
+            context.reply_integer(task.record.version);
+            context.reply_integer(task.created_ms);
+            context.reply_string(task.record.data.as_ref());
+        }
+        Ok(())
+    }
+}

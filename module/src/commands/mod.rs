@@ -1,0 +1,97 @@
+//! The commands, one file each.
+
+mod cas;
+mod del;
+mod get;
+mod list;
+mod put;
+
+use crate::arguments::ArgumentError;
+use crate::refusal::Refusal;
+use crate::server::{self, Argument, ArgumentKind, Arguments, Command, CommandInfo, Context, StringRef};
+use crate::statistics;
+
+/// A command of this module: parse, check, act, replicate, reply. An error is returned before the first
+/// write and before any reply.
+trait TaskCommand {
+    const INFO: CommandInfo;
+
+    fn run(context: &Context, arguments: &Arguments<'_>) -> Result<(), Refusal>;
+}
+
+/// What the server calls: runs the command and turns a refusal into an error reply.
+struct Served<C>(C);
+
+impl<C: TaskCommand> Command for Served<C> {
+    const INFO: CommandInfo = C::INFO;
+
+    fn run(context: &Context, arguments: &Arguments<'_>) {
+        if let Err(refusal) = C::run(context, arguments) {
+            statistics::count_refusal(refusal.code());
+            context.reply_error(&refusal.to_string());
+        }
+    }
+
+    fn panicked() {
+        statistics::PANICS.increment();
+    }
+}
+
+/// Registers all commands.
+///
+/// # Errors
+///
+/// The sentence for the log that says what is wrong.
+pub(crate) fn register(context: &Context) -> Result<(), String> {
+    fn one<C: TaskCommand>(context: &Context) -> Result<(), String> {
+        server::register_command::<Served<C>>(context)
+            .map_err(|why| format!("{}: {why}", C::INFO.name.to_string_lossy()))
+    }
+    one::<put::Put>(context)?;
+    one::<cas::Cas>(context)?;
+    one::<get::Get>(context)?;
+    one::<del::Del>(context)?;
+    one::<list::List>(context)
+}
+
+/// An argument that the command's arity promises.
+fn required<'c>(
+    arguments: &Arguments<'c>,
+    index: usize,
+    name: &'static str,
+) -> Result<StringRef<'c>, Refusal> {
+    arguments.get(index).ok_or_else(|| ArgumentError::missing(name, "it").into())
+}
+
+// Descriptions of arguments that more than one command has.
+
+const TASK_KEY: Argument = positional(c"task-key", ArgumentKind::Key(0));
+const INDEX_KEY: Argument = positional(c"index-key", ArgumentKind::Key(1));
+const DATA: Argument = positional(c"data", ArgumentKind::String);
+const EXPIRY: Argument = Argument {
+    name: c"expiry",
+    kind: ArgumentKind::OneOf(&[
+        Argument {
+            name: c"expires-at-ms",
+            kind: ArgumentKind::UnixTime,
+            token: Some(c"PXAT"),
+            optional: false,
+        },
+        Argument { name: c"persist", kind: ArgumentKind::Flag, token: Some(c"PERSIST"), optional: false },
+    ]),
+    token: None,
+    optional: true,
+};
+const CREATED: Argument = optional(c"created-ms", ArgumentKind::UnixTime, c"CREATED");
+
+const fn positional(name: &'static std::ffi::CStr, kind: ArgumentKind) -> Argument {
+    Argument { name, kind, token: None, optional: false }
+}
+
+const fn optional(
+    name: &'static std::ffi::CStr,
+    kind: ArgumentKind,
+    token: &'static std::ffi::CStr,
+) -> Argument {
+    Argument { name, kind, token: Some(token), optional: true }
+}

@@ -1,0 +1,51 @@
+//! `PMCPTASK.PUT task-key index-key data [PXAT ms | PERSIST] [CREATED ms] [MAXTASKS n]`
+//!
+//! Stores a record as the task's next version, whatever the version before, and replies with it: 1 for a
+//! new task.
+
+use super::{CREATED, DATA, EXPIRY, INDEX_KEY, TASK_KEY, TaskCommand, optional, required};
+use crate::arguments::WriteOptions;
+use crate::refusal::Refusal;
+use crate::server::{Access, ArgumentKind, Arguments, CommandInfo, Context, KeySpec};
+use crate::statistics;
+use crate::task::OpenTask;
+
+pub(super) struct Put;
+
+impl TaskCommand for Put {
+    const INFO: CommandInfo = CommandInfo {
+        name: c"pmcptask.put",
+        flags: c"write deny-oom fast",
+        acl_categories: c"write fast",
+        arity: -4,
+        summary: c"Stores a task's record and returns its new version.",
+        complexity: c"O(log(N)) with N tasks of the owner; O(N) where MAXTASKS is about to refuse.",
+        since: c"0.1.0",
+        key_specs: &[
+            KeySpec { position: 1, access: Access::Update },
+            KeySpec { position: 2, access: Access::Update },
+        ],
+        arguments: &[
+            TASK_KEY,
+            INDEX_KEY,
+            DATA,
+            EXPIRY,
+            CREATED,
+            optional(c"max-tasks", ArgumentKind::Integer, c"MAXTASKS"),
+        ],
+    };
+
+    fn run(context: &Context, arguments: &Arguments<'_>) -> Result<(), Refusal> {
+        let task_key = required(arguments, 1, "task-key")?;
+        let index_key = required(arguments, 2, "index-key")?;
+        let data = required(arguments, 3, "data")?;
+        let options = WriteOptions::of_put(arguments.from(4))?;
+
+        let mut task = OpenTask::open(context, task_key, index_key)?;
+        let version = task.write(data, &options, c"pmcptask.put")?;
+
+        statistics::PUTS.increment();
+        context.reply_integer(version);
+        Ok(())
+    }
+}

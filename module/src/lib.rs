@@ -1,0 +1,55 @@
+//! A Redis and Valkey module with native commands for MCP tasks.
+//!
+//! | command | reply |
+//! |---|---|
+//! | `PMCPTASK.PUT task-key index-key data [PXAT ms \| PERSIST] [CREATED ms] [MAXTASKS n]` | the new version |
+//! | `PMCPTASK.CAS task-key index-key expected-version data [PXAT ms \| PERSIST] [CREATED ms]` | `OK` and the new version, `CONFLICT` and the actual one, or `MISSING` and 0 |
+//! | `PMCPTASK.GET task-key` | version and data, or nil |
+//! | `PMCPTASK.DEL task-key index-key` | 1 if it existed, 0 otherwise |
+//! | `PMCPTASK.LIST index-key [REV] [AFTER created-ms task-id] [COUNT n]` | task id, version, creation time and data of each task |
+//!
+//! A task is a hash, an entry in its owner's sorted set and an expiry. Each command changes them together
+//! or not at all, and tells replicas and the AOF so in plain commands. The names of the keys and fields
+//! are those of the crate `pmcptask-schema`.
+
+mod arguments;
+mod commands;
+mod effects;
+mod index;
+mod reclaim;
+mod refusal;
+mod server;
+mod settings;
+mod statistics;
+mod task;
+
+use std::ffi::CStr;
+
+use server::{Arguments, Context, Module};
+
+// Under test there is no server to ask for memory.
+#[cfg(not(test))]
+#[global_allocator]
+static ALLOCATOR: redis_module::alloc::RedisAlloc = redis_module::alloc::RedisAlloc;
+
+struct Pmcptask;
+
+impl Module for Pmcptask {
+    const NAME: &'static CStr = c"pmcptask";
+    /// 0.1.0, two digits for each part.
+    const VERSION: i32 = 100;
+
+    fn load(context: &Context, arguments: &Arguments<'_>) -> Result<(), String> {
+        settings::register(context, arguments)?;
+        commands::register(context)?;
+        if !server::register_info(context, statistics::write_info) {
+            return Err("the server takes no INFO section".to_owned());
+        }
+        if !reclaim::start(context) {
+            return Err("the server takes no subscription to keyspace events".to_owned());
+        }
+        Ok(())
+    }
+}
+
+server::export!(Pmcptask);

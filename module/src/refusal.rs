@@ -1,0 +1,138 @@
+//! Why a command was refused: the error replies of this module.
+//!
+//! A refusal comes before the first write, so it leaves nothing changed, signalled or replicated.
+
+use std::fmt;
+
+use pmcptask_schema::{ExpiryError, KeyError};
+
+use crate::arguments::ArgumentError;
+
+/// An error reply: a code, by which clients tell errors apart, and a sentence.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// An argument is not what it should be.
+    Argument(ArgumentError),
+    /// A key does not fit the schema.
+    Key(KeyError),
+    /// No expiry can be read from the record.
+    Expiry(ExpiryError),
+    /// The version is the largest there is.
+    VersionExhausted,
+    /// A key holds another type.
+    WrongType,
+    /// The owner has as many tasks as `MAXTASKS` allows.
+    TooManyTasks { allowed: i64 },
+    /// The record is larger than `pmcptask.max-record-bytes`.
+    RecordTooLarge { bytes: usize, allowed: i64 },
+    /// The hash is not one that this schema writes.
+    Corrupt { key: Vec<u8>, what: &'static str },
+    /// The user may not read a task of the list.
+    NoPermission { key: Vec<u8> },
+}
+
+/// The code of a [`Refusal`]: what `INFO` counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    Err,
+    WrongType,
+    Capacity,
+    Corrupt,
+    NoPerm,
+}
+
+impl Refusal {
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Argument(_) | Self::Key(_) | Self::Expiry(_) | Self::VersionExhausted => Code::Err,
+            Self::WrongType => Code::WrongType,
+            Self::TooManyTasks { .. } | Self::RecordTooLarge { .. } => Code::Capacity,
+            Self::Corrupt { .. } => Code::Corrupt,
+            Self::NoPermission { .. } => Code::NoPerm,
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Err => "ERR",
+            Self::WrongType => "WRONGTYPE",
+            Self::Capacity => "CAPACITY",
+            Self::Corrupt => "CORRUPT",
+            Self::NoPerm => "NOPERM",
+        })
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.code())?;
+        match self {
+            Self::Argument(error) => error.fmt(f),
+            Self::Key(error) => error.fmt(f),
+            Self::Expiry(error) => error.fmt(f),
+            Self::VersionExhausted => write!(f, "version: the task is at {}, the largest there is", i64::MAX),
+            Self::WrongType => f.write_str("Operation against a key holding the wrong kind of value"),
+            Self::TooManyTasks { allowed } => {
+                write!(f, "MAXTASKS: expected fewer than {allowed} live tasks of this owner, came one more")
+            }
+            Self::RecordTooLarge { bytes, allowed } => {
+                write!(f, "data: expected at most {allowed} bytes (pmcptask.max-record-bytes), came {bytes}")
+            }
+            Self::Corrupt { key, what } => write!(f, "the hash at key '{}' has {what}", printable(key)),
+            Self::NoPermission { key } => {
+                write!(f, "No permissions to read the key '{}' that the list names", printable(key))
+            }
+        }
+    }
+}
+
+impl From<ArgumentError> for Refusal {
+    fn from(error: ArgumentError) -> Self {
+        Self::Argument(error)
+    }
+}
+
+impl From<KeyError> for Refusal {
+    fn from(error: KeyError) -> Self {
+        Self::Key(error)
+    }
+}
+
+impl From<ExpiryError> for Refusal {
+    fn from(error: ExpiryError) -> Self {
+        Self::Expiry(error)
+    }
+}
+
+/// The first bytes of a key in a form that fits an error reply.
+fn printable(key: &[u8]) -> String {
+    const SHOWN: usize = 256;
+    let mut text = key.get(..SHOWN).unwrap_or(key).escape_ascii().to_string();
+    if key.len() > SHOWN {
+        text.push_str("...");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_starts_with_its_code() {
+        let corrupt = Refusal::Corrupt { key: b"p:tasks:\r\n\xff:t".to_vec(), what: "no data" };
+        assert_eq!(corrupt.to_string(), r"CORRUPT the hash at key 'p:tasks:\r\n\xff:t' has no data");
+        assert_eq!(
+            Refusal::WrongType.to_string(),
+            "WRONGTYPE Operation against a key holding the wrong kind of value"
+        );
+    }
+
+    #[test]
+    fn long_key_is_cut() {
+        let text = Refusal::NoPermission { key: vec![b'k'; 1_000_000] }.to_string();
+        assert!(text.len() < 400 && text.contains("kkk..."), "{text}");
+    }
+}

@@ -1,0 +1,149 @@
+//! The server's functions, looked up once when the module is loaded.
+//!
+//! The server hands out its functions as pointers that stay null where it does not have them. Those that
+//! every supported server has are checked at load and plain from then on; the others are options.
+
+use std::ffi::{c_char, c_double, c_int, c_longlong, c_uint, c_ulonglong, c_void};
+use std::sync::OnceLock;
+
+use redis_module::raw;
+
+macro_rules! functions {
+    (
+        required { $($name:ident: $pointer:ident = $type:ty,)* }
+        optional { $($optional_name:ident: $optional_pointer:ident = $optional_type:ty,)* }
+    ) => {
+        /// One pointer for each function that this module calls.
+        pub(super) struct Api {
+            $(pub(super) $name: $type,)*
+            $(pub(super) $optional_name: Option<$optional_type>,)*
+        }
+
+        impl Api {
+            /// Takes the pointers that the server has filled in, or the name of the first one that is missing.
+            fn look_up() -> Result<Self, &'static str> {
+                // SAFETY: the pointers are written by `Export_RedisModule_Init`, which has returned, and by
+                // nobody afterwards; each is copied out, no reference to the static is made.
+                unsafe {
+                    Ok(Self {
+                        $($name: raw::$pointer.ok_or(stringify!($pointer))?,)*
+                        $($optional_name: raw::$optional_pointer,)*
+                    })
+                }
+            }
+        }
+    };
+}
+
+type Ctx = *mut raw::RedisModuleCtx;
+type Key = *mut raw::RedisModuleKey;
+type Str = *mut raw::RedisModuleString;
+
+functions! {
+    required {
+        acl_check_key_permissions: RedisModule_ACLCheckKeyPermissions =
+            unsafe extern "C" fn(*mut raw::RedisModuleUser, Str, c_int) -> c_int,
+        avoid_replica_traffic: RedisModule_AvoidReplicaTraffic = unsafe extern "C" fn() -> c_int,
+        call: RedisModule_Call =
+            unsafe extern "C" fn(Ctx, *const c_char, *const c_char, ...) -> *mut raw::RedisModuleCallReply,
+        call_reply_string_ptr: RedisModule_CallReplyStringPtr =
+            unsafe extern "C" fn(*mut raw::RedisModuleCallReply, *mut usize) -> *const c_char,
+        close_key: RedisModule_CloseKey = unsafe extern "C" fn(Key),
+        create_command: RedisModule_CreateCommand = unsafe extern "C" fn(
+            Ctx, *const c_char, raw::RedisModuleCmdFunc, *const c_char, c_int, c_int, c_int,
+        ) -> c_int,
+        create_string: RedisModule_CreateString = unsafe extern "C" fn(Ctx, *const c_char, usize) -> Str,
+        create_timer: RedisModule_CreateTimer = unsafe extern "C" fn(
+            Ctx, raw::mstime_t, raw::RedisModuleTimerProc, *mut c_void,
+        ) -> raw::RedisModuleTimerID,
+        delete_key: RedisModule_DeleteKey = unsafe extern "C" fn(Key) -> c_int,
+        free_call_reply: RedisModule_FreeCallReply = unsafe extern "C" fn(*mut raw::RedisModuleCallReply),
+        free_module_user: RedisModule_FreeModuleUser = unsafe extern "C" fn(*mut raw::RedisModuleUser),
+        free_string: RedisModule_FreeString = unsafe extern "C" fn(Ctx, Str),
+        get_abs_expire: RedisModule_GetAbsExpire = unsafe extern "C" fn(Key) -> raw::mstime_t,
+        get_client_id: RedisModule_GetClientId = unsafe extern "C" fn(Ctx) -> c_ulonglong,
+        get_client_info_by_id: RedisModule_GetClientInfoById =
+            unsafe extern "C" fn(*mut c_void, u64) -> c_int,
+        get_command: RedisModule_GetCommand =
+            unsafe extern "C" fn(Ctx, *const c_char) -> *mut raw::RedisModuleCommand,
+        get_context_flags: RedisModule_GetContextFlags = unsafe extern "C" fn(Ctx) -> c_int,
+        get_current_user_name: RedisModule_GetCurrentUserName = unsafe extern "C" fn(Ctx) -> Str,
+        get_module_user_from_user_name: RedisModule_GetModuleUserFromUserName =
+            unsafe extern "C" fn(Str) -> *mut raw::RedisModuleUser,
+        get_selected_db: RedisModule_GetSelectedDb = unsafe extern "C" fn(Ctx) -> c_int,
+        hash_get: RedisModule_HashGet = unsafe extern "C" fn(Key, c_int, ...) -> c_int,
+        hash_set: RedisModule_HashSet = unsafe extern "C" fn(Key, c_int, ...) -> c_int,
+        info_add_field_unsigned: RedisModule_InfoAddFieldULongLong =
+            unsafe extern "C" fn(*mut raw::RedisModuleInfoCtx, *const c_char, c_ulonglong) -> c_int,
+        info_add_section: RedisModule_InfoAddSection =
+            unsafe extern "C" fn(*mut raw::RedisModuleInfoCtx, *const c_char) -> c_int,
+        key_type: RedisModule_KeyType = unsafe extern "C" fn(Key) -> c_int,
+        load_configs: RedisModule_LoadConfigs = unsafe extern "C" fn(Ctx) -> c_int,
+        log: RedisModule_Log = unsafe extern "C" fn(Ctx, *const c_char, *const c_char, ...),
+        milliseconds: RedisModule_Milliseconds = unsafe extern "C" fn() -> raw::mstime_t,
+        notify_keyspace_event: RedisModule_NotifyKeyspaceEvent =
+            unsafe extern "C" fn(Ctx, c_int, *const c_char, Str) -> c_int,
+        open_key: RedisModule_OpenKey = unsafe extern "C" fn(Ctx, Str, c_int) -> Key,
+        register_info_func: RedisModule_RegisterInfoFunc =
+            unsafe extern "C" fn(Ctx, raw::RedisModuleInfoFunc) -> c_int,
+        register_numeric_config: RedisModule_RegisterNumericConfig = unsafe extern "C" fn(
+            Ctx, *const c_char, c_longlong, c_uint, c_longlong, c_longlong,
+            raw::RedisModuleConfigGetNumericFunc, raw::RedisModuleConfigSetNumericFunc,
+            raw::RedisModuleConfigApplyFunc, *mut c_void,
+        ) -> c_int,
+        replicate: RedisModule_Replicate = unsafe extern "C" fn(Ctx, *const c_char, *const c_char, ...) -> c_int,
+        reply_with_array: RedisModule_ReplyWithArray = unsafe extern "C" fn(Ctx, std::ffi::c_long) -> c_int,
+        reply_with_error: RedisModule_ReplyWithError = unsafe extern "C" fn(Ctx, *const c_char) -> c_int,
+        reply_with_long_long: RedisModule_ReplyWithLongLong = unsafe extern "C" fn(Ctx, c_longlong) -> c_int,
+        reply_with_null: RedisModule_ReplyWithNull = unsafe extern "C" fn(Ctx) -> c_int,
+        reply_with_simple_string: RedisModule_ReplyWithSimpleString =
+            unsafe extern "C" fn(Ctx, *const c_char) -> c_int,
+        reply_with_string: RedisModule_ReplyWithString = unsafe extern "C" fn(Ctx, Str) -> c_int,
+        select_db: RedisModule_SelectDb = unsafe extern "C" fn(Ctx, c_int) -> c_int,
+        set_abs_expire: RedisModule_SetAbsExpire = unsafe extern "C" fn(Key, raw::mstime_t) -> c_int,
+        set_command_info: RedisModule_SetCommandInfo =
+            unsafe extern "C" fn(*mut raw::RedisModuleCommand, *const raw::RedisModuleCommandInfo) -> c_int,
+        set_module_options: RedisModule_SetModuleOptions = unsafe extern "C" fn(Ctx, c_int),
+        signal_modified_key: RedisModule_SignalModifiedKey = unsafe extern "C" fn(Ctx, Str) -> c_int,
+        string_ptr_len: RedisModule_StringPtrLen =
+            unsafe extern "C" fn(*const raw::RedisModuleString, *mut usize) -> *const c_char,
+        subscribe_to_keyspace_events: RedisModule_SubscribeToKeyspaceEvents =
+            unsafe extern "C" fn(Ctx, c_int, raw::RedisModuleNotificationFunc) -> c_int,
+        value_length: RedisModule_ValueLength = unsafe extern "C" fn(Key) -> usize,
+        zset_add: RedisModule_ZsetAdd = unsafe extern "C" fn(Key, c_double, Str, *mut c_int) -> c_int,
+        zset_first_in_score_range: RedisModule_ZsetFirstInScoreRange =
+            unsafe extern "C" fn(Key, c_double, c_double, c_int, c_int) -> c_int,
+        zset_last_in_score_range: RedisModule_ZsetLastInScoreRange =
+            unsafe extern "C" fn(Key, c_double, c_double, c_int, c_int) -> c_int,
+        zset_range_current_element: RedisModule_ZsetRangeCurrentElement =
+            unsafe extern "C" fn(Key, *mut c_double) -> Str,
+        zset_range_end_reached: RedisModule_ZsetRangeEndReached = unsafe extern "C" fn(Key) -> c_int,
+        zset_range_next: RedisModule_ZsetRangeNext = unsafe extern "C" fn(Key) -> c_int,
+        zset_range_prev: RedisModule_ZsetRangePrev = unsafe extern "C" fn(Key) -> c_int,
+        zset_range_stop: RedisModule_ZsetRangeStop = unsafe extern "C" fn(Key),
+        zset_rem: RedisModule_ZsetRem = unsafe extern "C" fn(Key, Str, *mut c_int) -> c_int,
+        zset_score: RedisModule_ZsetScore = unsafe extern "C" fn(Key, Str, *mut c_double) -> c_int,
+    }
+    optional {
+        // Redis 7.2 and Valkey.
+        set_command_acl_categories: RedisModule_SetCommandACLCategories =
+            unsafe extern "C" fn(*mut raw::RedisModuleCommand, *const c_char) -> c_int,
+    }
+}
+
+static API: OnceLock<Api> = OnceLock::new();
+
+/// Looks the functions up; to be called once the server has filled in its pointers.
+///
+/// # Errors
+///
+/// The name of a function that this server does not have.
+pub(super) fn initialize() -> Result<&'static Api, &'static str> {
+    let api = Api::look_up()?;
+    Ok(API.get_or_init(|| api))
+}
+
+/// The functions, where the module has been loaded.
+pub(super) fn get() -> Option<&'static Api> {
+    API.get()
+}

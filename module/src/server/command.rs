@@ -1,0 +1,301 @@
+//! Commands: how one is registered, described and called.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
+
+use redis_module::raw;
+
+use super::context::Context;
+use super::string::StringRef;
+
+/// A command of this module.
+pub(crate) trait Command {
+    /// What the server is told of it.
+    const INFO: CommandInfo;
+
+    /// Runs one call of it and replies.
+    fn run(context: &Context, arguments: &Arguments<'_>);
+
+    /// Called after a panic in `run`, before the reply that says so.
+    fn panicked();
+}
+
+/// What clients see of a command: `COMMAND INFO`, `COMMAND DOCS`, key specs, ACL categories.
+pub(crate) struct CommandInfo {
+    pub(crate) name: &'static CStr,
+    /// The server's flags, space separated.
+    pub(crate) flags: &'static CStr,
+    /// ACL categories beyond those that the flags imply.
+    pub(crate) acl_categories: &'static CStr,
+    /// Number of arguments with the command's name; negative: at least so many.
+    pub(crate) arity: i32,
+    pub(crate) summary: &'static CStr,
+    pub(crate) complexity: &'static CStr,
+    pub(crate) since: &'static CStr,
+    pub(crate) key_specs: &'static [KeySpec],
+    pub(crate) arguments: &'static [Argument],
+}
+
+/// One key of a command: the argument at `position` (the command's name is 0).
+pub(crate) struct KeySpec {
+    pub(crate) position: i32,
+    pub(crate) access: Access,
+}
+
+/// What a command does to a key. The server's ACL asks for the matching permission.
+#[derive(Clone, Copy)]
+pub(crate) enum Access {
+    Read,
+    /// Writes without telling what was there.
+    Update,
+    /// Writes, and tells or depends on what was there.
+    ReadAndUpdate,
+    /// Takes out of the key.
+    DeleteFrom,
+    /// Removes the key.
+    Remove,
+}
+
+impl Access {
+    const fn flags(self) -> u32 {
+        use raw::{
+            REDISMODULE_CMD_KEY_ACCESS as ACCESS, REDISMODULE_CMD_KEY_DELETE as DELETE,
+            REDISMODULE_CMD_KEY_RM as RM, REDISMODULE_CMD_KEY_RO as RO, REDISMODULE_CMD_KEY_RW as RW,
+            REDISMODULE_CMD_KEY_UPDATE as UPDATE,
+        };
+        match self {
+            Self::Read => RO | ACCESS,
+            Self::Update => RW | UPDATE,
+            Self::ReadAndUpdate => RW | ACCESS | UPDATE,
+            Self::DeleteFrom => RW | DELETE,
+            Self::Remove => RM | DELETE,
+        }
+    }
+}
+
+/// One argument, as `COMMAND DOCS` tells it.
+pub(crate) struct Argument {
+    pub(crate) name: &'static CStr,
+    pub(crate) kind: ArgumentKind,
+    /// What stands before the value, as in `COUNT n`.
+    pub(crate) token: Option<&'static CStr>,
+    pub(crate) optional: bool,
+}
+
+pub(crate) enum ArgumentKind {
+    /// The key of the key spec with this index.
+    Key(i32),
+    String,
+    Integer,
+    UnixTime,
+    /// Only the token.
+    Flag,
+    /// One of several.
+    OneOf(&'static [Argument]),
+    /// Several in a row.
+    Block(&'static [Argument]),
+}
+
+/// The arguments of one call, the command's name first.
+pub(crate) struct Arguments<'c> {
+    context: &'c Context,
+    raw: &'c [*mut raw::RedisModuleString],
+}
+
+impl<'c> Arguments<'c> {
+    /// # Safety
+    ///
+    /// The server has passed `argv` and `argc` to the entry point whose context this is.
+    pub(super) unsafe fn from_raw(
+        context: &'c Context,
+        argv: *mut *mut raw::RedisModuleString,
+        argc: c_int,
+    ) -> Self {
+        let length = usize::try_from(argc).unwrap_or(0);
+        let raw = if argv.is_null() {
+            &[]
+        } else {
+            // SAFETY: the server passes as many strings as it says, alive until the entry point returns.
+            unsafe { std::slice::from_raw_parts(argv.cast_const(), length) }
+        };
+        Self { context, raw }
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Option<StringRef<'c>> {
+        let raw = NonNull::new(*self.raw.get(index)?)?;
+        // SAFETY: the server keeps the arguments of a call alive and unchanged until it returns.
+        Some(unsafe { StringRef::new(self.context.api, raw) })
+    }
+
+    /// The arguments from `index` on.
+    pub(crate) fn from(&self, index: usize) -> impl Iterator<Item = &'c [u8]> {
+        (index..self.raw.len()).filter_map(|index| Some(self.get(index)?.bytes()))
+    }
+}
+
+/// Registers a command and all that describes it.
+///
+/// # Errors
+///
+/// What could not be done.
+pub(crate) fn register<C: Command>(context: &Context) -> Result<(), &'static str> {
+    let info = &C::INFO;
+    let ok = raw::REDISMODULE_OK as c_int;
+    let [first_key, last_key] =
+        [info.key_specs.first(), info.key_specs.last()].map(|spec| spec.map_or(0, |spec| spec.position));
+    // SAFETY: the context is that of the running call; the server copies name and flags, and `call::<C>`
+    // lives as long as the module.
+    let created = unsafe {
+        (context.api.create_command)(
+            context.raw(),
+            info.name.as_ptr(),
+            Some(call::<C>),
+            info.flags.as_ptr(),
+            first_key,
+            last_key,
+            1,
+        )
+    };
+    if created != ok {
+        return Err("a command of this name exists already, or its flags are unknown to this server");
+    }
+    // SAFETY: as above.
+    let command = unsafe { (context.api.get_command)(context.raw(), info.name.as_ptr()) };
+    if command.is_null() {
+        return Err("the server does not find the command that it has just created");
+    }
+    if let Some(set_categories) = context.api.set_command_acl_categories {
+        // SAFETY: the command has just been created; the server copies the text.
+        if unsafe { set_categories(command, info.acl_categories.as_ptr()) } != ok {
+            return Err("the server does not know the command's ACL categories");
+        }
+    }
+    describe(context, command, info)
+}
+
+fn describe(
+    context: &Context,
+    command: *mut raw::RedisModuleCommand,
+    info: &CommandInfo,
+) -> Result<(), &'static str> {
+    // Layout of the structures below, as the server's own header initializes it.
+    let version = raw::RedisModuleCommandInfoVersion {
+        version: 1,
+        sizeof_historyentry: size_of::<raw::RedisModuleCommandHistoryEntry>(),
+        sizeof_keyspec: size_of::<raw::RedisModuleCommandKeySpec>(),
+        sizeof_arg: size_of::<raw::RedisModuleCommandArg>(),
+    };
+    let mut key_specs: Vec<_> = info.key_specs.iter().map(key_spec).collect();
+    // SAFETY: plain data of numbers and pointers, for which zero is a value; it marks the end of the list.
+    key_specs.push(unsafe { std::mem::zeroed() });
+    let mut arguments = ArgumentList::new(info.arguments);
+    let raw_info = raw::RedisModuleCommandInfo {
+        version: &raw const version,
+        summary: info.summary.as_ptr(),
+        complexity: info.complexity.as_ptr(),
+        since: info.since.as_ptr(),
+        history: std::ptr::null_mut(),
+        tips: std::ptr::null(),
+        arity: info.arity,
+        key_specs: key_specs.as_mut_ptr(),
+        args: arguments.raw.as_mut_ptr(),
+    };
+    // SAFETY: the command has just been created; every list ends with a zeroed element, and the server
+    // copies all of it before it returns.
+    let described = unsafe { (context.api.set_command_info)(command, &raw const raw_info) };
+    if described == raw::REDISMODULE_OK as c_int {
+        Ok(())
+    } else {
+        Err("the server refuses the command's description")
+    }
+}
+
+fn key_spec(spec: &KeySpec) -> raw::RedisModuleCommandKeySpec {
+    // SAFETY: plain data of numbers and pointers, for which zero is a value. A zeroed way of finding keys
+    // means one single key.
+    let mut raw: raw::RedisModuleCommandKeySpec = unsafe { std::mem::zeroed() };
+    raw.flags = u64::from(spec.access.flags());
+    raw.begin_search_type = raw::RedisModuleKeySpecBeginSearchType_REDISMODULE_KSPEC_BS_INDEX;
+    raw.bs.index.pos = spec.position;
+    raw
+}
+
+/// Arguments in the server's layout, with what they point to.
+struct ArgumentList {
+    raw: Vec<raw::RedisModuleCommandArg>,
+    _nested: Vec<ArgumentList>,
+}
+
+impl ArgumentList {
+    fn new(arguments: &[Argument]) -> Self {
+        let mut nested = Vec::new();
+        let mut raw: Vec<_> = arguments.iter().map(|argument| Self::element(argument, &mut nested)).collect();
+        // SAFETY: plain data of numbers and pointers, for which zero is a value; it marks the end of the list.
+        raw.push(unsafe { std::mem::zeroed() });
+        Self { raw, _nested: nested }
+    }
+
+    fn element(argument: &Argument, nested: &mut Vec<Self>) -> raw::RedisModuleCommandArg {
+        use raw::{
+            RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_BLOCK as BLOCK,
+            RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_INTEGER as INTEGER,
+            RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_KEY as KEY,
+            RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_ONEOF as ONEOF,
+            RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_PURE_TOKEN as PURE_TOKEN,
+            RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_STRING as STRING,
+            RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_UNIX_TIME as UNIX_TIME,
+        };
+        let (kind, key_spec, parts): (_, _, &[Argument]) = match argument.kind {
+            ArgumentKind::Key(spec) => (KEY, spec, &[]),
+            ArgumentKind::String => (STRING, -1, &[]),
+            ArgumentKind::Integer => (INTEGER, -1, &[]),
+            ArgumentKind::UnixTime => (UNIX_TIME, -1, &[]),
+            ArgumentKind::Flag => (PURE_TOKEN, -1, &[]),
+            ArgumentKind::OneOf(parts) => (ONEOF, -1, parts),
+            ArgumentKind::Block(parts) => (BLOCK, -1, parts),
+        };
+        let subargs = if parts.is_empty() {
+            std::ptr::null_mut()
+        } else {
+            // The list's elements stay where they are when the list itself moves.
+            let mut list = Self::new(parts);
+            let elements = list.raw.as_mut_ptr();
+            nested.push(list);
+            elements
+        };
+        raw::RedisModuleCommandArg {
+            name: argument.name.as_ptr(),
+            type_: kind,
+            key_spec_index: key_spec,
+            token: argument.token.map_or(std::ptr::null(), CStr::as_ptr),
+            summary: std::ptr::null(),
+            since: std::ptr::null(),
+            flags: if argument.optional { raw::REDISMODULE_CMD_ARG_OPTIONAL as c_int } else { 0 },
+            deprecated_since: std::ptr::null(),
+            subargs,
+            display_text: std::ptr::null::<c_char>(),
+        }
+    }
+}
+
+unsafe extern "C" fn call<C: Command>(
+    raw: *mut raw::RedisModuleCtx,
+    argv: *mut *mut raw::RedisModuleString,
+    argc: c_int,
+) -> c_int {
+    // SAFETY: the server passes the context of this call.
+    let Some(context) = (unsafe { Context::enter(raw) }) else { return raw::REDISMODULE_ERR as c_int };
+    // SAFETY: both are what the server has passed to this entry point.
+    let arguments = unsafe { Arguments::from_raw(&context, argv, argc) };
+    if catch_unwind(AssertUnwindSafe(|| C::run(&context, &arguments))).is_err() {
+        C::panicked();
+        // A second reply would be taken for that of the client's next command.
+        if !context.has_replied() {
+            context.reply_error(
+                "ERR the pmcptask module failed to run this command; this is a defect of the module",
+            );
+        }
+    }
+    raw::REDISMODULE_OK as c_int
+}

@@ -1,0 +1,43 @@
+//! The module's section of `INFO`.
+
+use std::ffi::{CStr, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+
+use redis_module::raw;
+
+use super::api::{self, Api};
+use super::context::Context;
+
+/// The section that is being written.
+pub(crate) struct Info {
+    api: &'static Api,
+    raw: *mut raw::RedisModuleInfoCtx,
+}
+
+impl Info {
+    pub(crate) fn field(&self, name: &CStr, value: u64) {
+        // SAFETY: the context is that of the running call; the server copies the name.
+        unsafe { (self.api.info_add_field_unsigned)(self.raw, name.as_ptr(), value) };
+    }
+}
+
+static WRITER: OnceLock<fn(&Info)> = OnceLock::new();
+
+/// Has `writer` write the module's section whenever somebody asks for it.
+pub(crate) fn register(context: &Context, writer: fn(&Info)) -> bool {
+    WRITER.get_or_init(|| writer);
+    // SAFETY: the context is that of the running call.
+    unsafe { (context.api.register_info_func)(context.raw(), Some(write)) == raw::REDISMODULE_OK as c_int }
+}
+
+unsafe extern "C" fn write(raw: *mut raw::RedisModuleInfoCtx, _for_crash_report: c_int) {
+    let (Some(api), Some(writer)) = (api::get(), WRITER.get()) else { return };
+    // SAFETY: the context is that of the running call. An empty name makes the section's name that of the
+    // module. An error means that this section was not asked for.
+    let wanted = unsafe { (api.info_add_section)(raw, c"".as_ptr()) } == raw::REDISMODULE_OK as c_int;
+    if wanted {
+        // A panic here has nowhere to be told: the section ends early.
+        let _ = catch_unwind(AssertUnwindSafe(|| writer(&Info { api, raw })));
+    }
+}

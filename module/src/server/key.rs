@@ -1,0 +1,249 @@
+//! An open key: what type it holds, its hash fields, its sorted-set members, its expiry.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::ops::ControlFlow;
+use std::ptr::NonNull;
+
+use redis_module::raw;
+
+use super::context::Context;
+use super::string::{OwnedString, StringRef};
+
+/// What a key holds, as far as this module tells types apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Nothing,
+    Hash,
+    SortedSet,
+    /// Any other type, those of newer servers included.
+    Other,
+}
+
+/// A part of a sorted set, in its order or against it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Walk {
+    pub(crate) lowest: f64,
+    pub(crate) highest: f64,
+    pub(crate) highest_first: bool,
+}
+
+/// An open key, closed when it goes out of scope.
+pub(crate) struct Key<'c> {
+    context: &'c Context,
+    raw: NonNull<raw::RedisModuleKey>,
+}
+
+impl<'c> Key<'c> {
+    /// Opens a key to read it; None where there is nothing, or nothing any more.
+    pub(crate) fn open_for_reading(context: &'c Context, name: StringRef<'_>) -> Option<Self> {
+        // SAFETY: the context is that of the running call and the name is alive.
+        let raw =
+            unsafe { (context.api.open_key)(context.raw(), name.raw(), raw::REDISMODULE_READ as c_int) };
+        Some(Self { context, raw: NonNull::new(raw)? })
+    }
+
+    /// Opens a key to write it, whether or not there is anything. Closing it signals nothing: whoever
+    /// writes calls [`Context::signal_modified`].
+    pub(crate) fn open_for_writing(context: &'c Context, name: StringRef<'_>) -> Self {
+        let mode = (raw::REDISMODULE_READ | raw::REDISMODULE_WRITE) as c_int;
+        // SAFETY: the context is that of the running call and the name is alive. For writing the server
+        // always hands out a handle.
+        let raw = unsafe { NonNull::new_unchecked((context.api.open_key)(context.raw(), name.raw(), mode)) };
+        Self { context, raw }
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        // SAFETY: the key is open.
+        let kind = unsafe { (self.context.api.key_type)(self.raw.as_ptr()) };
+        // As plain numbers: servers to come have types that the bindings do not know.
+        match isize::try_from(kind) {
+            Ok(raw::REDISMODULE_KEYTYPE_EMPTY) => Kind::Nothing,
+            Ok(raw::REDISMODULE_KEYTYPE_HASH) => Kind::Hash,
+            Ok(raw::REDISMODULE_KEYTYPE_ZSET) => Kind::SortedSet,
+            _ => Kind::Other,
+        }
+    }
+
+    /// Elements of what the key holds.
+    pub(crate) fn len(&self) -> usize {
+        // SAFETY: the key is open.
+        unsafe { (self.context.api.value_length)(self.raw.as_ptr()) }
+    }
+
+    /// Removes the key and what it holds. It has to be open for writing.
+    pub(crate) fn delete(&mut self) {
+        // SAFETY: the key is open.
+        unsafe { (self.context.api.delete_key)(self.raw.as_ptr()) };
+    }
+
+    /// When the key expires, ms since the epoch.
+    pub(crate) fn expiry(&self) -> Option<i64> {
+        // SAFETY: the key is open.
+        let at = unsafe { (self.context.api.get_abs_expire)(self.raw.as_ptr()) };
+        (at != i64::from(raw::REDISMODULE_NO_EXPIRE)).then_some(at)
+    }
+
+    /// Sets or removes the key's expiry, which does not remove the key even where it is past. It has to
+    /// be open for writing and hold something.
+    pub(crate) fn set_expiry(&mut self, at_ms: Option<i64>) {
+        let at = at_ms.unwrap_or_else(|| i64::from(raw::REDISMODULE_NO_EXPIRE));
+        // SAFETY: the key is open.
+        unsafe { (self.context.api.set_abs_expire)(self.raw.as_ptr(), at) };
+    }
+
+    // Hashes.
+
+    /// Reads up to three fields of a hash; all None where the key holds none.
+    pub(crate) fn hash_fields<const N: usize>(&self, fields: [&CStr; N]) -> [Option<OwnedString<'c>>; N] {
+        const { assert!(N <= 3) };
+        let mut names: [*const c_char; 3] = [std::ptr::null(); 3];
+        for (name, field) in names.iter_mut().zip(fields) {
+            *name = field.as_ptr();
+        }
+        let mut values: [*mut raw::RedisModuleString; 3] = [std::ptr::null_mut(); 3];
+        let [name_1, name_2, name_3] = names;
+        let [value_1, value_2, value_3] = &mut values;
+        // SAFETY: the key is open. The list is of pairs as the flag says, C string and place for a string,
+        // and ends at the first null name; all names and places outlive the call.
+        unsafe {
+            (self.context.api.hash_get)(
+                self.raw.as_ptr(),
+                raw::REDISMODULE_HASH_CFIELDS as c_int,
+                name_1,
+                std::ptr::from_mut(value_1),
+                name_2,
+                std::ptr::from_mut(value_2),
+                name_3,
+                std::ptr::from_mut(value_3),
+                std::ptr::null::<c_char>(),
+            )
+        };
+        let mut values = values.into_iter();
+        fields.map(|_| {
+            let value = NonNull::new(values.next()?)?;
+            // SAFETY: the server hands out strings that the caller owns.
+            Some(unsafe { OwnedString::new(self.context.api, value) })
+        })
+    }
+
+    /// Whether a hash has a field, without reading it.
+    pub(crate) fn hash_has(&self, field: &CStr) -> bool {
+        let mut exists: c_int = 0;
+        // SAFETY: the key is open; the list is one pair as the flags say, C string and place for an
+        // integer, and a null name.
+        unsafe {
+            (self.context.api.hash_get)(
+                self.raw.as_ptr(),
+                (raw::REDISMODULE_HASH_CFIELDS | raw::REDISMODULE_HASH_EXISTS) as c_int,
+                field.as_ptr(),
+                &raw mut exists,
+                std::ptr::null::<c_char>(),
+            )
+        };
+        exists != 0
+    }
+
+    /// Sets up to three fields of a hash, which comes to be where there was nothing. The key has to be
+    /// open for writing and hold a hash or nothing.
+    pub(crate) fn set_hash_fields<const N: usize>(&mut self, fields: [(&CStr, StringRef<'_>); N]) {
+        const { assert!(N <= 3) };
+        let mut pairs: [(*const c_char, *mut raw::RedisModuleString); 3] =
+            [(std::ptr::null(), std::ptr::null_mut()); 3];
+        for (pair, (name, value)) in pairs.iter_mut().zip(fields) {
+            *pair = (name.as_ptr(), value.raw());
+        }
+        let [(name_1, value_1), (name_2, value_2), (name_3, value_3)] = pairs;
+        // SAFETY: the key is open. The list is of pairs as the flag says, C string and string, and ends at
+        // the first null name; the server copies names and values.
+        unsafe {
+            (self.context.api.hash_set)(
+                self.raw.as_ptr(),
+                raw::REDISMODULE_HASH_CFIELDS as c_int,
+                name_1,
+                value_1,
+                name_2,
+                value_2,
+                name_3,
+                value_3,
+                std::ptr::null::<c_char>(),
+            )
+        };
+    }
+
+    /// Removes a field of a hash. The key has to be open for writing.
+    pub(crate) fn remove_hash_field(&mut self, field: &CStr) {
+        // SAFETY: the key is open; the list is one pair, C string and the mark for deletion, and a null name.
+        unsafe {
+            (self.context.api.hash_set)(
+                self.raw.as_ptr(),
+                raw::REDISMODULE_HASH_CFIELDS as c_int,
+                field.as_ptr(),
+                raw::REDISMODULE_HASH_DELETE,
+                std::ptr::null::<c_char>(),
+            )
+        };
+    }
+
+    // Sorted sets.
+
+    pub(crate) fn score(&self, member: StringRef<'_>) -> Option<f64> {
+        let mut score = 0.0;
+        // SAFETY: the key is open and the member is alive.
+        let found = unsafe { (self.context.api.zset_score)(self.raw.as_ptr(), member.raw(), &raw mut score) };
+        (found == raw::REDISMODULE_OK as c_int).then_some(score)
+    }
+
+    /// Sets a member's score; the sorted set comes to be where there was nothing. The key has to be open
+    /// for writing and hold a sorted set or nothing.
+    pub(crate) fn set_score(&mut self, member: StringRef<'_>, score: f64) {
+        // SAFETY: the key is open and the member is alive; null flags mean none.
+        unsafe { (self.context.api.zset_add)(self.raw.as_ptr(), score, member.raw(), std::ptr::null_mut()) };
+    }
+
+    /// Removes a member, and the sorted set with its last one. True if there was such a member. The key
+    /// has to be open for writing.
+    pub(crate) fn remove_member(&mut self, member: StringRef<'_>) -> bool {
+        let mut removed: c_int = 0;
+        // SAFETY: the key is open and the member is alive.
+        unsafe { (self.context.api.zset_rem)(self.raw.as_ptr(), member.raw(), &raw mut removed) };
+        removed != 0
+    }
+
+    /// Passes the members of a part of a sorted set to `visit`, which must not call the server: opening a
+    /// key, even to read it, can change what is being walked.
+    pub(crate) fn walk(&self, part: Walk, mut visit: impl FnMut(OwnedString<'c>, f64) -> ControlFlow<()>) {
+        let Walk { lowest, highest, highest_first } = part;
+        let api = self.context.api;
+        let key = self.raw.as_ptr();
+        let (start, step) = if highest_first {
+            (api.zset_last_in_score_range, api.zset_range_prev)
+        } else {
+            (api.zset_first_in_score_range, api.zset_range_next)
+        };
+        // SAFETY: the key is open, and nothing changes the sorted set before the walk is stopped. The
+        // server hands out members that the caller owns, null where the key holds no sorted set.
+        unsafe {
+            if start(key, lowest, highest, 0, 0) != raw::REDISMODULE_OK as c_int {
+                return;
+            }
+            while (api.zset_range_end_reached)(key) == 0 {
+                let mut score = 0.0;
+                let Some(member) = NonNull::new((api.zset_range_current_element)(key, &raw mut score)) else {
+                    break;
+                };
+                if visit(OwnedString::new(api, member), score).is_break() {
+                    break;
+                }
+                step(key);
+            }
+            (api.zset_range_stop)(key);
+        }
+    }
+}
+
+impl Drop for Key<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the key is open, and this is the only place that closes it.
+        unsafe { (self.context.api.close_key)(self.raw.as_ptr()) };
+    }
+}

@@ -1,0 +1,108 @@
+//! Loading and unloading.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use redis_module::raw;
+
+use super::api;
+use super::command::Arguments;
+use super::context::Context;
+
+/// What the server loads.
+pub(crate) trait Module {
+    const NAME: &'static CStr;
+    const VERSION: i32;
+
+    /// Registers all that the module has. `arguments` are those of `loadmodule`.
+    ///
+    /// # Errors
+    ///
+    /// The sentence for the log that says why the module cannot be loaded.
+    fn load(context: &Context, arguments: &Arguments<'_>) -> Result<(), String>;
+}
+
+/// # Safety
+///
+/// To be called by the server, as a module's `RedisModule_OnLoad`.
+pub(crate) unsafe fn on_load<M: Module>(
+    raw: *mut raw::RedisModuleCtx,
+    argv: *mut *mut raw::RedisModuleString,
+    argc: c_int,
+) -> c_int {
+    let failed = raw::REDISMODULE_ERR as c_int;
+    // Nothing is allocated before the next call returns: the allocator is the server's.
+    // SAFETY: the server passes its context; the name is a C string.
+    let registered = unsafe {
+        raw::Export_RedisModule_Init(
+            raw,
+            M::NAME.as_ptr().cast::<c_char>(),
+            M::VERSION,
+            raw::REDISMODULE_APIVER_1 as c_int,
+        )
+    };
+    if registered != raw::REDISMODULE_OK as c_int {
+        return failed;
+    }
+    if let Err(missing) = api::initialize() {
+        if let (Some(log), Ok(missing)) = (
+            // SAFETY: the pointer was filled in above and is copied out.
+            unsafe { raw::RedisModule_Log },
+            std::ffi::CString::new(missing),
+        ) {
+            // SAFETY: a fixed format with one C string.
+            unsafe {
+                log(
+                    raw,
+                    c"warning".as_ptr(),
+                    c"pmcptask needs Redis 7.0 or Valkey 7.2: this server has no %s".as_ptr(),
+                    missing.as_ptr(),
+                );
+            };
+        }
+        return failed;
+    }
+    // SAFETY: the server passes the context of this call.
+    let Some(context) = (unsafe { Context::enter(raw) }) else { return failed };
+    // Writes say themselves what they modified. The module keeps nothing about keys that loading another
+    // data set in the background could make wrong.
+    let options =
+        raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED | raw::REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD;
+    // SAFETY: the context is that of the running call.
+    unsafe { (context.api.set_module_options)(raw, options as c_int) };
+    // SAFETY: the server passes `argc` arguments, alive for this call.
+    let arguments = unsafe { Arguments::from_raw(&context, argv, argc) };
+    match catch_unwind(AssertUnwindSafe(|| M::load(&context, &arguments))) {
+        Ok(Ok(())) => raw::REDISMODULE_OK as c_int,
+        Ok(Err(why)) => {
+            context.log_warning(&format!("pmcptask cannot be loaded: {why}"));
+            failed
+        }
+        Err(_) => {
+            context.log_warning("pmcptask panicked while it was loaded; this is a defect of the module");
+            failed
+        }
+    }
+}
+
+/// Makes `$module` what the server finds in this library.
+macro_rules! export {
+    ($module:ty) => {
+        /// Called by the server to load the module.
+        ///
+        /// # Safety
+        ///
+        /// Only the server may call it.
+        #[unsafe(no_mangle)]
+        #[allow(non_snake_case)]
+        pub unsafe extern "C" fn RedisModule_OnLoad(
+            context: *mut redis_module::raw::RedisModuleCtx,
+            argv: *mut *mut redis_module::raw::RedisModuleString,
+            argc: std::ffi::c_int,
+        ) -> std::ffi::c_int {
+            // SAFETY: the arguments are the server's own.
+            unsafe { $crate::server::on_load::<$module>(context, argv, argc) }
+        }
+    };
+}
+pub(crate) use export;

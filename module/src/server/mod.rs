@@ -1,0 +1,30 @@
+//! The safe layer over the server's module API, and the only place with `unsafe`.
+//!
+//! What it promises to the rest of the module: handles are closed and strings freed when they go out of
+//! scope, no handle outlives the call that it belongs to, varargs are well formed, errors and log lines
+//! are never used as a format, and no panic crosses into the server.
+
+mod api;
+mod command;
+mod configuration;
+mod context;
+mod events;
+mod info;
+mod key;
+mod load;
+mod state;
+mod string;
+mod timer;
+
+pub(crate) use command::{
+    Access, Argument, ArgumentKind, Arguments, Command, CommandInfo, KeySpec, register as register_command,
+};
+pub(crate) use configuration::{NumericSetting, load_settings, register_number};
+pub(crate) use context::Context;
+pub(crate) use events::{KeyEvent, subscribe as subscribe_to_key_events};
+pub(crate) use info::{Info, register as register_info};
+pub(crate) use key::{Key, Kind, Walk};
+pub(crate) use load::{Module, export, on_load};
+pub(crate) use state::ServerThread;
+pub(crate) use string::{OwnedString, StringRef};
+pub(crate) use timer::start as start_timer;

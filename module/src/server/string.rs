@@ -1,0 +1,73 @@
+//! The server's strings: borrowed from a call, or owned and freed with the handle.
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use redis_module::raw;
+
+use super::api::Api;
+
+/// A string that lives at least as long as `'c`.
+#[derive(Clone, Copy)]
+pub(crate) struct StringRef<'c> {
+    api: &'static Api,
+    raw: NonNull<raw::RedisModuleString>,
+    lifetime: PhantomData<&'c raw::RedisModuleString>,
+}
+
+impl<'c> StringRef<'c> {
+    /// # Safety
+    ///
+    /// `raw` is a string of the server that stays alive and unchanged for `'c`.
+    pub(super) unsafe fn new(api: &'static Api, raw: NonNull<raw::RedisModuleString>) -> Self {
+        Self { api, raw, lifetime: PhantomData }
+    }
+
+    pub(super) fn raw(self) -> *mut raw::RedisModuleString {
+        self.raw.as_ptr()
+    }
+
+    /// The string's bytes.
+    pub(crate) fn bytes(self) -> &'c [u8] {
+        let mut length = 0;
+        // SAFETY: the string is alive for 'c by the promise made to `new`, and the server's strings do
+        // not move; the pointer is valid for `length` bytes, and never null.
+        unsafe {
+            let start = (self.api.string_ptr_len)(self.raw.as_ptr(), &raw mut length);
+            std::slice::from_raw_parts(start.cast(), length)
+        }
+    }
+}
+
+/// A string that this handle frees.
+pub(crate) struct OwnedString<'c> {
+    string: StringRef<'c>,
+}
+
+impl<'c> OwnedString<'c> {
+    /// # Safety
+    ///
+    /// `raw` is a string of which the caller owns one reference, and gives it up.
+    pub(super) unsafe fn new(api: &'static Api, raw: NonNull<raw::RedisModuleString>) -> Self {
+        // SAFETY: the reference that is owned keeps the string alive until drop, and `as_ref` hands out
+        // nothing that outlives this handle.
+        Self { string: unsafe { StringRef::new(api, raw) } }
+    }
+
+    pub(crate) fn as_ref(&self) -> StringRef<'_> {
+        self.string
+    }
+
+    /// The string's bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.string.bytes()
+    }
+}
+
+impl Drop for OwnedString<'_> {
+    fn drop(&mut self) {
+        // SAFETY: this handle owns one reference and this is the end of it. The context is only of use
+        // with automatic memory, which this module never turns on.
+        unsafe { (self.string.api.free_string)(std::ptr::null_mut(), self.string.raw()) }
+    }
+}

@@ -1,0 +1,84 @@
+//! What the module has done since it was loaded: the section `pmcptask` of `INFO`.
+
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::refusal::Code;
+use crate::server::Info;
+
+/// A number that only grows.
+pub(crate) struct Counter {
+    name: &'static CStr,
+    value: AtomicU64,
+}
+
+impl Counter {
+    const fn new(name: &'static CStr) -> Self {
+        Self { name, value: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn increment(&self) {
+        self.add(1);
+    }
+
+    pub(crate) fn add(&self, more: usize) {
+        // Only the server's thread counts, so load and store do what a locked addition would.
+        let value = self.value.load(Ordering::Relaxed);
+        self.value.store(value.wrapping_add(more as u64), Ordering::Relaxed);
+    }
+}
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])* $counter:ident: $name:literal,)*) => {
+        $($(#[doc = $doc])* pub(crate) static $counter: Counter = Counter::new($name);)*
+
+        /// Writes the section.
+        pub(crate) fn write_info(info: &Info) {
+            $(info.field($counter.name, $counter.value.load(Ordering::Relaxed));)*
+        }
+    };
+}
+
+counters! {
+    /// PUTs that were not refused.
+    PUTS: c"puts",
+    /// CAS that found the version they expected.
+    CAS_OK: c"cas_ok",
+    /// CAS that found another version.
+    CAS_CONFLICT: c"cas_conflict",
+    /// CAS that found no task.
+    CAS_MISSING: c"cas_missing",
+    /// GETs that found a task.
+    GET_HITS: c"get_hits",
+    /// GETs that found none.
+    GET_MISSES: c"get_misses",
+    /// DELs that found a task.
+    DELETES: c"deletes",
+    /// LISTs that were not refused.
+    LISTS: c"lists",
+    /// Records that LIST has replied with.
+    RECORDS_LISTED: c"records_listed",
+    /// Hashes that LIST has left out because they are corrupt.
+    CORRUPT_RECORDS_SKIPPED: c"corrupt_records_skipped",
+    /// Index entries removed because their task had gone.
+    INDEX_ENTRIES_RECLAIMED: c"index_entries_reclaimed",
+    REFUSED_ERR: c"refused_err",
+    REFUSED_WRONGTYPE: c"refused_wrongtype",
+    REFUSED_CAPACITY: c"refused_capacity",
+    REFUSED_CORRUPT: c"refused_corrupt",
+    REFUSED_NOPERM: c"refused_noperm",
+    /// Panics that were caught; anything but 0 is a defect.
+    PANICS: c"panics",
+}
+
+/// Counts a refusal by its code.
+pub(crate) fn count_refusal(code: Code) {
+    match code {
+        Code::Err => &REFUSED_ERR,
+        Code::WrongType => &REFUSED_WRONGTYPE,
+        Code::Capacity => &REFUSED_CAPACITY,
+        Code::Corrupt => &REFUSED_CORRUPT,
+        Code::NoPerm => &REFUSED_NOPERM,
+    }
+    .increment();
+}

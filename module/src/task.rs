@@ -1,0 +1,300 @@
+//! A task on the server: its hash, its entry in the owner's index and its expiry, as one thing.
+
+use std::ffi::CStr;
+
+use pmcptask_schema::{
+    Envelope, ExpiryError, IndexKey, TaskKey, expires_at_seconds, parse_decimal, parse_version,
+};
+
+use crate::arguments::{Expiry, WriteOptions};
+use crate::effects::{self, DATA, EXPIRES_AT, VERSION};
+use crate::index;
+use crate::reclaim;
+use crate::refusal::Refusal;
+use crate::server::{Context, Key, Kind, OwnedString, StringRef};
+use crate::settings::MAX_RECORD_BYTES;
+
+/// A stored record and its version.
+pub(crate) struct Record<'c> {
+    pub(crate) version: i64,
+    pub(crate) data: OwnedString<'c>,
+}
+
+/// Reads a task; None where there is none, or none any more.
+///
+/// # Errors
+///
+/// [`Refusal::WrongType`] and [`Refusal::Corrupt`].
+pub(crate) fn read<'c>(context: &'c Context, name: StringRef<'_>) -> Result<Option<Record<'c>>, Refusal> {
+    let Some(hash) = Key::open_for_reading(context, name) else { return Ok(None) };
+    if hash.kind() != Kind::Hash {
+        return Err(Refusal::WrongType);
+    }
+    let [version, data, expires_at] = hash.hash_fields([VERSION, DATA, EXPIRES_AT]);
+    if has_lapsed(expires_at.as_ref(), context.now_ms()) {
+        return Ok(None);
+    }
+    let version = version_of(version.as_ref(), name)?;
+    let data = data.ok_or_else(|| Refusal::Corrupt { key: name.bytes().to_vec(), what: "no data" })?;
+    Ok(Some(Record { version, data }))
+}
+
+/// Whether a key holds a task that has not expired.
+pub(crate) fn is_live(context: &Context, name: StringRef<'_>) -> bool {
+    Key::open_for_reading(context, name).is_some_and(|hash| {
+        let [expires_at] = hash.hash_fields([EXPIRES_AT]);
+        hash.kind() == Kind::Hash && !has_lapsed(expires_at.as_ref(), context.now_ms())
+    })
+}
+
+/// A hash can outlive its task where somebody else took the key's expiry away.
+fn has_lapsed(expires_at: Option<&OwnedString<'_>>, now_ms: i64) -> bool {
+    expires_at
+        .and_then(|seconds| parse_decimal(seconds.bytes()))
+        .is_some_and(|seconds| seconds.saturating_mul(1000) <= now_ms)
+}
+
+fn version_of(version: Option<&OwnedString<'_>>, key: StringRef<'_>) -> Result<i64, Refusal> {
+    version.and_then(|version| parse_version(version.bytes())).ok_or_else(|| Refusal::Corrupt {
+        key: key.bytes().to_vec(),
+        what: "a version that is no positive integer, or none",
+    })
+}
+
+/// What is stored under a task's key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    Nothing,
+    /// A hash whose task has expired.
+    Lapsed,
+    Live {
+        version: i64,
+        has_expires_at: bool,
+    },
+}
+
+/// The two keys of one task, open for writing. Nothing is written before a verb is called.
+pub(crate) struct OpenTask<'c> {
+    context: &'c Context,
+    task_name: StringRef<'c>,
+    hash: Key<'c>,
+    index_name: StringRef<'c>,
+    index: Key<'c>,
+    index_key: IndexKey<'c>,
+    task_id: OwnedString<'c>,
+}
+
+impl<'c> OpenTask<'c> {
+    /// Opens the keys, which have to belong together.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Key`] and [`Refusal::WrongType`].
+    pub(crate) fn open(
+        context: &'c Context,
+        task_name: StringRef<'c>,
+        index_name: StringRef<'c>,
+    ) -> Result<Self, Refusal> {
+        let task_key = TaskKey::parse(task_name.bytes())?;
+        let index_key = IndexKey::parse(index_name.bytes())?;
+        index_key.check_holds(&task_key)?;
+        reclaim::serve(context, task_key.prefix);
+        let hash = Key::open_for_writing(context, task_name);
+        let index = Key::open_for_writing(context, index_name);
+        if !matches!(hash.kind(), Kind::Hash | Kind::Nothing)
+            || !matches!(index.kind(), Kind::SortedSet | Kind::Nothing)
+        {
+            return Err(Refusal::WrongType);
+        }
+        let task_id = context.create_string(task_key.task_id);
+        Ok(Self { context, task_name, hash, index_name, index, index_key, task_id })
+    }
+
+    /// What is stored, without reading the record.
+    fn stored(&self, now_ms: i64) -> Result<Stored, Refusal> {
+        if self.hash.kind() == Kind::Nothing {
+            return Ok(Stored::Nothing);
+        }
+        let [version, expires_at] = self.hash.hash_fields([VERSION, EXPIRES_AT]);
+        if has_lapsed(expires_at.as_ref(), now_ms) {
+            return Ok(Stored::Lapsed);
+        }
+        let version = version_of(version.as_ref(), self.task_name)?;
+        if !self.hash.hash_has(DATA) {
+            return Err(Refusal::Corrupt { key: self.task_name.bytes().to_vec(), what: "no data" });
+        }
+        Ok(Stored::Live { version, has_expires_at: expires_at.is_some() })
+    }
+
+    /// The task's version; None where there is no task, or none any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Corrupt`].
+    pub(crate) fn version(&self) -> Result<Option<i64>, Refusal> {
+        Ok(match self.stored(self.context.now_ms())? {
+            Stored::Live { version, .. } => Some(version),
+            Stored::Nothing | Stored::Lapsed => None,
+        })
+    }
+
+    /// Writes a record as the task's next version, 1 for a new task, tells `event` of it, and returns that
+    /// version. A record that has expired already leaves nothing behind.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Corrupt`], [`Refusal::Expiry`], [`Refusal::VersionExhausted`], [`Refusal::TooManyTasks`]
+    /// and [`Refusal::RecordTooLarge`]; nothing is written then.
+    pub(crate) fn write(
+        &mut self,
+        data: StringRef<'_>,
+        options: &WriteOptions,
+        event: &CStr,
+    ) -> Result<i64, Refusal> {
+        check_size(data)?;
+        let now_ms = self.context.now_ms();
+        let stored = self.stored(now_ms)?;
+        let version = match stored {
+            Stored::Live { version, .. } => version.checked_add(1).ok_or(Refusal::VersionExhausted)?,
+            Stored::Nothing | Stored::Lapsed => 1,
+        };
+        let is_new = !matches!(stored, Stored::Live { .. });
+        // The entry of a task that has gone is no entry: a new task of this name has its own creation time.
+        let entry = if is_new { None } else { self.index.score(self.task_id.as_ref()) };
+        let mut moments = Moments { options, data, envelope: None };
+        let expires_at_ms = moments.expires_at_ms()?;
+        let created_ms = match entry {
+            Some(_) => None,
+            None => Some(moments.created_ms(now_ms)),
+        };
+        if let (true, Some(allowed)) = (is_new, options.max_tasks) {
+            self.check_room_for_one_more(allowed)?;
+        }
+
+        if expires_at_ms.is_some_and(|at| at <= now_ms) {
+            self.remove_all();
+            return Ok(version);
+        }
+        if stored == Stored::Lapsed {
+            self.hash.delete();
+            effects::deleted(self.context, self.task_name);
+        }
+        self.set_fields(version, data, expires_at_ms, stored);
+        self.set_expiry(expires_at_ms);
+        if let Some(created_ms) = created_ms {
+            self.enter_index(created_ms);
+        }
+        self.context.signal_modified(self.task_name);
+        self.context.notify(event, self.task_name);
+        Ok(version)
+    }
+
+    fn check_room_for_one_more(&self, allowed: i64) -> Result<(), Refusal> {
+        let allowed_tasks = usize::try_from(allowed).unwrap_or(usize::MAX);
+        // Entries are at least as many as live tasks, so most calls need not look at the tasks.
+        if self.index.len() < allowed_tasks
+            || index::has_fewer_live_tasks(self.context, &self.index, &self.index_key, allowed_tasks)
+        {
+            Ok(())
+        } else {
+            Err(Refusal::TooManyTasks { allowed })
+        }
+    }
+
+    fn set_fields(&mut self, version: i64, data: StringRef<'_>, expires_at_ms: Option<i64>, stored: Stored) {
+        let context = self.context;
+        let version = context.create_decimal(version);
+        let expires_at = expires_at_ms.map(|at| context.create_decimal(expires_at_seconds(at)));
+        let expires_at = expires_at.as_ref().map(OwnedString::as_ref);
+        let (version, name) = (version.as_ref(), self.task_name);
+        if let Some(expires_at) = expires_at {
+            self.hash.set_hash_fields([(VERSION, version), (DATA, data), (EXPIRES_AT, expires_at)]);
+        } else {
+            self.hash.set_hash_fields([(VERSION, version), (DATA, data)]);
+        }
+        effects::fields_set(context, name, version, data, expires_at);
+        if expires_at.is_none() && matches!(stored, Stored::Live { has_expires_at: true, .. }) {
+            self.hash.remove_hash_field(EXPIRES_AT);
+            effects::expires_at_removed(context, name);
+        }
+    }
+
+    fn set_expiry(&mut self, expires_at_ms: Option<i64>) {
+        // The most frequent write keeps the expiry as it is.
+        if self.hash.expiry() != expires_at_ms {
+            self.hash.set_expiry(expires_at_ms);
+            effects::expiry_set(self.context, self.task_name, expires_at_ms);
+        }
+    }
+
+    fn enter_index(&mut self, created_ms: i64) {
+        let task_id = self.task_id.as_ref();
+        // Exact: a creation time is at most 2^53-1.
+        #[allow(clippy::cast_precision_loss)]
+        self.index.set_score(task_id, created_ms as f64);
+        effects::indexed(self.context, self.index_name, task_id, created_ms);
+        self.context.signal_modified(self.index_name);
+    }
+
+    /// Removes the task: hash, expiry and index entry. True if there was a live one. A corrupt hash goes
+    /// as well, and counts as a task.
+    pub(crate) fn remove(&mut self) -> bool {
+        let live =
+            self.stored(self.context.now_ms()).map_or(true, |stored| matches!(stored, Stored::Live { .. }));
+        self.remove_all();
+        live
+    }
+
+    fn remove_all(&mut self) {
+        if self.hash.kind() != Kind::Nothing {
+            self.hash.delete();
+            effects::deleted(self.context, self.task_name);
+            self.context.signal_modified(self.task_name);
+            self.context.notify(c"pmcptask.del", self.task_name);
+        }
+        index::remove_entry(self.context, &mut self.index, self.index_name, self.task_id.as_ref());
+    }
+}
+
+fn check_size(data: StringRef<'_>) -> Result<(), Refusal> {
+    let bytes = data.bytes().len();
+    let allowed = MAX_RECORD_BYTES.get();
+    if i64::try_from(bytes).is_ok_and(|bytes| bytes <= allowed) {
+        Ok(())
+    } else {
+        Err(Refusal::RecordTooLarge { bytes, allowed })
+    }
+}
+
+/// When the task expires and was created, by options or record. The record is looked into at most once,
+/// and only where the options do not say.
+struct Moments<'a> {
+    options: &'a WriteOptions,
+    data: StringRef<'a>,
+    envelope: Option<Envelope>,
+}
+
+impl Moments<'_> {
+    fn expires_at_ms(&mut self) -> Result<Option<i64>, ExpiryError> {
+        match self.options.expiry {
+            Expiry::At(at_ms) => Ok(Some(at_ms)),
+            Expiry::Never => Ok(None),
+            Expiry::FromRecord => {
+                let envelope = *self.envelope.insert(Envelope::read(self.data.bytes())?);
+                Ok(envelope.expires_at_ms)
+            }
+        }
+    }
+
+    fn created_ms(&self, now_ms: i64) -> i64 {
+        if let Some(created_ms) = self.options.created_ms {
+            return created_ms;
+        }
+        let envelope = match self.envelope {
+            Some(envelope) => envelope,
+            // The options say when the task expires, so what the record says of that is not asked for.
+            None => Envelope::read(self.data.bytes()).unwrap_or_default(),
+        };
+        envelope.created_at_ms.unwrap_or(now_ms)
+    }
+}
