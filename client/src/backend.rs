@@ -1,0 +1,200 @@
+//! [`RedisBackend`]: the storage backend.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use pmcp_tasks::StorageError;
+use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
+use pmcptask_schema::{Envelope, Keyspace, PrefixError, split_composite};
+use redis::aio::MultiplexedConnection;
+
+use crate::commands;
+use crate::connection::Connection;
+use crate::error::{CallKind, Error};
+use crate::replies::{self, CasOutcome};
+use crate::settings::{HashTags, RedisBackendBuilder};
+
+/// Keeps task records in Redis or Valkey, with one native command for each call.
+///
+/// Clones share one connection. Calls that are made at the same time are pipelined on it; there is no
+/// pool, and none is needed.
+///
+/// | call | command | cost on the server |
+/// |---|---|---|
+/// | `get` | `PMCPTASK.GET` | O(1) |
+/// | `put` | `PMCPTASK.PUT` | O(log n), n tasks of the owner |
+/// | `put_if_version` | `PMCPTASK.CAS` | O(log n) |
+/// | `delete` | `PMCPTASK.DEL` | O(log n) |
+/// | `list_by_prefix` | `PMCPTASK.LIST` | O(n), one round trip |
+/// | `cleanup_expired` | none | the server expires tasks by itself |
+///
+/// # Keys
+///
+/// A composite key `owner:task-id` is split at its **last** colon, so owners may hold colons and task ids
+/// may not. A record's top-level `expiresAt` sets the task's expiry, to the millisecond, with every
+/// write; a write without one removes it.
+///
+/// # Failures
+///
+/// The backend reconnects by itself. A write whose reply was lost is not repeated: the error says that
+/// its outcome is unknown ([`Error::OutcomeUnknown`]). No error shows a record's data.
+#[derive(Clone)]
+pub struct RedisBackend {
+    connection: Connection,
+    keyspace: Result<Keyspace, PrefixError>,
+    hash_tags: HashTags,
+}
+
+impl RedisBackend {
+    /// Connects to the server at `url` and checks that it has the module.
+    ///
+    /// The URL is that of the redis crate: `redis://[user:password@]host[:port][/database]`,
+    /// `redis+unix:///path/to/socket`, and `rediss://…` with the feature `tls`. All settings have their
+    /// defaults; see [`RedisBackend::builder`] for others.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RedisBackendBuilder::connect`].
+    pub async fn new(url: &str) -> Result<Self, StorageError> {
+        Self::builder(url).connect().await
+    }
+
+    /// Starts a backend with settings of one's own.
+    pub fn builder(url: impl Into<String>) -> RedisBackendBuilder {
+        RedisBackendBuilder::new(url)
+    }
+
+    /// Uses a connection that is there already.
+    ///
+    /// Nothing is checked, and a connection made like this does not come back when it is lost, nor has it
+    /// other timeouts than its own. Prefer [`RedisBackend::new`].
+    #[must_use]
+    pub fn with_connection(connection: MultiplexedConnection) -> Self {
+        Self::from_parts(Connection::Given(connection), Keyspace::default(), HashTags::default())
+    }
+
+    /// Sets what all keys start with; `pmcp` unless set.
+    ///
+    /// With a prefix that cannot be told from the rest of a key (see [`RedisBackendBuilder::prefix`]),
+    /// every call fails with [`Error::Settings`].
+    #[must_use]
+    pub fn with_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.keyspace = Keyspace::new(prefix);
+        self
+    }
+
+    pub(crate) fn from_parts(connection: Connection, keyspace: Keyspace, hash_tags: HashTags) -> Self {
+        Self { connection, keyspace: Ok(keyspace), hash_tags }
+    }
+
+    /// Finds out whether the server knows the module's commands, by calling one: hosted servers deny
+    /// `MODULE LIST`.
+    pub(crate) async fn check_module(&self) -> Result<(), StorageError> {
+        let (task_key, _) = self.keys_of(":module-check")?;
+        match self.connection.call(&commands::get(&task_key), CallKind::Read, &task_key).await {
+            // A user who may not read this key may well read others; the module is there.
+            Err(error) if !is_permission_error(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn keyspace(&self) -> Result<&Keyspace, Error> {
+        self.keyspace.as_ref().map_err(|error| Error::Settings(error.to_string()))
+    }
+
+    /// Task key and index key of a composite key.
+    fn keys_of(&self, key: &str) -> Result<(String, String), Error> {
+        let keyspace = self.keyspace()?;
+        let (owner, task_id) = split_composite(key)?;
+        Ok(match self.hash_tags {
+            HashTags::Off => (keyspace.task_key(owner, task_id), keyspace.index_key(owner)),
+            HashTags::On => {
+                let owner = tagged(owner);
+                (keyspace.task_key(&owner, task_id), keyspace.index_key(&owner))
+            }
+        })
+    }
+
+    fn index_key_of(&self, owner: &str) -> Result<String, Error> {
+        let keyspace = self.keyspace()?;
+        Ok(match self.hash_tags {
+            HashTags::Off => keyspace.index_key(owner),
+            HashTags::On => keyspace.index_key(&tagged(owner)),
+        })
+    }
+}
+
+fn tagged(owner: &str) -> String {
+    ["{", owner, "}"].concat()
+}
+
+fn is_permission_error(error: &StorageError) -> bool {
+    use std::error::Error as _;
+    let source = error.source().and_then(|source| source.downcast_ref::<Error>());
+    matches!(source, Some(Error::NoPermission { .. }))
+}
+
+impl fmt::Debug for RedisBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The connection knows the password.
+        f.debug_struct("RedisBackend")
+            .field("keyspace", &self.keyspace)
+            .field("hash_tags", &self.hash_tags)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl StorageBackend for RedisBackend {
+    async fn get(&self, key: &str) -> Result<VersionedRecord, StorageError> {
+        let (task_key, _) = self.keys_of(key)?;
+        let reply = self.connection.call(&commands::get(&task_key), CallKind::Read, key).await?;
+        replies::record(reply)?.ok_or_else(|| StorageError::NotFound { key: key.to_owned() })
+    }
+
+    async fn put(&self, key: &str, data: &[u8]) -> Result<u64, StorageError> {
+        let (task_key, index_key) = self.keys_of(key)?;
+        let envelope = Envelope::read(data).map_err(Error::from)?;
+        let put = commands::put(&task_key, &index_key, data, envelope);
+        let reply = self.connection.call(&put, CallKind::Write, key).await?;
+        Ok(replies::version("PMCPTASK.PUT", reply)?)
+    }
+
+    async fn put_if_version(
+        &self,
+        key: &str,
+        data: &[u8],
+        expected_version: u64,
+    ) -> Result<u64, StorageError> {
+        let (task_key, index_key) = self.keys_of(key)?;
+        let envelope = Envelope::read(data).map_err(Error::from)?;
+        let cas = commands::cas(&task_key, &index_key, expected_version, data, envelope);
+        let reply = self.connection.call(&cas, CallKind::Write, key).await?;
+        match replies::cas(reply)? {
+            CasOutcome::Won(version) => Ok(version),
+            CasOutcome::Lost(actual) => {
+                Err(StorageError::VersionConflict { key: key.to_owned(), expected: expected_version, actual })
+            }
+        }
+    }
+
+    async fn delete(&self, key: &str) -> Result<bool, StorageError> {
+        let (task_key, index_key) = self.keys_of(key)?;
+        let del = commands::del(&task_key, &index_key);
+        let reply = self.connection.call(&del, CallKind::Write, key).await?;
+        Ok(replies::deleted(reply)?)
+    }
+
+    async fn list_by_prefix(&self, prefix: &str) -> Result<Vec<(String, VersionedRecord)>, StorageError> {
+        let owner = prefix.strip_suffix(':').ok_or(Error::ListPrefix)?;
+        let index_key = self.index_key_of(owner)?;
+        let reply = self.connection.call(&commands::list(&index_key), CallKind::Read, prefix).await?;
+        let tasks = replies::list(reply)?;
+        Ok(tasks.into_iter().map(|(task_id, record)| ([prefix, &task_id].concat(), record)).collect())
+    }
+
+    /// Always 0: the server expires tasks, and the module their index entries.
+    async fn cleanup_expired(&self) -> Result<usize, StorageError> {
+        Ok(0)
+    }
+}

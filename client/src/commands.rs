@@ -1,0 +1,61 @@
+//! The module's commands as they are sent.
+
+use pmcptask_schema::Envelope;
+use redis::{Cmd, cmd};
+
+/// `PMCPTASK.GET`
+pub(crate) fn get(task_key: &str) -> Cmd {
+    let mut get = cmd("PMCPTASK.GET");
+    get.arg(task_key);
+    get
+}
+
+/// `PMCPTASK.PUT`
+pub(crate) fn put(task_key: &str, index_key: &str, data: &[u8], envelope: Envelope) -> Cmd {
+    let mut put = cmd("PMCPTASK.PUT");
+    put.arg(task_key).arg(index_key).arg(data);
+    add_moments(&mut put, envelope);
+    put
+}
+
+/// `PMCPTASK.CAS`
+pub(crate) fn cas(
+    task_key: &str,
+    index_key: &str,
+    expected_version: u64,
+    data: &[u8],
+    envelope: Envelope,
+) -> Cmd {
+    // No task is ever at a version beyond the server's range, nor at 0.
+    let expected_version = i64::try_from(expected_version).unwrap_or(0);
+    let mut cas = cmd("PMCPTASK.CAS");
+    cas.arg(task_key).arg(index_key).arg(expected_version).arg(data);
+    add_moments(&mut cas, envelope);
+    cas
+}
+
+/// `PMCPTASK.DEL`
+pub(crate) fn del(task_key: &str, index_key: &str) -> Cmd {
+    let mut del = cmd("PMCPTASK.DEL");
+    del.arg(task_key).arg(index_key);
+    del
+}
+
+/// `PMCPTASK.LIST` of all tasks
+pub(crate) fn list(index_key: &str) -> Cmd {
+    let mut list = cmd("PMCPTASK.LIST");
+    list.arg(index_key);
+    list
+}
+
+/// Says what the record says of its moments, so that the server need not look into it.
+fn add_moments(command: &mut Cmd, envelope: Envelope) {
+    match envelope.expires_at_ms {
+        // The server knows no time before the epoch; 0 is as past.
+        Some(at_ms) => command.arg("PXAT").arg(at_ms.max(0)),
+        None => command.arg("PERSIST"),
+    };
+    if let Some(created_ms) = envelope.created_at_ms {
+        command.arg("CREATED").arg(created_ms);
+    }
+}

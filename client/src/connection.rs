@@ -1,0 +1,93 @@
+//! The connection to the server: how it is opened, and what a call does while it is lost.
+
+use std::time::{Duration, Instant};
+
+use pmcp_tasks::StorageError;
+use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
+use redis::io::tcp::TcpSettings;
+use redis::{Client, Cmd, IntoConnectionInfo, ProtocolVersion, RedisError, Value};
+
+use crate::error::{self, CallKind, Error};
+use crate::settings::Timeouts;
+
+/// Reconnecting starts at once, with a pause between attempts that grows from the first to the second.
+const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(300));
+/// Attempts of one round, about a second of them. The next call starts the next round.
+const RECONNECT_ATTEMPTS: usize = 6;
+/// Calls that may wait to be sent; beyond that, callers wait. The connection sends them in one go.
+const CALLS_WAITING: usize = 1024;
+
+/// A connection that all clones share; calls made at the same time are pipelined.
+#[derive(Clone)]
+pub(crate) enum Connection {
+    /// Reconnects by itself.
+    Managed { manager: ConnectionManager, timeouts: Timeouts },
+    /// Somebody else's: when it is lost, it stays lost.
+    Given(MultiplexedConnection),
+}
+
+impl Connection {
+    /// Connects once, so that a wrong address or password shows at once.
+    pub(crate) async fn open(url: &str, timeouts: Timeouts) -> Result<Self, Error> {
+        let info = url.into_connection_info().map_err(|error| Error::Settings(error.to_string()))?;
+        let address = info.addr().to_string();
+        let mut redis =
+            info.redis_settings().clone().set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        if !url.contains("protocol=") {
+            // With RESP3, a lost connection is noticed, and replaced, before the next call needs it.
+            redis = redis.set_protocol(ProtocolVersion::RESP3);
+        }
+        let info = info.set_redis_settings(redis).set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let client = Client::open(info).map_err(|error| Error::Settings(error.to_string()))?;
+
+        let once = Self::config(timeouts).set_number_of_retries(0);
+        ConnectionManager::new_with_config(client.clone(), once)
+            .await
+            .map_err(|error| error::of_connecting(error, address.clone()))?;
+        let manager = ConnectionManager::new_with_config(client, Self::config(timeouts))
+            .await
+            .map_err(|error| error::of_connecting(error, address))?;
+        Ok(Self::Managed { manager, timeouts })
+    }
+
+    fn config(timeouts: Timeouts) -> ConnectionManagerConfig {
+        let (shortest, longest) = RECONNECT_PAUSE;
+        ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(timeouts.connect))
+            .set_response_timeout(Some(timeouts.response))
+            .set_min_delay(shortest)
+            .set_max_delay(longest)
+            .set_number_of_retries(RECONNECT_ATTEMPTS)
+            .set_pipeline_buffer_size(CALLS_WAITING)
+    }
+
+    /// Sends a command and waits for its reply; `key` is for the error.
+    ///
+    /// A command is sent at most once. What has certainly not been sent is tried again until the time to
+    /// connect is over.
+    pub(crate) async fn call(&self, command: &Cmd, kind: CallKind, key: &str) -> Result<Value, StorageError> {
+        let reply = match self {
+            Self::Given(connection) => connection.clone().req_packed_command(command).await,
+            Self::Managed { manager, timeouts } => {
+                let started = Instant::now();
+                loop {
+                    match manager.clone().req_packed_command(command).await {
+                        Err(error) if was_not_sent(&error) => {
+                            let waited = started.elapsed();
+                            if waited >= timeouts.connect {
+                                return Err(Error::NotConnected { waited }.into());
+                            }
+                        }
+                        reply => break reply,
+                    }
+                }
+            }
+        };
+        reply.map_err(|error| error::of_call(error, kind, key))
+    }
+}
+
+/// Only connecting fails like this: a connection that is there breaks in other ways.
+fn was_not_sent(error: &RedisError) -> bool {
+    error.is_connection_refusal()
+}

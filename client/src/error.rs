@@ -1,0 +1,238 @@
+//! What can go wrong, and what it means for the task.
+
+use std::time::Duration;
+
+use pmcp_tasks::StorageError;
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+/// Why a call failed; the source of every [`StorageError::Backend`] of this crate.
+///
+/// ```
+/// # use pmcp_tasks::StorageError;
+/// use std::error::Error as _;
+///
+/// fn may_have_been_written(error: &StorageError) -> bool {
+///     error
+///         .source()
+///         .and_then(|source| source.downcast_ref::<pmcptask_client::Error>())
+///         .is_some_and(pmcptask_client::Error::outcome_is_unknown)
+/// }
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The URL or a setting cannot be used.
+    #[error("settings of the Redis backend: {0}")]
+    Settings(String),
+    /// Nobody answers at the address. Nothing was sent.
+    #[error("no Redis server answers at {address}: is it running, and is the address right?")]
+    NoServer {
+        /// Host and port, or path of the socket.
+        address: String,
+        /// What the operating system said.
+        source: RedisError,
+    },
+    /// The server wants another user name or password. Nothing was changed.
+    #[error("the Redis server refuses user name or password: check them in the URL")]
+    Authentication {
+        /// What the server said.
+        source: RedisError,
+    },
+    /// The server does not know the commands of the module. Nothing was changed.
+    #[error(
+        "the Redis server has no pmcptask module: start it with --loadmodule /path/to/libpmcptask.so, or put \
+         'loadmodule /path/to/libpmcptask.so' in its redis.conf"
+    )]
+    ModuleNotLoaded,
+    /// The connection was lost, or no reply came in time, after a write was sent. The write is not
+    /// repeated, because nobody knows whether it has been carried out.
+    #[error("the outcome of the write to {key} is unknown: no reply came ({source})")]
+    OutcomeUnknown {
+        /// Key of the task.
+        key: String,
+        /// How the reply was lost.
+        source: RedisError,
+    },
+    /// The connection was lost, or no reply came in time, during a read.
+    #[error("no reply came to the read of {key} ({source})")]
+    NoReply {
+        /// Key of the task or of the index.
+        key: String,
+        /// How the reply was lost.
+        source: RedisError,
+    },
+    /// No connection came back in time. Nothing was sent.
+    #[error("not connected to the Redis server for {} ms: nothing was sent", waited.as_millis())]
+    NotConnected {
+        /// How long the call has waited.
+        waited: Duration,
+    },
+    /// The server's ACL does not allow this user the command or the key. Nothing was changed.
+    #[error("the Redis user may not do this: {source}")]
+    NoPermission {
+        /// What the server said.
+        source: RedisError,
+    },
+    /// The server is a replica. Nothing was changed.
+    #[error("the Redis server is a read-only replica: write to its primary")]
+    ReadOnly {
+        /// What the server said.
+        source: RedisError,
+    },
+    /// The server is still reading its data from disk. Nothing was changed.
+    #[error("the Redis server is loading its data: try again in a moment")]
+    Loading {
+        /// What the server said.
+        source: RedisError,
+    },
+    /// The server cannot persist and refuses writes. Nothing was changed.
+    #[error("the Redis server refuses writes because it cannot save to disk: {source}")]
+    CannotPersist {
+        /// What the server said.
+        source: RedisError,
+    },
+    /// A hash under a task's key is not one that this schema writes. Nothing was changed.
+    #[error("the stored task is corrupt: {source}")]
+    Corrupt {
+        /// What the server said; it names the key.
+        source: RedisError,
+    },
+    /// The server refused the call for another reason. Nothing was changed.
+    #[error("the Redis server refused the call: {source}")]
+    Refused {
+        /// What the server said.
+        source: RedisError,
+    },
+    /// The record cannot be stored. Nothing was sent.
+    #[error("the record cannot be stored: {0}")]
+    Record(#[from] pmcptask_schema::ExpiryError),
+    /// The composite key names no task or no owner. Nothing was sent.
+    #[error(transparent)]
+    Key(#[from] pmcptask_schema::CompositeKeyError),
+    /// The prefix of a list is not `owner:`. Nothing was sent.
+    #[error("prefix: expected owner:, came one without the colon at its end")]
+    ListPrefix,
+    /// The reply is not one of this command: what answers is no Redis server with this module.
+    #[error("the server's reply is not one of {command}: {found}")]
+    UnexpectedReply {
+        /// The command that was sent.
+        command: &'static str,
+        /// What kind of reply came.
+        found: &'static str,
+    },
+}
+
+impl Error {
+    /// True where a write may or may not have been carried out: read the task to find out.
+    #[must_use]
+    pub fn outcome_is_unknown(&self) -> bool {
+        matches!(self, Self::OutcomeUnknown { .. } | Self::UnexpectedReply { .. })
+    }
+}
+
+impl From<Error> for StorageError {
+    fn from(error: Error) -> Self {
+        Self::Backend { message: error.to_string(), source: Some(Box::new(error)) }
+    }
+}
+
+/// What a call does to the data, and so what its failure may mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CallKind {
+    Read,
+    Write,
+}
+
+/// Gives the error of a call its meaning.
+pub(crate) fn of_call(error: RedisError, kind: CallKind, key: &str) -> StorageError {
+    match error.code() {
+        Some("CAPACITY" | "OOM") => {
+            StorageError::CapacityExceeded { message: error.detail().unwrap_or("no memory left").to_owned() }
+        }
+        Some(_) => of_server(error).into(),
+        None => match kind {
+            CallKind::Write => Error::OutcomeUnknown { key: key.to_owned(), source: error },
+            CallKind::Read => Error::NoReply { key: key.to_owned(), source: error },
+        }
+        .into(),
+    }
+}
+
+/// Gives the error of an attempt to connect its meaning.
+pub(crate) fn of_connecting(error: RedisError, address: String) -> Error {
+    match error.kind() {
+        ErrorKind::AuthenticationFailed => Error::Authentication { source: error },
+        ErrorKind::InvalidClientConfig => Error::Settings(error.to_string()),
+        _ if error.code().is_some() => of_server(error),
+        _ => Error::NoServer { address, source: error },
+    }
+}
+
+/// Gives an error reply its meaning. The server sends one before it has changed anything.
+fn of_server(error: RedisError) -> Error {
+    let is_unknown_command = error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
+        && error.detail().is_some_and(|detail| detail.starts_with("unknown command"));
+    if is_unknown_command {
+        // The server repeats the arguments, the record among them: that text goes no further.
+        return Error::ModuleNotLoaded;
+    }
+    match error.code() {
+        Some("NOAUTH" | "WRONGPASS") => Error::Authentication { source: error },
+        Some("NOPERM") => Error::NoPermission { source: error },
+        Some("READONLY") => Error::ReadOnly { source: error },
+        Some("LOADING") => Error::Loading { source: error },
+        Some("MISCONF") => Error::CannotPersist { source: error },
+        Some("CORRUPT") => Error::Corrupt { source: error },
+        _ => Error::Refused { source: error },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use redis::make_extension_error;
+
+    use super::*;
+
+    fn server_error(code: &str, detail: &str) -> RedisError {
+        make_extension_error(code.to_owned(), Some(detail.to_owned()))
+    }
+
+    #[test]
+    fn server_without_memory_or_room_is_at_capacity() {
+        for code in ["OOM", "CAPACITY"] {
+            let error = of_call(server_error(code, "full"), CallKind::Write, "o:t");
+            assert!(matches!(error, StorageError::CapacityExceeded { message } if message == "full"));
+        }
+    }
+
+    #[test]
+    fn lost_reply_to_a_write_says_that_the_outcome_is_unknown() {
+        let lost = || RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        let error = of_call(lost(), CallKind::Write, "o:t");
+        assert!(error.to_string().contains("outcome of the write to o:t is unknown"), "{error}");
+        let source = error.source().and_then(|source| source.downcast_ref::<Error>());
+        assert!(source.is_some_and(Error::outcome_is_unknown));
+        let error = of_call(lost(), CallKind::Read, "o:t");
+        assert!(error.to_string().contains("no reply came to the read"), "{error}");
+    }
+
+    #[test]
+    fn error_reply_keeps_its_meaning_and_its_source() {
+        for (code, text) in [
+            ("NOPERM", "may not do this"),
+            ("READONLY", "read-only replica"),
+            ("LOADING", "loading its data"),
+            ("MISCONF", "cannot save to disk"),
+            ("CORRUPT", "is corrupt"),
+            ("NOAUTH", "user name or password"),
+            ("WRONGTYPE", "refused the call"),
+        ] {
+            let error = of_call(server_error(code, "why"), CallKind::Write, "o:t");
+            assert!(error.to_string().contains(text), "{code}: {error}");
+            let redis = error.source().and_then(std::error::Error::source);
+            assert!(redis.is_some_and(<dyn std::error::Error>::is::<RedisError>), "{code}");
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! A storage backend of [`pmcp_tasks`] that keeps MCP tasks in Redis or Valkey with the native commands of
+//! the `pmcptask` module.
+//!
+//! [`RedisBackend`] takes the place of `pmcp_tasks::RedisBackend`: same constructors, same keys, so an
+//! existing deployment changes one import, loads the module and keeps its data.
+//!
+//! ```no_run
+//! use pmcp_tasks::{GenericTaskStore, ServerTaskStore};
+//! use pmcptask_client::RedisBackend;
+//!
+//! # async fn example() -> Result<(), pmcp_tasks::StorageError> {
+//! let backend = RedisBackend::new("redis://127.0.0.1:6379").await?;
+//! let store = ServerTaskStore::new(GenericTaskStore::new(backend));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Features
+//!
+//! - `tls`: `rediss://` URLs.
+
+mod backend;
+mod commands;
+mod connection;
+mod error;
+mod replies;
+mod settings;
+
+pub use backend::RedisBackend;
+pub use error::Error;
+pub use settings::{HashTags, RedisBackendBuilder};
+
+/// The version of the redis crate that [`RedisBackend::with_connection`] takes a connection of.
+pub use redis;

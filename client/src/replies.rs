@@ -1,0 +1,144 @@
+//! The module's replies, decoded. Records are taken over, not copied.
+
+use pmcp_tasks::VersionedRecord;
+use redis::Value;
+
+use crate::error::Error;
+
+/// How a CAS ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum CasOutcome {
+    /// Written, as this version.
+    Won(u64),
+    /// Not written: the task is at this version, 0 if there is none.
+    Lost(u64),
+}
+
+pub(crate) fn version(command: &'static str, reply: Value) -> Result<u64, Error> {
+    match reply {
+        Value::Int(version) => to_version(command, version),
+        other => Err(unexpected(command, &other)),
+    }
+}
+
+pub(crate) fn deleted(reply: Value) -> Result<bool, Error> {
+    match reply {
+        Value::Int(0) => Ok(false),
+        Value::Int(1) => Ok(true),
+        other => Err(unexpected("PMCPTASK.DEL", &other)),
+    }
+}
+
+pub(crate) fn record(reply: Value) -> Result<Option<VersionedRecord>, Error> {
+    const COMMAND: &str = "PMCPTASK.GET";
+    match reply {
+        Value::Nil => Ok(None),
+        Value::Array(parts) => match <[Value; 2]>::try_from(parts) {
+            Ok([Value::Int(version), Value::BulkString(data)]) => {
+                Ok(Some(VersionedRecord { data, version: to_version(COMMAND, version)? }))
+            }
+            _ => Err(malformed(COMMAND)),
+        },
+        other => Err(unexpected(COMMAND, &other)),
+    }
+}
+
+pub(crate) fn cas(reply: Value) -> Result<CasOutcome, Error> {
+    const COMMAND: &str = "PMCPTASK.CAS";
+    let Value::Array(parts) = reply else { return Err(unexpected(COMMAND, &reply)) };
+    match parts.as_slice() {
+        [Value::Okay, Value::Int(version)] => Ok(CasOutcome::Won(to_version(COMMAND, *version)?)),
+        [Value::SimpleString(outcome), Value::Int(version)] if outcome == "CONFLICT" => {
+            Ok(CasOutcome::Lost(to_version(COMMAND, *version)?))
+        }
+        [Value::SimpleString(outcome), Value::Int(0)] if outcome == "MISSING" => Ok(CasOutcome::Lost(0)),
+        _ => Err(malformed(COMMAND)),
+    }
+}
+
+/// Task ids and records of a list, in the server's order.
+pub(crate) fn list(reply: Value) -> Result<Vec<(String, VersionedRecord)>, Error> {
+    const COMMAND: &str = "PMCPTASK.LIST";
+    let Value::Array(tasks) = reply else { return Err(unexpected(COMMAND, &reply)) };
+    tasks
+        .into_iter()
+        .map(|task| {
+            let Value::Array(parts) = task else { return Err(unexpected(COMMAND, &task)) };
+            match <[Value; 4]>::try_from(parts) {
+                Ok(
+                    [Value::BulkString(task_id), Value::Int(version), Value::Int(_), Value::BulkString(data)],
+                ) => {
+                    let task_id = String::from_utf8(task_id).map_err(|_| malformed(COMMAND))?;
+                    Ok((task_id, VersionedRecord { data, version: to_version(COMMAND, version)? }))
+                }
+                _ => Err(malformed(COMMAND)),
+            }
+        })
+        .collect()
+}
+
+fn to_version(command: &'static str, version: i64) -> Result<u64, Error> {
+    u64::try_from(version)
+        .ok()
+        .filter(|version| *version > 0)
+        .ok_or(Error::UnexpectedReply { command, found: "a version that is not positive" })
+}
+
+fn malformed(command: &'static str) -> Error {
+    Error::UnexpectedReply { command, found: "an array of other elements" }
+}
+
+fn unexpected(command: &'static str, reply: &Value) -> Error {
+    let found = match reply {
+        Value::Nil => "nil",
+        Value::Int(_) => "an integer",
+        Value::BulkString(_) => "a bulk string",
+        Value::Array(_) => "an array",
+        Value::SimpleString(_) | Value::Okay => "a status",
+        _ => "a reply of another type",
+    };
+    Error::UnexpectedReply { command, found }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reply_of_another_shape_is_an_error_and_shows_no_data() {
+        let data = || Value::BulkString(b"secret".to_vec());
+        let replies = [
+            Value::Okay,
+            data(),
+            Value::Int(-1),
+            Value::Array(vec![data()]),
+            Value::Array(vec![Value::Int(0), data()]),
+            Value::Array(vec![data(), Value::Int(1)]),
+            Value::Array(vec![Value::Array(vec![data(), Value::Int(1), data(), data()])]),
+        ];
+        for reply in replies {
+            let errors = [
+                version("PMCPTASK.PUT", reply.clone()).err(),
+                deleted(reply.clone()).err(),
+                record(reply.clone()).err(),
+                cas(reply.clone()).err(),
+                list(reply.clone()).err(),
+            ];
+            for error in errors {
+                let text = error.map(|error| error.to_string());
+                assert!(text.is_some_and(|text| !text.contains("secret")), "{reply:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn replies_of_the_module_are_understood() {
+        assert_eq!(version("PMCPTASK.PUT", Value::Int(i64::MAX)).ok(), Some(i64::MAX.unsigned_abs()));
+        let pair = |outcome: Value, version| Value::Array(vec![outcome, Value::Int(version)]);
+        assert_eq!(cas(pair(Value::Okay, 2)).ok(), Some(CasOutcome::Won(2)));
+        assert_eq!(cas(pair(Value::SimpleString("CONFLICT".into()), 7)).ok(), Some(CasOutcome::Lost(7)));
+        assert_eq!(cas(pair(Value::SimpleString("MISSING".into()), 0)).ok(), Some(CasOutcome::Lost(0)));
+        assert!(matches!(record(Value::Nil), Ok(None)));
+        assert!(matches!(list(Value::Array(Vec::new())), Ok(tasks) if tasks.is_empty()));
+    }
+}

@@ -1,0 +1,110 @@
+//! What a backend can be told before it connects.
+
+use std::time::Duration;
+
+use pmcp_tasks::StorageError;
+use pmcptask_schema::Keyspace;
+
+use crate::backend::RedisBackend;
+use crate::connection::Connection;
+use crate::error::Error;
+
+/// Whether keys carry their owner as a hash tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HashTags {
+    /// `pmcp:tasks:alice:t1`: what `pmcp-tasks` writes, and the default.
+    #[default]
+    Off,
+    /// `pmcp:tasks:{alice}:t1`, braces literal: in a cluster, all keys of an owner share a slot.
+    On,
+}
+
+/// Settings of a [`RedisBackend`] that is about to be connected; made by [`RedisBackend::builder`].
+///
+/// ```no_run
+/// # use std::time::Duration;
+/// # use pmcptask_client::RedisBackend;
+/// # async fn example() -> Result<(), pmcp_tasks::StorageError> {
+/// let backend = RedisBackend::builder("redis://127.0.0.1:6379/2")
+///     .prefix("my-app")
+///     .connect_timeout(Duration::from_secs(1))
+///     .response_timeout(Duration::from_secs(30))
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing before connect()"]
+pub struct RedisBackendBuilder {
+    url: String,
+    prefix: String,
+    hash_tags: HashTags,
+    timeouts: Timeouts,
+}
+
+/// How long to wait.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timeouts {
+    pub(crate) connect: Duration,
+    pub(crate) response: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(2), response: Duration::from_secs(10) }
+    }
+}
+
+impl RedisBackendBuilder {
+    pub(crate) fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            prefix: Keyspace::DEFAULT_PREFIX.to_owned(),
+            hash_tags: HashTags::default(),
+            timeouts: Timeouts::default(),
+        }
+    }
+
+    /// What all keys start with; `pmcp` unless set. It must not contain, nor end in the start of,
+    /// `:tasks:` or `:idx:`.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// Whether keys carry their owner as a hash tag. All clients of one data set have to agree.
+    pub fn hash_tags(mut self, hash_tags: HashTags) -> Self {
+        self.hash_tags = hash_tags;
+        self
+    }
+
+    /// How long one attempt to connect may take, and how long a call waits for a connection that has been
+    /// lost to come back; 2 s unless set.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.timeouts.connect = timeout;
+        self
+    }
+
+    /// How long a call waits for the server's reply; 10 s unless set, enough for a list of hundreds of
+    /// megabytes on a local network.
+    pub fn response_timeout(mut self, timeout: Duration) -> Self {
+        self.timeouts.response = timeout;
+        self
+    }
+
+    /// Connects, and checks that the server has the module.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Backend`] with one sentence that says what to do, and an [`Error`] as its source:
+    /// [`Error::Settings`], [`Error::NoServer`], [`Error::Authentication`], [`Error::ModuleNotLoaded`], or
+    /// whatever else the server answers.
+    pub async fn connect(self) -> Result<RedisBackend, StorageError> {
+        let keyspace = Keyspace::new(self.prefix).map_err(|error| Error::Settings(error.to_string()))?;
+        let connection = Connection::open(&self.url, self.timeouts).await?;
+        let backend = RedisBackend::from_parts(connection, keyspace, self.hash_tags);
+        backend.check_module().await?;
+        Ok(backend)
+    }
+}

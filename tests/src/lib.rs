@@ -1,0 +1,37 @@
+//! Harness for suites that need a real server, and what several suites share.
+//!
+//! - [`Server`]: a Redis or Valkey server of one's own, with the module, in a temporary folder.
+//! - [`Wire`]: replies byte by byte, as any client gets them.
+//! - [`conformance`]: what every `StorageBackend` has to do.
+//!
+//! Tests panic to fail, and so does this crate.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+pub mod conformance;
+mod server;
+mod wire;
+
+pub use server::{Server, ServerOptions, StartError};
+pub use wire::Wire;
+
+/// The time of this machine, ms since the epoch; the servers of the harness run on it too.
+#[must_use]
+pub fn now_ms() -> i64 {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(since_epoch.as_millis()).unwrap()
+}
+
+/// Waits until `condition` holds, looking every few milliseconds; false if it does not within `limit`.
+pub fn holds_within(limit: std::time::Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let started = std::time::Instant::now();
+    loop {
+        if condition() {
+            return true;
+        }
+        if started.elapsed() >= limit {
+            return false;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}

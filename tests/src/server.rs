@@ -1,0 +1,309 @@
+//! Real servers: each on a port from the OS, in a temporary folder, ended with its handle.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use std::{env, io, thread};
+
+use redis::Client;
+use tempfile::TempDir;
+
+use crate::wire::Wire;
+
+/// Path of the server to test with; `redis-server` of the search path where it is not set.
+const SERVER_VARIABLE: &str = "PMCPTASK_SERVER";
+/// Path of the module to test; built from this workspace where it is not set.
+const MODULE_VARIABLE: &str = "PMCPTASK_MODULE";
+
+/// How long a server may take to answer its first PING. Generous: it is only waited for when broken.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a server may take to end when asked to.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+
+/// Why there is no server to test with.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No program to run.
+    #[error(
+        "no server to test with: '{0}' cannot be run. Install one (on Debian: apt-get install redis-server) \
+         or set {SERVER_VARIABLE} to the path of a redis-server or valkey-server"
+    )]
+    NoServer(PathBuf, #[source] io::Error),
+    /// The server ended before it answered.
+    #[error("the server ended before it answered; its log:\n{0}")]
+    Ended(String),
+    /// The server does not answer.
+    #[error("the server does not answer; its log:\n{0}")]
+    Silent(String),
+    /// The folder or the log cannot be made.
+    #[error("cannot prepare the server's folder")]
+    Folder(#[from] io::Error),
+}
+
+/// What a server is started with.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    program: PathBuf,
+    module: Option<PathBuf>,
+    settings: Vec<(String, String)>,
+}
+
+impl Default for ServerOptions {
+    /// The server to test with and the module, nothing saved to disk.
+    fn default() -> Self {
+        let program = env::var_os(SERVER_VARIABLE).unwrap_or_else(|| OsString::from("redis-server"));
+        Self { program: program.into(), module: Some(module()), settings: Vec::new() }
+    }
+}
+
+impl ServerOptions {
+    /// Adds a line of `redis.conf`: name and value.
+    #[must_use]
+    pub fn set(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Does not load the module.
+    #[must_use]
+    pub fn without_module(mut self) -> Self {
+        self.module = None;
+        self
+    }
+
+    /// Runs another program than the one to test with.
+    #[must_use]
+    pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
+        self.program = program.into();
+        self
+    }
+}
+
+/// The module's library, built once for each test program.
+fn module() -> PathBuf {
+    static MODULE: OnceLock<PathBuf> = OnceLock::new();
+    MODULE
+        .get_or_init(|| {
+            if let Some(path) = env::var_os(MODULE_VARIABLE) {
+                return path.into();
+            }
+            let built = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
+                .args(["build", "--quiet", "--package", "pmcptask"])
+                .current_dir(env!("CARGO_MANIFEST_DIR"))
+                .status()
+                .expect("cargo can be run");
+            assert!(built.success(), "the module does not build; see above");
+            // target/debug/deps/suite-0123456789abcdef
+            let program = env::current_exe().expect("a program has a path");
+            let target = program.ancestors().nth(3).expect("test programs are in target/{profile}/deps");
+            target.join("debug").join("libpmcptask.so")
+        })
+        .clone()
+}
+
+/// A running server. Ends with the handle, gracefully; its log is shown if the test has failed.
+#[derive(Debug)]
+pub struct Server {
+    options: ServerOptions,
+    folder: TempDir,
+    process: Child,
+    port: u16,
+}
+
+impl Server {
+    /// Starts the server to test with, with the module.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::start_with(ServerOptions::default())
+    }
+
+    /// Starts a server and waits until it answers.
+    ///
+    /// # Panics
+    ///
+    /// With the sentence of a [`StartError`].
+    #[must_use]
+    pub fn start_with(options: ServerOptions) -> Self {
+        Self::try_start_with(options).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Starts a server and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`].
+    pub fn try_start_with(options: ServerOptions) -> Result<Self, StartError> {
+        loop {
+            let folder = tempfile::Builder::new().prefix("pmcptask-").tempdir()?;
+            let port = free_port()?;
+            let process = spawn(&options, folder.path(), port)?;
+            let mut server = Self { options: options.clone(), folder, process, port };
+            match server.wait_until_ready() {
+                // Somebody was faster on the port that the OS had given us.
+                Err(StartError::Ended(log)) if log.contains("Address already in use") => {}
+                ready => return ready.map(|()| server),
+            }
+        }
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), StartError> {
+        let started = Instant::now();
+        loop {
+            if self.process.try_wait()?.is_some() {
+                return Err(StartError::Ended(self.log()));
+            }
+            if self.answers() {
+                return Ok(());
+            }
+            if started.elapsed() > START_LIMIT {
+                return Err(StartError::Silent(self.log()));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// True once the server has loaded its data, whoever it wants to talk to.
+    fn answers(&self) -> bool {
+        Wire::open(self.port)
+            .and_then(|mut wire| wire.try_call(&["PING"]))
+            .is_ok_and(|reply| !reply.starts_with("-LOADING"))
+    }
+
+    /// Its port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where clients find it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// A connection that shows replies byte by byte.
+    ///
+    /// # Panics
+    ///
+    /// Where the server is gone.
+    #[must_use]
+    pub fn wire(&self) -> Wire {
+        Wire::open(self.port).expect("the server accepts connections")
+    }
+
+    /// A plain connection of the redis crate.
+    ///
+    /// # Panics
+    ///
+    /// Where the server is gone.
+    #[must_use]
+    pub fn connection(&self) -> redis::Connection {
+        let client = Client::open(self.url()).expect("the URL is well formed");
+        client.get_connection().expect("the server accepts connections")
+    }
+
+    /// The server's folder: its log, its AOF, its RDB file.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What the server has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let log = fs::read(self.folder.path().join(LOG)).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// Ends the server as an operator would, saving what its settings say; its folder stays.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not end.
+    pub fn stop(&mut self) {
+        if let Ok(mut wire) = Wire::open(self.port) {
+            // No reply: the server is gone.
+            let _ = wire.try_call(&["SHUTDOWN"]);
+        }
+        let started = Instant::now();
+        while self.process.try_wait().expect("the process is ours").is_none() {
+            assert!(started.elapsed() < STOP_LIMIT, "the server does not stop; its log:\n{}", self.log());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ends the server as a crash would, with SIGKILL; its folder stays.
+    ///
+    /// # Panics
+    ///
+    /// Where the process is not ours any more.
+    pub fn kill(&mut self) {
+        self.process.kill().expect("the process is ours");
+        self.process.wait().expect("the process is ours");
+    }
+
+    /// Starts the server again, in its folder and on its port, once it has ended.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not start.
+    pub fn restart(&mut self) {
+        self.process =
+            spawn(&self.options, self.folder.path(), self.port).expect("the server has run before");
+        self.wait_until_ready().unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("log of the server on port {}:\n{}", self.port, self.log());
+        }
+        if let Ok(mut wire) = Wire::open(self.port) {
+            let _ = wire.try_call(&["SHUTDOWN", "NOSAVE"]);
+        }
+        let started = Instant::now();
+        while started.elapsed() < STOP_LIMIT {
+            if !matches!(self.process.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+const LOG: &str = "server.log";
+
+fn spawn(options: &ServerOptions, folder: &Path, port: u16) -> Result<Child, StartError> {
+    let log = File::options().create(true).append(true).open(folder.join(LOG))?;
+    let mut command = Command::new(&options.program);
+    command
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
+        .arg(folder)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    for (name, value) in &options.settings {
+        command.arg(format!("--{name}"));
+        // Words of one setting are arguments of their own; an empty value is one empty word.
+        if value.is_empty() {
+            command.arg("");
+        } else {
+            command.args(value.split(' '));
+        }
+    }
+    if let Some(module) = &options.module {
+        command.arg("--loadmodule").arg(module);
+    }
+    command.spawn().map_err(|error| StartError::NoServer(options.program.clone(), error))
+}
+
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}

@@ -1,0 +1,92 @@
+//! The protocol itself: commands out, replies back as the bytes that the server has sent.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::Duration;
+
+/// A connection that does not interpret replies.
+#[derive(Debug)]
+pub struct Wire {
+    stream: BufReader<TcpStream>,
+}
+
+impl Wire {
+    /// Connects to a port of 127.0.0.1.
+    ///
+    /// # Errors
+    ///
+    /// Those of connecting.
+    pub fn open(port: u16) -> io::Result<Self> {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.set_nodelay(true)?;
+        // Far beyond any reply: a test that waits for one that does not come has failed.
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// Sends a command and returns its reply as text; one that is no UTF-8 is escaped.
+    ///
+    /// # Panics
+    ///
+    /// Where no reply comes.
+    pub fn call<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> String {
+        self.try_call(arguments).expect("the server replies")
+    }
+
+    /// Sends a command and returns its reply.
+    ///
+    /// # Errors
+    ///
+    /// Those of the connection.
+    pub fn try_call<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> io::Result<String> {
+        self.send(arguments)?;
+        self.receive()
+    }
+
+    /// Sends a command.
+    ///
+    /// # Errors
+    ///
+    /// Those of the connection.
+    pub fn send<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> io::Result<()> {
+        let mut command = format!("*{}\r\n", arguments.len()).into_bytes();
+        for argument in arguments {
+            let argument = argument.as_ref();
+            command.extend_from_slice(format!("${}\r\n", argument.len()).as_bytes());
+            command.extend_from_slice(argument);
+            command.extend_from_slice(b"\r\n");
+        }
+        self.stream.get_mut().write_all(&command)
+    }
+
+    /// Waits for the next reply.
+    ///
+    /// # Errors
+    ///
+    /// Those of the connection.
+    pub fn receive(&mut self) -> io::Result<String> {
+        let mut reply = Vec::new();
+        self.read_value(&mut reply)?;
+        Ok(String::from_utf8(reply).unwrap_or_else(|error| error.as_bytes().escape_ascii().to_string()))
+    }
+
+    /// Appends one value, with all that it contains.
+    fn read_value(&mut self, reply: &mut Vec<u8>) -> io::Result<()> {
+        let start = reply.len();
+        if self.stream.read_until(b'\n', reply)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let kind = reply[start];
+        let length = std::str::from_utf8(&reply[start + 1..]).ok().and_then(|line| line.trim().parse().ok());
+        match (kind, length) {
+            (b'$' | b'=' | b'!', Some(bytes @ 0..)) => {
+                let end = reply.len();
+                reply.resize(end + usize::try_from(bytes).unwrap_or(0) + 2, 0);
+                self.stream.read_exact(&mut reply[end..])
+            }
+            (b'*' | b'~' | b'>', Some(elements)) => (0..elements).try_for_each(|_| self.read_value(reply)),
+            (b'%' | b'|', Some(pairs)) => (0..2 * pairs).try_for_each(|_| self.read_value(reply)),
+            (_, _) => Ok(()),
+        }
+    }
+}
