@@ -65,12 +65,11 @@ pub(crate) fn list<'c>(
             }
             match task::read(context, task_name.as_ref()) {
                 Ok(Some(record)) => listed.push(Listed { task_id, created_ms, record }),
-                Ok(None) => {}
                 Err(refusal) if refusal.code() == Code::Corrupt => {
                     statistics::CORRUPT_RECORDS_SKIPPED.increment();
                 }
-                // A key of another type holds no hash.
-                Err(_) => {}
+                // No hash, or a key of another type, which is no hash either.
+                Ok(None) | Err(_) => {}
             }
         }
         if is_last {

@@ -100,10 +100,15 @@ fn assert_conflict(result: Result<u64, StorageError>, key: &str, expected: u64, 
 }
 
 fn assert_not_found<T: std::fmt::Debug>(result: Result<T, StorageError>, key: &str) {
-    assert!(matches!(&result, Err(StorageError::NotFound { key: k }) if k == key), "{result:?}");
+    match result {
+        Err(StorageError::NotFound { key: k }) => assert_eq!(k, key),
+        other => panic!("expected that {key} is not found, came {other:?}"),
+    }
 }
 
 /// The rules, each a test of its own for each backend.
+#[allow(missing_docs, reason = "the name of a rule says what it asks for")]
+#[allow(clippy::wildcard_imports, reason = "the rules are the rest of this file's text")]
 pub mod rules {
     use super::*;
 

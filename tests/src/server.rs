@@ -118,7 +118,7 @@ impl Server {
     /// Starts the server to test with, with the module.
     #[must_use]
     pub fn start() -> Self {
-        Self::start_with(ServerOptions::default())
+        Self::start_with(&ServerOptions::default())
     }
 
     /// Starts a server and waits until it answers.
@@ -127,7 +127,7 @@ impl Server {
     ///
     /// With the sentence of a [`StartError`].
     #[must_use]
-    pub fn start_with(options: ServerOptions) -> Self {
+    pub fn start_with(options: &ServerOptions) -> Self {
         Self::try_start_with(options).unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -136,11 +136,11 @@ impl Server {
     /// # Errors
     ///
     /// [`StartError`].
-    pub fn try_start_with(options: ServerOptions) -> Result<Self, StartError> {
+    pub fn try_start_with(options: &ServerOptions) -> Result<Self, StartError> {
         loop {
             let folder = tempfile::Builder::new().prefix("pmcptask-").tempdir()?;
             let port = free_port()?;
-            let process = spawn(&options, folder.path(), port)?;
+            let process = spawn(options, folder.path(), port)?;
             let mut server = Self { options: options.clone(), folder, process, port };
             match server.wait_until_ready() {
                 // Somebody was faster on the port that the OS had given us.

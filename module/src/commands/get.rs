@@ -28,17 +28,14 @@ impl TaskCommand for Get {
         let task_key = required(arguments, 1, "task-key")?;
         reclaim::serve(context, TaskKey::parse(task_key.bytes())?.prefix);
 
-        match task::read(context, task_key)? {
-            Some(record) => {
-                statistics::GET_HITS.increment();
-                context.reply_array(2);
-                context.reply_integer(record.version);
-                context.reply_string(record.data.as_ref());
-            }
-            None => {
-                statistics::GET_MISSES.increment();
-                context.reply_null();
-            }
+        if let Some(record) = task::read(context, task_key)? {
+            statistics::GET_HITS.increment();
+            context.reply_array(2);
+            context.reply_integer(record.version);
+            context.reply_string(record.data.as_ref());
+        } else {
+            statistics::GET_MISSES.increment();
+            context.reply_null();
         }
         Ok(())
     }

@@ -131,6 +131,12 @@ functions! {
     }
 }
 
+/// What the server's functions return for done and not done.
+#[allow(clippy::cast_possible_truncation, reason = "0 and 1")]
+pub(super) const OK: c_int = raw::REDISMODULE_OK as c_int;
+#[allow(clippy::cast_possible_truncation, reason = "0 and 1")]
+pub(super) const ERR: c_int = raw::REDISMODULE_ERR as c_int;
+
 static API: OnceLock<Api> = OnceLock::new();
 
 /// Looks the functions up; to be called once the server has filled in its pointers.

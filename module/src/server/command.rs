@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 
 use redis_module::raw;
 
+use super::api::{ERR, OK};
 use super::context::Context;
 use super::string::StringRef;
 
@@ -141,7 +142,6 @@ impl<'c> Arguments<'c> {
 /// What could not be done.
 pub(crate) fn register<C: Command>(context: &Context) -> Result<(), &'static str> {
     let info = &C::INFO;
-    let ok = raw::REDISMODULE_OK as c_int;
     let [first_key, last_key] =
         [info.key_specs.first(), info.key_specs.last()].map(|spec| spec.map_or(0, |spec| spec.position));
     // SAFETY: the context is that of the running call; the server copies name and flags, and `call::<C>`
@@ -157,7 +157,7 @@ pub(crate) fn register<C: Command>(context: &Context) -> Result<(), &'static str
             1,
         )
     };
-    if created != ok {
+    if created != OK {
         return Err("a command of this name exists already, or its flags are unknown to this server");
     }
     // SAFETY: as above.
@@ -167,7 +167,7 @@ pub(crate) fn register<C: Command>(context: &Context) -> Result<(), &'static str
     }
     if let Some(set_categories) = context.api.set_command_acl_categories {
         // SAFETY: the command has just been created; the server copies the text.
-        if unsafe { set_categories(command, info.acl_categories.as_ptr()) } != ok {
+        if unsafe { set_categories(command, info.acl_categories.as_ptr()) } != OK {
             return Err("the server does not know the command's ACL categories");
         }
     }
@@ -204,11 +204,7 @@ fn describe(
     // SAFETY: the command has just been created; every list ends with a zeroed element, and the server
     // copies all of it before it returns.
     let described = unsafe { (context.api.set_command_info)(command, &raw const raw_info) };
-    if described == raw::REDISMODULE_OK as c_int {
-        Ok(())
-    } else {
-        Err("the server refuses the command's description")
-    }
+    if described == OK { Ok(()) } else { Err("the server refuses the command's description") }
 }
 
 fn key_spec(spec: &KeySpec) -> raw::RedisModuleCommandKeySpec {
@@ -271,7 +267,7 @@ impl ArgumentList {
             token: argument.token.map_or(std::ptr::null(), CStr::as_ptr),
             summary: std::ptr::null(),
             since: std::ptr::null(),
-            flags: if argument.optional { raw::REDISMODULE_CMD_ARG_OPTIONAL as c_int } else { 0 },
+            flags: if argument.optional { raw::REDISMODULE_CMD_ARG_OPTIONAL.cast_signed() } else { 0 },
             deprecated_since: std::ptr::null(),
             subargs,
             display_text: std::ptr::null::<c_char>(),
@@ -285,7 +281,7 @@ unsafe extern "C" fn call<C: Command>(
     argc: c_int,
 ) -> c_int {
     // SAFETY: the server passes the context of this call.
-    let Some(context) = (unsafe { Context::enter(raw) }) else { return raw::REDISMODULE_ERR as c_int };
+    let Some(context) = (unsafe { Context::enter(raw) }) else { return ERR };
     // SAFETY: both are what the server has passed to this entry point.
     let arguments = unsafe { Arguments::from_raw(&context, argv, argc) };
     if catch_unwind(AssertUnwindSafe(|| C::run(&context, &arguments))).is_err() {
@@ -297,5 +293,5 @@ unsafe extern "C" fn call<C: Command>(
             );
         }
     }
-    raw::REDISMODULE_OK as c_int
+    OK
 }

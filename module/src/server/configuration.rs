@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use redis_module::raw;
 
+use super::api::OK;
 use super::context::Context;
 
 /// A number that `CONFIG SET` changes; in bytes, so that `1mb` is understood.
@@ -40,13 +41,13 @@ pub(crate) fn register_number(context: &Context, setting: &'static NumericSettin
             std::ptr::from_ref(setting).cast_mut().cast(),
         )
     };
-    registered == raw::REDISMODULE_OK as c_int
+    registered == OK
 }
 
 /// Takes over what `redis.conf` says of the settings that have been registered.
 pub(crate) fn load_settings(context: &Context) -> bool {
     // SAFETY: the context is that of the running call.
-    unsafe { (context.api.load_configs)(context.raw()) == raw::REDISMODULE_OK as c_int }
+    unsafe { (context.api.load_configs)(context.raw()) == OK }
 }
 
 unsafe extern "C" fn get(_name: *const c_char, setting: *mut c_void) -> c_longlong {
@@ -63,5 +64,5 @@ unsafe extern "C" fn set(
     // SAFETY: `register_number` passed a setting that lives forever.
     let setting = unsafe { &*setting.cast_const().cast::<NumericSetting>() };
     setting.value.store(value, Ordering::Relaxed);
-    raw::REDISMODULE_OK as c_int
+    OK
 }

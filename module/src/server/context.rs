@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 use redis_module::raw;
 
-use super::api::{self, Api};
+use super::api::{self, Api, OK};
 use super::string::{OwnedString, StringRef};
 
 /// The call of the server that is going on.
@@ -149,7 +149,7 @@ impl Context {
     /// Makes the rest of this call use another database. False where there is none of that number.
     pub(crate) fn select_database(&self, database: c_int) -> bool {
         // SAFETY: the context is that of the running call.
-        unsafe { (self.api.select_db)(self.raw, database) == raw::REDISMODULE_OK as c_int }
+        unsafe { (self.api.select_db)(self.raw, database) == OK }
     }
 
     fn has_flag(&self, flag: u32) -> bool {
@@ -210,8 +210,7 @@ impl Context {
         // and nothing more. The name is freed after its use; the user is owned by the caller.
         unsafe {
             let client = (self.api.get_client_id)(self.raw);
-            let connected = (self.api.get_client_info_by_id)(std::ptr::null_mut(), client)
-                == raw::REDISMODULE_OK as c_int;
+            let connected = (self.api.get_client_info_by_id)(std::ptr::null_mut(), client) == OK;
             if !connected && !self.has_flag(raw::REDISMODULE_CTX_FLAGS_LUA) {
                 return None;
             }
@@ -236,10 +235,10 @@ impl Permissions<'_> {
             (self.context.api.acl_check_key_permissions)(
                 user.as_ptr(),
                 key.raw(),
-                raw::REDISMODULE_CMD_KEY_ACCESS as c_int,
+                raw::REDISMODULE_CMD_KEY_ACCESS.cast_signed(),
             )
         };
-        verdict == raw::REDISMODULE_OK as c_int
+        verdict == OK
     }
 }
 

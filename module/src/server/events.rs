@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use redis_module::raw;
 
+use super::api::OK;
 use super::context::Context;
 use super::string::StringRef;
 
@@ -29,7 +30,7 @@ pub(crate) fn subscribe(context: &Context, handler: Handler) -> bool {
     // SAFETY: the context is that of the running call.
     let subscribed =
         unsafe { (context.api.subscribe_to_keyspace_events)(context.raw(), classes, Some(key_event)) };
-    subscribed == raw::REDISMODULE_OK as c_int
+    subscribed == OK
 }
 
 unsafe extern "C" fn key_event(
@@ -42,7 +43,7 @@ unsafe extern "C" fn key_event(
     let event = unsafe { CStr::from_ptr(event) };
     let gone = [c"expired", c"evicted", c"del", c"rename_from", c"move_from"].contains(&event);
     let (true, Some(key), Some(handler)) = (gone, NonNull::new(key), HANDLER.get()) else {
-        return raw::REDISMODULE_OK as c_int;
+        return OK;
     };
     // SAFETY: the server passes the context of this call.
     if let Some(context) = unsafe { Context::enter(raw) } {
@@ -53,5 +54,5 @@ unsafe extern "C" fn key_event(
                 .log_warning("pmcptask: the handler of a key event panicked; this is a defect of the module");
         }
     }
-    raw::REDISMODULE_OK as c_int
+    OK
 }

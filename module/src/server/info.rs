@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use redis_module::raw;
 
-use super::api::{self, Api};
+use super::api::{self, Api, OK};
 use super::context::Context;
 
 /// The section that is being written.
@@ -28,14 +28,14 @@ static WRITER: OnceLock<fn(&Info)> = OnceLock::new();
 pub(crate) fn register(context: &Context, writer: fn(&Info)) -> bool {
     WRITER.get_or_init(|| writer);
     // SAFETY: the context is that of the running call.
-    unsafe { (context.api.register_info_func)(context.raw(), Some(write)) == raw::REDISMODULE_OK as c_int }
+    unsafe { (context.api.register_info_func)(context.raw(), Some(write)) == OK }
 }
 
 unsafe extern "C" fn write(raw: *mut raw::RedisModuleInfoCtx, _for_crash_report: c_int) {
     let (Some(api), Some(writer)) = (api::get(), WRITER.get()) else { return };
     // SAFETY: the context is that of the running call. An empty name makes the section's name that of the
     // module. An error means that this section was not asked for.
-    let wanted = unsafe { (api.info_add_section)(raw, c"".as_ptr()) } == raw::REDISMODULE_OK as c_int;
+    let wanted = unsafe { (api.info_add_section)(raw, c"".as_ptr()) } == OK;
     if wanted {
         // A panic here has nowhere to be told: the section ends early.
         let _ = catch_unwind(AssertUnwindSafe(|| writer(&Info { api, raw })));

@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 
 use redis_module::raw;
 
+use super::api::OK;
 use super::context::Context;
 use super::string::{OwnedString, StringRef};
 
@@ -38,14 +39,14 @@ impl<'c> Key<'c> {
     pub(crate) fn open_for_reading(context: &'c Context, name: StringRef<'_>) -> Option<Self> {
         // SAFETY: the context is that of the running call and the name is alive.
         let raw =
-            unsafe { (context.api.open_key)(context.raw(), name.raw(), raw::REDISMODULE_READ as c_int) };
+            unsafe { (context.api.open_key)(context.raw(), name.raw(), raw::REDISMODULE_READ.cast_signed()) };
         Some(Self { context, raw: NonNull::new(raw)? })
     }
 
     /// Opens a key to write it, whether or not there is anything. Closing it signals nothing: whoever
     /// writes calls [`Context::signal_modified`].
     pub(crate) fn open_for_writing(context: &'c Context, name: StringRef<'_>) -> Self {
-        let mode = (raw::REDISMODULE_READ | raw::REDISMODULE_WRITE) as c_int;
+        let mode = (raw::REDISMODULE_READ | raw::REDISMODULE_WRITE).cast_signed();
         // SAFETY: the context is that of the running call and the name is alive. For writing the server
         // always hands out a handle.
         let raw = unsafe { NonNull::new_unchecked((context.api.open_key)(context.raw(), name.raw(), mode)) };
@@ -108,7 +109,7 @@ impl<'c> Key<'c> {
         unsafe {
             (self.context.api.hash_get)(
                 self.raw.as_ptr(),
-                raw::REDISMODULE_HASH_CFIELDS as c_int,
+                raw::REDISMODULE_HASH_CFIELDS.cast_signed(),
                 name_1,
                 std::ptr::from_mut(value_1),
                 name_2,
@@ -134,7 +135,7 @@ impl<'c> Key<'c> {
         unsafe {
             (self.context.api.hash_get)(
                 self.raw.as_ptr(),
-                (raw::REDISMODULE_HASH_CFIELDS | raw::REDISMODULE_HASH_EXISTS) as c_int,
+                (raw::REDISMODULE_HASH_CFIELDS | raw::REDISMODULE_HASH_EXISTS).cast_signed(),
                 field.as_ptr(),
                 &raw mut exists,
                 std::ptr::null::<c_char>(),
@@ -158,7 +159,7 @@ impl<'c> Key<'c> {
         unsafe {
             (self.context.api.hash_set)(
                 self.raw.as_ptr(),
-                raw::REDISMODULE_HASH_CFIELDS as c_int,
+                raw::REDISMODULE_HASH_CFIELDS.cast_signed(),
                 name_1,
                 value_1,
                 name_2,
@@ -176,7 +177,7 @@ impl<'c> Key<'c> {
         unsafe {
             (self.context.api.hash_set)(
                 self.raw.as_ptr(),
-                raw::REDISMODULE_HASH_CFIELDS as c_int,
+                raw::REDISMODULE_HASH_CFIELDS.cast_signed(),
                 field.as_ptr(),
                 raw::REDISMODULE_HASH_DELETE,
                 std::ptr::null::<c_char>(),
@@ -190,7 +191,7 @@ impl<'c> Key<'c> {
         let mut score = 0.0;
         // SAFETY: the key is open and the member is alive.
         let found = unsafe { (self.context.api.zset_score)(self.raw.as_ptr(), member.raw(), &raw mut score) };
-        (found == raw::REDISMODULE_OK as c_int).then_some(score)
+        (found == OK).then_some(score)
     }
 
     /// Sets a member's score; the sorted set comes to be where there was nothing. The key has to be open
@@ -223,7 +224,7 @@ impl<'c> Key<'c> {
         // SAFETY: the key is open, and nothing changes the sorted set before the walk is stopped. The
         // server hands out members that the caller owns, null where the key holds no sorted set.
         unsafe {
-            if start(key, lowest, highest, 0, 0) != raw::REDISMODULE_OK as c_int {
+            if start(key, lowest, highest, 0, 0) != OK {
                 return;
             }
             while (api.zset_range_end_reached)(key) == 0 {

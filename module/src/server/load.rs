@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use redis_module::raw;
 
-use super::api;
+use super::api::{self, ERR, OK};
 use super::command::Arguments;
 use super::context::Context;
 
@@ -30,7 +30,7 @@ pub(crate) unsafe fn on_load<M: Module>(
     argv: *mut *mut raw::RedisModuleString,
     argc: c_int,
 ) -> c_int {
-    let failed = raw::REDISMODULE_ERR as c_int;
+    let failed = ERR;
     // Nothing is allocated before the next call returns: the allocator is the server's.
     // SAFETY: the server passes its context; the name is a C string.
     let registered = unsafe {
@@ -38,10 +38,10 @@ pub(crate) unsafe fn on_load<M: Module>(
             raw,
             M::NAME.as_ptr().cast::<c_char>(),
             M::VERSION,
-            raw::REDISMODULE_APIVER_1 as c_int,
+            raw::REDISMODULE_APIVER_1.cast_signed(),
         )
     };
-    if registered != raw::REDISMODULE_OK as c_int {
+    if registered != OK {
         return failed;
     }
     if let Err(missing) = api::initialize() {
@@ -69,11 +69,11 @@ pub(crate) unsafe fn on_load<M: Module>(
     let options =
         raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED | raw::REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD;
     // SAFETY: the context is that of the running call.
-    unsafe { (context.api.set_module_options)(raw, options as c_int) };
+    unsafe { (context.api.set_module_options)(raw, options.cast_signed()) };
     // SAFETY: the server passes `argc` arguments, alive for this call.
     let arguments = unsafe { Arguments::from_raw(&context, argv, argc) };
     match catch_unwind(AssertUnwindSafe(|| M::load(&context, &arguments))) {
-        Ok(Ok(())) => raw::REDISMODULE_OK as c_int,
+        Ok(Ok(())) => OK,
         Ok(Err(why)) => {
             context.log_warning(&format!("pmcptask cannot be loaded: {why}"));
             failed

@@ -44,7 +44,7 @@ pub(crate) struct OwnedString<'c> {
     string: StringRef<'c>,
 }
 
-impl<'c> OwnedString<'c> {
+impl OwnedString<'_> {
     /// # Safety
     ///
     /// `raw` is a string of which the caller owns one reference, and gives it up.

@@ -1,0 +1,41 @@
+# `make` lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help run demo test build install lint prerequisites
+
+# Server to run or test with, port, data folder, and where `install` puts the module.
+SERVER ?= redis-server
+PORT ?= 6380
+DATA ?= data
+PREFIX ?= /usr/local
+
+target := $(or $(CARGO_TARGET_DIR),target)
+module := $(abspath $(target))/release/libpmcptask.so
+installed := $(PREFIX)/lib/redis/modules/libpmcptask.so
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+run: build ## Run a server with the module on 127.0.0.1:6380; PORT=, DATA= and SERVER= change that
+	@SERVER='$(SERVER)' PORT='$(PORT)' DATA='$(abspath $(DATA))' scripts/run-server.sh '$(module)'
+
+demo: prerequisites ## Show an MCP server whose tasks survive it
+	cargo run --quiet --package pmcptask-client --example mcp_task_demo
+
+test: prerequisites ## Run all tests against real servers
+	cargo test --workspace --features pmcptask-tests/redis-tests,pmcptask-client/tls
+
+build: prerequisites ## Build the module in release mode
+	cargo build --release --package pmcptask
+
+install: build ## Install the module under PREFIX (/usr/local) and print the line for redis.conf
+	install -D -m 755 '$(module)' '$(DESTDIR)$(installed)'
+	@echo 'Add this line to redis.conf and restart the server:'
+	@echo '  loadmodule $(installed)'
+
+lint: prerequisites ## Check format, lints and dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --features pmcptask-tests/redis-tests,pmcptask-client/tls -- -D warnings
+	cargo deny --all-features check
+
+prerequisites:
+	@scripts/install-prerequisites.sh

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# run-server.sh MODULE: runs a server with the module in the foreground.
+# SERVER (program), PORT and DATA (folder) say which, where and on what.
+set -euo pipefail
+module=${1:?usage: run-server.sh MODULE}
+server=${SERVER:-redis-server} port=${PORT:-6380} data=${DATA:-data}
+
+if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+  echo "Port $port is taken by another program. Choose another one: make run PORT=$((port + 1))" >&2
+  exit 1
+fi
+command -v "$server" >/dev/null || { echo "There is no program '$server': set SERVER to the path of a server." >&2; exit 1; }
+mkdir -p "$data"
+
+cat <<TEXT
+A server with the pmcptask module starts on 127.0.0.1:$port; its data is in $data. Ctrl-C ends it.
+In another terminal, try:
+
+  redis-cli -p $port PMCPTASK.PUT pmcp:tasks:alice:t1 pmcp:idx:alice '{"status":"working"}'
+  redis-cli -p $port PMCPTASK.LIST pmcp:idx:alice
+
+TEXT
+exec "$server" "$(dirname "$0")/../redis.conf" --port "$port" --dir "$data" --loadmodule "$module"
