@@ -63,8 +63,8 @@ impl Connection {
 
     /// Sends a command and waits for its reply; `key` is for the error.
     ///
-    /// A command is sent at most once. What has certainly not been sent is tried again until the time to
-    /// connect is over.
+    /// A write is sent at most once. What has certainly not been sent, and a read that lost its connection,
+    /// is tried again until the time to connect is over.
     pub(crate) async fn call(&self, command: &Cmd, kind: CallKind, key: &str) -> Result<Value, StorageError> {
         let reply = match self {
             Self::Given(connection) => connection.clone().req_packed_command(command).await,
@@ -78,6 +78,10 @@ impl Connection {
                                 return Err(Error::NotConnected { waited }.into());
                             }
                         }
+                        Err(error)
+                            if kind == CallKind::Read
+                                && error.is_connection_dropped()
+                                && started.elapsed() < timeouts.connect => {}
                         reply => break reply,
                     }
                 }
