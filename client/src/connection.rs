@@ -87,7 +87,7 @@ impl Connection {
                 }
             }
         };
-        reply.map_err(|error| error::of_call(error, kind, key))
+        reply.and_then(Value::extract_error).map_err(|error| error::of_call(error, kind, key))
     }
 }
 

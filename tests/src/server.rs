@@ -225,15 +225,20 @@ impl Server {
     ///
     /// Where it does not end.
     pub fn stop(&mut self) {
-        if let Ok(mut wire) = Wire::open(self.port) {
-            // No reply: the server is gone.
-            let _ = wire.try_call(&["SHUTDOWN"]);
-        }
+        self.shut_down(&[]);
         let started = Instant::now();
         while self.process.try_wait().expect("the process is ours").is_none() {
             assert!(started.elapsed() < STOP_LIMIT, "the server does not stop; its log:\n{}", self.log());
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    fn shut_down(&self, how: &[&str]) {
+        let Ok(mut wire) = Wire::open(self.port) else { return };
+        let password = self.options.settings.iter().find(|(name, _)| name == "requirepass");
+        // No reply to the second: the server is gone.
+        let _ = password.map(|(_, password)| wire.try_call(&["AUTH", password]));
+        let _ = wire.try_call(&[&["SHUTDOWN"], how].concat());
     }
 
     /// Ends the server as a crash would, with SIGKILL; its folder stays.
@@ -263,9 +268,7 @@ impl Drop for Server {
         if thread::panicking() {
             eprintln!("log of the server on port {}:\n{}", self.port, self.log());
         }
-        if let Ok(mut wire) = Wire::open(self.port) {
-            let _ = wire.try_call(&["SHUTDOWN", "NOSAVE"]);
-        }
+        self.shut_down(&["NOSAVE"]);
         let started = Instant::now();
         while started.elapsed() < STOP_LIMIT {
             if !matches!(self.process.try_wait(), Ok(None)) {

@@ -1,0 +1,488 @@
+//! What the server tells of the module: its commands, settings and counters; and what is left without it.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+
+use pmcptask_tests::{Server, ServerOptions, StartError, Wire};
+use redis::{Client, Connection, Value};
+use serde_json::{Value as Json, json};
+
+const COMMANDS: [&str; 5] = ["pmcptask.put", "pmcptask.cas", "pmcptask.get", "pmcptask.del", "pmcptask.list"];
+
+/// A connection whose replies tell maps from arrays.
+fn resp3(server: &Server) -> Connection {
+    Client::open(format!("{}?protocol=resp3", server.url())).unwrap().get_connection().unwrap()
+}
+
+fn ask(connection: &mut Connection, line: &str) -> Json {
+    let mut words = line.split(' ');
+    let mut command = redis::cmd(words.next().unwrap());
+    words.for_each(|word| {
+        command.arg(word);
+    });
+    to_json(command.query(connection).unwrap_or_else(|error| panic!("{line}: {error}")))
+}
+
+fn to_json(value: Value) -> Json {
+    match value {
+        Value::Nil => Json::Null,
+        Value::Okay => "OK".into(),
+        Value::Int(number) => number.into(),
+        Value::BulkString(bytes) => String::from_utf8(bytes).unwrap().into(),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => text.into(),
+        Value::Array(elements) => elements.into_iter().map(to_json).collect(),
+        Value::Set(elements) => {
+            let mut elements: Vec<_> = elements.into_iter().map(to_json).collect();
+            elements.sort_by_key(Json::to_string);
+            elements.into()
+        }
+        Value::Map(pairs) => Json::Object(
+            pairs
+                .into_iter()
+                .map(|(name, value)| (to_json(name).as_str().unwrap().to_owned(), to_json(value)))
+                .collect(),
+        ),
+        other => panic!("a reply that COMMAND does not make: {other:?}"),
+    }
+}
+
+fn run(wire: &mut Wire, line: &str) -> String {
+    wire.call(&line.split(' ').collect::<Vec<_>>())
+}
+
+// Commands.
+
+#[test]
+fn command_info_tells_arity_flags_and_keys() {
+    let server = Server::start();
+    let mut connection = resp3(&server);
+    let key = |position: i64, flags: Json| {
+        json!({
+            "flags": flags,
+            "begin_search": {"type": "index", "spec": {"index": position}},
+            "find_keys": {"type": "range", "spec": {"lastkey": 0, "keystep": 1, "limit": 0}},
+        })
+    };
+    let write = json!(["denyoom", "fast", "module", "write"]);
+    let update = json!(["RW", "update"]);
+    for (command, arity, flags, first_and_last_key, keys) in [
+        ("pmcptask.put", -4, &write, [1, 2], json!([key(1, update.clone()), key(2, update.clone())])),
+        (
+            "pmcptask.cas",
+            -5,
+            &write,
+            [1, 2],
+            json!([key(1, json!(["RW", "access", "update"])), key(2, update)]),
+        ),
+        (
+            "pmcptask.get",
+            2,
+            &json!(["fast", "module", "readonly"]),
+            [1, 1],
+            json!([key(1, json!(["RO", "access"]))]),
+        ),
+        (
+            "pmcptask.del",
+            3,
+            &json!(["fast", "module", "write"]),
+            [1, 2],
+            json!([key(1, json!(["RM", "delete"])), key(2, json!(["RW", "delete"]))]),
+        ),
+        (
+            "pmcptask.list",
+            -2,
+            &json!(["module", "readonly"]),
+            [1, 1],
+            json!([key(1, json!(["RO", "access"]))]),
+        ),
+    ] {
+        let info = &ask(&mut connection, &format!("COMMAND INFO {command}"))[0];
+        assert_eq!(info[0], command);
+        assert_eq!(info[1], arity, "{command}");
+        assert_eq!(&info[2], flags, "{command}");
+        assert_eq!(
+            [&info[3], &info[4], &info[5]].map(|n| n.as_i64().unwrap()),
+            [first_and_last_key[0], first_and_last_key[1], 1]
+        );
+        assert_eq!(info[8], keys, "{command}");
+    }
+}
+
+#[test]
+fn commands_are_in_acl_categories_but_on_redis_7_0_which_has_none_for_modules() {
+    let server = Server::start();
+    let mut connection = resp3(&server);
+    let info = ask(&mut connection, "INFO server");
+    let is_redis_7_0 = info.as_str().unwrap().contains("redis_version:7.0.");
+    for (command, categories) in [
+        ("pmcptask.put", json!(["@fast", "@write"])),
+        ("pmcptask.cas", json!(["@fast", "@write"])),
+        ("pmcptask.get", json!(["@fast", "@read"])),
+        ("pmcptask.del", json!(["@fast", "@write"])),
+        ("pmcptask.list", json!(["@read", "@slow"])),
+    ] {
+        let expected = if is_redis_7_0 { json!([]) } else { categories };
+        assert_eq!(ask(&mut connection, &format!("COMMAND INFO {command}"))[0][6], expected, "{command}");
+    }
+}
+
+#[test]
+fn command_getkeys_finds_the_keys() {
+    let server = Server::start();
+    let mut connection = resp3(&server);
+    for (line, keys) in [
+        ("PMCPTASK.PUT p:tasks:o:t p:idx:o data PERSIST", json!(["p:tasks:o:t", "p:idx:o"])),
+        ("PMCPTASK.CAS p:tasks:o:t p:idx:o 1 data CREATED 5", json!(["p:tasks:o:t", "p:idx:o"])),
+        ("PMCPTASK.GET p:tasks:o:t", json!(["p:tasks:o:t"])),
+        ("PMCPTASK.DEL p:tasks:o:t p:idx:o", json!(["p:tasks:o:t", "p:idx:o"])),
+        ("PMCPTASK.LIST p:idx:o REV AFTER 5 t COUNT 1", json!(["p:idx:o"])),
+    ] {
+        assert_eq!(ask(&mut connection, &format!("COMMAND GETKEYS {line}")), keys, "{line}");
+    }
+}
+
+/// `COMMAND DOCS` of a command, without what Redis 7.2 and newer add to each argument.
+fn docs(connection: &mut Connection, command: &str) -> Json {
+    fn without_display_text(value: &mut Json) {
+        match value {
+            Json::Object(members) => {
+                members.remove("display_text");
+                members.values_mut().for_each(without_display_text);
+            }
+            Json::Array(elements) => elements.iter_mut().for_each(without_display_text),
+            _ => {}
+        }
+    }
+    let mut docs = ask(connection, &format!("COMMAND DOCS {command}"));
+    without_display_text(&mut docs);
+    docs[command].take()
+}
+
+#[test]
+fn command_docs_tell_summary_complexity_since_and_group() {
+    let server = Server::start();
+    let mut connection = resp3(&server);
+    for command in COMMANDS {
+        let docs = docs(&mut connection, command);
+        assert_eq!(
+            [&docs["group"], &docs["module"], &docs["since"]],
+            ["module", "pmcptask", "0.1.0"],
+            "{command}"
+        );
+        assert!(docs["summary"].as_str().unwrap().ends_with('.'), "{docs}");
+        assert!(docs["complexity"].as_str().unwrap().starts_with("O("), "{docs}");
+    }
+}
+
+#[test]
+fn command_docs_tell_every_argument() {
+    let server = Server::start();
+    let mut connection = resp3(&server);
+    let task_key = json!({"name": "task-key", "type": "key", "key_spec_index": 0});
+    let index_key = json!({"name": "index-key", "type": "key", "key_spec_index": 1});
+    let data = json!({"name": "data", "type": "string"});
+    let expiry = json!({"name": "expiry", "type": "oneof", "flags": ["optional"], "arguments": [
+        {"name": "expires-at-ms", "type": "unix-time", "token": "PXAT"},
+        {"name": "persist", "type": "pure-token", "token": "PERSIST"},
+    ]});
+    let created =
+        json!({"name": "created-ms", "type": "unix-time", "token": "CREATED", "flags": ["optional"]});
+    let max_tasks =
+        json!({"name": "max-tasks", "type": "integer", "token": "MAXTASKS", "flags": ["optional"]});
+    let version = json!({"name": "expected-version", "type": "integer"});
+    let list = json!([
+        {"name": "index-key", "type": "key", "key_spec_index": 0},
+        {"name": "newest-first", "type": "pure-token", "token": "REV", "flags": ["optional"]},
+        {"name": "after", "type": "block", "token": "AFTER", "flags": ["optional"], "arguments": [
+            {"name": "created-ms", "type": "unix-time"},
+            {"name": "task-id", "type": "string"},
+        ]},
+        {"name": "count", "type": "integer", "token": "COUNT", "flags": ["optional"]},
+    ]);
+    for (command, arguments) in [
+        ("pmcptask.put", json!([task_key, index_key, data, expiry, created, max_tasks])),
+        ("pmcptask.cas", json!([task_key, index_key, version, data, expiry, created])),
+        ("pmcptask.get", json!([task_key])),
+        ("pmcptask.del", json!([task_key, index_key])),
+        ("pmcptask.list", list),
+    ] {
+        assert_eq!(docs(&mut connection, command)["arguments"], arguments, "{command}");
+    }
+}
+
+// The command line.
+
+/// `redis-cli` or `valkey-cli`, beside the server that is tested.
+fn command_line() -> PathBuf {
+    let server = PathBuf::from(env::var_os("PMCPTASK_SERVER").unwrap_or_else(|| "redis-server".into()));
+    let name = server.file_name().unwrap().to_str().unwrap().replace("-server", "-cli");
+    server.with_file_name(name)
+}
+
+/// What a person sees who types a line.
+fn typed(server: &Server, line: &str) -> String {
+    let output = Command::new(command_line())
+        .args(["-p", &server.port().to_string(), "--no-raw"])
+        .args(line.split(' '))
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn person_at_redis_cli_can_read_every_reply() {
+    let server = Server::start();
+    for (line, seen) in [
+        ("PMCPTASK.PUT pmcp:tasks:o:t pmcp:idx:o hello CREATED 5", "(integer) 1\n"),
+        ("PMCPTASK.CAS pmcp:tasks:o:t pmcp:idx:o 1 again", "1) OK\n2) (integer) 2\n"),
+        ("PMCPTASK.CAS pmcp:tasks:o:t pmcp:idx:o 1 again", "1) CONFLICT\n2) (integer) 2\n"),
+        ("PMCPTASK.CAS pmcp:tasks:o:x pmcp:idx:o 1 again", "1) MISSING\n2) (integer) 0\n"),
+        ("PMCPTASK.GET pmcp:tasks:o:t", "1) (integer) 2\n2) \"again\"\n"),
+        ("PMCPTASK.GET pmcp:tasks:o:x", "(nil)\n"),
+        ("PMCPTASK.LIST pmcp:idx:o", "1) 1) \"t\"\n   2) (integer) 2\n   3) (integer) 5\n   4) \"again\"\n"),
+        ("PMCPTASK.LIST pmcp:idx:x", "(empty array)\n"),
+        ("PMCPTASK.DEL pmcp:tasks:o:t pmcp:idx:o", "(integer) 1\n"),
+    ] {
+        assert_eq!(typed(&server, line), seen, "{line}");
+    }
+    let refused = typed(&server, "PMCPTASK.LIST pmcp:idx:o COUNT few");
+    assert_eq!(
+        refused.trim_end(),
+        "(error) ERR COUNT: expected an integer from 0 to 9223372036854775807, came 'few'"
+    );
+}
+
+#[test]
+fn redis_cli_completes_and_explains_the_commands() {
+    let server = Server::start();
+    for (command, syntax) in [
+        (
+            "PMCPTASK.PUT",
+            "task-key index-key data [PXAT expires-at-ms|PERSIST] [CREATED created-ms] [MAXTASKS max-tasks]",
+        ),
+        (
+            "PMCPTASK.CAS",
+            "task-key index-key expected-version data [PXAT expires-at-ms|PERSIST] [CREATED created-ms]",
+        ),
+        ("PMCPTASK.GET", "task-key"),
+        ("PMCPTASK.DEL", "task-key index-key"),
+        ("PMCPTASK.LIST", "index-key [REV] [AFTER created-ms task-id] [COUNT count]"),
+    ] {
+        let help = typed(&server, &format!("help {command}"));
+        assert!(help.contains(command) && help.contains(syntax), "{help}");
+    }
+}
+
+// Settings.
+
+const SETTING: &str = "pmcptask.max-record-bytes";
+
+fn max_record_bytes(server: &Server) -> String {
+    ask(&mut resp3(server), &format!("CONFIG GET {SETTING}"))[SETTING].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn setting_is_seen_and_changed_with_config() {
+    let server = Server::start();
+    assert_eq!(max_record_bytes(&server), (16 * 1024 * 1024).to_string());
+    let mut connection = resp3(&server);
+    assert_eq!(ask(&mut connection, "CONFIG GET pmcptask.*").as_object().unwrap().len(), 1);
+    for (value, bytes) in [("1", "1"), ("1mb", "1048576"), ("9223372036854775807", "9223372036854775807")] {
+        assert_eq!(ask(&mut connection, &format!("CONFIG SET {SETTING} {value}")), "OK");
+        assert_eq!(max_record_bytes(&server), bytes);
+    }
+    let mut wire = server.wire();
+    for value in ["0", "-1", "many", "9223372036854775808"] {
+        let reply = run(&mut wire, &format!("CONFIG SET {SETTING} {value}"));
+        assert!(reply.starts_with("-ERR "), "{value}: {reply}");
+        assert_eq!(max_record_bytes(&server), "9223372036854775807");
+    }
+}
+
+/// Path of the module's library, as the server knows it.
+fn library() -> String {
+    let server = Server::start();
+    let modules = ask(&mut resp3(&server), "MODULE LIST");
+    let module = modules.as_array().unwrap().iter().find(|module| module["name"] == "pmcptask").unwrap();
+    module["path"].as_str().unwrap().to_owned()
+}
+
+/// A server that loads the module with arguments.
+fn loading_with(arguments: &str) -> ServerOptions {
+    ServerOptions::default().without_module().set("loadmodule", &format!("{} {arguments}", library()))
+}
+
+#[test]
+fn setting_comes_from_the_config_line_else_from_the_module_argument() {
+    let server = Server::start_with(&loading_with("max-record-bytes 100"));
+    assert_eq!(max_record_bytes(&server), "100");
+    assert!(
+        run(&mut server.wire(), &format!("PMCPTASK.PUT p:tasks:o:t p:idx:o {}", "x".repeat(101)))
+            .starts_with("-CAPACITY ")
+    );
+    let server = Server::start_with(&ServerOptions::default().set(SETTING, "200"));
+    assert_eq!(max_record_bytes(&server), "200");
+    let server = Server::start_with(&loading_with("MAX-RECORD-BYTES 100").set(SETTING, "200"));
+    assert_eq!(max_record_bytes(&server), "200");
+}
+
+#[test]
+fn module_does_not_load_with_a_setting_that_it_does_not_understand_and_says_why() {
+    for (options, why) in [
+        (loading_with("max-size 5"), "module argument: expected max-record-bytes, came 'max-size'"),
+        (
+            loading_with("max-record-bytes 5 again"),
+            "module argument: expected max-record-bytes, came 'again'",
+        ),
+        (loading_with("max-record-bytes"), "max-record-bytes: expected a number of bytes from 1, came ''"),
+        (loading_with("max-record-bytes 0"), "max-record-bytes: expected a number of bytes from 1, came '0'"),
+        (
+            loading_with("max-record-bytes 1mb"),
+            "max-record-bytes: expected a number of bytes from 1, came '1mb'",
+        ),
+        (
+            ServerOptions::default().set(SETTING, "0"),
+            "the server refuses its settings; the line above says why",
+        ),
+    ] {
+        match Server::try_start_with(&options) {
+            Err(StartError::Ended(log)) => {
+                assert!(log.contains(&format!("pmcptask cannot be loaded: {why}")), "{log}");
+            }
+            other => panic!("expected that the server ends: {why}; came {other:?}"),
+        }
+    }
+}
+
+// Counters.
+
+/// The section of `INFO`: names and numbers.
+fn counters(wire: &mut Wire) -> Vec<(String, u64)> {
+    let info = run(wire, "INFO pmcptask");
+    assert!(info.contains("# pmcptask\r\n"), "{info}");
+    info.lines()
+        .filter_map(|line| line.strip_prefix("pmcptask_")?.split_once(':'))
+        .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
+        .collect()
+}
+
+#[test]
+fn info_counts_what_the_module_has_done() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    let names = [
+        "puts",
+        "cas_ok",
+        "cas_conflict",
+        "cas_missing",
+        "get_hits",
+        "get_misses",
+        "deletes",
+        "lists",
+        "records_listed",
+        "corrupt_records_skipped",
+        "index_entries_reclaimed",
+        "refused_err",
+        "refused_wrongtype",
+        "refused_capacity",
+        "refused_corrupt",
+        "refused_noperm",
+        "panics",
+    ];
+    let zeros: Vec<_> = names.map(|name| (name.to_owned(), 0)).into();
+    assert_eq!(counters(&mut wire), zeros);
+    run(&mut wire, "ACL SETUSER narrow on nopass ~p:idx:* +@all");
+    let mut narrow = server.wire();
+    run(&mut narrow, "AUTH narrow any");
+    let mut expected: std::collections::BTreeMap<_, _> = zeros.into_iter().collect();
+    // What counts, once each but where a list has two records, and which counters that moves.
+    for (line, moved) in [
+        ("PMCPTASK.PUT p:tasks:o:t p:idx:o d", &[("puts", 1)][..]),
+        ("PMCPTASK.PUT p:tasks:o:u p:idx:o d", &[("puts", 1)]),
+        ("PMCPTASK.PUT p:tasks:o:x p:idx:o d PXAT 1", &[("puts", 1)]),
+        ("PMCPTASK.CAS p:tasks:o:t p:idx:o 1 d", &[("cas_ok", 1)]),
+        ("PMCPTASK.CAS p:tasks:o:t p:idx:o 1 d", &[("cas_conflict", 1)]),
+        ("PMCPTASK.CAS p:tasks:o:x p:idx:o 1 d", &[("cas_missing", 1)]),
+        ("PMCPTASK.GET p:tasks:o:t", &[("get_hits", 1)]),
+        ("PMCPTASK.GET p:tasks:o:x", &[("get_misses", 1)]),
+        ("PMCPTASK.LIST p:idx:o", &[("lists", 1), ("records_listed", 2)]),
+        ("PMCPTASK.LIST p:idx:x", &[("lists", 1)]),
+        ("PMCPTASK.DEL p:tasks:o:u p:idx:o", &[("deletes", 1)]),
+        ("PMCPTASK.DEL p:tasks:o:u p:idx:o", &[]),
+        ("HDEL p:tasks:o:t data", &[]),
+        ("PMCPTASK.GET p:tasks:o:t", &[("refused_corrupt", 1)]),
+        ("PMCPTASK.LIST p:idx:o", &[("lists", 1), ("corrupt_records_skipped", 1)]),
+        ("PMCPTASK.PUT p:tasks:o:t p:idx:o d TTL", &[("refused_err", 1)]),
+        ("PMCPTASK.GET p:idx:o", &[("refused_err", 1)]),
+        ("PMCPTASK.PUT p:tasks:o:v p:idx:o d MAXTASKS 0", &[("refused_capacity", 1)]),
+        ("SET p:tasks:o:s text", &[]),
+        ("PMCPTASK.GET p:tasks:o:s", &[("refused_wrongtype", 1)]),
+    ] {
+        run(&mut wire, line);
+        for (name, more) in moved {
+            *expected.get_mut(*name).unwrap() += more;
+        }
+        assert_eq!(
+            counters(&mut wire).into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+            expected,
+            "{line}"
+        );
+    }
+    assert!(run(&mut narrow, "PMCPTASK.LIST p:idx:o").starts_with("-NOPERM "));
+    *expected.get_mut("refused_noperm").unwrap() += 1;
+    run(&mut wire, "DEL p:tasks:o:t");
+    *expected.get_mut("index_entries_reclaimed").unwrap() += 1;
+    assert!(pmcptask_tests::holds_within(std::time::Duration::from_secs(1), || {
+        counters(&mut wire).into_iter().collect::<std::collections::BTreeMap<_, _>>() == expected
+    }));
+}
+
+#[test]
+fn info_has_the_section_where_modules_are_asked_for() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    assert!(run(&mut wire, "INFO everything").contains("# pmcptask\r\n"));
+    assert!(run(&mut wire, "INFO modules").contains("# pmcptask\r\n"));
+    assert!(!run(&mut wire, "INFO replication").contains("pmcptask"));
+}
+
+// Without the module.
+
+#[test]
+fn data_is_plain_redis_once_the_module_is_unloaded_and_served_again_once_it_is_back() {
+    let library = library();
+    let server = Server::start_with(&ServerOptions::default().set("enable-module-command", "local"));
+    let mut wire = server.wire();
+    run(&mut wire, "PMCPTASK.PUT p:tasks:o:t p:idx:o d PXAT 4102444800123 CREATED 5");
+    run(&mut wire, "PMCPTASK.PUT p:tasks:o:u p:idx:o e CREATED 6");
+    assert_eq!(run(&mut wire, "MODULE UNLOAD pmcptask"), "+OK\r\n");
+    assert!(run(&mut wire, "PMCPTASK.GET p:tasks:o:t").starts_with("-ERR unknown command"));
+    let mut connection = resp3(&server);
+    assert_eq!(
+        ask(&mut connection, "HGETALL p:tasks:o:t"),
+        json!({"version": "1", "data": "d", "expires_at": "4102444801"})
+    );
+    assert_eq!(ask(&mut connection, "HGETALL p:tasks:o:u"), json!({"version": "1", "data": "e"}));
+    assert_eq!(ask(&mut connection, "PEXPIRETIME p:tasks:o:t"), 4_102_444_800_123_i64);
+    assert_eq!(
+        run(&mut wire, "ZRANGE p:idx:o 0 -1 WITHSCORES"),
+        "*4\r\n$1\r\nt\r\n$1\r\n5\r\n$1\r\nu\r\n$1\r\n6\r\n"
+    );
+    assert_eq!(ask(&mut connection, "CONFIG GET pmcptask.*"), json!({}));
+    // Keys that go while the module is away concern nobody.
+    run(&mut wire, "DEL p:tasks:o:u");
+    assert_eq!(run(&mut wire, &format!("MODULE LOAD {library}")), "+OK\r\n");
+    assert_eq!(run(&mut wire, "PMCPTASK.LIST p:idx:o"), "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$1\r\nd\r\n");
+    assert_eq!(run(&mut wire, "PMCPTASK.CAS p:tasks:o:t p:idx:o 1 f"), "*2\r\n+OK\r\n:2\r\n");
+}
+
+#[test]
+fn module_is_not_unloaded_where_the_operator_has_not_allowed_module_commands() {
+    let server = Server::start();
+    let reply = run(&mut server.wire(), "MODULE UNLOAD pmcptask");
+    assert!(reply.contains("enable-module-command"), "{reply}");
+    assert_eq!(run(&mut server.wire(), "PMCPTASK.GET p:tasks:o:t"), "$-1\r\n");
+}

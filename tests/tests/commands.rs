@@ -1,0 +1,950 @@
+//! The five commands as any client sees them: arguments, replies byte by byte, and what they leave in the
+//! keys.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::time::Duration;
+
+use pmcptask_tests::{Server, Wire, holds_within, now_ms};
+
+const TASK: &str = "pmcp:tasks:o:t";
+const INDEX: &str = "pmcp:idx:o";
+const NIL: &str = "$-1\r\n";
+const EMPTY: &str = "*0\r\n";
+/// Far enough away for every test, and no whole second.
+const FUTURE: i64 = 4_102_444_800_123;
+
+/// A connection to a server of its own.
+struct Session {
+    wire: Wire,
+    server: Server,
+}
+
+impl Session {
+    fn start() -> Self {
+        let server = Server::start();
+        Self { wire: server.wire(), server }
+    }
+
+    /// Sends a command; words end at spaces, and `T` and `I` alone stand for the two keys.
+    fn run(&mut self, line: &str) -> String {
+        let words: Vec<_> = line
+            .split(' ')
+            .map(|word| match word {
+                "T" => TASK,
+                "I" => INDEX,
+                other => other,
+            })
+            .collect();
+        self.wire.call(&words)
+    }
+
+    /// Sends a command whose reply is an integer.
+    fn number(&mut self, line: &str) -> i64 {
+        let reply = self.run(line);
+        let number = reply.strip_prefix(':').and_then(|rest| rest.trim_end().parse().ok());
+        number.unwrap_or_else(|| panic!("{line}: {reply}"))
+    }
+
+    fn put_json(&mut self, json: &str) -> String {
+        self.wire.call(&["PMCPTASK.PUT", TASK, INDEX, json])
+    }
+
+    /// One field of `INFO pmcptask`.
+    fn counted(&mut self, name: &str) -> u64 {
+        let info = self.run("INFO pmcptask");
+        let line = info.lines().find_map(|line| line.strip_prefix(&format!("pmcptask_{name}:")));
+        line.unwrap_or_else(|| panic!("no {name} in {info}")).parse().unwrap()
+    }
+
+    /// Ids of the tasks that a LIST replies with.
+    fn ids(&mut self, line: &str) -> Vec<String> {
+        let reply = self.run(line);
+        assert!(reply.starts_with('*'), "{line}: {reply}");
+        // Of each task: its array, length and text of the id, version, creation time, length and data.
+        let lines: Vec<_> = reply.lines().skip(1).collect();
+        assert_eq!(lines.len() % 7, 0, "{line}: {reply}");
+        lines.chunks(7).map(|task| task[2].to_owned()).collect()
+    }
+
+    /// All that there is about both keys: values, expiry and how many keys there are.
+    fn everything(&mut self) -> Vec<String> {
+        ["DUMP T", "DUMP I", "PEXPIRETIME T", "PEXPIRETIME I", "DBSIZE"].map(|line| self.run(line)).to_vec()
+    }
+
+    /// Stores a task of owner `o`, created at a time.
+    fn store(&mut self, task_id: &str, created_ms: i64) {
+        let reply = self.run(&format!("PMCPTASK.PUT pmcp:tasks:o:{task_id} I d CREATED {created_ms}"));
+        assert_eq!(reply, ":1\r\n", "{task_id}");
+    }
+}
+
+fn int(value: i64) -> String {
+    format!(":{value}\r\n")
+}
+
+fn bulk(text: &str) -> String {
+    format!("${}\r\n{text}\r\n", text.len())
+}
+
+fn array(elements: &[String]) -> String {
+    format!("*{}\r\n{}", elements.len(), elements.concat())
+}
+
+fn cas_reply(outcome: &str, version: i64) -> String {
+    array(&[format!("+{outcome}\r\n"), int(version)])
+}
+
+fn record(version: i64, data: &str) -> String {
+    array(&[int(version), bulk(data)])
+}
+
+fn listed(task_id: &str, version: i64, created_ms: i64, data: &str) -> String {
+    array(&[bulk(task_id), int(version), int(created_ms), bulk(data)])
+}
+
+// Replies.
+
+#[test]
+fn every_reply_is_what_the_contract_says_in_resp2() {
+    let mut session = Session::start();
+    assert_eq!(session.run("PMCPTASK.GET T"), NIL);
+    assert_eq!(session.run("PMCPTASK.LIST I"), EMPTY);
+    assert_eq!(session.run("PMCPTASK.DEL T I"), int(0));
+    assert_eq!(session.run("PMCPTASK.CAS T I 1 x"), cas_reply("MISSING", 0));
+    assert_eq!(session.run("PMCPTASK.CAS T I 0 x"), cas_reply("MISSING", 0));
+    every_reply_of_a_task(&mut session);
+    assert_eq!(session.run("PMCPTASK.GET T"), NIL);
+}
+
+#[test]
+fn every_reply_is_what_the_contract_says_in_resp3() {
+    let mut session = Session::start();
+    assert!(session.run("HELLO 3").starts_with('%'));
+    assert_eq!(session.run("PMCPTASK.GET T"), "_\r\n");
+    assert_eq!(session.run("PMCPTASK.LIST I"), EMPTY);
+    assert_eq!(session.run("PMCPTASK.DEL T I"), int(0));
+    assert_eq!(session.run("PMCPTASK.CAS T I 1 x"), cas_reply("MISSING", 0));
+    every_reply_of_a_task(&mut session);
+    assert_eq!(session.run("PMCPTASK.GET T"), "_\r\n");
+}
+
+/// What both protocols reply alike.
+fn every_reply_of_a_task(session: &mut Session) {
+    assert_eq!(session.run("PMCPTASK.PUT T I one CREATED 5"), int(1));
+    assert_eq!(session.run("PMCPTASK.PUT T I two"), int(2));
+    assert_eq!(session.run("PMCPTASK.GET T"), record(2, "two"));
+    assert_eq!(session.run("PMCPTASK.CAS T I 2 three"), cas_reply("OK", 3));
+    for other in [0, 1, 2, 4, i64::MAX] {
+        assert_eq!(session.run(&format!("PMCPTASK.CAS T I {other} x")), cas_reply("CONFLICT", 3));
+    }
+    assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 3, 5, "three")]));
+    assert_eq!(session.run("PMCPTASK.DEL T I"), int(1));
+    assert_eq!(session.run("PMCPTASK.DEL T I"), int(0));
+    assert_eq!(session.run("PMCPTASK.LIST I"), EMPTY);
+    assert_eq!(session.run("EXISTS T I"), int(0));
+}
+
+#[test]
+fn a_task_is_a_hash_and_an_index_entry() {
+    let mut session = Session::start();
+    session.run("PMCPTASK.PUT T I data CREATED 1700000000123");
+    assert_eq!(session.run("HLEN T"), int(2));
+    assert_eq!(session.run("HMGET T version data"), array(&[bulk("1"), bulk("data")]));
+    assert_eq!(session.run("ZRANGE I 0 -1 WITHSCORES"), array(&[bulk("t"), bulk("1700000000123")]));
+    assert_eq!(session.run("DBSIZE"), int(2));
+}
+
+#[test]
+fn command_and_option_names_are_known_in_any_case() {
+    let mut session = Session::start();
+    assert_eq!(session.run("pmcptask.put T I d pxat 4102444800123 created 7 maxtasks 1"), int(1));
+    assert_eq!(session.run("Pmcptask.Cas T I 1 d PerSist cReAtEd 9"), cas_reply("OK", 2));
+    assert_eq!(session.run("PMCPTASK.list I rev Count 1 aFTER 8 x"), array(&[listed("t", 2, 7, "d")]));
+    assert_eq!(session.run("pmcptask.get T"), record(2, "d"));
+    assert_eq!(session.run("pmcptask.del T I"), int(1));
+}
+
+#[test]
+fn options_of_put_mean_the_same_in_any_order() {
+    let mut session = Session::start();
+    for expiry in ["PXAT 4102444800123", "PERSIST"] {
+        let [e, c, m] = [expiry, "CREATED 7", "MAXTASKS 1"];
+        for order in [[e, c, m], [e, m, c], [c, e, m], [c, m, e], [m, e, c], [m, c, e]] {
+            let options = order.join(" ");
+            assert_eq!(session.run(&format!("PMCPTASK.PUT T I d {options}")), int(1), "{options}");
+            assert_eq!(session.run("ZSCORE I t"), bulk("7"), "{options}");
+            let expected = if expiry == "PERSIST" { -1 } else { FUTURE };
+            assert_eq!(session.number("PEXPIRETIME T"), expected, "{options}");
+            let full = session.run(&format!("PMCPTASK.PUT pmcp:tasks:o:t2 I d {options}"));
+            assert!(full.starts_with("-CAPACITY "), "{options}: {full}");
+            assert_eq!(session.run("PMCPTASK.DEL T I"), int(1));
+        }
+    }
+}
+
+#[test]
+fn options_of_list_mean_the_same_in_any_order() {
+    let mut session = Session::start();
+    for n in 1..=5 {
+        session.store(&format!("t{n}"), n);
+    }
+    let [r, a, c] = ["REV", "AFTER 4 t4", "COUNT 2"];
+    for order in [[r, a, c], [r, c, a], [a, r, c], [a, c, r], [c, r, a], [c, a, r]] {
+        assert_eq!(session.ids(&format!("PMCPTASK.LIST I {}", order.join(" "))), ["t3", "t2"], "{order:?}");
+    }
+}
+
+#[test]
+fn data_is_kept_byte_for_byte() {
+    let mut session = Session::start();
+    let every_byte: Vec<u8> = (0..=255).collect();
+    for data in [&b""[..], b"\0", b"a\0b", b"%s%n%d%", b"\r\n", b"PXAT", b"\xff\xfe\0{", &every_byte] {
+        let put: [&[u8]; 4] = [b"PMCPTASK.PUT", TASK.as_bytes(), INDEX.as_bytes(), data];
+        assert_eq!(session.wire.call(&put), int(1), "{data:?}");
+        let cas: [&[u8]; 5] = [b"PMCPTASK.CAS", TASK.as_bytes(), INDEX.as_bytes(), b"1", data];
+        assert_eq!(session.wire.call(&cas), cas_reply("OK", 2), "{data:?}");
+        let expected = [format!("*2\r\n:2\r\n${}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat();
+        assert_eq!(session.run("PMCPTASK.GET T"), as_received(&expected));
+        let stored = [format!("${}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat();
+        assert_eq!(session.run("HGET T data"), as_received(&stored));
+        assert_eq!(session.run("PMCPTASK.DEL T I"), int(1));
+    }
+}
+
+/// Bytes as [`Wire::receive`] shows them.
+fn as_received(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap_or_else(|_| bytes.escape_ascii().to_string())
+}
+
+// Order and parts of a list.
+
+#[test]
+fn list_is_in_order_of_creation_and_ties_are_in_order_of_the_id() {
+    let mut session = Session::start();
+    for (task_id, created_ms) in [("b", 2), ("z", 1), ("c", 2), ("a", 2), ("B", 2), ("y", 3)] {
+        session.store(task_id, created_ms);
+    }
+    assert_eq!(session.ids("PMCPTASK.LIST I"), ["z", "B", "a", "b", "c", "y"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I REV"), ["y", "c", "b", "a", "B", "z"]);
+    // Order by number, not by text.
+    session.store("ten", 10);
+    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 a"), ["y", "ten"]);
+}
+
+#[test]
+fn after_is_what_follows_a_position_in_the_order_asked_for() {
+    let mut session = Session::start();
+    for (task_id, created_ms) in [("a", 1), ("b", 2), ("c", 2), ("d", 2), ("REV", 3)] {
+        session.store(task_id, created_ms);
+    }
+    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 2 c"), ["d", "REV"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I REV AFTER 2 c"), ["b", "a"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 REV"), Vec::<String>::new());
+    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 REV REV"), ["d", "c", "b", "a"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I REV AFTER 1 a"), Vec::<String>::new());
+    // A task id may be empty here: the start of a millisecond.
+    let start: [&str; 5] = ["PMCPTASK.LIST", INDEX, "AFTER", "3", ""];
+    assert_eq!(session.wire.call(&start), array(&[listed("REV", 1, 3, "d")]));
+    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 9007199254740991 x"), Vec::<String>::new());
+    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 9007199254740991 x REV").len(), 5);
+}
+
+#[test]
+fn after_means_the_same_once_the_task_there_has_gone() {
+    let mut session = Session::start();
+    for (task_id, created_ms) in [("a", 1), ("b", 2), ("c", 2), ("d", 3)] {
+        session.store(task_id, created_ms);
+    }
+    session.run("PMCPTASK.DEL pmcp:tasks:o:b I");
+    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 2 b"), ["c", "d"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I REV AFTER 2 b"), ["a"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 0 zzz"), ["a", "c", "d"]);
+}
+
+#[test]
+fn pages_of_any_size_make_the_whole_list() {
+    let mut session = Session::start();
+    let created = |n: i64| n / 3;
+    for n in 0..20 {
+        session.store(&format!("t{n:02}"), created(n));
+    }
+    for order in ["", " REV"] {
+        let whole = session.ids(&format!("PMCPTASK.LIST I{order}"));
+        assert_eq!(whole.len(), 20);
+        for size in [1, 2, 7, 20, 21] {
+            let (mut pages, mut after) = (Vec::new(), String::new());
+            loop {
+                let page = session.ids(&format!("PMCPTASK.LIST I{order} COUNT {size}{after}"));
+                let Some(last) = page.last() else { break };
+                after = format!(" AFTER {} {last}", created(last[1..].parse().unwrap()));
+                pages.extend(page);
+                assert!(pages.len() <= whole.len(), "{order} pages of {size} do not end: {pages:?}");
+            }
+            assert_eq!(pages, whole, "{order} pages of {size}");
+        }
+    }
+}
+
+#[test]
+fn count_is_of_records_and_not_of_index_entries() {
+    let mut session = Session::start();
+    for n in 0..4 {
+        session.store(&format!("t{n}"), 10 + n);
+    }
+    // Entries without a task: before, between and after.
+    session.run("ZADD I 1 s1 2 s2 11 t0s 12 s12 12.0 s12b 50 s50 51 s51");
+    assert_eq!(session.ids("PMCPTASK.LIST I COUNT 1"), ["t0"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I COUNT 3"), ["t0", "t1", "t2"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I COUNT 4"), ["t0", "t1", "t2", "t3"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I COUNT 9223372036854775807").len(), 4);
+    assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 1"), ["t3"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 3 AFTER 13 t3"), ["t2", "t1", "t0"]);
+    assert_eq!(session.run("PMCPTASK.LIST I COUNT 0"), EMPTY);
+    // It has read, and removed nothing.
+    assert_eq!(session.run("ZCARD I"), int(11));
+}
+
+#[test]
+fn list_skips_entries_that_name_no_task_of_the_owner() {
+    let mut session = Session::start();
+    session.store("t", 1);
+    // With a colon, the entry would name a task of the owner `o:x`.
+    assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:x:secret pmcp:idx:o:x theirs"), int(1));
+    session.run("ZADD I 2 x:secret 3 text 4 list");
+    assert_eq!(session.wire.call(&["ZADD", INDEX, "5", ""]), int(1));
+    session.run("SET pmcp:tasks:o:text value");
+    session.run("RPUSH pmcp:tasks:o:list value");
+    assert_eq!(session.ids("PMCPTASK.LIST I"), ["t"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 1"), ["t"]);
+}
+
+// Creation time.
+
+#[test]
+fn creation_time_is_the_option_else_the_record_else_the_clock() {
+    let mut session = Session::start();
+    let json = r#"{"task":{"createdAt":"2023-11-14T22:13:20.123999Z"}}"#;
+    assert_eq!(session.wire.call(&["PMCPTASK.PUT", TASK, INDEX, json, "CREATED", "5"]), int(1));
+    assert_eq!(session.run("ZSCORE I t"), bulk("5"));
+    session.run("PMCPTASK.DEL T I");
+    session.put_json(json);
+    assert_eq!(session.run("ZSCORE I t"), bulk("1700000000123"));
+    session.run("PMCPTASK.DEL T I");
+    session.wire.call(&["PMCPTASK.PUT", TASK, INDEX, json, "PERSIST"]);
+    assert_eq!(session.run("ZSCORE I t"), bulk("1700000000123"));
+    session.run("PMCPTASK.DEL T I");
+    for data in
+        ["text", "{}", r#"{"task":{"createdAt":"yesterday"}}"#, r#"{"createdAt":"2023-11-14T22:13:20Z"}"#]
+    {
+        let before = now_ms();
+        session.put_json(data);
+        let score = session.run("ZSCORE I t");
+        let created: i64 = score.lines().nth(1).unwrap().parse().unwrap();
+        assert!((before..=now_ms()).contains(&created), "{data}: {created}");
+        session.run("PMCPTASK.DEL T I");
+    }
+}
+
+#[test]
+fn creation_time_never_changes_while_the_task_is_in_the_index() {
+    let mut session = Session::start();
+    session.run("PMCPTASK.PUT T I d CREATED 5");
+    session.run("PMCPTASK.PUT T I d CREATED 9");
+    session.put_json(r#"{"task":{"createdAt":"2023-11-14T22:13:20.123Z"}}"#);
+    session.run("PMCPTASK.CAS T I 3 d CREATED 1");
+    assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 4, 5, "d")]));
+    // Once it has left the index, it enters it again, by CAS as well.
+    session.run("ZREM I t");
+    session.run("PMCPTASK.CAS T I 4 d CREATED 8");
+    assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 5, 8, "d")]));
+    session.run("PMCPTASK.DEL T I");
+    session.run("PMCPTASK.PUT T I d CREATED 9");
+    assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 1, 9, "d")]));
+}
+
+#[test]
+fn entry_of_a_task_that_has_gone_gives_a_new_one_no_creation_time() {
+    let mut session = Session::start();
+    session.run("ZADD I 5 t");
+    session.run("PMCPTASK.PUT T I d CREATED 9");
+    assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 1, 9, "d")]));
+}
+
+#[test]
+fn largest_creation_time_is_exact() {
+    let mut session = Session::start();
+    session.store("t", 9_007_199_254_740_991);
+    session.store("u", 9_007_199_254_740_990);
+    assert_eq!(session.ids("PMCPTASK.LIST I"), ["u", "t"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 9007199254740990 u"), ["t"]);
+    assert_eq!(
+        session.run("PMCPTASK.LIST I REV COUNT 1"),
+        array(&[listed("t", 1, 9_007_199_254_740_991, "d")])
+    );
+}
+
+// Expiry.
+
+#[test]
+fn pxat_sets_the_expiry_to_the_millisecond_and_the_field_in_seconds_rounded_up() {
+    let mut session = Session::start();
+    for (at_ms, field) in [
+        (FUTURE, "4102444801"),
+        (4_102_444_800_000, "4102444800"),
+        (4_102_444_800_999, "4102444801"),
+        (4_102_444_801_000, "4102444801"),
+        (i64::MAX, "9223372036854776"),
+    ] {
+        session.run(&format!("PMCPTASK.PUT T I d PXAT {at_ms}"));
+        assert_eq!(session.number("PEXPIRETIME T"), at_ms);
+        assert_eq!(session.run("HGET T expires_at"), bulk(field), "{at_ms}");
+        assert_eq!(session.run("PEXPIRETIME I"), int(-1));
+    }
+    session.run(&format!("PMCPTASK.CAS T I 5 d PXAT {FUTURE}"));
+    assert_eq!(session.number("PEXPIRETIME T"), FUTURE);
+    assert_eq!(session.run("HGET T expires_at"), bulk("4102444801"));
+}
+
+#[test]
+fn expiry_comes_from_the_record_where_no_option_says_it() {
+    let mut session = Session::start();
+    for (text, at_ms) in [
+        ("2100-01-01T00:00:00.123Z", FUTURE),
+        ("2100-01-01T00:00:00.122000001Z", FUTURE),
+        ("2100-01-01T00:00:00.1220Z", FUTURE - 1),
+        ("2100-01-01T02:00:00.123+02:00", FUTURE),
+    ] {
+        let json = format!(r#"{{"expiresAt":"{text}"}}"#);
+        session.put_json(&json);
+        assert_eq!(session.number("PEXPIRETIME T"), at_ms, "{text}");
+        assert_eq!(session.run("HGET T expires_at"), bulk("4102444801"), "{text}");
+        session.run("PMCPTASK.PUT T I d");
+        let version = session.run("HGET T version").lines().nth(1).unwrap().to_owned();
+        session.wire.call(&["PMCPTASK.CAS", TASK, INDEX, &version, &json]);
+        assert_eq!(session.number("PEXPIRETIME T"), at_ms, "{text}");
+    }
+}
+
+#[test]
+fn options_of_expiry_win_over_the_record() {
+    let mut session = Session::start();
+    let json = r#"{"expiresAt":"2100-01-01T00:00:00.123Z"}"#;
+    session.wire.call(&["PMCPTASK.PUT", TASK, INDEX, json, "PERSIST"]);
+    assert_eq!(session.run("PEXPIRETIME T"), int(-1));
+    session.wire.call(&["PMCPTASK.PUT", TASK, INDEX, json, "PXAT", "4102444800999"]);
+    assert_eq!(session.number("PEXPIRETIME T"), 4_102_444_800_999);
+    let unreadable = r#"{"expiresAt":"soon"}"#;
+    assert_eq!(session.wire.call(&["PMCPTASK.PUT", TASK, INDEX, unreadable, "PERSIST"]), int(3));
+    assert_eq!(session.run("PEXPIRETIME T"), int(-1));
+}
+
+#[test]
+fn write_that_names_no_expiry_removes_it() {
+    let mut session = Session::start();
+    let writes: [&[&str]; 6] = [
+        &["PMCPTASK.PUT", TASK, INDEX, "text"],
+        &["PMCPTASK.PUT", TASK, INDEX, "{}"],
+        &["PMCPTASK.PUT", TASK, INDEX, r#"{"expiresAt":null}"#],
+        &["PMCPTASK.PUT", TASK, INDEX, "text", "PERSIST"],
+        &["PMCPTASK.CAS", TASK, INDEX, "1", "text"],
+        &["PMCPTASK.CAS", TASK, INDEX, "1", "text", "PERSIST"],
+    ];
+    for write in writes {
+        session.run(&format!("PMCPTASK.PUT T I d PXAT {FUTURE}"));
+        assert!(session.wire.call(write).ends_with(":2\r\n"), "{write:?}");
+        assert_eq!(session.run("PEXPIRETIME T"), int(-1), "{write:?}");
+        assert_eq!(session.run("HEXISTS T expires_at"), int(0), "{write:?}");
+        session.run("PMCPTASK.DEL T I");
+    }
+}
+
+#[test]
+fn task_ends_at_its_millisecond() {
+    let mut session = Session::start();
+    let at_ms = now_ms() + 150;
+    session.run(&format!("PMCPTASK.PUT T I d PXAT {at_ms}"));
+    loop {
+        let before = now_ms();
+        let reply = session.run("PMCPTASK.GET T");
+        if reply == NIL {
+            assert!(now_ms() >= at_ms);
+            break;
+        }
+        // The server's own rule: a key is past its expiry once the clock is beyond it.
+        assert!(before <= at_ms, "{before} {at_ms}");
+    }
+    assert_eq!(session.run("PMCPTASK.LIST I"), EMPTY);
+    assert_eq!(session.run("PMCPTASK.CAS T I 1 d"), cas_reply("MISSING", 0));
+    assert_eq!(session.run("PMCPTASK.DEL T I"), int(0));
+    assert_eq!(session.run("PMCPTASK.PUT T I d"), int(1));
+}
+
+#[test]
+fn write_with_an_expiry_already_past_leaves_nothing_and_tells_its_version() {
+    let mut session = Session::start();
+    let past = r#"{"expiresAt":"1999-01-01T00:00:00Z"}"#;
+    for options in [&["d", "PXAT", "0"][..], &["d", "PXAT", "946684800000"], &[past]] {
+        for versions in 0..3 {
+            for _ in 0..versions {
+                session.run("PMCPTASK.PUT T I d");
+            }
+            let put = [&["PMCPTASK.PUT", TASK, INDEX], options].concat();
+            assert_eq!(session.wire.call(&put), int(versions + 1), "{options:?}");
+            assert_eq!(session.run("EXISTS T I"), int(0), "{options:?}");
+        }
+        session.run("PMCPTASK.PUT T I d");
+        let cas = [&["PMCPTASK.CAS", TASK, INDEX, "1"], options].concat();
+        assert_eq!(session.wire.call(&cas), cas_reply("OK", 2), "{options:?}");
+        assert_eq!(session.run("EXISTS T I"), int(0), "{options:?}");
+    }
+    // The index of other tasks stays.
+    session.store("other", 1);
+    session.run("PMCPTASK.PUT T I d");
+    session.run("PMCPTASK.PUT T I d PXAT 1");
+    assert_eq!(session.ids("PMCPTASK.LIST I"), ["other"]);
+    assert_eq!(session.run("ZCARD I"), int(1));
+}
+
+#[test]
+fn hash_that_has_lost_its_expiry_is_gone_at_its_expires_at_all_the_same() {
+    let mut session = Session::start();
+    let lapse = |session: &mut Session| {
+        session.run("DEL T I");
+        session.run(&format!("PMCPTASK.PUT T I d PXAT {FUTURE} CREATED 5"));
+        session.run("PMCPTASK.PUT T I d CREATED 5 PXAT 4102444800123");
+        session.run("PERSIST T");
+        session.run("HSET T expires_at 946684800");
+    };
+    lapse(&mut session);
+    assert_eq!(session.run("PMCPTASK.GET T"), NIL);
+    assert_eq!(session.run("PMCPTASK.LIST I"), EMPTY);
+    assert_eq!(session.run("PMCPTASK.CAS T I 2 d"), cas_reply("MISSING", 0));
+    assert_eq!(session.run("EXISTS T"), int(1), "reads and failed writes have removed nothing");
+    assert_eq!(session.run("PMCPTASK.DEL T I"), int(0));
+    assert_eq!(session.run("EXISTS T I"), int(0));
+    lapse(&mut session);
+    session.run("HSET T note kept?");
+    assert_eq!(session.run("PMCPTASK.PUT T I new CREATED 9"), int(1));
+    assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 1, 9, "new")]));
+    assert_eq!(session.run("HLEN T"), int(2));
+    // One that is still to come changes nothing.
+    session.run("HSET T expires_at 4102444801");
+    assert_eq!(session.run("PMCPTASK.GET T"), record(1, "new"));
+}
+
+// Capacity.
+
+#[test]
+fn maxtasks_refuses_a_new_task_and_never_an_existing_one() {
+    let mut session = Session::start();
+    let refusal = |n: i64| {
+        format!("-CAPACITY MAXTASKS: expected fewer than {n} live tasks of this owner, came one more\r\n")
+    };
+    assert_eq!(session.run("PMCPTASK.PUT T I d MAXTASKS 0"), refusal(0));
+    assert_eq!(session.run("EXISTS T I"), int(0));
+    assert_eq!(session.run("PMCPTASK.PUT T I d MAXTASKS 1"), int(1));
+    assert_eq!(session.run("PMCPTASK.PUT T I d MAXTASKS 1"), int(2));
+    assert_eq!(session.run("PMCPTASK.PUT T I d MAXTASKS 0"), int(3));
+    let before = session.everything();
+    assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:t2 I d MAXTASKS 1"), refusal(1));
+    assert_eq!(session.everything(), before);
+    assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:t2 I d MAXTASKS 2"), int(1));
+    assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:t3 I d MAXTASKS 2"), refusal(2));
+    // It is the owner's own limit.
+    assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:p:t pmcp:idx:p d MAXTASKS 1"), int(1));
+    session.run("PMCPTASK.DEL T I");
+    assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:t3 I d MAXTASKS 2"), int(1));
+    assert_eq!(session.counted("refused_capacity"), 3);
+}
+
+#[test]
+fn maxtasks_counts_neither_expired_tasks_nor_entries_without_one() {
+    let mut session = Session::start();
+    session.store("live", 1);
+    session.run("PMCPTASK.PUT T I d CREATED 2");
+    session.run("HSET T expires_at 946684800");
+    session.run("ZADD I 3 stale 4 a:b");
+    assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:new I d MAXTASKS 2"), int(1));
+    assert!(session.run("PMCPTASK.PUT pmcp:tasks:o:newer I d MAXTASKS 2").starts_with("-CAPACITY "));
+    // An expired task is a new one, and an entry that it still has gives it no place.
+    assert!(session.run("PMCPTASK.PUT T I d MAXTASKS 2").starts_with("-CAPACITY "));
+    assert_eq!(session.run("PMCPTASK.PUT T I d MAXTASKS 3"), int(1));
+}
+
+#[test]
+fn record_beyond_the_setting_is_refused() {
+    let mut session = Session::start();
+    session.run("CONFIG SET pmcptask.max-record-bytes 10");
+    assert_eq!(session.run("PMCPTASK.PUT T I 0123456789"), int(1));
+    let before = session.everything();
+    let refusal = "-CAPACITY data: expected at most 10 bytes (pmcptask.max-record-bytes), came 11\r\n";
+    assert_eq!(session.run("PMCPTASK.PUT T I 0123456789a"), refusal);
+    assert_eq!(session.run("PMCPTASK.CAS T I 1 0123456789a"), refusal);
+    assert_eq!(session.everything(), before);
+    session.run("CONFIG SET pmcptask.max-record-bytes 11");
+    assert_eq!(session.run("PMCPTASK.CAS T I 1 0123456789a"), cas_reply("OK", 2));
+    // What is stored already is read whatever the setting says.
+    session.run("CONFIG SET pmcptask.max-record-bytes 1");
+    assert_eq!(session.run("PMCPTASK.GET T"), record(2, "0123456789a"));
+    assert_eq!(session.counted("refused_capacity"), 2);
+}
+
+// Keys that hold something else.
+
+#[test]
+fn key_of_another_type_is_refused_in_the_servers_words() {
+    const REFUSAL: &str = "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n";
+    let mut session = Session::start();
+    let writes = ["PMCPTASK.PUT T I d", "PMCPTASK.CAS T I 1 d", "PMCPTASK.DEL T I"];
+    for (key, make, readers) in [
+        ("T", "SET T text", "PMCPTASK.GET T"),
+        ("T", "ZADD T 1 a", "PMCPTASK.GET T"),
+        ("T", "XADD T * f v", "PMCPTASK.GET T"),
+        ("I", "SET I text", "PMCPTASK.LIST I"),
+        ("I", "HSET I f v", "PMCPTASK.LIST I"),
+    ] {
+        session.run(make);
+        let before = session.everything();
+        for line in writes.iter().chain([&readers]) {
+            assert_eq!(session.run(line), REFUSAL, "{make}: {line}");
+        }
+        assert_eq!(session.everything(), before, "{make}");
+        session.run(&format!("DEL {key}"));
+    }
+    assert_eq!(session.counted("refused_wrongtype"), 20);
+}
+
+#[test]
+fn corrupt_hash_is_refused_by_its_key_and_removed_by_del() {
+    const VERSION: &str =
+        "-CORRUPT the hash at key 'pmcp:tasks:o:t' has a version that is no positive integer, or none\r\n";
+    const DATA: &str = "-CORRUPT the hash at key 'pmcp:tasks:o:t' has no data\r\n";
+    let mut session = Session::start();
+    let versions = ["0", "-1", "abc", "01", "1.0", "9223372036854775808"];
+    let mut hashes: Vec<_> =
+        versions.iter().map(|version| (format!("HSET T version {version} data d"), VERSION)).collect();
+    hashes.push(("HSET T data d".to_owned(), VERSION));
+    hashes.push(("HSET T version 1".to_owned(), DATA));
+    hashes.push(("HSET T version 1 Data d".to_owned(), DATA));
+    let cases = u64::try_from(hashes.len()).unwrap();
+    for (make, refusal) in hashes {
+        session.run(&make);
+        session.run("ZADD I 5 t");
+        session.store("sound", 6);
+        let before = session.everything();
+        for line in
+            ["PMCPTASK.GET T", "PMCPTASK.PUT T I d", "PMCPTASK.PUT T I d PXAT 1", "PMCPTASK.CAS T I 1 d"]
+        {
+            assert_eq!(session.run(line), refusal, "{make}: {line}");
+        }
+        assert_eq!(session.ids("PMCPTASK.LIST I"), ["sound"], "{make}");
+        assert_eq!(session.everything(), before, "{make}");
+        assert_eq!(session.run("PMCPTASK.DEL T I"), int(1), "{make}");
+        assert_eq!(session.run("EXISTS T"), int(0), "{make}");
+        assert_eq!(session.run("ZRANGE I 0 -1"), array(&[bulk("sound")]), "{make}");
+        session.run("PMCPTASK.DEL pmcp:tasks:o:sound I");
+    }
+    assert_eq!(session.counted("refused_corrupt"), 4 * cases);
+    assert_eq!(session.counted("corrupt_records_skipped"), cases);
+}
+
+#[test]
+fn version_is_exact_to_the_largest_and_does_not_wrap() {
+    const REFUSAL: &str = "-ERR version: the task is at 9223372036854775807, the largest there is\r\n";
+    let mut session = Session::start();
+    for write in ["PMCPTASK.PUT T I new", "PMCPTASK.CAS T I 9223372036854775806 new"] {
+        session.run("HSET T version 9223372036854775806 data d");
+        session.run("ZADD I 5 t");
+        let reply = session.run(write);
+        assert!(reply.ends_with(&int(i64::MAX)), "{reply}");
+        assert_eq!(session.run("PMCPTASK.GET T"), record(i64::MAX, "new"));
+        assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", i64::MAX, 5, "new")]));
+        let before = session.everything();
+        assert_eq!(session.run("PMCPTASK.PUT T I x"), REFUSAL);
+        assert_eq!(session.run("PMCPTASK.CAS T I 9223372036854775807 x"), REFUSAL);
+        let conflict = session.run("PMCPTASK.CAS T I 9223372036854775806 x");
+        assert_eq!(conflict, cas_reply("CONFLICT", i64::MAX));
+        assert_eq!(session.everything(), before);
+        session.run("PMCPTASK.DEL T I");
+    }
+    // Beyond what a double holds exactly.
+    session.run("HSET T version 9007199254740993 data d");
+    assert_eq!(
+        session.run("PMCPTASK.CAS T I 9007199254740992 x"),
+        cas_reply("CONFLICT", 9_007_199_254_740_993)
+    );
+    assert_eq!(session.run("PMCPTASK.PUT T I x"), int(9_007_199_254_740_994));
+}
+
+// Arguments.
+
+const NO_TASK_KEY: &str = "task key: expected {prefix}:tasks:{owner}:{task-id}";
+const NO_TASK_ID: &str = "task key: expected a task id after the last colon, came none";
+const NO_INDEX_KEY: &str = "index key: expected {prefix}:idx:{owner}";
+const OTHER_INDEX: &str =
+    "index key: expected the index of the task key's own prefix and owner, came another";
+
+#[test]
+fn keys_that_do_not_belong_together_are_refused() {
+    let mut session = Session::start();
+    session.run("PMCPTASK.PUT T I d");
+    let before = session.everything();
+    let mut refused = 0;
+    for (task, index, refusal) in [
+        ("t", "I", NO_TASK_KEY),
+        ("pmcp:tasks:t", "I", NO_TASK_KEY),
+        ("pmcp:idx:o", "I", NO_TASK_KEY),
+        ("pmcp:idx:x:tasks:o:t", "I", NO_TASK_KEY),
+        ("pmcp:tasks:o:", "I", NO_TASK_ID),
+        ("T", "o", NO_INDEX_KEY),
+        ("T", "T", NO_INDEX_KEY),
+        ("T", "pmcp:index:o", NO_INDEX_KEY),
+        ("T", "pmcp:idx:p", OTHER_INDEX),
+        ("T", "pmcp:idx:", OTHER_INDEX),
+        ("T", "pmcp:idx:o:t", OTHER_INDEX),
+        ("T", "PMCP:idx:o", OTHER_INDEX),
+        ("T", "other:idx:o", OTHER_INDEX),
+        ("pmcp:tasks:o:x:t", "I", OTHER_INDEX),
+    ] {
+        for line in [
+            format!("PMCPTASK.PUT {task} {index} d"),
+            format!("PMCPTASK.CAS {task} {index} 1 d"),
+            format!("PMCPTASK.DEL {task} {index}"),
+        ] {
+            assert_eq!(session.run(&line), format!("-ERR {refusal}\r\n"), "{line}");
+            refused += 1;
+        }
+    }
+    assert_eq!(session.run("PMCPTASK.GET I"), format!("-ERR {NO_TASK_KEY}\r\n"));
+    assert_eq!(session.run("PMCPTASK.GET pmcp:tasks:o:"), format!("-ERR {NO_TASK_ID}\r\n"));
+    assert_eq!(session.run("PMCPTASK.LIST T"), format!("-ERR {NO_INDEX_KEY}\r\n"));
+    assert_eq!(session.run("PMCPTASK.LIST o"), format!("-ERR {NO_INDEX_KEY}\r\n"));
+    assert_eq!(session.everything(), before);
+    assert_eq!(session.counted("refused_err"), refused + 4);
+}
+
+#[test]
+fn owners_and_prefixes_are_any_bytes() {
+    let mut session = Session::start();
+    for (prefix, owner) in
+        [("pmcp", "tenant:alice"), ("a:b", "urn:x:y"), ("", ""), ("{p}", "{a} b"), ("é", "auth0|x\0\u{7f}")]
+    {
+        let (task, index) = (format!("{prefix}:tasks:{owner}:t"), format!("{prefix}:idx:{owner}"));
+        assert_eq!(
+            session.wire.call(&["PMCPTASK.PUT", &task, &index, "d", "CREATED", "5"]),
+            int(1),
+            "{task:?}"
+        );
+        assert_eq!(session.wire.call(&["PMCPTASK.LIST", &index]), array(&[listed("t", 1, 5, "d")]));
+        assert_eq!(session.wire.call(&["PMCPTASK.GET", &task]), record(1, "d"));
+        assert_eq!(session.wire.call(&["PMCPTASK.DEL", &task, &index]), int(1));
+    }
+    assert_eq!(session.run("DBSIZE"), int(0));
+}
+
+const MS: &str = "ms since the epoch, from 0 to 9223372036854775807";
+const CREATED_MS: &str = "ms since the epoch, from 0 to 9007199254740991";
+const COUNT: &str = "an integer from 0 to 9223372036854775807";
+const ONE_EXPIRY: &str = "expiry: expected PXAT or PERSIST, one of them and once";
+
+#[test]
+fn argument_error_names_the_argument_what_was_expected_and_what_came() {
+    let mut session = Session::start();
+    session.run("PMCPTASK.PUT T I d");
+    let before = session.everything();
+    let refusals: Vec<(&str, String)> = vec![
+        ("PUT T I d PXAT", format!("PXAT: expected {MS}, came nothing")),
+        ("PUT T I d PXAT soon", format!("PXAT: expected {MS}, came 'soon'")),
+        ("PUT T I d PXAT -1", format!("PXAT: expected {MS}, came '-1'")),
+        ("PUT T I d PXAT 1.5", format!("PXAT: expected {MS}, came '1.5'")),
+        ("PUT T I d PXAT 01", format!("PXAT: expected {MS}, came '01'")),
+        ("PUT T I d PXAT 9223372036854775808", format!("PXAT: expected {MS}, came '9223372036854775808'")),
+        ("PUT T I d PXAT PERSIST", format!("PXAT: expected {MS}, came 'PERSIST'")),
+        ("PUT T I d PXAT 1 PERSIST", format!("{ONE_EXPIRY}, came 'PERSIST'")),
+        ("PUT T I d PERSIST pxat 1", format!("{ONE_EXPIRY}, came 'pxat'")),
+        ("PUT T I d PXAT 1 PXAT 1", format!("{ONE_EXPIRY}, came 'PXAT'")),
+        ("PUT T I d PERSIST PERSIST", format!("{ONE_EXPIRY}, came 'PERSIST'")),
+        ("PUT T I d CREATED", format!("CREATED: expected {CREATED_MS}, came nothing")),
+        ("PUT T I d CREATED -1", format!("CREATED: expected {CREATED_MS}, came '-1'")),
+        (
+            "PUT T I d CREATED 9007199254740992",
+            format!("CREATED: expected {CREATED_MS}, came '9007199254740992'"),
+        ),
+        ("PUT T I d CREATED 1 CREATED 1", "CREATED: expected it once, came it twice".to_owned()),
+        ("PUT T I d MAXTASKS", format!("MAXTASKS: expected {COUNT}, came nothing")),
+        ("PUT T I d MAXTASKS -1", format!("MAXTASKS: expected {COUNT}, came '-1'")),
+        ("PUT T I d MAXTASKS many", format!("MAXTASKS: expected {COUNT}, came 'many'")),
+        ("PUT T I d MAXTASKS 1 MAXTASKS 1", "MAXTASKS: expected it once, came it twice".to_owned()),
+        ("PUT T I d TTL 5", "option: expected PXAT, PERSIST, CREATED or MAXTASKS, came 'TTL'".to_owned()),
+        (
+            "PUT T I d {}",
+            "option: expected PXAT, PERSIST, CREATED or MAXTASKS, came 2 other bytes".to_owned(),
+        ),
+        ("CAS T I one d", format!("expected-version: expected {COUNT}, came 'one'")),
+        ("CAS T I -1 d", format!("expected-version: expected {COUNT}, came '-1'")),
+        (
+            "CAS T I 9223372036854775808 d",
+            format!("expected-version: expected {COUNT}, came '9223372036854775808'"),
+        ),
+        ("CAS T I 1 d PXAT x", format!("PXAT: expected {MS}, came 'x'")),
+        ("CAS T I 1 d PERSIST PXAT 1", format!("{ONE_EXPIRY}, came 'PXAT'")),
+        ("CAS T I 1 d CREATED x", format!("CREATED: expected {CREATED_MS}, came 'x'")),
+        ("CAS T I 1 d MAXTASKS 5", "option: expected PXAT, PERSIST or CREATED, came 'MAXTASKS'".to_owned()),
+        ("LIST I REV REV", "REV: expected it once, came it twice".to_owned()),
+        ("LIST I AFTER", format!("AFTER: expected {CREATED_MS}, came nothing")),
+        ("LIST I AFTER x t", format!("AFTER: expected {CREATED_MS}, came 'x'")),
+        ("LIST I AFTER 5", "AFTER: expected a task id after the creation time, came nothing".to_owned()),
+        ("LIST I AFTER 5 t AFTER 5 t", "AFTER: expected it once, came it twice".to_owned()),
+        ("LIST I COUNT", format!("COUNT: expected {COUNT}, came nothing")),
+        ("LIST I COUNT -1", format!("COUNT: expected {COUNT}, came '-1'")),
+        ("LIST I COUNT 1 COUNT 1", "COUNT: expected it once, came it twice".to_owned()),
+        ("LIST I LIMIT 1", "option: expected REV, AFTER or COUNT, came 'LIMIT'".to_owned()),
+    ];
+    for (line, refusal) in &refusals {
+        assert_eq!(session.run(&format!("PMCPTASK.{line}")), format!("-ERR {refusal}\r\n"), "{line}");
+    }
+    let empty = session.wire.call(&["PMCPTASK.PUT", TASK, INDEX, "d", "PXAT", ""]);
+    assert_eq!(empty, format!("-ERR PXAT: expected {MS}, came an empty string\r\n"));
+    assert_eq!(session.everything(), before);
+    assert_eq!(session.counted("refused_err"), u64::try_from(refusals.len()).unwrap() + 1);
+}
+
+#[test]
+fn wrong_number_of_arguments_is_refused_in_the_servers_words() {
+    let mut session = Session::start();
+    for line in [
+        "PMCPTASK.PUT",
+        "PMCPTASK.PUT T I",
+        "PMCPTASK.CAS T I 1",
+        "PMCPTASK.GET",
+        "PMCPTASK.GET T x",
+        "PMCPTASK.DEL T",
+        "PMCPTASK.DEL T I x",
+        "PMCPTASK.LIST",
+    ] {
+        let name = line.split(' ').next().unwrap().to_lowercase();
+        let refusal = format!("-ERR wrong number of arguments for '{name}' command\r\n");
+        assert_eq!(session.run(line), refusal, "{line}");
+    }
+}
+
+#[test]
+fn expiry_that_is_no_timestamp_is_refused_and_never_repeated() {
+    let mut session = Session::start();
+    session.run("PMCPTASK.PUT T I d");
+    let before = session.everything();
+    for (value, came) in [
+        (r#""secret""#, "another string"),
+        (r#""""#, "another string"),
+        (r#""2026-11-21""#, "another string"),
+        ("5", "a number"),
+        ("-5", "a number"),
+        ("1.5", "a number"),
+        ("true", "a boolean"),
+        ("[]", "an array"),
+        (r#"{"secret":1}"#, "an object"),
+    ] {
+        let json = format!(r#"{{"expiresAt":{value}}}"#);
+        let refusal =
+            format!("-ERR expiresAt of the record: expected an RFC 3339 timestamp or null, came {came}\r\n");
+        assert_eq!(session.put_json(&json), refusal, "{value}");
+        assert_eq!(session.wire.call(&["PMCPTASK.CAS", TASK, INDEX, "1", &json]), refusal, "{value}");
+    }
+    assert_eq!(session.everything(), before);
+    assert_eq!(session.counted("refused_err"), 18);
+}
+
+// What others notice.
+
+#[test]
+fn refused_and_lost_calls_do_not_end_a_watch() {
+    let mut session = Session::start();
+    let mut other = session.server.wire();
+    session.run("PMCPTASK.PUT T I d");
+    session.run("WATCH T I");
+    for command in [
+        &["PMCPTASK.CAS", TASK, INDEX, "7", "x"][..],
+        &["PMCPTASK.PUT", TASK, INDEX, "x", "PXAT", "y"],
+        &["PMCPTASK.PUT", TASK, INDEX, r#"{"expiresAt":5}"#],
+        &["PMCPTASK.PUT", "pmcp:tasks:o:t2", INDEX, "x", "MAXTASKS", "1"],
+        &["PMCPTASK.DEL", "pmcp:tasks:o:t2", INDEX],
+        &["PMCPTASK.GET", TASK],
+        &["PMCPTASK.LIST", INDEX],
+    ] {
+        other.call(command);
+    }
+    session.run("MULTI");
+    session.run("PING");
+    assert_eq!(session.run("EXEC"), "*1\r\n+PONG\r\n");
+    session.run("WATCH T");
+    other.call(&["PMCPTASK.CAS", TASK, INDEX, "1", "x"]);
+    session.run("MULTI");
+    session.run("PING");
+    assert_eq!(session.run("EXEC"), "*-1\r\n");
+}
+
+#[test]
+fn keyspace_events_tell_of_every_change_and_of_no_refusal() {
+    let mut session = Session::start();
+    session.run("CONFIG SET notify-keyspace-events KEAd");
+    let mut events = session.server.wire();
+    events.call(&["PSUBSCRIBE", "__key*__:*"]);
+    for line in [
+        "PMCPTASK.PUT T I d PXAT",
+        "PMCPTASK.PUT T I d MAXTASKS 0",
+        "PMCPTASK.CAS T I 1 d",
+        "PMCPTASK.DEL T I",
+        "PMCPTASK.PUT T I d PXAT 1",
+        "PMCPTASK.PUT T I d",
+        "PMCPTASK.CAS T I 7 d",
+        "PMCPTASK.GET T",
+        "PMCPTASK.LIST I",
+        "PMCPTASK.CAS T I 1 d PXAT 4102444800123",
+        "PMCPTASK.DEL T I",
+        "PMCPTASK.DEL T I",
+        "PMCPTASK.PUT T I d",
+        "PMCPTASK.PUT T I d PXAT 1",
+    ] {
+        session.run(line);
+    }
+    for event in ["put", "cas", "del", "put", "del"] {
+        let event = format!("pmcptask.{event}");
+        let by_key = [format!("__keyspace@0__:{TASK}"), event.clone()];
+        let by_event = [format!("__keyevent@0__:{event}"), TASK.to_owned()];
+        for [channel, message] in [by_key, by_event] {
+            let expected = array(&[bulk("pmessage"), bulk("__key*__:*"), bulk(&channel), bulk(&message)]);
+            assert_eq!(events.receive().unwrap(), expected);
+        }
+    }
+    // Nothing else was on its way.
+    session.run("PUBLISH __key__:end end");
+    assert!(events.receive().unwrap().contains("__key__:end"));
+}
+
+#[test]
+fn events_of_this_module_are_of_class_module() {
+    let mut session = Session::start();
+    session.run("CONFIG SET notify-keyspace-events Kgh");
+    let mut events = session.server.wire();
+    events.call(&["PSUBSCRIBE", "__key*__:*"]);
+    session.run("PMCPTASK.PUT T I d");
+    session.run("CONFIG SET notify-keyspace-events Kd");
+    session.run("PMCPTASK.PUT T I d");
+    session.run("PUBLISH __key__:end end");
+    assert!(events.receive().unwrap().contains("pmcptask.put"));
+    assert!(events.receive().unwrap().contains("__key__:end"));
+}
+
+#[test]
+fn index_entry_goes_with_a_hash_that_others_delete() {
+    let mut session = Session::start();
+    session.store("t", 5);
+    session.store("u", 6);
+    session.run("DEL T");
+    assert!(holds_within(Duration::from_secs(1), || session.number("ZCARD I") == 1));
+    session.run("UNLINK pmcp:tasks:o:u");
+    assert!(holds_within(Duration::from_secs(1), || session.number("EXISTS I") == 0));
+    assert_eq!(session.counted("index_entries_reclaimed"), 2);
+}
