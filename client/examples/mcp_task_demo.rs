@@ -1,0 +1,269 @@
+//! Shows that MCP tasks outlive the MCP server that runs them. One command, nothing to set up:
+//!
+//! ```text
+//! cargo run -p pmcptask-client --example mcp_task_demo
+//! ```
+//!
+//! It starts a Redis server with the module (`redis-server` of the search path, or the one that
+//! `PMCPTASK_SERVER` names; with `REDIS_URL` it uses the server there, which has to have the module), runs
+//! `mcp_task_server` as processes of their own, and talks to them with pmcp's client over HTTP. What it
+//! prints it has checked; at the first thing that is not as it should be it ends with exit code 1.
+
+use std::env;
+use std::error::Error;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use pmcp::shared::streamable_http::{StreamableHttpTransport, StreamableHttpTransportConfigBuilder};
+use pmcp::types::tasks::{Task, TaskStatus};
+use pmcp::types::{ClientCapabilities, Content};
+use pmcp::{Client, ToolCallResponse};
+use pmcptask_tests::{Server, ServerOptions};
+use redis::aio::MultiplexedConnection;
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+const TEXT: &str = "the quick brown fox\njumps over\nthe lazy dog\nand then\nsleeps until noon";
+const ANSWER: &str = "14 words";
+
+/// Far more than the steps of the tool need, so a run that hits it is stuck.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match demo().await {
+        Ok(()) => {
+            println!("\nEverything was as it should be.");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("\nFAILED: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn demo() -> Result<()> {
+    println!("MCP tasks that outlive their server. Building the module and the MCP server first ...");
+    let program = build_mcp_server().await?;
+    // Held to the end: the server ends with its handle.
+    let (_server, redis_url) = if let Ok(url) = env::var("REDIS_URL") {
+        (None, url)
+    } else {
+        let server = Server::try_start_with(&ServerOptions::default())?;
+        let url = server.url();
+        (Some(server), url)
+    };
+    let mut redis = redis::Client::open(redis_url.as_str())?.get_multiplexed_async_connection().await?;
+    println!("The Redis server that keeps the tasks: {}", server_name(&mut redis).await?);
+
+    println!("\n1. Alice calls a slow tool as a task, follows its progress and reads its result.");
+    let mcp_a = McpServer::start("A", &program, &redis_url).await?;
+    let alice = mcp_a.connect("alice").await?;
+    let task = alice.start_task().await?;
+    let id = task.task_id.as_str();
+    alice.follow(id).await?;
+    alice.expect_answer(id).await?;
+
+    println!("\n2. MCP server A is killed, no other runs. The task lies in Redis, with its result.");
+    mcp_a.kill().await?;
+    expect_stored(&mut redis, id).await?;
+
+    println!("\n3. A new MCP server still has the task and its result.");
+    let mcp_b = McpServer::start("B", &program, &redis_url).await?;
+    let alice = mcp_b.connect("alice").await?;
+    let kept = alice.client.tasks_get(id).await?;
+    check(kept.status == TaskStatus::Completed, "the task is not completed any more")?;
+    check(kept.created_at == task.created_at, "the task has another creation time than before")?;
+    alice.show("tasks/get", &format!("{}, created at {}", kept.status, kept.created_at));
+    alice.expect_answer(id).await?;
+
+    println!("\n4. Two MCP servers at once: what is started at one is followed and read at the other.");
+    let mcp_c = McpServer::start("C", &program, &redis_url).await?;
+    let alice_at_c = mcp_c.connect("alice").await?;
+    let second = alice.start_task().await?;
+    alice_at_c.follow(&second.task_id).await?;
+    alice_at_c.expect_answer(&second.task_id).await?;
+    for session in [&alice, &alice_at_c] {
+        let listed = session.list().await?;
+        check(listed.contains(&task.task_id), "tasks/list lacks the first task")?;
+        check(listed.contains(&second.task_id), "tasks/list lacks the second task")?;
+        session.show("tasks/list", "has both tasks");
+    }
+
+    println!("\n5. The tasks are Alice's. Bob, with a valid token of his own, does not see them.");
+    let bob = mcp_c.connect("bob").await?;
+    bob.expect_refusal("tasks/get", bob.client.tasks_get(id).await, "not found")?;
+    bob.expect_refusal("tasks/result", bob.client.tasks_result(id).await, "not available")?;
+    check(bob.list().await?.is_empty(), "tasks/list shows tasks to Bob, who has none")?;
+    bob.show("tasks/list", "no tasks");
+    Ok(())
+}
+
+fn check(holds: bool, otherwise: &str) -> Result<()> {
+    if holds { Ok(()) } else { Err(otherwise.into()) }
+}
+
+/// `cargo run` builds one example only, so the demo builds the other. Both land in the same folder.
+async fn build_mcp_server() -> Result<PathBuf> {
+    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+    let build =
+        ["build", "--package", "pmcptask-client", "--example", "mcp_task_server", "--profile", profile];
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut command = Command::new(cargo);
+    command.args(build).arg("--quiet").current_dir(env!("CARGO_MANIFEST_DIR"));
+    // `cargo run` sets these for the demo. Build scripts that watch them would take them for a change, and
+    // much would be built again with every run.
+    for (name, _) in env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|set| name.to_string_lossy().starts_with(set)) {
+            command.env_remove(name);
+        }
+    }
+    let built = command.status().await;
+    if !built.is_ok_and(|status| status.success()) {
+        return Err(format!("the MCP server is not there; this builds it: cargo {}", build.join(" ")).into());
+    }
+    Ok(env::current_exe()?.with_file_name("mcp_task_server"))
+}
+
+async fn server_name(redis: &mut MultiplexedConnection) -> Result<String> {
+    let info: redis::InfoDict = redis::cmd("INFO").arg("server").query_async(redis).await?;
+    // Valkey gives both: its own version, and that of the Redis it is compatible with.
+    let version = |field| info.get::<String>(field);
+    let valkey = version("valkey_version").map(|version| format!("Valkey {version}"));
+    let name = valkey.or_else(|| version("redis_version").map(|version| format!("Redis {version}")));
+    Ok(name.ok_or("the server does not tell its version")?)
+}
+
+/// Reads Alice's task as Redis has it, without any MCP server.
+async fn expect_stored(redis: &mut MultiplexedConnection, id: &str) -> Result<()> {
+    let key = format!("pmcp:tasks:alice:{id}");
+    let found: Option<(u64, String)> = redis::cmd("PMCPTASK.GET").arg(&key).query_async(redis).await?;
+    let (version, record) = found.ok_or_else(|| format!("there is no {key} in Redis"))?;
+    check(record.contains(ANSWER), "the record in Redis lacks the result")?;
+    println!("   PMCPTASK.GET {key}\n   -> version {version}, a record of {} bytes", record.len());
+    Ok(())
+}
+
+/// A running MCP server process.
+struct McpServer {
+    name: &'static str,
+    process: Child,
+    url: String,
+}
+
+impl McpServer {
+    async fn start(name: &'static str, program: &Path, redis_url: &str) -> Result<Self> {
+        let mut process = Command::new(program)
+            .arg(redis_url)
+            .stdout(Stdio::piped())
+            // A failed check must not leave servers behind.
+            .kill_on_drop(true)
+            .spawn()?;
+        let stdout = process.stdout.take().ok_or("the MCP server has no output")?;
+        // The port comes from the OS, so the server has to say which one it is.
+        let url = BufReader::new(stdout).lines().next_line().await?;
+        let url = url.ok_or("the MCP server ended before it served; see above")?;
+        println!("   MCP server {name} serves at {url}, process {}", process.id().unwrap_or_default());
+        Ok(Self { name, process, url })
+    }
+
+    async fn connect(&self, user: &str) -> Result<Session> {
+        let config = StreamableHttpTransportConfigBuilder::new(self.url.parse()?)
+            .with_header("authorization", format!("Bearer {user}-token"))
+            .build();
+        let mut client = Client::new(StreamableHttpTransport::new(config));
+        client.initialize(ClientCapabilities::default()).await?;
+        Ok(Session { name: format!("{user} at {}", self.name), client })
+    }
+
+    /// SIGKILL, so that nothing that the server could do on its way out helps.
+    async fn kill(mut self) -> Result<()> {
+        self.process.kill().await?;
+        println!("   MCP server {} killed (SIGKILL)", self.name);
+        Ok(())
+    }
+}
+
+/// A user's client at one of the MCP servers.
+struct Session {
+    name: String,
+    client: Client<StreamableHttpTransport>,
+}
+
+impl Session {
+    fn show(&self, request: &str, answer: &str) {
+        println!("   {:<10}  {request:<12} -> {answer}", self.name);
+    }
+
+    async fn start_task(&self) -> Result<Task> {
+        match self.client.call_tool_with_task("count_words".into(), json!({ "text": TEXT })).await? {
+            ToolCallResponse::Task(task) if task.status == TaskStatus::Working => {
+                self.show("tools/call", &format!("task {}", task.task_id));
+                Ok(task)
+            }
+            other => Err(format!("tools/call started no task: {other:?}").into()),
+        }
+    }
+
+    /// Polls until the task has completed, and shows each change.
+    async fn follow(&self, id: &str) -> Result<()> {
+        let poll = async {
+            let mut seen = Vec::new();
+            loop {
+                let task = self.client.tasks_get(id).await?;
+                // The first poll may be faster than the first report.
+                if let Some(message) = task.status_message
+                    && seen.last() != Some(&message)
+                {
+                    self.show("tasks/get", &format!("{}: {message}", task.status));
+                    seen.push(message);
+                }
+                match task.status {
+                    TaskStatus::Completed => return check(seen.len() > 1, "no progress was seen"),
+                    status if status.is_terminal() => return Err(format!("the task has {status}").into()),
+                    _ => tokio::time::sleep(Duration::from_millis(100)).await,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, poll).await.map_err(|_| format!("task {id} does not end"))?
+    }
+
+    async fn expect_answer(&self, id: &str) -> Result<()> {
+        let result = self.client.tasks_result(id).await?;
+        let answers = matches!(result.content.as_slice(), [Content::Text { text }] if text == ANSWER);
+        check(answers && !result.is_error, &format!("tasks/result is not '{ANSWER}': {result:?}"))?;
+        self.show("tasks/result", ANSWER);
+        Ok(())
+    }
+
+    /// The ids of all tasks that the user sees.
+    async fn list(&self) -> Result<Vec<String>> {
+        let (mut ids, mut cursor) = (Vec::new(), None);
+        loop {
+            let page = self.client.tasks_list(cursor).await?;
+            ids.extend(page.tasks.into_iter().map(|task| task.task_id));
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                return Ok(ids);
+            }
+        }
+    }
+
+    /// The message has to tell refusals apart: pmcp answers most with the same "internal error" code.
+    fn expect_refusal<T>(&self, request: &str, answer: pmcp::Result<T>, reason: &str) -> Result<()> {
+        match answer {
+            Err(pmcp::Error::Protocol { message, .. }) if message.contains(reason) => {
+                self.show(request, &format!("refused: {message}"));
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+            Ok(_) => Err(format!("{request} shows a task that belongs to somebody else").into()),
+        }
+    }
+}
