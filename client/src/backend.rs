@@ -5,10 +5,10 @@ use std::fmt;
 use async_trait::async_trait;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
-use pmcptask_schema::{Envelope, Keyspace, PrefixError, split_composite};
+use pmcptask_schema::{Keyspace, PrefixError, split_composite};
 use redis::aio::MultiplexedConnection;
 
-use crate::commands;
+use crate::commands::{self, Moments};
 use crate::connection::Connection;
 use crate::error::{CallKind, Error};
 use crate::replies::{self, CasOutcome};
@@ -154,8 +154,8 @@ impl StorageBackend for RedisBackend {
 
     async fn put(&self, key: &str, data: &[u8]) -> Result<u64, StorageError> {
         let (task_key, index_key) = self.keys_of(key)?;
-        let envelope = Envelope::read(data).map_err(Error::from)?;
-        let put = commands::put(&task_key, &index_key, data, envelope);
+        let moments = Moments::of(data).map_err(Error::from)?;
+        let put = commands::put(&task_key, &index_key, data, moments);
         let reply = self.connection.call(&put, CallKind::Write, key).await?;
         Ok(replies::version("PMCPTASK.PUT", reply)?)
     }
@@ -167,8 +167,8 @@ impl StorageBackend for RedisBackend {
         expected_version: u64,
     ) -> Result<u64, StorageError> {
         let (task_key, index_key) = self.keys_of(key)?;
-        let envelope = Envelope::read(data).map_err(Error::from)?;
-        let cas = commands::cas(&task_key, &index_key, expected_version, data, envelope);
+        let moments = Moments::of(data).map_err(Error::from)?;
+        let cas = commands::cas(&task_key, &index_key, expected_version, data, moments);
         let reply = self.connection.call(&cas, CallKind::Write, key).await?;
         match replies::cas(reply)? {
             CasOutcome::Won(version) => Ok(version),

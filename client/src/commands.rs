@@ -1,6 +1,6 @@
 //! The module's commands as they are sent.
 
-use pmcptask_schema::Envelope;
+use pmcptask_schema::{Envelope, ExpiryError};
 use redis::{Cmd, cmd};
 
 /// `PMCPTASK.GET`
@@ -11,10 +11,10 @@ pub(crate) fn get(task_key: &str) -> Cmd {
 }
 
 /// `PMCPTASK.PUT`
-pub(crate) fn put(task_key: &str, index_key: &str, data: &[u8], envelope: Envelope) -> Cmd {
+pub(crate) fn put(task_key: &str, index_key: &str, data: &[u8], moments: Moments) -> Cmd {
     let mut put = cmd("PMCPTASK.PUT");
     put.arg(task_key).arg(index_key).arg(data);
-    add_moments(&mut put, envelope);
+    moments.add_to(&mut put);
     put
 }
 
@@ -24,13 +24,13 @@ pub(crate) fn cas(
     index_key: &str,
     expected_version: u64,
     data: &[u8],
-    envelope: Envelope,
+    moments: Moments,
 ) -> Cmd {
     // No task is ever at a version beyond the server's range, nor at 0.
     let expected_version = i64::try_from(expected_version).unwrap_or(0);
     let mut cas = cmd("PMCPTASK.CAS");
     cas.arg(task_key).arg(index_key).arg(expected_version).arg(data);
-    add_moments(&mut cas, envelope);
+    moments.add_to(&mut cas);
     cas
 }
 
@@ -48,14 +48,29 @@ pub(crate) fn list(index_key: &str) -> Cmd {
     list
 }
 
-/// Says what the record says of its moments, so that the server need not look into it.
-fn add_moments(command: &mut Cmd, envelope: Envelope) {
-    match envelope.expires_at_ms {
-        // The server knows no time before the epoch; 0 is as past.
-        Some(at_ms) => command.arg("PXAT").arg(at_ms.max(0)),
-        None => command.arg("PERSIST"),
-    };
-    if let Some(created_ms) = envelope.created_at_ms {
-        command.arg("CREATED").arg(created_ms);
+/// When a record's task expires and was created. It goes out with the record, so that the server need not
+/// look into it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moments {
+    expires_at_ms: Option<i64>,
+    created_at_ms: Option<i64>,
+}
+
+impl Moments {
+    /// Reads them from the record.
+    pub(crate) fn of(record: &[u8]) -> Result<Self, ExpiryError> {
+        let Envelope { expires_at_ms, created_at_ms } = Envelope::read(record);
+        Ok(Self { expires_at_ms: expires_at_ms?, created_at_ms })
+    }
+
+    fn add_to(self, command: &mut Cmd) {
+        match self.expires_at_ms {
+            // The server knows no time before the epoch; 0 is as past.
+            Some(at_ms) => command.arg("PXAT").arg(at_ms.max(0)),
+            None => command.arg("PERSIST"),
+        };
+        if let Some(created_ms) = self.created_at_ms {
+            command.arg("CREATED").arg(created_ms);
+        }
     }
 }

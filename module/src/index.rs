@@ -2,6 +2,7 @@
 //!
 //! An entry can stand for a moment without its task, so whoever walks the index looks at the tasks too.
 
+use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
 use pmcptask_schema::IndexKey;
@@ -20,15 +21,62 @@ pub(crate) struct Listed<'c> {
     pub(crate) record: Record<'c>,
 }
 
-/// Creation time and task id, by which an index is ordered.
-struct Entry<'c> {
-    created_ms: i64,
-    task_id: OwnedString<'c>,
+/// Score and task id, by which an index is ordered.
+pub(crate) struct Entry<'c> {
+    score: f64,
+    pub(crate) task_id: OwnedString<'c>,
 }
 
 impl Entry<'_> {
-    fn position(&self) -> (i64, &[u8]) {
-        (self.created_ms, self.task_id.bytes())
+    /// The task's creation time. Scores that are none come from others; they still have a place in the order.
+    #[allow(clippy::cast_possible_truncation, reason = "beyond the range is as good as its end")]
+    fn created_ms(&self) -> i64 {
+        self.score as i64
+    }
+
+    /// Where a walk that has come to this entry goes on.
+    pub(crate) fn position(&self) -> Position {
+        Position::Entry { score: self.score, task_id: self.task_id.bytes().to_vec() }
+    }
+}
+
+/// A place in an index, whether or not there is an entry.
+pub(crate) enum Position {
+    /// After a task that a client names.
+    Task { created_ms: i64, task_id: Vec<u8> },
+    /// After an entry, whatever its score.
+    Entry { score: f64, task_id: Vec<u8> },
+}
+
+impl Position {
+    /// Where to start looking for what follows. Exact: creation times as positions are at most 2^53-1. The
+    /// ends of the part are where the position's millisecond starts or ends, whatever fractions others have
+    /// written as scores.
+    #[allow(clippy::cast_precision_loss, reason = "see above")]
+    fn part(&self, newest_first: bool) -> Walk {
+        let mut part = Walk { highest_first: newest_first, ..Walk::ALL };
+        match (self, newest_first) {
+            (Self::Task { created_ms, .. }, false) => part.lowest = *created_ms as f64,
+            (Self::Task { created_ms, .. }, true) => {
+                part.highest = (created_ms.saturating_add(1) as f64).next_down();
+            }
+            (Self::Entry { score, .. }, false) => part.lowest = *score,
+            (Self::Entry { score, .. }, true) => part.highest = *score,
+        }
+        part
+    }
+
+    /// Whether an entry follows this position in the order of the walk.
+    fn is_before(&self, entry: &Entry<'_>, newest_first: bool) -> bool {
+        let order = match self {
+            Self::Task { created_ms, task_id } => {
+                (entry.created_ms(), entry.task_id.bytes()).cmp(&(*created_ms, task_id.as_slice()))
+            }
+            Self::Entry { score, task_id } => {
+                entry.score.total_cmp(score).then_with(|| entry.task_id.bytes().cmp(task_id))
+            }
+        };
+        order == if newest_first { Ordering::Less } else { Ordering::Greater }
     }
 }
 
@@ -47,15 +95,16 @@ pub(crate) fn list<'c>(
     let permissions = context.permissions();
     let wanted = options.count.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
     let mut listed = Vec::new();
-    let mut after = options.after.map(|(created_ms, task_id)| (created_ms, task_id.to_vec()));
+    let mut after =
+        options.after.map(|(created_ms, task_id)| Position::Task { created_ms, task_id: task_id.to_vec() });
     let mut name = Vec::new();
     while listed.len() < wanted {
         let missing = wanted.saturating_sub(listed.len());
-        let position = after.as_ref().map(|(created_ms, task_id)| (*created_ms, task_id.as_slice()));
-        let entries = entries_after(index, position, options.newest_first, missing);
+        let entries = entries_after(index, after.as_ref(), options.newest_first, missing);
         let is_last = entries.len() < missing;
-        after = entries.last().map(|entry| (entry.created_ms, entry.task_id.bytes().to_vec()));
-        for Entry { created_ms, task_id } in entries {
+        after = entries.last().map(Entry::position);
+        for entry in entries {
+            let (created_ms, task_id) = (entry.created_ms(), entry.task_id);
             if !key.write_task_key(task_id.bytes(), &mut name) {
                 continue;
             }
@@ -83,35 +132,18 @@ pub(crate) fn list<'c>(
 ///
 /// They are collected before any task is looked at: opening a task's key can reclaim it, and with it
 /// change the index.
-fn entries_after<'c>(
+pub(crate) fn entries_after<'c>(
     index: &Key<'c>,
-    after: Option<(i64, &[u8])>,
+    after: Option<&Position>,
     newest_first: bool,
     limit: usize,
 ) -> Vec<Entry<'c>> {
-    let mut part = Walk { lowest: f64::NEG_INFINITY, highest: f64::INFINITY, highest_first: newest_first };
-    // Exact: creation times as positions are at most 2^53-1. The ends of the part are where the position's
-    // millisecond starts or ends, whatever fractions others have written as scores.
-    #[allow(clippy::cast_precision_loss)]
-    if let Some((created_ms, _)) = after {
-        if newest_first {
-            part.highest = (created_ms.saturating_add(1) as f64).next_down();
-        } else {
-            part.lowest = created_ms as f64;
-        }
-    }
+    let part =
+        after.map_or(Walk { highest_first: newest_first, ..Walk::ALL }, |after| after.part(newest_first));
     let mut entries = Vec::new();
     index.walk(part, |task_id, score| {
-        // Scores that are no creation time come from others; they still have a place in the order.
-        #[allow(clippy::cast_possible_truncation)]
-        let entry = Entry { created_ms: score as i64, task_id };
-        let follows =
-            after.is_none_or(
-                |after| {
-                    if newest_first { entry.position() < after } else { entry.position() > after }
-                },
-            );
-        if follows {
+        let entry = Entry { score, task_id };
+        if after.is_none_or(|after| after.is_before(&entry, newest_first)) {
             entries.push(entry);
         }
         if entries.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

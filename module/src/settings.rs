@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use pmcptask_schema::parse_decimal;
+
 use crate::server::{Arguments, Context, NumericSetting, load_settings, register_number};
 
 /// Largest record that PUT and CAS take, in bytes: 16 MiB unless set otherwise. The server's own
@@ -29,16 +31,56 @@ pub(crate) fn register(context: &Context, arguments: &Arguments<'_>) -> Result<(
             ));
         }
         let value = arguments.next().unwrap_or_default();
-        let bytes = pmcptask_schema::parse_decimal(value)
-            .filter(|bytes| *bytes >= MAX_RECORD_BYTES.lowest)
-            .ok_or_else(|| {
-            format!("max-record-bytes: expected a number of bytes from 1, came '{}'", value.escape_ascii())
-        })?;
+        let bytes =
+            parse_bytes(value).filter(|bytes| *bytes >= MAX_RECORD_BYTES.lowest).ok_or_else(|| {
+                let value = value.escape_ascii();
+                format!(
+                    "max-record-bytes: expected a number of bytes from 1, like 65536 or 16mb, came '{value}'"
+                )
+            })?;
         MAX_RECORD_BYTES.value.store(bytes, Ordering::Relaxed);
     }
     if register_number(context, &MAX_RECORD_BYTES) && load_settings(context) {
         Ok(())
     } else {
         Err("the server refuses its settings; the line above says why".to_owned())
+    }
+}
+
+/// Reads a number of bytes as `redis.conf` writes it: with a unit, of which `k` is 1000 and `kb` 1024.
+fn parse_bytes(value: &[u8]) -> Option<i64> {
+    let digits = value.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(value.len());
+    let (number, unit) = value.split_at_checked(digits)?;
+    let factor = match unit.to_ascii_lowercase().as_slice() {
+        b"" | b"b" => 1,
+        b"k" => 1000,
+        b"kb" => 1 << 10,
+        b"m" => 1_000_000,
+        b"mb" => 1 << 20,
+        b"g" => 1_000_000_000,
+        b"gb" => 1 << 30,
+        _ => return None,
+    };
+    parse_decimal(number)?.checked_mul(factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_the_units_of_redis_conf() {
+        for (value, bytes) in [
+            ("1", Some(1)),
+            ("5B", Some(5)),
+            ("2k", Some(2000)),
+            ("2kb", Some(2048)),
+            ("16MB", Some(16 << 20)),
+        ] {
+            assert_eq!(parse_bytes(value.as_bytes()), bytes, "{value}");
+        }
+        for value in ["", "mb", "-1", "1.5mb", "1 mb", "1tb", "9223372036854775807kb"] {
+            assert_eq!(parse_bytes(value.as_bytes()), None, "{value}");
+        }
     }
 }

@@ -1,10 +1,9 @@
 //! A task on the server: its hash, its entry in the owner's index and its expiry, as one thing.
 
+use std::cell::OnceCell;
 use std::ffi::CStr;
 
-use pmcptask_schema::{
-    Envelope, ExpiryError, IndexKey, TaskKey, expires_at_seconds, parse_decimal, parse_version,
-};
+use pmcptask_schema::{Envelope, ExpiryError, IndexKey, TaskKey, expires_at_seconds, is_past, parse_version};
 
 use crate::arguments::{Expiry, WriteOptions};
 use crate::effects::{self, DATA, EXPIRES_AT, VERSION};
@@ -49,9 +48,7 @@ pub(crate) fn is_live(context: &Context, name: StringRef<'_>) -> bool {
 
 /// A hash can outlive its task where somebody else took the key's expiry away.
 fn has_lapsed(expires_at: Option<&OwnedString<'_>>, now_ms: i64) -> bool {
-    expires_at
-        .and_then(|seconds| parse_decimal(seconds.bytes()))
-        .is_some_and(|seconds| seconds.saturating_mul(1000) <= now_ms)
+    expires_at.is_some_and(|seconds| is_past(seconds.bytes(), now_ms))
 }
 
 fn version_of(version: Option<&OwnedString<'_>>, key: StringRef<'_>) -> Result<i64, Refusal> {
@@ -161,7 +158,7 @@ impl<'c> OpenTask<'c> {
         let is_new = !matches!(stored, Stored::Live { .. });
         // The entry of a task that has gone is no entry: a new task of this name has its own creation time.
         let entry = if is_new { None } else { self.index.score(self.task_id.as_ref()) };
-        let mut moments = Moments { options, data, envelope: None };
+        let moments = Moments::of(options, data);
         let expires_at_ms = moments.expires_at_ms()?;
         let created_ms = match entry {
             Some(_) => None,
@@ -180,7 +177,7 @@ impl<'c> OpenTask<'c> {
             effects::deleted(self.context, self.task_name);
         }
         self.set_fields(version, data, expires_at_ms, stored);
-        self.set_expiry(expires_at_ms);
+        self.set_expiry(expires_at_ms, now_ms);
         if let Some(created_ms) = created_ms {
             self.enter_index(created_ms);
         }
@@ -219,11 +216,14 @@ impl<'c> OpenTask<'c> {
         }
     }
 
-    fn set_expiry(&mut self, expires_at_ms: Option<i64>) {
+    fn set_expiry(&mut self, expires_at_ms: Option<i64>, now_ms: i64) {
         // The most frequent write keeps the expiry as it is.
         if self.hash.expiry() != expires_at_ms {
             self.hash.set_expiry(expires_at_ms);
             effects::expiry_set(self.context, self.task_name, expires_at_ms);
+            if let Some(expires_at_ms) = expires_at_ms {
+                reclaim::expects_expiry(self.context, expires_at_ms, self.task_name, now_ms);
+            }
         }
     }
 
@@ -251,6 +251,7 @@ impl<'c> OpenTask<'c> {
             effects::deleted(self.context, self.task_name);
             self.context.signal_modified(self.task_name);
             self.context.notify(c"pmcptask.del", self.task_name);
+            reclaim::note_deleted(self.context, self.task_name.bytes());
         }
         index::remove_entry(self.context, &mut self.index, self.index_name, self.task_id.as_ref());
     }
@@ -271,30 +272,27 @@ fn check_size(data: StringRef<'_>) -> Result<(), Refusal> {
 struct Moments<'a> {
     options: &'a WriteOptions,
     data: StringRef<'a>,
-    envelope: Option<Envelope>,
+    envelope: OnceCell<Envelope>,
 }
 
-impl Moments<'_> {
-    fn expires_at_ms(&mut self) -> Result<Option<i64>, ExpiryError> {
+impl<'a> Moments<'a> {
+    fn of(options: &'a WriteOptions, data: StringRef<'a>) -> Self {
+        Self { options, data, envelope: OnceCell::new() }
+    }
+
+    fn envelope(&self) -> &Envelope {
+        self.envelope.get_or_init(|| Envelope::read(self.data.bytes()))
+    }
+
+    fn expires_at_ms(&self) -> Result<Option<i64>, ExpiryError> {
         match self.options.expiry {
             Expiry::At(at_ms) => Ok(Some(at_ms)),
             Expiry::Never => Ok(None),
-            Expiry::FromRecord => {
-                let envelope = *self.envelope.insert(Envelope::read(self.data.bytes())?);
-                Ok(envelope.expires_at_ms)
-            }
+            Expiry::FromRecord => self.envelope().expires_at_ms,
         }
     }
 
     fn created_ms(&self, now_ms: i64) -> i64 {
-        if let Some(created_ms) = self.options.created_ms {
-            return created_ms;
-        }
-        let envelope = match self.envelope {
-            Some(envelope) => envelope,
-            // The options say when the task expires, so what the record says of that is not asked for.
-            None => Envelope::read(self.data.bytes()).unwrap_or_default(),
-        };
-        envelope.created_at_ms.unwrap_or(now_ms)
+        self.options.created_ms.or_else(|| self.envelope().created_at_ms).unwrap_or(now_ms)
     }
 }

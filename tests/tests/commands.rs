@@ -307,6 +307,36 @@ fn count_is_of_records_and_not_of_index_entries() {
 }
 
 #[test]
+fn pages_lose_no_task_where_others_have_written_fractions_as_scores() {
+    let mut session = Session::start();
+    for (score, task_id) in [("5", "z"), ("5.25", "y"), ("5.5", "a"), ("6", "b")] {
+        session.run(&format!("ZADD I {score} {task_id}"));
+        session.run(&format!("HSET pmcp:tasks:o:{task_id} version 1 data d"));
+    }
+    // The first entries have no task, so that a page has to go on where the walk has come to.
+    session.run("DEL pmcp:tasks:o:z pmcp:tasks:o:b");
+    assert_eq!(session.ids("PMCPTASK.LIST I COUNT 1"), ["y"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I COUNT 2"), ["y", "a"]);
+    assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 1"), ["a"]);
+}
+
+#[test]
+fn expiry_before_the_epoch_is_past() {
+    let mut session = Session::start();
+    session.run("HSET T version 3 data d expires_at -5");
+    assert_eq!(session.run("PMCPTASK.GET T"), NIL);
+    assert_eq!(session.number("PMCPTASK.PUT T I d"), 1);
+}
+
+#[test]
+fn record_tells_its_creation_time_beside_an_unreadable_expiry() {
+    let mut session = Session::start();
+    let record = r#"{"task":{"createdAt":"2023-11-14T22:13:20Z"},"expiresAt":"soon"}"#;
+    session.wire.call(&["PMCPTASK.PUT", TASK, INDEX, record, "PERSIST"]);
+    assert_eq!(session.run("ZSCORE I t"), bulk("1700000000000"));
+}
+
+#[test]
 fn list_skips_entries_that_name_no_task_of_the_owner() {
     let mut session = Session::start();
     session.store("t", 1);

@@ -10,15 +10,18 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 /// When a record says that its task was created and expires, both in ms since the epoch.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Envelope {
-    /// Top-level `expiresAt`; parts of a millisecond count as a whole one. None: never expires.
-    pub expires_at_ms: Option<i64>,
-    /// `task.createdAt`, where it is a timestamp not before the epoch.
+    /// Top-level `expiresAt`; parts of a millisecond count as a whole one. None: never expires. An error
+    /// where it is present and neither null nor an RFC 3339 timestamp.
+    pub expires_at_ms: Result<Option<i64>, ExpiryError>,
+    /// `task.createdAt`, where it is a timestamp not before the epoch. Anything else is passed over,
+    /// because a task has a creation time without it.
     pub created_at_ms: Option<i64>,
 }
 
-/// The record has an `expiresAt` from which no moment can be read.
+/// The record has an `expiresAt` from which no moment can be read. Tells the kind of value that came,
+/// never the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expiresAt of the record: expected an RFC 3339 timestamp or null, came {came}")]
 pub struct ExpiryError {
@@ -26,34 +29,32 @@ pub struct ExpiryError {
 }
 
 impl Envelope {
+    /// The envelope of a record that says nothing.
+    const EMPTY: Self = Self { expires_at_ms: Ok(None), created_at_ms: None };
+
     /// Reads the envelope of a record.
     ///
     /// A record that is no JSON object (other JSON, truncated JSON, any other bytes) has an empty
     /// envelope. Of a member that stands twice the last one counts, as in `serde_json::Value`.
-    ///
-    /// # Errors
-    ///
-    /// [`ExpiryError`] where `expiresAt` is present and neither null nor an RFC 3339 timestamp. It
-    /// tells the kind of value that came, never the value. A `createdAt` that is no timestamp is
-    /// passed over, because a task has a creation time without it.
-    pub fn read(record: &[u8]) -> Result<Self, ExpiryError> {
+    #[must_use]
+    pub fn read(record: &[u8]) -> Self {
         // Most records that are no JSON object show it in their first byte.
         if record.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
-            return Ok(Self::default());
+            return Self::EMPTY;
         }
         let Ok(Members { expires_at, created_at }) = serde_json::from_slice(record) else {
-            return Ok(Self::default());
+            return Self::EMPTY;
         };
         let expires_at_ms = match expires_at {
-            Moment::Absent => None,
-            Moment::At(at) => Some(at.ms_rounded_up()),
-            Moment::Unreadable(came) => return Err(ExpiryError { came }),
+            Moment::Absent => Ok(None),
+            Moment::At(at) => Ok(Some(at.ms_rounded_up())),
+            Moment::Unreadable(came) => Err(ExpiryError { came }),
         };
         let created_at_ms = match created_at {
             Moment::At(at) => Some(at.ms_rounded_down()).filter(|ms| *ms >= 0),
             Moment::Absent | Moment::Unreadable(_) => None,
         };
-        Ok(Self { expires_at_ms, created_at_ms })
+        Self { expires_at_ms, created_at_ms }
     }
 }
 
@@ -287,7 +288,7 @@ mod tests {
     use super::*;
 
     fn expiry(record: &str) -> Option<i64> {
-        Envelope::read(record.as_bytes()).unwrap().expires_at_ms
+        Envelope::read(record.as_bytes()).expires_at_ms.unwrap()
     }
 
     #[test]
@@ -296,7 +297,7 @@ mod tests {
             "ownerId":"o","variables":{"expiresAt":"1999-01-01T00:00:00Z"},"expiresAt":"2026-11-21T11:00:00Z"}"#;
         assert_eq!(
             Envelope::read(record),
-            Ok(Envelope { expires_at_ms: Some(1_795_258_800_000), created_at_ms: Some(1_795_255_200_123) })
+            Envelope { expires_at_ms: Ok(Some(1_795_258_800_000)), created_at_ms: Some(1_795_255_200_123) }
         );
     }
 
@@ -342,8 +343,15 @@ mod tests {
             let record = format!(r#"{{"expiresAt":{value}}}"#);
             // 1e400 is no JSON number that serde_json can represent, hence no JSON object.
             let read = Envelope::read(record.as_bytes());
-            assert!(read.is_err() || value == "1e400", "{record}: {read:?}");
+            assert!(read.expires_at_ms.is_err() || value == "1e400", "{record}: {read:?}");
         }
+    }
+
+    #[test]
+    fn creation_time_stands_beside_an_unreadable_expiry() {
+        let read = Envelope::read(br#"{"expiresAt":"soon","task":{"createdAt":"1970-01-01T00:00:01Z"}}"#);
+        assert!(read.expires_at_ms.is_err());
+        assert_eq!(read.created_at_ms, Some(1_000));
     }
 
     #[test]
@@ -362,7 +370,7 @@ mod tests {
             b"\xff\xfe",
             b"{\"\xff\":1,\"expiresAt\":\"soon\"}",
         ] {
-            assert_eq!(Envelope::read(record), Ok(Envelope::default()), "{record:?}");
+            assert_eq!(Envelope::read(record), Envelope::EMPTY, "{record:?}");
         }
     }
 
@@ -387,7 +395,7 @@ mod tests {
             r#"{"createdAt":{"createdAt":"x"}}"#,
         ] {
             let record = format!(r#"{{"task":{task}}}"#);
-            assert_eq!(Envelope::read(record.as_bytes()), Ok(Envelope::default()), "{record}");
+            assert_eq!(Envelope::read(record.as_bytes()), Envelope::EMPTY, "{record}");
         }
     }
 

@@ -56,6 +56,16 @@ impl<'a> TaskKey<'a> {
     }
 }
 
+impl<'a> TaskKey<'a> {
+    /// The index and the member by which `pmcp_tasks::RedisBackend` knows this task, where they are not
+    /// those of this schema: it splits an owner with a colon at the first one.
+    #[must_use]
+    pub fn old_entry(&self) -> Option<(IndexKey<'a>, Vec<u8>)> {
+        let (owner, rest) = split_at_first(self.owner, b":")?;
+        Some((IndexKey { prefix: self.prefix, owner }, [rest, b":", self.task_id].concat()))
+    }
+}
+
 /// An owner's index key, taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexKey<'a> {
@@ -115,10 +125,17 @@ impl<'a> IndexKey<'a> {
         if task_id.is_empty() || task_id.contains(&b':') {
             return false;
         }
-        for part in [self.prefix, TASKS, self.owner, b":", task_id] {
+        self.write_key_of_member(task_id, key);
+        true
+    }
+
+    /// Writes the key that a member of the index names into `key`, in place of what it held; see
+    /// [`TaskKey::old_entry`] for members with colons.
+    pub fn write_key_of_member(&self, member: &[u8], key: &mut Vec<u8>) {
+        key.clear();
+        for part in [self.prefix, TASKS, self.owner, b":", member] {
             key.extend_from_slice(part);
         }
-        true
     }
 }
 
@@ -262,6 +279,17 @@ mod tests {
         assert!(!index.write_task_key(b"", &mut key));
         assert!(index.write_task_key(b"t", &mut key));
         assert_eq!(key, b"p:tasks:a:t");
+    }
+
+    #[test]
+    fn old_entry_of_an_owner_with_colons_names_the_same_task() {
+        let task = TaskKey::parse(b"p:tasks:a:b:c:t").unwrap();
+        let (index, member) = task.old_entry().unwrap();
+        assert_eq!((index.owner, member.as_slice()), (&b"a"[..], &b"b:c:t"[..]));
+        let mut key = Vec::new();
+        index.write_key_of_member(&member, &mut key);
+        assert_eq!(key, b"p:tasks:a:b:c:t");
+        assert_eq!(TaskKey::parse(b"p:tasks:a:t").unwrap().old_entry(), None);
     }
 
     #[test]

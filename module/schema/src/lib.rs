@@ -36,6 +36,16 @@ pub fn expires_at_seconds(expires_at_ms: i64) -> i64 {
     expires_at_ms.div_euclid(1000).saturating_add(i64::from(expires_at_ms.rem_euclid(1000) != 0))
 }
 
+/// Whether a stored [`fields::EXPIRES_AT`] is past. One that is no integer says nothing.
+#[must_use]
+pub fn is_past(expires_at: &[u8], now_ms: i64) -> bool {
+    match expires_at {
+        // Before the epoch.
+        [b'-', digits @ ..] => parse_decimal(digits).is_some(),
+        digits => parse_decimal(digits).is_some_and(|seconds| seconds.saturating_mul(1000) <= now_ms),
+    }
+}
+
 /// Reads a stored version: a positive integer up to 2^63-1 in the form that this schema writes, with
 /// no sign, space or leading zero.
 #[must_use]
@@ -68,6 +78,22 @@ mod tests {
         assert_eq!(expires_at_seconds(1_001), 2);
         assert_eq!(expires_at_seconds(-1), 0);
         assert_eq!(expires_at_seconds(i64::MAX), i64::MAX / 1000 + 1);
+    }
+
+    #[test]
+    fn expiry_is_past_from_its_second_on() {
+        for (expires_at, past) in [
+            ("1", true),
+            ("2", true),
+            ("3", false),
+            ("-5", true),
+            ("0", true),
+            ("", false),
+            ("soon", false),
+            ("-", false),
+        ] {
+            assert_eq!(is_past(expires_at.as_bytes(), 2_000), past, "{expires_at:?}");
+        }
     }
 
     #[test]

@@ -15,8 +15,8 @@ pub(super) struct Cas;
 impl TaskCommand for Cas {
     const INFO: CommandInfo = CommandInfo {
         name: c"pmcptask.cas",
-        flags: c"write deny-oom fast",
-        acl_categories: c"write fast",
+        flags: c"write deny-oom",
+        acl_categories: c"write slow",
         arity: -5,
         summary: c"Stores a task's record if the task is at the expected version.",
         complexity: c"O(log(N)) with N tasks of the owner.",

@@ -13,8 +13,8 @@ pub(super) struct Del;
 impl TaskCommand for Del {
     const INFO: CommandInfo = CommandInfo {
         name: c"pmcptask.del",
-        flags: c"write fast",
-        acl_categories: c"write fast",
+        flags: c"write",
+        acl_categories: c"write slow",
         arity: 3,
         summary: c"Deletes a task.",
         complexity: c"O(log(N)) with N tasks of the owner.",

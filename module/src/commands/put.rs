@@ -15,8 +15,8 @@ pub(super) struct Put;
 impl TaskCommand for Put {
     const INFO: CommandInfo = CommandInfo {
         name: c"pmcptask.put",
-        flags: c"write deny-oom fast",
-        acl_categories: c"write fast",
+        flags: c"write deny-oom",
+        acl_categories: c"write slow",
         arity: -4,
         summary: c"Stores a task's record and returns its new version.",
         complexity: c"O(log(N)) with N tasks of the owner; O(N) where MAXTASKS is about to refuse.",

@@ -46,6 +46,10 @@ functions! {
         avoid_replica_traffic: RedisModule_AvoidReplicaTraffic = unsafe extern "C" fn() -> c_int,
         call: RedisModule_Call =
             unsafe extern "C" fn(Ctx, *const c_char, *const c_char, ...) -> *mut raw::RedisModuleCallReply,
+        call_reply_integer: RedisModule_CallReplyInteger =
+            unsafe extern "C" fn(*mut raw::RedisModuleCallReply) -> c_longlong,
+        call_reply_type: RedisModule_CallReplyType =
+            unsafe extern "C" fn(*mut raw::RedisModuleCallReply) -> c_int,
         call_reply_string_ptr: RedisModule_CallReplyStringPtr =
             unsafe extern "C" fn(*mut raw::RedisModuleCallReply, *mut usize) -> *const c_char,
         close_key: RedisModule_CloseKey = unsafe extern "C" fn(Key),
@@ -99,6 +103,15 @@ functions! {
         reply_with_simple_string: RedisModule_ReplyWithSimpleString =
             unsafe extern "C" fn(Ctx, *const c_char) -> c_int,
         reply_with_string: RedisModule_ReplyWithString = unsafe extern "C" fn(Ctx, Str) -> c_int,
+        scan: RedisModule_Scan = unsafe extern "C" fn(
+            Ctx, *mut raw::RedisModuleScanCursor, raw::RedisModuleScanCB, *mut c_void,
+        ) -> c_int,
+        scan_cursor_create: RedisModule_ScanCursorCreate =
+            unsafe extern "C" fn() -> *mut raw::RedisModuleScanCursor,
+        scan_cursor_destroy: RedisModule_ScanCursorDestroy =
+            unsafe extern "C" fn(*mut raw::RedisModuleScanCursor),
+        scan_cursor_restart: RedisModule_ScanCursorRestart =
+            unsafe extern "C" fn(*mut raw::RedisModuleScanCursor),
         select_db: RedisModule_SelectDb = unsafe extern "C" fn(Ctx, c_int) -> c_int,
         set_abs_expire: RedisModule_SetAbsExpire = unsafe extern "C" fn(Key, raw::mstime_t) -> c_int,
         set_command_info: RedisModule_SetCommandInfo =
@@ -107,6 +120,8 @@ functions! {
         signal_modified_key: RedisModule_SignalModifiedKey = unsafe extern "C" fn(Ctx, Str) -> c_int,
         string_ptr_len: RedisModule_StringPtrLen =
             unsafe extern "C" fn(*const raw::RedisModuleString, *mut usize) -> *const c_char,
+        subscribe_to_server_event: RedisModule_SubscribeToServerEvent =
+            unsafe extern "C" fn(Ctx, raw::RedisModuleEvent, raw::RedisModuleEventCallback) -> c_int,
         subscribe_to_keyspace_events: RedisModule_SubscribeToKeyspaceEvents =
             unsafe extern "C" fn(Ctx, c_int, raw::RedisModuleNotificationFunc) -> c_int,
         value_length: RedisModule_ValueLength = unsafe extern "C" fn(Key) -> usize,

@@ -1,7 +1,7 @@
 //! One call of the server into this module: what it may reply, ask and tell.
 
 use std::cell::Cell;
-use std::ffi::{CStr, CString, c_int, c_long};
+use std::ffi::{CStr, CString, c_char, c_int, c_long};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
@@ -193,6 +193,30 @@ impl Context {
             };
             (self.api.free_call_reply)(reply);
             nodes
+        }
+    }
+
+    /// The slot of a key; None where the server does not say.
+    pub(crate) fn cluster_slot(&self, key: &[u8]) -> Option<i64> {
+        // SAFETY: the format names a C string and a buffer with its length, which are given. The reply is
+        // freed after its number has been read; a null reply (no such command) has none.
+        unsafe {
+            let reply = (self.api.call)(
+                self.raw,
+                c"CLUSTER".as_ptr(),
+                c"cb".as_ptr(),
+                c"KEYSLOT".as_ptr(),
+                key.as_ptr().cast::<c_char>(),
+                key.len(),
+            );
+            if reply.is_null() {
+                return None;
+            }
+            let is_integer =
+                isize::try_from((self.api.call_reply_type)(reply)) == Ok(raw::REDISMODULE_REPLY_INTEGER);
+            let slot = is_integer.then(|| (self.api.call_reply_integer)(reply));
+            (self.api.free_call_reply)(reply);
+            slot
         }
     }
 

@@ -1,6 +1,6 @@
-//! Keyspace events: what others did to a key.
+//! What the server tells: keys that have gone, and changes of the server itself.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
@@ -55,4 +55,80 @@ unsafe extern "C" fn key_event(
         }
     }
     OK
+}
+
+/// A change of the server itself.
+#[derive(Clone, Copy)]
+pub(crate) enum ServerEvent {
+    /// The server's housekeeping, ten times a second unless `hz` says otherwise.
+    Cron,
+    /// A data set has been loaded, from disk or from a primary.
+    DataLoaded,
+    /// The server has become a primary or a replica.
+    RoleChanged,
+    /// Two databases have changed places.
+    DatabasesSwapped,
+}
+
+type ServerEventHandler = fn(&Context);
+
+static SERVER_EVENT_HANDLERS: [OnceLock<ServerEventHandler>; 4] = [const { OnceLock::new() }; 4];
+
+impl ServerEvent {
+    const ALL: [Self; 4] = [Self::Cron, Self::DataLoaded, Self::RoleChanged, Self::DatabasesSwapped];
+
+    const fn id(self) -> u64 {
+        match self {
+            Self::Cron => raw::REDISMODULE_EVENT_CRON_LOOP,
+            Self::DataLoaded => raw::REDISMODULE_EVENT_LOADING,
+            Self::RoleChanged => raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
+            Self::DatabasesSwapped => raw::REDISMODULE_EVENT_SWAPDB,
+        }
+    }
+
+    fn handler(self) -> Option<&'static OnceLock<ServerEventHandler>> {
+        SERVER_EVENT_HANDLERS.get(self as usize)
+    }
+
+    /// The event that the server means, if it is one of these.
+    fn of(id: u64, part: u64) -> Option<Self> {
+        let event = Self::ALL.into_iter().find(|event| event.id() == id)?;
+        let is_meant = match event {
+            Self::DataLoaded => part == raw::REDISMODULE_SUBEVENT_LOADING_ENDED,
+            _ => true,
+        };
+        is_meant.then_some(event)
+    }
+}
+
+/// Calls `handler` whenever the server says so.
+pub(crate) fn subscribe_to_server_event(
+    context: &Context,
+    event: ServerEvent,
+    handler: ServerEventHandler,
+) -> bool {
+    let Some(place) = event.handler() else { return false };
+    place.get_or_init(|| handler);
+    let event = raw::RedisModuleEvent { id: event.id(), dataver: 1 };
+    // SAFETY: the context is that of the running call.
+    let subscribed =
+        unsafe { (context.api.subscribe_to_server_event)(context.raw(), event, Some(server_event)) };
+    subscribed == OK
+}
+
+unsafe extern "C" fn server_event(
+    raw: *mut raw::RedisModuleCtx,
+    event: raw::RedisModuleEvent,
+    part: u64,
+    _data: *mut c_void,
+) {
+    let Some(handler) = ServerEvent::of(event.id, part).and_then(|event| event.handler()?.get()) else {
+        return;
+    };
+    // SAFETY: the server passes the context of this call.
+    let Some(context) = (unsafe { Context::enter(raw) }) else { return };
+    if catch_unwind(AssertUnwindSafe(|| handler(&context))).is_err() {
+        context
+            .log_warning("pmcptask: the handler of a server event panicked; this is a defect of the module");
+    }
 }

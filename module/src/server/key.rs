@@ -28,6 +28,12 @@ pub(crate) struct Walk {
     pub(crate) highest_first: bool,
 }
 
+impl Walk {
+    /// All members, in order.
+    pub(crate) const ALL: Self =
+        Self { lowest: f64::NEG_INFINITY, highest: f64::INFINITY, highest_first: false };
+}
+
 /// An open key, closed when it goes out of scope.
 pub(crate) struct Key<'c> {
     context: &'c Context,
@@ -50,6 +56,13 @@ impl<'c> Key<'c> {
         // SAFETY: the context is that of the running call and the name is alive. For writing the server
         // always hands out a handle.
         let raw = unsafe { NonNull::new_unchecked((context.api.open_key)(context.raw(), name.raw(), mode)) };
+        Self { context, raw }
+    }
+
+    /// # Safety
+    ///
+    /// `raw` is an open key of this call. Dropping the handle closes it.
+    pub(super) unsafe fn from_raw(context: &'c Context, raw: NonNull<raw::RedisModuleKey>) -> Self {
         Self { context, raw }
     }
 

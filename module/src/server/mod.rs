@@ -12,6 +12,7 @@ mod events;
 mod info;
 mod key;
 mod load;
+mod scan;
 mod state;
 mod string;
 mod timer;
@@ -21,10 +22,13 @@ pub(crate) use command::{
 };
 pub(crate) use configuration::{NumericSetting, load_settings, register_number};
 pub(crate) use context::Context;
-pub(crate) use events::{KeyEvent, subscribe as subscribe_to_key_events};
+pub(crate) use events::{
+    KeyEvent, ServerEvent, subscribe as subscribe_to_key_events, subscribe_to_server_event,
+};
 pub(crate) use info::{Info, register as register_info};
 pub(crate) use key::{Key, Kind, Walk};
 pub(crate) use load::{Module, export, on_load};
+pub(crate) use scan::ScanCursor;
 pub(crate) use state::ServerThread;
 pub(crate) use string::{OwnedString, StringRef};
 pub(crate) use timer::start as start_timer;

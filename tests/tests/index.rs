@@ -1,0 +1,224 @@
+//! Hash and index agree: no entry outlives its task, whoever took the task away, and nothing of other
+//! applications is touched.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use std::time::{Duration, Instant};
+
+use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms};
+
+/// What the contract promises.
+const PROMISED: Duration = Duration::from_secs(1);
+
+fn put(wire: &mut Wire, owner: &str, task: &str, options: &[&str]) {
+    let (task, index) = (format!("pmcp:tasks:{owner}:{task}"), format!("pmcp:idx:{owner}"));
+    let reply = wire.call(&[&["PMCPTASK.PUT", &task, &index, "data"], options].concat());
+    assert!(reply.starts_with(':'), "{reply}");
+}
+
+fn exists(wire: &mut Wire, key: &str) -> bool {
+    wire.call(&["EXISTS", key]) == ":1\r\n"
+}
+
+fn has_entry(wire: &mut Wire, owner: &str, task: &str) -> bool {
+    !wire.call(&["ZSCORE", &format!("pmcp:idx:{owner}"), task]).starts_with("$-1")
+}
+
+fn in_ms(ms: i64) -> String {
+    (now_ms() + ms).to_string()
+}
+
+fn info(wire: &mut Wire, field: &str) -> u64 {
+    let info = wire.call(&["INFO", "pmcptask"]);
+    let start = info.find(&format!("pmcptask_{field}:")).unwrap();
+    info[start..].lines().next().unwrap().split_once(':').unwrap().1.trim().parse().unwrap()
+}
+
+#[test]
+fn entry_of_an_expired_task_goes_and_the_index_with_its_last_task() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    put(&mut wire, "alice", "short", &["PXAT", &in_ms(200)]);
+    put(&mut wire, "alice", "long", &["PXAT", &in_ms(60_000)]);
+    put(&mut wire, "bob", "only", &["PXAT", &in_ms(200)]);
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(holds_within(PROMISED, || !has_entry(&mut wire, "alice", "short")));
+    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:bob")));
+    assert!(has_entry(&mut wire, "alice", "long"));
+}
+
+#[test]
+fn expired_task_among_many_live_ones_goes_in_time() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    let (later, count) = (in_ms(3_600_000), 20_000);
+    for n in 0..count {
+        let (task, index) = (format!("pmcp:tasks:o{}:t{n}", n % 100), format!("pmcp:idx:o{}", n % 100));
+        wire.send(&["PMCPTASK.PUT", &task, &index, "data", "PXAT", &later]).unwrap();
+    }
+    for _ in 0..count {
+        assert_eq!(wire.receive().unwrap(), ":1\r\n");
+    }
+    for n in 0..5 {
+        put(&mut wire, "alice", &format!("t{n}"), &["PXAT", &in_ms(300)]);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:alice")));
+}
+
+#[test]
+fn entry_goes_when_somebody_else_removes_the_hash() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    for how in [
+        &["DEL", "pmcp:tasks:alice:t"][..],
+        &["UNLINK", "pmcp:tasks:alice:t"],
+        &["RENAME", "pmcp:tasks:alice:t", "elsewhere"],
+        &["MOVE", "pmcp:tasks:alice:t", "1"],
+        &["HDEL", "pmcp:tasks:alice:t", "version", "data"],
+        &["PEXPIREAT", "pmcp:tasks:alice:t", "1"],
+        &["EVAL", "return redis.call('DEL', KEYS[1])", "1", "pmcp:tasks:alice:t"],
+    ] {
+        put(&mut wire, "alice", "t", &["PERSIST"]);
+        put(&mut wire, "alice", "stays", &["PERSIST"]);
+        let reply = wire.call(how);
+        assert!(!reply.starts_with('-'), "{how:?}: {reply}");
+        assert!(holds_within(PROMISED, || !has_entry(&mut wire, "alice", "t")), "{how:?}");
+        assert!(has_entry(&mut wire, "alice", "stays"), "{how:?}");
+        wire.call(&["DEL", "elsewhere"]);
+    }
+}
+
+#[test]
+fn entry_of_an_evicted_task_goes() {
+    let server = Server::start_with(&ServerOptions::default().set("maxmemory-policy", "volatile-ttl"));
+    let mut wire = server.wire();
+    for n in 0..2_000 {
+        let task = format!("t{n}");
+        put(&mut wire, &format!("o{}", n % 50), &task, &["PXAT", &in_ms(3_600_000 + n)]);
+    }
+    let used = wire.call(&["INFO", "memory"]);
+    let used = used.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().to_owned();
+    // A fifth of what the tasks take has to go.
+    let limit = used.parse::<u64>().unwrap() - 100_000;
+    wire.call(&["CONFIG", "SET", "maxmemory", &limit.to_string()]);
+    assert!(holds_within(Duration::from_secs(5), || {
+        wire.call(&["PMCPTASK.GET", "pmcp:tasks:o0:t0"]) == "$-1\r\n"
+    }));
+    wire.call(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert!(holds_within(PROMISED, || orphans(&mut wire) == 0));
+    assert!(info(&mut wire, "index_entries_reclaimed") > 0);
+}
+
+/// Entries without a task, counted with plain commands.
+fn orphans(wire: &mut Wire) -> usize {
+    let script = "local orphans = 0
+        for _, index in ipairs(redis.call('KEYS', '*:idx:*')) do
+            for _, id in ipairs(redis.call('ZRANGE', index, 0, -1)) do
+                local task = string.gsub(index, ':idx:', ':tasks:', 1) .. ':' .. id
+                if redis.call('EXISTS', task) == 0 then orphans = orphans + 1 end
+            end
+        end
+        return orphans";
+    let reply = wire.call(&["EVAL", script, "0"]);
+    reply.trim().trim_start_matches(':').parse().unwrap_or_else(|_| panic!("{reply}"))
+}
+
+#[test]
+fn tasks_that_expired_while_the_server_was_down_leave_nothing_behind() {
+    for settings in [&[("appendonly", "yes")][..], &[("save", "3600 1")]] {
+        let options =
+            settings.iter().fold(ServerOptions::default(), |options, (name, value)| options.set(name, value));
+        let mut server = Server::start_with(&options);
+        let mut wire = server.wire();
+        put(&mut wire, "alice", "short", &["PXAT", &in_ms(300)]);
+        put(&mut wire, "alice", "long", &["PERSIST"]);
+        put(&mut wire, "bob", "only", &["PXAT", &in_ms(300)]);
+        wire.call(&["PMCPTASK.PUT", "app:tasks:eve:long", "app:idx:eve", "x", "PERSIST"]);
+        wire.call(&["PMCPTASK.PUT", "app:tasks:eve:short", "app:idx:eve", "x", "PXAT", &in_ms(300)]);
+        server.stop();
+        std::thread::sleep(Duration::from_millis(350));
+        server.restart();
+        let mut wire = server.wire();
+        assert!(holds_within(PROMISED, || orphans(&mut wire) == 0), "{settings:?}");
+        assert!(!exists(&mut wire, "pmcp:idx:bob"), "{settings:?}");
+        assert!(has_entry(&mut wire, "alice", "long") && exists(&mut wire, "app:idx:eve"), "{settings:?}");
+    }
+}
+
+#[test]
+fn entry_of_a_task_that_comes_back_at_once_stays() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    put(&mut wire, "alice", "t", &["PERSIST"]);
+    for _ in 0..100 {
+        wire.send(&["DEL", "pmcp:tasks:alice:t"]).unwrap();
+        put_without_waiting(&mut wire);
+    }
+    for _ in 0..200 {
+        wire.receive().unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(has_entry(&mut wire, "alice", "t"));
+}
+
+fn put_without_waiting(wire: &mut Wire) {
+    wire.send(&["PMCPTASK.PUT", "pmcp:tasks:alice:t", "pmcp:idx:alice", "data", "PERSIST"]).unwrap();
+}
+
+#[test]
+fn keys_of_other_applications_are_not_touched() {
+    let mut server = Server::start_with(&ServerOptions::default().set("appendonly", "yes"));
+    let mut wire = server.wire();
+    put(&mut wire, "alice", "t", &["PERSIST"]);
+    // Looks like a prefix of ours, but no command has named it and its hashes are no tasks.
+    wire.call(&["ZADD", "shop:idx:users", "1700000000000", "u1", "1700000000001", "u2"]);
+    wire.call(&["HSET", "shop:tasks:users:u1", "title", "x"]);
+    wire.call(&["SET", "shop:tasks:users:u2", "x", "PX", "50"]);
+    wire.call(&["DEL", "shop:tasks:users:u1"]);
+    let before = wire.call(&["ZRANGE", "shop:idx:users", "0", "-1", "WITHSCORES"]);
+    server.stop();
+    server.restart();
+    let mut wire = server.wire();
+    std::thread::sleep(PROMISED);
+    assert_eq!(wire.call(&["ZRANGE", "shop:idx:users", "0", "-1", "WITHSCORES"]), before);
+}
+
+#[test]
+fn old_entry_of_an_owner_with_a_colon_goes_with_its_task() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    for how in [&["PMCPTASK.DEL", "pmcp:tasks:a:b:t", "pmcp:idx:a:b"][..], &["DEL", "pmcp:tasks:a:b:t"]] {
+        // What the client that this one replaces writes for owner `a:b`.
+        wire.call(&["HSET", "pmcp:tasks:a:b:t", "version", "1", "data", "x"]);
+        wire.call(&["ZADD", "pmcp:idx:a", "0", "b:t"]);
+        assert_eq!(wire.call(how), ":1\r\n");
+        assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:a")), "{how:?}");
+    }
+}
+
+#[test]
+fn a_hundred_thousand_owners_of_one_short_task_leave_no_key_behind() {
+    const OWNERS: usize = 100_000;
+    let server = Server::start();
+    let mut wire = server.wire();
+    let at = in_ms(4_000);
+    for start in (0..OWNERS).step_by(1_000) {
+        for n in start..start + 1_000 {
+            let (task, index) = (format!("pmcp:tasks:o{n}:t"), format!("pmcp:idx:o{n}"));
+            wire.send(&["PMCPTASK.PUT", &task, &index, "data", "PXAT", &at]).unwrap();
+        }
+        for _ in 0..1_000 {
+            assert!(wire.receive().unwrap().starts_with(':'));
+        }
+    }
+    let mut worst = Duration::ZERO;
+    let gone = holds_within(Duration::from_secs(30), || {
+        let started = Instant::now();
+        wire.call(&["PING"]);
+        worst = worst.max(started.elapsed());
+        wire.call(&["DBSIZE"]) == ":0\r\n"
+    });
+    println!("worst latency of a PING while {OWNERS} indexes were reclaimed: {worst:?}");
+    assert!(gone, "{} keys left", wire.call(&["DBSIZE"]));
+}
