@@ -15,6 +15,22 @@ pub(crate) static MAX_RECORD_BYTES: NumericSetting = NumericSetting {
     value: AtomicI64::new(16 * 1024 * 1024),
 };
 
+/// In debug builds only: 1 makes every entry point of the module panic, so that a test can see that none
+/// of these panics does any harm.
+#[cfg(debug_assertions)]
+static DEBUG_PANIC: NumericSetting =
+    NumericSetting { name: c"debug-panic", lowest: 0, highest: 1, value: AtomicI64::new(0) };
+
+/// Panics where a test has asked for it; nothing in release builds.
+#[inline]
+pub(crate) fn panic_if_asked() {
+    #[cfg(debug_assertions)]
+    #[allow(clippy::panic, reason = "this is what it is for")]
+    if DEBUG_PANIC.get() == 1 {
+        panic!("asked for with pmcptask.debug-panic");
+    }
+}
+
 /// Registers the settings. Arguments of `loadmodule` come in pairs, `max-record-bytes 1048576`, and are
 /// defaults: `redis.conf` has the last word.
 ///
@@ -39,6 +55,10 @@ pub(crate) fn register(context: &Context, arguments: &Arguments<'_>) -> Result<(
                 )
             })?;
         MAX_RECORD_BYTES.value.store(bytes, Ordering::Relaxed);
+    }
+    #[cfg(debug_assertions)]
+    if !register_number(context, &DEBUG_PANIC) {
+        return Err("the server refuses the setting debug-panic".to_owned());
     }
     if register_number(context, &MAX_RECORD_BYTES) && load_settings(context) {
         Ok(())

@@ -9,7 +9,7 @@ mod put;
 use crate::arguments::ArgumentError;
 use crate::refusal::Refusal;
 use crate::server::{self, Argument, ArgumentKind, Arguments, Command, CommandInfo, Context, StringRef};
-use crate::statistics;
+use crate::{settings, statistics};
 
 /// A command of this module: parse, check, act, replicate, reply. An error is returned before the first
 /// write and before any reply.
@@ -26,6 +26,7 @@ impl<C: TaskCommand> Command for Served<C> {
     const INFO: CommandInfo = C::INFO;
 
     fn run(context: &Context, arguments: &Arguments<'_>) {
+        settings::panic_if_asked();
         if let Err(refusal) = C::run(context, arguments) {
             statistics::count_refusal(refusal.code());
             context.reply_error(&refusal.to_string());

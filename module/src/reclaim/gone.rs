@@ -10,6 +10,7 @@ use pmcptask_schema::TaskKey;
 use super::slots::Slots;
 use super::{may_write, reclaim, serves};
 use crate::server::{Context, KeyEvent, ServerThread, start_timer, subscribe_to_key_events};
+use crate::settings;
 
 /// Entries removed in one go, so that commands waiting meanwhile wait well under a millisecond.
 const BATCH: usize = 128;
@@ -30,6 +31,7 @@ pub(super) fn start(context: &Context) -> bool {
 }
 
 fn note(context: &Context, event: &KeyEvent<'_>) {
+    settings::panic_if_asked();
     let name = event.key.bytes();
     let Ok(key) = TaskKey::parse(name) else { return };
     // A replica, or an AOF that is being loaded, is told of the entry by whoever removes it.
@@ -56,6 +58,11 @@ fn enqueue(context: &Context, task_name: &[u8]) {
 }
 
 fn reclaim_batch(context: &Context) {
+    // First of all: should anything below panic, the next key that goes starts a timer again.
+    if let Some(mut gone) = GONE.borrow_mut(context) {
+        gone.timer_runs = false;
+    }
+    settings::panic_if_asked();
     let slots = Slots::of(context);
     let may_reclaim = may_write(context) && slots != Slots::Moving;
     let batch = if may_reclaim { take_batch(context) } else { Vec::new() };

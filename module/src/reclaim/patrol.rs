@@ -12,6 +12,7 @@ use crate::index::{self, Entry, Position};
 use crate::server::{
     Context, Key, Kind, ScanCursor, ServerEvent, ServerThread, StringRef, subscribe_to_server_event,
 };
+use crate::settings;
 
 /// How long one step may take: a hundredth of the server's time.
 const STEP: Duration = Duration::from_millis(1);
@@ -87,6 +88,7 @@ pub(crate) fn expects_expiry(context: &Context, expires_at_ms: i64, key: StringR
 
 /// Called by the server ten times a second.
 fn step(context: &Context) {
+    settings::panic_if_asked();
     if !may_write(context) {
         return;
     }

@@ -1,0 +1,133 @@
+//! Whatever happens inside the module, the server goes on, and no memory is lost.
+//!
+//! `PMCPTASK_LEAK_OPERATIONS` sets how many operations the memory is watched over; a million unless set.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use std::env;
+use std::time::Duration;
+
+use pmcptask_tests::{Server, Wire, holds_within, now_ms};
+
+const TASK: &str = "pmcp:tasks:alice:t";
+const INDEX: &str = "pmcp:idx:alice";
+
+fn info(wire: &mut Wire, section: &str, field: &str) -> u64 {
+    let info = wire.call(&["INFO", section]);
+    let line = info.lines().find_map(|line| line.strip_prefix(&format!("{field}:")));
+    line.unwrap_or_else(|| panic!("no {field} in {info}")).trim().parse().unwrap()
+}
+
+#[test]
+fn panic_in_a_command_is_an_error_reply_and_the_server_goes_on() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    assert_eq!(wire.call(&["PMCPTASK.PUT", TASK, INDEX, "data"]), ":1\r\n");
+    assert_eq!(wire.call(&["CONFIG", "SET", "pmcptask.debug-panic", "1"]), "+OK\r\n");
+    for (n, command) in [
+        &["PMCPTASK.PUT", TASK, INDEX, "data"][..],
+        &["PMCPTASK.CAS", TASK, INDEX, "1", "data"],
+        &["PMCPTASK.GET", TASK],
+        &["PMCPTASK.DEL", TASK, INDEX],
+        &["PMCPTASK.LIST", INDEX],
+    ]
+    .iter()
+    .enumerate()
+    {
+        let reply = wire.call(command);
+        assert!(reply.starts_with("-ERR the pmcptask module failed to run this command"), "{reply}");
+        assert_eq!(info(&mut wire, "pmcptask", "pmcptask_panics"), u64::try_from(n).unwrap() + 1);
+    }
+    wire.call(&["CONFIG", "SET", "pmcptask.debug-panic", "0"]);
+    assert_eq!(wire.call(&["PMCPTASK.GET", TASK]), "*2\r\n:1\r\n$4\r\ndata\r\n");
+}
+
+#[test]
+fn panic_behind_an_event_or_a_timer_is_logged_and_the_work_goes_on() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    wire.call(&["PMCPTASK.PUT", TASK, INDEX, "data"]);
+    wire.call(&["PMCPTASK.PUT", "pmcp:tasks:alice:u", INDEX, "data"]);
+    wire.call(&["CONFIG", "SET", "pmcptask.debug-panic", "1"]);
+    wire.call(&["DEL", TASK]);
+    let logged = |what: &str| holds_within(Duration::from_secs(2), || server.log().contains(what));
+    assert!(logged("the handler of a key event panicked"));
+    assert!(logged("the handler of a server event panicked"));
+    wire.call(&["CONFIG", "SET", "pmcptask.debug-panic", "0"]);
+    wire.call(&["DEL", "pmcp:tasks:alice:u"]);
+    assert!(holds_within(Duration::from_secs(1), || {
+        wire.call(&["ZSCORE", INDEX, "u"]).starts_with("$-1")
+    }));
+}
+
+/// One round of all commands, refused ones and expiries included; the keys are as before after it.
+fn round(wire: &mut Wire, n: usize) -> usize {
+    let owner = format!("o{}", n % 50);
+    let (task, index) = (format!("pmcp:tasks:{owner}:t{}", n % 1_000), format!("pmcp:idx:{owner}"));
+    let json = r#"{"task":{"createdAt":"2026-01-01T00:00:00Z"},"expiresAt":"2099-01-01T00:00:00Z"}"#;
+    let soon = (now_ms() + 20).to_string();
+    let commands: [&[&str]; 14] = [
+        &["PMCPTASK.PUT", &task, &index, json],
+        &["PMCPTASK.PUT", &task, &index, "data", "PXAT", &soon],
+        &["PMCPTASK.GET", &task],
+        &["PMCPTASK.CAS", &task, &index, "7", "data"],
+        &["PMCPTASK.CAS", &task, &index, "2", json, "CREATED", "5"],
+        &["PMCPTASK.LIST", &index, "REV", "COUNT", "3"],
+        &["PMCPTASK.LIST", &index, "AFTER", "5", "t"],
+        &["PMCPTASK.PUT", &task, "pmcp:idx:other", "data"],
+        &["PMCPTASK.PUT", &task, &index, r#"{"expiresAt":5}"#],
+        &["PMCPTASK.PUT", &task, &index, "data", "PXAT", "soon"],
+        &["PMCPTASK.PUT", &task, &index, "data", "MAXTASKS", "0", "PXAT", "1"],
+        &["PMCPTASK.DEL", &task, &index],
+        &["PMCPTASK.GET", &task],
+        &["PMCPTASK.LIST", "pmcp:idx:nobody"],
+    ];
+    for command in commands {
+        wire.send(command).unwrap();
+    }
+    commands.len()
+}
+
+fn run(wire: &mut Wire, operations: usize) {
+    let mut done = 0;
+    let mut n = 0;
+    while done < operations {
+        let mut sent = 0;
+        for _ in 0..50 {
+            n += 1;
+            sent += round(wire, n);
+        }
+        for _ in 0..sent {
+            wire.receive().unwrap();
+        }
+        done += sent;
+    }
+}
+
+/// Used memory once everything that was to expire has: the least of a second, because what is noted of
+/// tasks goes with the module's next steps.
+fn settled_memory(wire: &mut Wire) -> u64 {
+    assert!(holds_within(Duration::from_secs(5), || wire.call(&["DBSIZE"]) == ":0\r\n"));
+    let mut least = u64::MAX;
+    holds_within(Duration::from_secs(1), || {
+        least = least.min(info(wire, "memory", "used_memory"));
+        false
+    });
+    least
+}
+
+#[test]
+fn a_million_operations_leave_used_memory_where_it_was() {
+    let operations = env::var("PMCPTASK_LEAK_OPERATIONS").map_or(1_000_000, |number| number.parse().unwrap());
+    let server = Server::start();
+    let mut wire = server.wire();
+    // Buffers and tables take their size first.
+    run(&mut wire, operations / 10);
+    let before = settled_memory(&mut wire);
+    run(&mut wire, operations);
+    let after = settled_memory(&mut wire);
+    // A leak of one allocation in a hundred operations would be more.
+    let allowed = u64::try_from(operations).unwrap() / 100;
+    println!("{operations} operations; used memory before {before}, after {after}");
+    assert!(after < before + allowed, "{before} bytes before, {after} after");
+}
