@@ -19,13 +19,13 @@ run: build ## Run a server with the module on 127.0.0.1:6380; PORT=, DATA= and S
 	@SERVER='$(SERVER)' PORT='$(PORT)' DATA='$(abspath $(DATA))' scripts/run-server.sh '$(module)'
 
 demo: prerequisites ## Show an MCP server whose tasks survive it
-	cargo run --quiet --package pmcptask-client --example mcp_task_demo
+	cargo run --locked --quiet --package pmcptask-client --example mcp_task_demo
 
 test: prerequisites ## Run all tests against real servers
-	cargo test --workspace --features pmcptask-tests/redis-tests,pmcptask-client/tls
+	cargo test --locked --workspace --features pmcptask-tests/redis-tests,pmcptask-client/tls
 
 build: prerequisites ## Build the module in release mode
-	cargo build --release --package pmcptask
+	cargo build --locked --release --package pmcptask
 
 install: build ## Install the module under PREFIX (/usr/local) and print the line for redis.conf
 	install -D -m 755 '$(module)' '$(DESTDIR)$(installed)'
@@ -34,7 +34,7 @@ install: build ## Install the module under PREFIX (/usr/local) and print the lin
 
 lint: prerequisites ## Check format, lints and dependencies
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --features pmcptask-tests/redis-tests,pmcptask-client/tls -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features pmcptask-tests/redis-tests,pmcptask-client/tls -- -D warnings
 	cargo deny --all-features check
 
 prerequisites:
