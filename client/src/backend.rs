@@ -12,7 +12,16 @@ use crate::commands::{self, Moments};
 use crate::connection::Connection;
 use crate::error::{CallKind, Error};
 use crate::replies::{self, CasOutcome};
-use crate::settings::{HashTags, RedisBackendBuilder};
+
+/// Whether keys carry their owner as a hash tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HashTags {
+    /// `pmcp:tasks:alice:t1`: what `pmcp-tasks` writes, and the default.
+    #[default]
+    Off,
+    /// `pmcp:tasks:{alice}:t1`, braces literal: in a cluster, all keys of an owner share a slot.
+    On,
+}
 
 /// Keeps task records in Redis or Valkey, with one native command for each call.
 ///
@@ -46,24 +55,6 @@ pub struct RedisBackend {
 }
 
 impl RedisBackend {
-    /// Connects to the server at `url` and checks that it has the module.
-    ///
-    /// The URL is that of the redis crate: `redis://[user:password@]host[:port][/database]`,
-    /// `redis+unix:///path/to/socket`, and `rediss://…` with the feature `tls`. All settings have their
-    /// defaults; see [`RedisBackend::builder`] for others.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`RedisBackendBuilder::connect`].
-    pub async fn new(url: &str) -> Result<Self, StorageError> {
-        Self::builder(url).connect().await
-    }
-
-    /// Starts a backend with settings of one's own.
-    pub fn builder(url: impl Into<String>) -> RedisBackendBuilder {
-        RedisBackendBuilder::new(url)
-    }
-
     /// Uses a connection that is there already.
     ///
     /// Nothing is checked, and a connection made like this does not come back when it is lost, nor has it
@@ -75,7 +66,7 @@ impl RedisBackend {
 
     /// Sets what all keys start with; `pmcp` unless set.
     ///
-    /// With a prefix that cannot be told from the rest of a key (see [`RedisBackendBuilder::prefix`]),
+    /// With a prefix that cannot be told from the rest of a key (see [`RedisBackendBuilder::prefix`](crate::RedisBackendBuilder::prefix)),
     /// every call fails with [`Error::Settings`].
     #[must_use]
     pub fn with_prefix(mut self, prefix: impl Into<String>) -> Self {

@@ -8,7 +8,6 @@ use redis::io::tcp::TcpSettings;
 use redis::{Client, Cmd, IntoConnectionInfo, ProtocolVersion, RedisError, Value};
 
 use crate::error::{self, CallKind, Error};
-use crate::settings::Timeouts;
 
 /// Reconnecting starts at once, with a pause between attempts that grows from the first to the second.
 const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(300));
@@ -16,6 +15,19 @@ const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Durati
 const RECONNECT_ATTEMPTS: usize = 6;
 /// Calls that may wait to be sent; beyond that, callers wait. The connection sends them in one go.
 const CALLS_WAITING: usize = 1024;
+
+/// How long to wait.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timeouts {
+    pub(crate) connect: Duration,
+    pub(crate) response: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(2), response: Duration::from_secs(10) }
+    }
+}
 
 /// A connection that all clones share; calls made at the same time are pipelined.
 #[derive(Clone)]

@@ -20,15 +20,15 @@
 //! - `tls`: `rediss://` URLs.
 
 mod backend;
+mod builder;
 mod commands;
 mod connection;
 mod error;
 mod replies;
-mod settings;
 
-pub use backend::RedisBackend;
+pub use backend::{HashTags, RedisBackend};
+pub use builder::RedisBackendBuilder;
 pub use error::Error;
-pub use settings::{HashTags, RedisBackendBuilder};
 
 /// The version of the redis crate that [`RedisBackend::with_connection`] takes a connection of.
 pub use redis;

@@ -9,10 +9,10 @@ use pmcptask_schema::IndexKey;
 
 use crate::arguments::ListOptions;
 use crate::effects;
+use crate::record::{self, Record};
 use crate::refusal::{Code, Refusal};
 use crate::server::{Context, Key, OwnedString, StringRef, Walk};
 use crate::statistics;
-use crate::task::{self, Record};
 
 /// A task of a list.
 pub(crate) struct Listed<'c> {
@@ -112,7 +112,7 @@ pub(crate) fn list<'c>(
             if !permissions.may_read(task_name.as_ref()) {
                 return Err(Refusal::NoPermission { key: name });
             }
-            match task::read(context, task_name.as_ref()) {
+            match record::read(context, task_name.as_ref()) {
                 Ok(Some(record)) => listed.push(Listed { task_id, created_ms, record }),
                 Err(refusal) if refusal.code() == Code::Corrupt => {
                     statistics::CORRUPT_RECORDS_SKIPPED.increment();
@@ -163,7 +163,7 @@ pub(crate) fn has_fewer_live_tasks(
         .iter()
         .filter(|entry| {
             key.write_task_key(entry.task_id.bytes(), &mut name)
-                && task::is_live(context, context.create_string(&name).as_ref())
+                && record::is_live(context, context.create_string(&name).as_ref())
         })
         .take(limit)
         .count();

@@ -17,6 +17,7 @@ mod commands;
 mod effects;
 mod index;
 mod reclaim;
+mod record;
 mod refusal;
 mod server;
 mod settings;

@@ -25,10 +25,7 @@ static DEBUG_PANIC: NumericSetting =
 #[inline]
 pub(crate) fn panic_if_asked() {
     #[cfg(debug_assertions)]
-    #[allow(clippy::panic, reason = "this is what it is for")]
-    if DEBUG_PANIC.get() == 1 {
-        panic!("asked for with pmcptask.debug-panic");
-    }
+    assert!(DEBUG_PANIC.get() == 0, "asked for with pmcptask.debug-panic");
 }
 
 /// Registers the settings. Arguments of `loadmodule` come in pairs, `max-record-bytes 1048576`, and are

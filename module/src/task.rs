@@ -1,62 +1,18 @@
-//! A task on the server: its hash, its entry in the owner's index and its expiry, as one thing.
+//! A task open for writing: its hash, its entry in the owner's index and its expiry, as one thing.
 
 use std::cell::OnceCell;
 use std::ffi::CStr;
 
-use pmcptask_schema::{Envelope, ExpiryError, IndexKey, TaskKey, expires_at_seconds, is_past, parse_version};
+use pmcptask_schema::{Envelope, ExpiryError, IndexKey, TaskKey, expires_at_seconds};
 
 use crate::arguments::{Expiry, WriteOptions};
 use crate::effects::{self, DATA, EXPIRES_AT, VERSION};
 use crate::index;
 use crate::reclaim;
+use crate::record::{has_lapsed, version_of};
 use crate::refusal::Refusal;
 use crate::server::{Context, Key, Kind, OwnedString, StringRef};
 use crate::settings::MAX_RECORD_BYTES;
-
-/// A stored record and its version.
-pub(crate) struct Record<'c> {
-    pub(crate) version: i64,
-    pub(crate) data: OwnedString<'c>,
-}
-
-/// Reads a task; None where there is none, or none any more.
-///
-/// # Errors
-///
-/// [`Refusal::WrongType`] and [`Refusal::Corrupt`].
-pub(crate) fn read<'c>(context: &'c Context, name: StringRef<'_>) -> Result<Option<Record<'c>>, Refusal> {
-    let Some(hash) = Key::open_for_reading(context, name) else { return Ok(None) };
-    if hash.kind() != Kind::Hash {
-        return Err(Refusal::WrongType);
-    }
-    let [version, data, expires_at] = hash.hash_fields([VERSION, DATA, EXPIRES_AT]);
-    if has_lapsed(expires_at.as_ref(), context.now_ms()) {
-        return Ok(None);
-    }
-    let version = version_of(version.as_ref(), name)?;
-    let data = data.ok_or_else(|| Refusal::Corrupt { key: name.bytes().to_vec(), what: "no data" })?;
-    Ok(Some(Record { version, data }))
-}
-
-/// Whether a key holds a task that has not expired.
-pub(crate) fn is_live(context: &Context, name: StringRef<'_>) -> bool {
-    Key::open_for_reading(context, name).is_some_and(|hash| {
-        let [expires_at] = hash.hash_fields([EXPIRES_AT]);
-        hash.kind() == Kind::Hash && !has_lapsed(expires_at.as_ref(), context.now_ms())
-    })
-}
-
-/// A hash can outlive its task where somebody else took the key's expiry away.
-fn has_lapsed(expires_at: Option<&OwnedString<'_>>, now_ms: i64) -> bool {
-    expires_at.is_some_and(|seconds| is_past(seconds.bytes(), now_ms))
-}
-
-fn version_of(version: Option<&OwnedString<'_>>, key: StringRef<'_>) -> Result<i64, Refusal> {
-    version.and_then(|version| parse_version(version.bytes())).ok_or_else(|| Refusal::Corrupt {
-        key: key.bytes().to_vec(),
-        what: "a version that is no positive integer, or none",
-    })
-}
 
 /// What is stored under a task's key.
 #[derive(Clone, Copy, PartialEq, Eq)]

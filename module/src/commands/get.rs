@@ -7,7 +7,7 @@ use pmcptask_schema::TaskKey;
 use super::{TASK_KEY, TaskCommand, required};
 use crate::refusal::Refusal;
 use crate::server::{Access, Arguments, CommandInfo, Context, KeySpec};
-use crate::{reclaim, statistics, task};
+use crate::{reclaim, record, statistics};
 
 pub(super) struct Get;
 
@@ -28,7 +28,7 @@ impl TaskCommand for Get {
         let task_key = required(arguments, 1, "task-key")?;
         reclaim::serve(context, TaskKey::parse(task_key.bytes())?.prefix);
 
-        if let Some(record) = task::read(context, task_key)? {
+        if let Some(record) = record::read(context, task_key)? {
             statistics::GET_HITS.increment();
             context.reply_array(2);
             context.reply_integer(record.version);

@@ -1,23 +1,13 @@
-//! What a backend can be told before it connects.
+//! [`RedisBackendBuilder`]: what a backend can be told before it connects.
 
 use std::time::Duration;
 
 use pmcp_tasks::StorageError;
 use pmcptask_schema::Keyspace;
 
-use crate::backend::RedisBackend;
-use crate::connection::Connection;
+use crate::backend::{HashTags, RedisBackend};
+use crate::connection::{Connection, Timeouts};
 use crate::error::Error;
-
-/// Whether keys carry their owner as a hash tag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum HashTags {
-    /// `pmcp:tasks:alice:t1`: what `pmcp-tasks` writes, and the default.
-    #[default]
-    Off,
-    /// `pmcp:tasks:{alice}:t1`, braces literal: in a cluster, all keys of an owner share a slot.
-    On,
-}
 
 /// Settings of a [`RedisBackend`] that is about to be connected; made by [`RedisBackend::builder`].
 ///
@@ -43,21 +33,8 @@ pub struct RedisBackendBuilder {
     timeouts: Timeouts,
 }
 
-/// How long to wait.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Timeouts {
-    pub(crate) connect: Duration,
-    pub(crate) response: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self { connect: Duration::from_secs(2), response: Duration::from_secs(10) }
-    }
-}
-
 impl RedisBackendBuilder {
-    pub(crate) fn new(url: impl Into<String>) -> Self {
+    fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
             prefix: Keyspace::DEFAULT_PREFIX.to_owned(),
@@ -106,5 +83,25 @@ impl RedisBackendBuilder {
         let backend = RedisBackend::from_parts(connection, keyspace, self.hash_tags);
         backend.check_module().await?;
         Ok(backend)
+    }
+}
+
+impl RedisBackend {
+    /// Connects to the server at `url` and checks that it has the module.
+    ///
+    /// The URL is that of the redis crate: `redis://[user:password@]host[:port][/database]`,
+    /// `redis+unix:///path/to/socket`, and `rediss://…` with the feature `tls`. All settings have their
+    /// defaults; see [`RedisBackend::builder`] for others.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RedisBackendBuilder::connect`].
+    pub async fn new(url: &str) -> Result<Self, StorageError> {
+        Self::builder(url).connect().await
+    }
+
+    /// Starts a backend with settings of one's own.
+    pub fn builder(url: impl Into<String>) -> RedisBackendBuilder {
+        RedisBackendBuilder::new(url)
     }
 }

@@ -1,0 +1,57 @@
+//! A task's hash as it is read.
+
+use pmcptask_schema::{is_past, parse_version};
+
+use crate::effects::{DATA, EXPIRES_AT, VERSION};
+use crate::refusal::Refusal;
+use crate::server::{Context, Key, Kind, OwnedString, StringRef};
+
+/// A stored record and its version.
+pub(crate) struct Record<'c> {
+    pub(crate) version: i64,
+    pub(crate) data: OwnedString<'c>,
+}
+
+/// Reads a task; None where there is none, or none any more.
+///
+/// # Errors
+///
+/// [`Refusal::WrongType`] and [`Refusal::Corrupt`].
+pub(crate) fn read<'c>(context: &'c Context, name: StringRef<'_>) -> Result<Option<Record<'c>>, Refusal> {
+    let Some(hash) = Key::open_for_reading(context, name) else { return Ok(None) };
+    if hash.kind() != Kind::Hash {
+        return Err(Refusal::WrongType);
+    }
+    let [version, data, expires_at] = hash.hash_fields([VERSION, DATA, EXPIRES_AT]);
+    if has_lapsed(expires_at.as_ref(), context.now_ms()) {
+        return Ok(None);
+    }
+    let version = version_of(version.as_ref(), name)?;
+    let data = data.ok_or_else(|| Refusal::Corrupt { key: name.bytes().to_vec(), what: "no data" })?;
+    Ok(Some(Record { version, data }))
+}
+
+/// Whether a key holds a task that has not expired.
+pub(crate) fn is_live(context: &Context, name: StringRef<'_>) -> bool {
+    Key::open_for_reading(context, name).is_some_and(|hash| {
+        let [expires_at] = hash.hash_fields([EXPIRES_AT]);
+        hash.kind() == Kind::Hash && !has_lapsed(expires_at.as_ref(), context.now_ms())
+    })
+}
+
+/// Whether a hash has outlived its task, because somebody else took the key's expiry away.
+pub(crate) fn has_lapsed(expires_at: Option<&OwnedString<'_>>, now_ms: i64) -> bool {
+    expires_at.is_some_and(|seconds| is_past(seconds.bytes(), now_ms))
+}
+
+/// The version of a hash of this key.
+///
+/// # Errors
+///
+/// [`Refusal::Corrupt`].
+pub(crate) fn version_of(version: Option<&OwnedString<'_>>, key: StringRef<'_>) -> Result<i64, Refusal> {
+    version.and_then(|version| parse_version(version.bytes())).ok_or_else(|| Refusal::Corrupt {
+        key: key.bytes().to_vec(),
+        what: "a version that is no positive integer, or none",
+    })
+}
