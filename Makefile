@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test build install lint prerequisites
+.PHONY: help run demo test build install lint fuzz prerequisites
 
 # Server to run or test with, port, data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -36,6 +36,11 @@ lint: prerequisites ## Check format, lints and dependencies
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --features pmcptask-tests/redis-tests,pmcptask-client/tls -- -D warnings
 	cargo deny --all-features check
+
+fuzz: prerequisites ## Fuzz argument grammar and record envelope for FUZZ_SECONDS (60) each
+	cd module && for target in argument_grammar record_envelope; do \
+	  cargo fuzz run --sanitizer none $$target -- -max_total_time=$(or $(FUZZ_SECONDS),60) || exit 1; \
+	done
 
 prerequisites:
 	@scripts/install-prerequisites.sh

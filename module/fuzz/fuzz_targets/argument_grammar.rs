@@ -1,0 +1,49 @@
+//! Any words after a command are options or an error, and keys of any bytes belong together or do not.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use pmcptask_schema::{IndexKey, TaskKey};
+
+// The grammar lives in the module, which only a server can load; it needs nothing of either.
+#[allow(dead_code)]
+#[path = "../../src/arguments.rs"]
+mod arguments;
+
+use arguments::{Expiry, ListOptions, WriteOptions, expected_version};
+
+fuzz_target!(|line: &[u8]| {
+    let words = || line.split(|byte| *byte == b' ');
+    if let Ok(read) = WriteOptions::of_put(words()) {
+        let mut again = Vec::new();
+        match read.expiry {
+            Expiry::FromRecord => {}
+            Expiry::Never => again.push("PERSIST".to_owned()),
+            Expiry::At(ms) => again.extend(["PXAT".to_owned(), ms.to_string()]),
+        }
+        again.extend(read.created_ms.iter().flat_map(|ms| ["CREATED".to_owned(), ms.to_string()]));
+        again.extend(read.max_tasks.iter().flat_map(|n| ["MAXTASKS".to_owned(), n.to_string()]));
+        assert_eq!(WriteOptions::of_put(again.iter().map(String::as_bytes)), Ok(read));
+        assert_eq!(WriteOptions::of_cas(words()).is_ok(), read.max_tasks.is_none());
+    }
+    if let Ok(ListOptions { newest_first, after, count }) = ListOptions::parse(words()) {
+        let mut again: Vec<Vec<u8>> = Vec::new();
+        again.extend(newest_first.then(|| b"rev".to_vec()));
+        if let Some((ms, task_id)) = after {
+            again.extend([b"After".to_vec(), ms.to_string().into_bytes(), task_id.to_vec()]);
+        }
+        again.extend(count.iter().flat_map(|n| [b"COUNT".to_vec(), n.to_string().into_bytes()]));
+        let again = ListOptions::parse(again.iter().map(Vec::as_slice));
+        assert_eq!(again, Ok(ListOptions { newest_first, after, count }));
+    }
+    if let Ok(version) = expected_version(line) {
+        assert_eq!(version.to_string().as_bytes(), line);
+    }
+    if let Ok(key) = TaskKey::parse(line) {
+        let index = IndexKey::of(&key);
+        let mut name = Vec::new();
+        assert!(index.write_task_key(key.task_id, &mut name));
+        assert_eq!(name, line);
+        index.write(&mut name);
+        assert_eq!(IndexKey::parse(&name).map(|index| index.check_holds(&key)), Ok(Ok(())));
+    }
+});
