@@ -170,6 +170,21 @@ pub(crate) fn has_fewer_live_tasks(
     live < limit
 }
 
+/// Puts a task into the index, or gives its entry another creation time.
+pub(crate) fn insert_entry(
+    context: &Context,
+    index: &mut Key<'_>,
+    index_name: StringRef<'_>,
+    task_id: StringRef<'_>,
+    created_ms: i64,
+) {
+    // Exact: a creation time is at most 2^53-1.
+    #[allow(clippy::cast_precision_loss)]
+    index.set_score(task_id, created_ms as f64);
+    effects::indexed(context, index_name, task_id, created_ms);
+    context.signal_modified(index_name);
+}
+
 /// Removes a task's entry, and the index with its last one. True if there was an entry.
 pub(crate) fn remove_entry(
     context: &Context,

@@ -62,6 +62,8 @@ counters! {
     CORRUPT_RECORDS_SKIPPED: c"corrupt_records_skipped",
     /// Index entries removed because their task had gone.
     INDEX_ENTRIES_RECLAIMED: c"index_entries_reclaimed",
+    /// Index entries given back to tasks whose index others had taken away.
+    INDEX_ENTRIES_RESTORED: c"index_entries_restored",
     REFUSED_ERR: c"refused_err",
     REFUSED_WRONGTYPE: c"refused_wrongtype",
     REFUSED_CAPACITY: c"refused_capacity",

@@ -135,7 +135,8 @@ impl<'c> OpenTask<'c> {
         self.set_fields(version, data, expires_at_ms, stored);
         self.set_expiry(expires_at_ms, now_ms);
         if let Some(created_ms) = created_ms {
-            self.enter_index(created_ms);
+            let task_id = self.task_id.as_ref();
+            index::insert_entry(self.context, &mut self.index, self.index_name, task_id, created_ms);
         }
         self.context.signal_modified(self.task_name);
         self.context.notify(event, self.task_name);
@@ -181,15 +182,6 @@ impl<'c> OpenTask<'c> {
                 reclaim::expects_expiry(self.context, expires_at_ms, self.task_name, now_ms);
             }
         }
-    }
-
-    fn enter_index(&mut self, created_ms: i64) {
-        let task_id = self.task_id.as_ref();
-        // Exact: a creation time is at most 2^53-1.
-        #[allow(clippy::cast_precision_loss)]
-        self.index.set_score(task_id, created_ms as f64);
-        effects::indexed(self.context, self.index_name, task_id, created_ms);
-        self.context.signal_modified(self.index_name);
     }
 
     /// Removes the task: hash, expiry and index entry. True if there was a live one. A corrupt hash goes

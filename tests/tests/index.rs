@@ -97,10 +97,8 @@ fn entry_of_an_evicted_task_goes() {
         let task = format!("t{n}");
         put(&mut wire, &format!("o{}", n % 50), &task, &["PXAT", &in_ms(3_600_000 + n)]);
     }
-    let used = wire.call(&["INFO", "memory"]);
-    let used = used.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().to_owned();
-    // A fifth of what the tasks take has to go.
-    let limit = used.parse::<u64>().unwrap() - 100_000;
+    // A part of what the tasks take has to go.
+    let limit = info_memory(&mut wire) - 100_000;
     wire.call(&["CONFIG", "SET", "maxmemory", &limit.to_string()]);
     assert!(holds_within(Duration::from_secs(5), || {
         wire.call(&["PMCPTASK.GET", "pmcp:tasks:o0:t0"]) == "$-1\r\n"
@@ -108,6 +106,55 @@ fn entry_of_an_evicted_task_goes() {
     wire.call(&["CONFIG", "SET", "maxmemory", "0"]);
     assert!(holds_within(PROMISED, || orphans(&mut wire) == 0));
     assert!(info(&mut wire, "index_entries_reclaimed") > 0);
+}
+
+#[test]
+fn task_gets_its_entry_back_when_its_index_is_taken_away() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    let record = r#"{"task":{"createdAt":"2023-11-14T22:13:20Z"}}"#;
+    for how in [&["DEL", "pmcp:idx:alice"][..], &["RENAME", "pmcp:idx:alice", "elsewhere"]] {
+        wire.call(&["PMCPTASK.PUT", "pmcp:tasks:alice:t", "pmcp:idx:alice", record]);
+        put(&mut wire, "alice", "u", &["PERSIST"]);
+        assert!(!wire.call(how).starts_with('-'));
+        assert!(holds_within(PROMISED, || has_entry(&mut wire, "alice", "t")
+            && has_entry(&mut wire, "alice", "u")));
+        // At its place of before, by what the record says.
+        let score = wire.call(&["ZSCORE", "pmcp:idx:alice", "t"]);
+        assert_eq!(score, "$13\r\n1700000000000\r\n");
+    }
+    assert!(info(&mut wire, "index_entries_restored") >= 4);
+}
+
+#[test]
+fn evicted_index_comes_back_with_its_live_tasks() {
+    let server = Server::start_with(&ServerOptions::default().set("maxmemory-policy", "allkeys-random"));
+    let mut wire = server.wire();
+    for n in 0..2_000 {
+        put(&mut wire, &format!("o{}", n % 500), &format!("t{n}"), &["PERSIST"]);
+    }
+    let used = info_memory(&mut wire);
+    wire.call(&["CONFIG", "SET", "maxmemory", &(used - 200_000).to_string()]);
+    assert!(holds_within(Duration::from_secs(5), || wire.call(&["DBSIZE"]) != ":2500\r\n"));
+    wire.call(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert!(holds_within(PROMISED, || orphans(&mut wire) == 0 && unlisted(&mut wire) == 0));
+}
+
+fn info_memory(wire: &mut Wire) -> u64 {
+    let info = wire.call(&["INFO", "memory"]);
+    info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse().unwrap()
+}
+
+/// Tasks without an entry, counted with plain commands.
+fn unlisted(wire: &mut Wire) -> usize {
+    let script = "local unlisted = 0
+        for _, task in ipairs(redis.call('KEYS', 'pmcp:tasks:*')) do
+            local owner, id = string.match(task, '^pmcp:tasks:(.*):([^:]*)$')
+            if not redis.call('ZSCORE', 'pmcp:idx:' .. owner, id) then unlisted = unlisted + 1 end
+        end
+        return unlisted";
+    let reply = wire.call(&["EVAL", script, "0"]);
+    reply.trim().trim_start_matches(':').parse().unwrap_or_else(|_| panic!("{reply}"))
 }
 
 /// Entries without a task, counted with plain commands.

@@ -5,8 +5,9 @@
 
 use std::collections::VecDeque;
 
-use pmcptask_schema::TaskKey;
+use pmcptask_schema::{IndexKey, TaskKey};
 
+use super::patrol::verify_indexes;
 use super::slots::Slots;
 use super::{may_write, reclaim, serves};
 use crate::server::{Context, KeyEvent, ServerThread, start_timer, subscribe_to_key_events};
@@ -33,6 +34,11 @@ pub(super) fn start(context: &Context) -> bool {
 fn note(context: &Context, event: &KeyEvent<'_>) {
     settings::panic_if_asked();
     let name = event.key.bytes();
+    if IndexKey::parse(name).is_ok_and(|key| serves(context, key.prefix)) {
+        // Evicted, say, while its tasks are still there.
+        verify_indexes(context);
+        return;
+    }
     let Ok(key) = TaskKey::parse(name) else { return };
     // A replica, or an AOF that is being loaded, is told of the entry by whoever removes it.
     if serves(context, key.prefix) && context.is_settled_primary() {

@@ -1,4 +1,4 @@
-//! No index entry outlives its task for more than a second, with no client's help.
+//! Hash and index agree within a second, with no client's help.
 //!
 //! A task can go without a DEL of this module: it expires, is evicted, or somebody deletes or renames its
 //! hash. Three parts see to its entry:
@@ -6,8 +6,9 @@
 //! - [`gone`] hears from the server of each key that goes, and removes the entry a moment later.
 //! - [`deadlines`] has tasks that are past their expiry reclaimed at once. Left alone, the server looks for
 //!   expired keys at random and can take minutes to find one among many that are alive.
-//! - [`patrol`] walks all keys in small steps: it tells `deadlines` of tasks that will expire soon, and
-//!   after a restart or a failover looks for entries whose task went while nobody was listening.
+//! - [`patrol`] walks all keys in small steps: it tells `deadlines` of tasks that will expire soon. After a
+//!   restart or a failover, or when an index has gone, it looks for entries without a task and for tasks
+//!   without an entry.
 //!
 //! Only keys of prefixes that are served are looked at: those that a command has named, the default one,
 //! and those under which the patrol has found tasks. All others belong to other applications.

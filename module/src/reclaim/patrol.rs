@@ -2,17 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use pmcptask_schema::{IndexKey, TaskKey, parse_version};
+use pmcptask_schema::{Envelope, IndexKey, TaskKey, parse_version};
 
 use super::deadlines::Deadlines;
 use super::slots::Slots;
 use super::{holds_hash, may_write, reclaim, serve, serves};
 use crate::effects::{DATA, VERSION};
 use crate::index::{self, Entry, Position};
+use crate::record;
 use crate::server::{
     Context, Key, Kind, ScanCursor, ServerEvent, ServerThread, StringRef, subscribe_to_server_event,
 };
-use crate::settings;
+use crate::{settings, statistics};
 
 /// How long one step may take: a hundredth of the server's time.
 const STEP: Duration = Duration::from_millis(1);
@@ -125,7 +126,10 @@ fn reclaim_expired(context: &Context, started: Instant) {
 fn take_walk(context: &Context) -> Option<Walk> {
     let now_ms = context.now_ms();
     let mut patrol = PATROL.borrow_mut(context)?;
-    if let Some(walk) = patrol.walk.take() {
+    // A walk that does not verify makes room for one that has to.
+    if let Some(walk) = patrol.walk.take()
+        && (walk.verifies || !patrol.verify_now)
+    {
         return Some(walk);
     }
     if now_ms < patrol.next_walk_ms && !patrol.verify_now {
@@ -152,18 +156,37 @@ impl Walk {
             return true;
         }
         let Self { database, cursor, verifies, indexes, .. } = self;
+        let mut tasks = Vec::new();
         let has_more = cursor.scan(context, |name, key| match key.kind() {
-            Kind::Hash => look_at_task(context, name, key),
+            Kind::Hash if look_at_task(context, name, key) && *verifies => tasks.push(name.bytes().to_vec()),
             Kind::SortedSet if *verifies && is_served_index(context, name) => {
                 indexes.push(Index { database: *database, name: name.bytes().to_vec(), reached: None });
             }
             _ => {}
         });
+        for task in tasks {
+            self.verify_task(context, &task);
+        }
         if !has_more {
             self.database = self.database.saturating_add(1);
             self.cursor.restart(context);
         }
         false
+    }
+
+    /// Gives a task back its entry where somebody, eviction perhaps, has taken the index away.
+    fn verify_task(&mut self, context: &Context, name: &[u8]) {
+        let Ok(key) = TaskKey::parse(name) else { return };
+        let mut index_name = Vec::new();
+        IndexKey::of(&key).write(&mut index_name);
+        if !lacks_entry(context, &index_name, key.task_id) {
+            return;
+        }
+        match Slots::of(context) {
+            Slots::Moving => self.found_moving = true,
+            slots if slots.hold(context, name) => restore(context, name, &index_name, key.task_id),
+            _ => {}
+        }
     }
 
     /// Looks at some entries of the indexes that the scan has found; true once all have been seen.
@@ -198,17 +221,44 @@ impl Walk {
     }
 }
 
-fn look_at_task(context: &Context, name: StringRef<'_>, hash: &Key<'_>) {
-    let Ok(key) = TaskKey::parse(name.bytes()) else { return };
+/// Looks at a hash; true if it is a task.
+fn look_at_task(context: &Context, name: StringRef<'_>, hash: &Key<'_>) -> bool {
+    let Ok(key) = TaskKey::parse(name.bytes()) else { return false };
     if !serves(context, key.prefix) {
         if !is_task(hash) {
-            return;
+            return false;
         }
         serve(context, key.prefix);
     }
     if let Some(expires_at_ms) = hash.expiry() {
         expects_expiry(context, expires_at_ms, name, context.now_ms());
     }
+    true
+}
+
+fn lacks_entry(context: &Context, index_name: &[u8], task_id: &[u8]) -> bool {
+    match Key::open_for_reading(context, context.create_string(index_name).as_ref()) {
+        None => true,
+        Some(index) => {
+            index.kind() == Kind::SortedSet && index.score(context.create_string(task_id).as_ref()).is_none()
+        }
+    }
+}
+
+/// Puts a live task into its index, where its record or else the clock says.
+fn restore(context: &Context, name: &[u8], index_name: &[u8], task_id: &[u8]) {
+    let Ok(Some(task)) = record::read(context, context.create_string(name).as_ref()) else { return };
+    let created_ms = Envelope::read(task.data.bytes()).created_at_ms.unwrap_or_else(|| context.now_ms());
+    let index_name = context.create_string(index_name);
+    let mut index = Key::open_for_writing(context, index_name.as_ref());
+    index::insert_entry(
+        context,
+        &mut index,
+        index_name.as_ref(),
+        context.create_string(task_id).as_ref(),
+        created_ms,
+    );
+    statistics::INDEX_ENTRIES_RESTORED.increment();
 }
 
 /// A hash of just this name that holds just these fields is a task, whoever wrote it.
