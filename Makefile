@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test build install lint fuzz prerequisites
+.PHONY: help run demo test build install lint fuzz valgrind prerequisites
 
 # Server to run or test with, port, data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -41,6 +41,16 @@ fuzz: prerequisites ## Fuzz argument grammar and record envelope for FUZZ_SECOND
 	cd module && for target in argument_grammar record_envelope; do \
 	  cargo fuzz run --sanitizer none $$target -- -max_total_time=$(or $(FUZZ_SECONDS),60) || exit 1; \
 	done
+
+valgrind_logs := $(abspath $(target))/valgrind
+valgrind_suites := commands command_docs compatibility access bad_input
+
+valgrind: prerequisites ## Run suites against a server under valgrind; fail on what it finds in the module
+	rm -rf '$(valgrind_logs)' && mkdir -p '$(valgrind_logs)'
+	SERVER='$(SERVER)' VALGRIND_LOGS='$(valgrind_logs)' PMCPTASK_SERVER='$(abspath scripts/server-under-valgrind.sh)' \
+	  cargo test --locked --package pmcptask-tests --features redis-tests $(addprefix --test ,$(valgrind_suites))
+	@if grep -l 'libpmcptask' '$(valgrind_logs)'/*.log; then echo 'valgrind has found something in the module'; exit 1; fi
+	@echo "$$(ls '$(valgrind_logs)' | wc -l) servers ran under valgrind; it found nothing in the module"
 
 prerequisites:
 	@scripts/install-prerequisites.sh

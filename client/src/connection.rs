@@ -1,5 +1,6 @@
 //! The connection to the server: how it is opened, and what a call does while it is lost.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
@@ -33,7 +34,7 @@ impl Default for Timeouts {
 #[derive(Clone)]
 pub(crate) enum Connection {
     /// Reconnects by itself.
-    Managed { manager: ConnectionManager, timeouts: Timeouts },
+    Managed(Arc<Managed>),
     /// Somebody else's: when it is lost, it stays lost.
     Given(MultiplexedConnection),
 }
@@ -56,10 +57,11 @@ impl Connection {
         ConnectionManager::new_with_config(client.clone(), once)
             .await
             .map_err(|error| error::of_connecting(error, address.clone()))?;
-        let manager = ConnectionManager::new_with_config(client, Self::config(timeouts))
+        let manager = ConnectionManager::new_with_config(client.clone(), Self::config(timeouts))
             .await
             .map_err(|error| error::of_connecting(error, address))?;
-        Ok(Self::Managed { manager, timeouts })
+        let current = Mutex::new(Generation { number: 0, manager });
+        Ok(Self::Managed(Arc::new(Managed { client, timeouts, current })))
     }
 
     fn config(timeouts: Timeouts) -> ConnectionManagerConfig {
@@ -80,26 +82,67 @@ impl Connection {
     pub(crate) async fn call(&self, command: &Cmd, kind: CallKind, key: &str) -> Result<Value, StorageError> {
         let reply = match self {
             Self::Given(connection) => connection.clone().req_packed_command(command).await,
-            Self::Managed { manager, timeouts } => {
+            Self::Managed(managed) => {
                 let started = Instant::now();
                 loop {
-                    match manager.clone().req_packed_command(command).await {
+                    let Generation { number, mut manager } = managed.current();
+                    match manager.req_packed_command(command).await {
                         Err(error) if was_not_sent(&error) => {
                             let waited = started.elapsed();
-                            if waited >= timeouts.connect {
+                            if waited >= managed.timeouts.connect {
                                 return Err(Error::NotConnected { waited }.into());
                             }
                         }
                         Err(error)
                             if kind == CallKind::Read
                                 && error.is_connection_dropped()
-                                && started.elapsed() < timeouts.connect => {}
+                                && started.elapsed() < managed.timeouts.connect => {}
+                        Err(error) if !error.is_io_error() => {
+                            managed.replace(number);
+                            break Err(error);
+                        }
                         reply => break reply,
                     }
                 }
             }
         };
         reply.and_then(Value::extract_error).map_err(|error| error::of_call(error, kind, key))
+    }
+}
+
+/// A connection that comes back.
+///
+/// The manager of the redis crate connects again after I/O errors only. Where connecting has failed in
+/// another way (the password was wrong for a moment, a proxy has answered for a server that was away), it
+/// keeps that error for good, so the manager itself is replaced then.
+pub(crate) struct Managed {
+    client: Client,
+    timeouts: Timeouts,
+    current: Mutex<Generation>,
+}
+
+#[derive(Clone)]
+struct Generation {
+    number: u64,
+    manager: ConnectionManager,
+}
+
+impl Managed {
+    fn current(&self) -> Generation {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts a new manager, which connects when it is needed, in the place of the one with this number. Of
+    /// all calls that have failed with it, the first one does so.
+    fn replace(&self, number: u64) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.number != number {
+            return;
+        }
+        let config = Connection::config(self.timeouts);
+        if let Ok(manager) = ConnectionManager::new_lazy_with_config(self.client.clone(), config) {
+            *current = Generation { number: number.wrapping_add(1), manager };
+        }
     }
 }
 

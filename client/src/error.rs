@@ -150,6 +150,10 @@ pub(crate) fn of_call(error: RedisError, kind: CallKind, key: &str) -> StorageEr
             StorageError::CapacityExceeded { message: error.detail().unwrap_or("no memory left").to_owned() }
         }
         Some(_) => of_server(error).into(),
+        // Only connecting fails like this, so nothing was sent.
+        None if error.kind() == ErrorKind::AuthenticationFailed => {
+            Error::Authentication { source: error }.into()
+        }
         None => match kind {
             CallKind::Write => Error::OutcomeUnknown { key: key.to_owned(), source: error },
             CallKind::Read => Error::NoReply { key: key.to_owned(), source: error },

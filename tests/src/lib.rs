@@ -2,16 +2,21 @@
 //!
 //! - [`Server`]: a Redis or Valkey server of one's own, with the module, in a temporary folder.
 //! - [`Wire`]: replies byte by byte, as any client gets them.
+//! - [`Proxy`]: a connection to a server that goes wrong on purpose.
 //! - [`conformance`]: what every `StorageBackend` has to do.
+//! - [`model`]: what the contract says of every reply and every key.
 //!
 //! Tests panic to fail, and so does this crate.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 pub mod conformance;
+pub mod model;
+mod proxy;
 mod server;
 mod wire;
 
+pub use proxy::{Fault, Proxy};
 pub use server::{Server, ServerOptions, StartError};
 pub use wire::Wire;
 

@@ -1,5 +1,6 @@
 //! Real servers: each on a port from the OS, in a temporary folder, ended with its handle.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
@@ -212,6 +213,55 @@ impl Server {
         self.folder.path()
     }
 
+    /// The part of the AOF to which the server appends.
+    ///
+    /// # Panics
+    ///
+    /// Where the server has no AOF.
+    #[must_use]
+    pub fn aof(&self) -> PathBuf {
+        let parts = fs::read_dir(self.folder().join("appendonlydir")).expect("the server has an AOF");
+        let parts = parts.map(|part| part.expect("the folder is ours").path());
+        let appended = parts.filter(|part| part.to_string_lossy().ends_with(".incr.aof"));
+        // Parts are numbered, with no leading zeros.
+        appended.max_by_key(|part| (part.as_os_str().len(), part.clone())).expect("the AOF is open")
+    }
+
+    /// The commands in the part of the AOF to which the server appends, their words joined by spaces. What
+    /// a call has appended is there before its reply only with `appendfsync always`.
+    ///
+    /// # Panics
+    ///
+    /// Where the server has no AOF.
+    #[must_use]
+    pub fn appended(&self) -> Vec<String> {
+        let aof = fs::read(self.aof()).expect("the AOF is ours");
+        let (mut rest, mut commands) = (aof.as_slice(), Vec::new());
+        while !rest.is_empty() {
+            let words: Vec<_> = (0..take_length(&mut rest)).map(|_| take_word(&mut rest)).collect();
+            commands.push(words.join(" "));
+        }
+        commands
+    }
+
+    /// Every key of a database: its value as DUMP tells it, and when it expires, in ms since the epoch.
+    ///
+    /// # Panics
+    ///
+    /// Where the server is gone.
+    #[must_use]
+    pub fn dump(&self, database: u8) -> BTreeMap<String, (Option<Vec<u8>>, i64)> {
+        let mut connection = self.connection();
+        redis::cmd("SELECT").arg(database).exec(&mut connection).expect("the database exists");
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).expect("keys are text");
+        let dumped = |key: String| {
+            let value = redis::cmd("DUMP").arg(&key).query(&mut connection).expect("a key has a value");
+            let expiry = redis::cmd("PEXPIRETIME").arg(&key).query(&mut connection).expect("an integer");
+            (key, (value, expiry))
+        };
+        keys.into_iter().map(dumped).collect()
+    }
+
     /// What the server has logged.
     #[must_use]
     pub fn log(&self) -> String {
@@ -309,4 +359,19 @@ fn spawn(options: &ServerOptions, folder: &Path, port: u16) -> Result<Child, Sta
 
 fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// Takes a line like `*3` or `$10` from the front of an AOF.
+fn take_length(aof: &mut &[u8]) -> usize {
+    let end = aof.iter().position(|byte| *byte == b'\n').expect("lines end");
+    let line = String::from_utf8_lossy(&aof[1..end]).trim().parse();
+    *aof = &aof[end + 1..];
+    line.expect("lengths are decimal")
+}
+
+fn take_word(aof: &mut &[u8]) -> String {
+    let length = take_length(aof);
+    let word = aof[..length].escape_ascii().to_string();
+    *aof = &aof[length + 2..];
+    word
 }

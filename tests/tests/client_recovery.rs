@@ -2,14 +2,17 @@
 //! hangs, and never writes twice.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::error::Error as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
-use pmcptask_tests::{Server, ServerOptions};
+use pmcptask_tests::{Fault, Proxy, Server, ServerOptions, holds_within};
 
 fn reason(error: &StorageError) -> &Error {
     error.source().and_then(|source| source.downcast_ref()).unwrap()
@@ -69,5 +72,425 @@ async fn call_while_the_server_is_away_fails_in_time_and_says_that_nothing_was_s
         assert!(matches!(reason(&error), Error::NotConnected { .. }), "{error}");
         assert!(!reason(&error).outcome_is_unknown());
         assert!(started.elapsed() < limit + Duration::from_secs(3), "{:?}", started.elapsed());
+    }
+}
+
+// Crashes under load.
+
+/// Timeouts that no call of these tests may exceed by more than what a busy machine costs.
+const CONNECT: Duration = Duration::from_secs(2);
+const RESPONSE: Duration = Duration::from_secs(2);
+const BUSY_MACHINE: Duration = Duration::from_secs(2);
+
+async fn connect(url: String) -> RedisBackend {
+    RedisBackend::builder(url).connect_timeout(CONNECT).response_timeout(RESPONSE).connect().await.unwrap()
+}
+
+/// What one writer has seen of its own task.
+#[derive(Debug, Default)]
+struct Seen {
+    acknowledged: u64,
+    unknown: u64,
+    /// Attempts whose data may be what is stored: the last one acknowledged and all unknown ones after it.
+    candidates: Vec<String>,
+    last_success: Option<Instant>,
+}
+
+/// Puts one record after another until told to end, and checks every answer on the way.
+async fn write_until(ended: Arc<AtomicBool>, backend: RedisBackend, key: String, seen: Arc<Mutex<Seen>>) {
+    let mut attempts = 0;
+    let mut version = 0;
+    // Writes since `version` that may have been carried out.
+    let mut unknown = 0;
+    while !ended.load(Ordering::SeqCst) {
+        attempts += 1;
+        let data = format!("{key} {attempts}");
+        let started = Instant::now();
+        let outcome = backend.put(&key, data.as_bytes()).await;
+        assert!(started.elapsed() < CONNECT + RESPONSE + BUSY_MACHINE, "{:?}", started.elapsed());
+        let mut seen = seen.lock().unwrap();
+        match outcome {
+            Ok(new) => {
+                assert!(new > version && new <= version + 1 + unknown, "{key}: {new} after {version}");
+                (version, unknown) = (new, 0);
+                seen.acknowledged += 1;
+                seen.candidates = vec![data];
+                seen.last_success = Some(Instant::now());
+            }
+            Err(error) if reason(&error).outcome_is_unknown() => {
+                unknown += 1;
+                seen.unknown += 1;
+                seen.candidates.push(data);
+            }
+            Err(error) => assert!(
+                matches!(reason(&error), Error::NotConnected { .. } | Error::Loading { .. }),
+                "{error}"
+            ),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn crashes_under_load_lose_no_acknowledged_write_and_repeat_none() {
+    const WRITERS: usize = 4;
+    let mut server = Server::start_with(&durable());
+    let backend = connect(server.url()).await;
+    let ended = Arc::new(AtomicBool::new(false));
+    let seen: Vec<Arc<Mutex<Seen>>> = (0..WRITERS).map(|_| Arc::default()).collect();
+    let writers: Vec<_> = seen
+        .iter()
+        .enumerate()
+        .map(|(n, seen)| {
+            let writing = write_until(ended.clone(), backend.clone(), format!("o{n}:t"), seen.clone());
+            tokio::spawn(writing)
+        })
+        .collect();
+    let all_write_after = |moment: Instant| {
+        seen.iter().all(|seen| seen.lock().unwrap().last_success.is_some_and(|success| success > moment))
+    };
+    for _ in 0..3 {
+        // The server dies while all are at it.
+        let moment = Instant::now();
+        assert!(holds_within(Duration::from_secs(10), || all_write_after(moment)));
+        server.kill();
+        server.restart();
+        let returned = Instant::now();
+        assert!(holds_within(Duration::from_secs(1), || all_write_after(returned)), "{seen:?}");
+    }
+    ended.store(true, Ordering::SeqCst);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    for (n, seen) in seen.iter().enumerate() {
+        let task = backend.get(&format!("o{n}:t")).await.unwrap();
+        let listed = backend.list_by_prefix(&format!("o{n}:")).await.unwrap();
+        assert_eq!(listed.len(), 1);
+        let seen = seen.lock().unwrap();
+        let possible = seen.acknowledged..=seen.acknowledged + seen.unknown;
+        assert!(possible.contains(&task.version), "version {}: {seen:?}", task.version);
+        let data = String::from_utf8(task.data).unwrap();
+        assert!(seen.candidates.contains(&data), "{data}: {seen:?}");
+    }
+    assert!(seen.iter().any(|seen| seen.lock().unwrap().unknown > 0), "no write was in flight: {seen:?}");
+}
+
+// One lost connection.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_whose_reply_is_lost_was_carried_out_once_and_says_that_its_outcome_is_unknown() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend = connect(proxy.url()).await;
+    let direct = connect(server.url()).await;
+
+    proxy.set(Fault::LoseReply(1));
+    let error = backend.put("o:t", b"put").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::OutcomeUnknown { key, .. } if key == "o:t"), "{error}");
+    let task = direct.get("o:t").await.unwrap();
+    assert_eq!((task.version, task.data.as_slice()), (1, &b"put"[..]));
+
+    proxy.set(Fault::LoseReply(2));
+    assert_eq!(backend.get("o:t").await.unwrap().version, 1);
+    let error = backend.put_if_version("o:t", b"cas", 1).await.unwrap_err();
+    assert!(reason(&error).outcome_is_unknown(), "{error}");
+    let task = direct.get("o:t").await.unwrap();
+    assert_eq!((task.version, task.data.as_slice()), (2, &b"cas"[..]));
+
+    proxy.set(Fault::LoseReply(1));
+    let error = backend.delete("o:t").await.unwrap_err();
+    assert!(reason(&error).outcome_is_unknown(), "{error}");
+    assert!(matches!(direct.get("o:t").await, Err(StorageError::NotFound { .. })));
+    // And the backend goes on.
+    assert!(!backend.delete("o:t").await.unwrap());
+    assert_eq!(backend.put("o:t", b"new").await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_that_is_lost_on_its_way_was_not_carried_out_later_either() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend = connect(proxy.url()).await;
+    assert_eq!(backend.put("o:t", b"one").await.unwrap(), 1);
+    proxy.set(Fault::LoseRequest);
+    let error = backend.put("o:t", b"lost").await.unwrap_err();
+    // The client cannot tell this from a lost reply.
+    assert!(reason(&error).outcome_is_unknown(), "{error}");
+    let task = backend.get("o:t").await.unwrap();
+    assert_eq!((task.version, task.data.as_slice()), (1, &b"one"[..]));
+    assert_eq!(backend.put_if_version("o:t", b"two", 1).await.unwrap(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn read_whose_reply_is_lost_is_answered_all_the_same() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend = connect(proxy.url()).await;
+    backend.put("o:t", b"one").await.unwrap();
+    for fault in [Fault::LoseReply(1), Fault::LoseRequest] {
+        proxy.set(fault.clone());
+        assert_eq!(backend.get("o:t").await.unwrap().data, b"one", "{fault:?}");
+        proxy.set(fault);
+        assert_eq!(backend.list_by_prefix("o:").await.unwrap().len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_that_the_server_ends_between_calls_costs_no_call() {
+    let server = Server::start();
+    let backend = connect(server.url()).await;
+    backend.put("o:t", b"one").await.unwrap();
+    for version in 2..=5 {
+        assert_eq!(server.wire().call(&["CLIENT", "KILL", "TYPE", "normal"]).lines().count(), 1);
+        assert_eq!(backend.get("o:t").await.unwrap().version, version - 1);
+        assert_eq!(backend.put("o:t", b"more").await.unwrap(), version);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_cut_under_load_mix_no_answers_up() {
+    let server = Server::start();
+    let proxy = Arc::new(Proxy::to(server.port()));
+    let backend = connect(proxy.url()).await;
+    let readers = 16;
+    for n in 0..readers {
+        backend.put(&format!("o:t{n}"), format!("data {n}").as_bytes()).await.unwrap();
+    }
+    let calls: Vec<_> = (0..readers)
+        .map(|n| {
+            let backend = backend.clone();
+            tokio::spawn(async move {
+                for _ in 0..200 {
+                    let task = backend.get(&format!("o:t{n}")).await.unwrap();
+                    assert_eq!(task.data, format!("data {n}").as_bytes());
+                }
+            })
+        })
+        .collect();
+    while calls.iter().any(|call| !call.is_finished()) {
+        proxy.cut();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    for call in calls {
+        call.await.unwrap();
+    }
+}
+
+// A slow server.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_reply_fails_its_call_in_time_and_is_never_the_answer_to_another() {
+    let limit = Duration::from_millis(300);
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend = RedisBackend::builder(proxy.url()).response_timeout(limit).connect().await.unwrap();
+    for n in 0..8 {
+        backend.put(&format!("o:t{n}"), format!("data {n}").as_bytes()).await.unwrap();
+    }
+    proxy.set(Fault::Delay(2 * limit));
+    let started = Instant::now();
+    let error = backend.put("o:t0", b"late").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::OutcomeUnknown { .. }), "{error}");
+    let error = backend.get("o:t1").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NoReply { .. }), "{error}");
+    assert!(started.elapsed() < 2 * limit + BUSY_MACHINE, "{:?}", started.elapsed());
+    // The late replies come in while these calls are under way.
+    proxy.set(Fault::None);
+    let until = Instant::now() + 4 * limit;
+    let mut answers = 0;
+    while Instant::now() < until || answers == 0 {
+        for n in 1..8 {
+            match backend.get(&format!("o:t{n}")).await {
+                Ok(task) => {
+                    assert_eq!(task.data, format!("data {n}").as_bytes());
+                    answers += 1;
+                }
+                Err(error) => assert!(matches!(reason(&error), Error::NoReply { .. }), "{error}"),
+            }
+        }
+    }
+    // The write was only late.
+    let task = backend.get("o:t0").await.unwrap();
+    assert_eq!((task.version, task.data.as_slice()), (2, &b"late"[..]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_pauses_its_clients_fails_calls_in_time_and_recovers() {
+    let limit = Duration::from_millis(300);
+    let server = Server::start();
+    let backend = RedisBackend::builder(server.url()).response_timeout(limit).connect().await.unwrap();
+    assert_eq!(backend.put("o:t", b"one").await.unwrap(), 1);
+    let mut wire = server.wire();
+    assert_eq!(wire.call(&["CLIENT", "PAUSE", "1000", "ALL"]), "+OK\r\n");
+    let started = Instant::now();
+    let calls = (backend.put("o:t", b"two"), backend.get("o:t"), backend.list_by_prefix("o:"));
+    let (put, get, list) = tokio::join!(calls.0, calls.1, calls.2);
+    assert!(started.elapsed() < limit + BUSY_MACHINE, "{:?}", started.elapsed());
+    assert!(reason(&put.unwrap_err()).outcome_is_unknown());
+    assert!(matches!(reason(&get.unwrap_err()), Error::NoReply { .. }));
+    assert!(matches!(reason(&list.unwrap_err()), Error::NoReply { .. }));
+    // Comes once the pause is over; the write that has waited is carried out by then, once.
+    wire.call(&["PING"]);
+    assert_eq!(backend.get("o:t").await.unwrap().version, 2);
+    assert_eq!(backend.put("o:t", b"three").await.unwrap(), 3);
+}
+
+// Servers that refuse for a while.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_recovers_from_a_password_that_was_wrong_for_a_while() {
+    for (password, url) in [("", ""), ("secret", ":secret@")] {
+        let server = Server::start();
+        let mut wire = server.wire();
+        wire.call(&["CONFIG", "SET", "requirepass", password]);
+        let backend = connect(server.url().replace("//", &format!("//{url}"))).await;
+        backend.put("o:t", b"one").await.unwrap();
+        wire.call(&["CONFIG", "SET", "requirepass", "changed"]);
+        wire.call(&["CLIENT", "KILL", "TYPE", "normal"]);
+        for _ in 0..2 {
+            let error = backend.get("o:t").await.unwrap_err();
+            assert!(matches!(reason(&error), Error::Authentication { .. }), "{error}");
+            let error = backend.put("o:t", b"no").await.unwrap_err();
+            assert!(matches!(reason(&error), Error::Authentication { .. }), "{error}");
+        }
+        wire.call(&["CONFIG", "SET", "requirepass", password]);
+        recovers(&backend).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_recovers_from_a_server_that_had_no_room_for_it() {
+    let server = Server::start();
+    let backend = connect(server.url()).await;
+    backend.put("o:t", b"one").await.unwrap();
+    let mut wire = server.wire();
+    wire.call(&["CONFIG", "SET", "maxclients", "1"]);
+    assert_eq!(wire.call(&["CLIENT", "KILL", "TYPE", "normal"]), ":1\r\n");
+    let error = backend.get("o:t").await.unwrap_err();
+    assert!(!reason(&error).to_string().is_empty());
+    wire.call(&["CONFIG", "SET", "maxclients", "1000"]);
+    recovers(&backend).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_recovers_from_a_stranger_that_answered_for_a_while() {
+    for reply in strangers() {
+        let server = Server::start();
+        let proxy = Proxy::to(server.port());
+        let backend =
+            RedisBackend::builder(proxy.url()).connect_timeout(CONNECT / 4).connect().await.unwrap();
+        backend.put("o:t", b"one").await.unwrap();
+        proxy.set(reply.clone());
+        proxy.cut();
+        let started = Instant::now();
+        let error = backend.get("o:t").await.unwrap_err();
+        assert!(started.elapsed() < CONNECT + RESPONSE + BUSY_MACHINE, "{reply:?}: {:?}", started.elapsed());
+        assert!(!reason(&error).to_string().is_empty(), "{reply:?}");
+        proxy.set(Fault::None);
+        proxy.cut();
+        recovers(&backend).await;
+    }
+}
+
+/// Within a second, calls succeed again.
+async fn recovers(backend: &RedisBackend) {
+    let started = Instant::now();
+    let mut last = backend.get("o:t").await;
+    while last.is_err() && started.elapsed() < Duration::from_secs(1) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        last = backend.get("o:t").await;
+    }
+    let task = last.unwrap_or_else(|error| panic!("not recovered: {error}"));
+    assert_eq!(task.data, b"one");
+    assert!(backend.put("o:t", b"after").await.is_ok());
+}
+
+// What is no server of ours.
+
+fn answer(command: &'static str, reply: &[u8]) -> Fault {
+    Fault::Answer { command, reply: reply.to_vec() }
+}
+
+fn strangers() -> Vec<Fault> {
+    vec![
+        Fault::Silence,
+        Fault::Close,
+        answer("", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"),
+        answer("", b"\x00\x01\xfe\xff garbage \xc3\x28 without an end"),
+        answer("", b"garbage\r\n"),
+        answer("", b"$99999999999999999999\r\n"),
+        answer("", b"220 mail.example ESMTP\r\n"),
+        answer("", b""),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_redis_fails_construction_in_time_with_one_sentence() {
+    let limit = Duration::from_millis(400);
+    for fault in strangers() {
+        let stranger = Proxy::to_nobody(fault.clone());
+        let started = Instant::now();
+        let builder = RedisBackend::builder(stranger.url()).connect_timeout(limit).response_timeout(limit);
+        let error = builder.connect().await.unwrap_err();
+        assert!(started.elapsed() < 3 * limit + BUSY_MACHINE, "{fault:?}: {:?}", started.elapsed());
+        let text = error.to_string();
+        assert!(matches!(reason(&error), Error::NoServer { .. }), "{fault:?}: {error:?}");
+        assert!(text.contains("no Redis server answers at 127.0.0.1:"), "{fault:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{fault:?}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_answers_all_commands_alike_fails_construction_with_one_sentence() {
+    for reply in ["+OK\r\n", ":1\r\n", "$2\r\nOK\r\n", "*0\r\n", "-ERR unknown command\r\n", "-ERR no\r\n"] {
+        let stranger = Proxy::to_nobody(answer("", reply.as_bytes()));
+        let Err(error) = RedisBackend::builder(stranger.url()).connect().await else {
+            panic!("a server that answers {reply:?} to everything was taken for one with the module");
+        };
+        assert!(error.source().is_some_and(<dyn std::error::Error>::is::<Error>), "{reply:?}: {error:?}");
+        let text = error.to_string();
+        assert_eq!(text.lines().count(), 1, "{reply:?}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reply_of_another_shape_is_an_error_that_tells_no_data() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend = connect(proxy.url()).await;
+    backend.put("o:t", b"one").await.unwrap();
+    let shapes = [
+        "+secret\r\n",
+        "$6\r\nsecret\r\n",
+        ":-1\r\n",
+        "*1\r\n$6\r\nsecret\r\n",
+        "*2\r\n$6\r\nsecret\r\n:1\r\n",
+        "*2\r\n:0\r\n$6\r\nsecret\r\n",
+        "%1\r\n$6\r\nsecret\r\n:1\r\n",
+        "~1\r\n$6\r\nsecret\r\n",
+        ",1.5\r\n",
+        "#t\r\n",
+        "(12345678901234567890123\r\n",
+        "*1\r\n*4\r\n$6\r\nsecret\r\n:1\r\n:1\r\n:1\r\n",
+    ];
+    for shape in shapes {
+        proxy.set(answer("PMCPTASK.", shape.as_bytes()));
+        let writes = [
+            backend.put("o:t", b"two").await.err(),
+            backend.put_if_version("o:t", b"two", 1).await.err(),
+            backend.delete("o:t").await.err(),
+        ];
+        let reads = [backend.get("o:t").await.err(), backend.list_by_prefix("o:").await.err()];
+        for (error, is_write) in
+            writes.iter().map(|write| (write, true)).chain(reads.iter().map(|r| (r, false)))
+        {
+            let error = error.as_ref().unwrap_or_else(|| panic!("{shape:?} was taken for an answer"));
+            assert!(matches!(reason(error), Error::UnexpectedReply { .. }), "{shape:?}: {error}");
+            assert!(!error.to_string().contains("secret"), "{shape:?}: {error}");
+            if is_write {
+                assert!(reason(error).outcome_is_unknown(), "{shape:?}: {error}");
+            }
+        }
+        proxy.set(Fault::None);
+        assert_eq!(backend.get("o:t").await.unwrap().data, b"one", "{shape:?}");
     }
 }

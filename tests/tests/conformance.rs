@@ -1,7 +1,7 @@
 //! Every backend keeps the rules of `StorageBackend`: ours, the Lua one that it replaces, and the one in
 //! memory. What differs is named below.
 #![cfg(feature = "redis-tests")]
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::env;
 use std::sync::OnceLock;

@@ -1,7 +1,7 @@
 //! Hash and index agree: no entry outlives its task, whoever took the task away, and nothing of other
 //! applications is touched.
 #![cfg(feature = "redis-tests")]
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects)]
 
 use std::time::{Duration, Instant};
 

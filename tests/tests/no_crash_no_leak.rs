@@ -2,7 +2,7 @@
 //!
 //! `PMCPTASK_LEAK_OPERATIONS` sets how many operations the memory is watched over; a million unless set.
 #![cfg(feature = "redis-tests")]
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects)]
 
 use std::env;
 use std::time::Duration;

@@ -33,16 +33,18 @@ pub(super) fn start(context: &Context) -> bool {
 
 fn note(context: &Context, event: &KeyEvent<'_>) {
     settings::panic_if_asked();
-    let name = event.key.bytes();
-    if IndexKey::parse(name).is_ok_and(|key| serves(context, key.prefix)) {
-        // Evicted, say, while its tasks are still there.
-        verify_indexes(context);
+    // A replica, or an AOF that is being loaded, is told by whoever puts things right.
+    if !context.is_settled_primary() {
         return;
     }
-    let Ok(key) = TaskKey::parse(name) else { return };
-    // A replica, or an AOF that is being loaded, is told of the entry by whoever removes it.
-    if serves(context, key.prefix) && context.is_settled_primary() {
-        enqueue(context, name);
+    let name = event.key.bytes();
+    if let Ok(key) = TaskKey::parse(name) {
+        if serves(context, key.prefix) {
+            enqueue(context, name);
+        }
+    } else if IndexKey::parse(name).is_ok_and(|key| serves(context, key.prefix)) {
+        // Evicted, say, while its tasks are still there.
+        verify_indexes(context);
     }
 }
 

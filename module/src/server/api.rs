@@ -41,6 +41,9 @@ type Str = *mut raw::RedisModuleString;
 
 functions! {
     required {
+        acl_add_log_entry: RedisModule_ACLAddLogEntry = unsafe extern "C" fn(
+            Ctx, *mut raw::RedisModuleUser, Str, raw::RedisModuleACLLogEntryReason,
+        ),
         acl_check_key_permissions: RedisModule_ACLCheckKeyPermissions =
             unsafe extern "C" fn(*mut raw::RedisModuleUser, Str, c_int) -> c_int,
         avoid_replica_traffic: RedisModule_AvoidReplicaTraffic = unsafe extern "C" fn() -> c_int,

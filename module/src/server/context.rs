@@ -252,17 +252,21 @@ pub(crate) struct Permissions<'c> {
 }
 
 impl Permissions<'_> {
+    /// Whether the user may read a key. A refusal goes to the ACL log, as those of the server itself do.
     pub(crate) fn may_read(&self, key: StringRef<'_>) -> bool {
         let Some(user) = self.user else { return true };
-        // SAFETY: the user is alive until drop and the string is alive.
-        let verdict = unsafe {
-            (self.context.api.acl_check_key_permissions)(
-                user.as_ptr(),
-                key.raw(),
-                raw::REDISMODULE_CMD_KEY_ACCESS.cast_signed(),
-            )
-        };
-        verdict == OK
+        let Context { api, raw, .. } = self.context;
+        let reason = raw::RedisModuleACLLogEntryReason_REDISMODULE_ACL_LOG_KEY;
+        // SAFETY: the context is that of the running call, the user is alive until drop and the string is
+        // alive.
+        unsafe {
+            let access = raw::REDISMODULE_CMD_KEY_ACCESS.cast_signed();
+            let may_read = (api.acl_check_key_permissions)(user.as_ptr(), key.raw(), access) == OK;
+            if !may_read {
+                (api.acl_add_log_entry)(*raw, user.as_ptr(), key.raw(), reason);
+            }
+            may_read
+        }
     }
 }
 

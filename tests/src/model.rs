@@ -1,0 +1,613 @@
+//! What the contract says of tasks, in memory: the model that a server is compared with.
+//!
+//! Written from the contract and not from the module: ordered maps, and no thought of speed. Time is an
+//! argument, so a reply that falls on an expiry can be compared with what is right before and after it.
+
+use std::collections::BTreeMap;
+
+use redis::{Cmd, Value, cmd};
+
+/// Whose tasks, under which prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    /// What the keys start with.
+    pub prefix: &'static str,
+    /// The owner's name, as it stands in the keys.
+    pub name: &'static str,
+}
+
+impl Owner {
+    /// The key of the owner's index.
+    #[must_use]
+    pub fn index_key(self) -> String {
+        format!("{}:idx:{}", self.prefix, self.name)
+    }
+}
+
+/// A task's owner and id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TaskName {
+    /// Whose task it is.
+    pub owner: Owner,
+    /// Without a colon.
+    pub id: &'static str,
+}
+
+impl TaskName {
+    /// The key of the task's hash.
+    #[must_use]
+    pub fn key(self) -> String {
+        format!("{}:tasks:{}:{}", self.owner.prefix, self.owner.name, self.id)
+    }
+}
+
+/// How long a task is to live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Until this time, ms since the epoch.
+    Until(i64),
+    /// For good.
+    Unlimited,
+}
+
+/// A record, and what it says of its task; whoever makes the bytes knows, so that nothing is parsed here.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// What is stored.
+    pub bytes: Vec<u8>,
+    /// By `expiresAt`; None where that is present and no timestamp.
+    pub lifetime: Option<Lifetime>,
+    /// By `task.createdAt`.
+    pub created_ms: Option<i64>,
+}
+
+/// What PUT and CAS have in common.
+#[derive(Debug, Clone)]
+pub struct Write {
+    /// The task to write.
+    pub task: TaskName,
+    /// What to store.
+    pub record: Record,
+    /// `PXAT` or `PERSIST`.
+    pub lifetime: Option<Lifetime>,
+    /// `CREATED`.
+    pub created_ms: Option<i64>,
+}
+
+/// The options of LIST.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    /// Whose tasks.
+    pub owner: Owner,
+    /// `REV`.
+    pub newest_first: bool,
+    /// `AFTER`.
+    pub after: Option<(i64, &'static str)>,
+    /// `COUNT`.
+    pub count: Option<usize>,
+}
+
+/// A command, of this project or of others who reach for the same keys.
+#[derive(Debug, Clone)]
+pub enum Call {
+    /// `PMCPTASK.PUT`, with `MAXTASKS`.
+    Put(Write, Option<usize>),
+    /// `PMCPTASK.CAS`, with the version that it expects.
+    Cas(Write, i64),
+    /// `PMCPTASK.GET`.
+    Get(TaskName),
+    /// `PMCPTASK.DEL`.
+    Del(TaskName),
+    /// `PMCPTASK.LIST`.
+    List(Listing),
+    /// `DEL` of a hash.
+    Delete(TaskName),
+    /// `UNLINK` of a hash.
+    Unlink(TaskName),
+    /// `PERSIST` of a hash, which leaves the field `expires_at`.
+    Persist(TaskName),
+    /// `HSET` of the field `version`, where there is a hash.
+    SetVersion(TaskName, &'static str),
+    /// `HDEL` of the field `data`.
+    DropData(TaskName),
+    /// `ZADD` of an index entry, for a task that is there or not.
+    Enter(Owner, &'static str, i64),
+}
+
+impl Call {
+    /// The command as it is sent.
+    #[must_use]
+    pub fn command(&self) -> Cmd {
+        match self {
+            Self::Put(write, max_tasks) => {
+                let mut put = write_command("PMCPTASK.PUT", write, None);
+                if let Some(max_tasks) = max_tasks {
+                    put.arg("MAXTASKS").arg(max_tasks);
+                }
+                put
+            }
+            Self::Cas(write, expected) => write_command("PMCPTASK.CAS", write, Some(*expected)),
+            Self::Get(task) => on_task("PMCPTASK.GET", *task),
+            Self::Del(task) => {
+                let mut del = on_task("PMCPTASK.DEL", *task);
+                del.arg(task.owner.index_key());
+                del
+            }
+            Self::List(listing) => list_command(listing),
+            Self::Delete(task) => on_task("DEL", *task),
+            Self::Unlink(task) => on_task("UNLINK", *task),
+            Self::Persist(task) => on_task("PERSIST", *task),
+            Self::SetVersion(task, version) => {
+                let script = "if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+                    redis.call('HSET', KEYS[1], 'version', ARGV[1])
+                    return 1";
+                let mut eval = cmd("EVAL");
+                eval.arg(script).arg(1).arg(task.key()).arg(version);
+                eval
+            }
+            Self::DropData(task) => {
+                let mut drop = on_task("HDEL", *task);
+                drop.arg("data");
+                drop
+            }
+            Self::Enter(owner, member, score) => {
+                let mut enter = cmd("ZADD");
+                enter.arg(owner.index_key()).arg(score).arg(member);
+                enter
+            }
+        }
+    }
+
+    /// The task that is written.
+    #[must_use]
+    pub fn written(&self) -> Option<TaskName> {
+        match self {
+            Self::Put(write, _) | Self::Cas(write, _) => Some(write.task),
+            _ => None,
+        }
+    }
+}
+
+fn on_task(name: &str, task: TaskName) -> Cmd {
+    let mut command = cmd(name);
+    command.arg(task.key());
+    command
+}
+
+fn write_command(name: &str, write: &Write, expected: Option<i64>) -> Cmd {
+    let mut command = on_task(name, write.task);
+    command.arg(write.task.owner.index_key()).arg(expected).arg(&write.record.bytes);
+    match write.lifetime {
+        Some(Lifetime::Until(ms)) => {
+            command.arg("PXAT").arg(ms);
+        }
+        Some(Lifetime::Unlimited) => {
+            command.arg("PERSIST");
+        }
+        None => {}
+    }
+    if let Some(ms) = write.created_ms {
+        command.arg("CREATED").arg(ms);
+    }
+    command
+}
+
+fn list_command(listing: &Listing) -> Cmd {
+    let mut list = cmd("PMCPTASK.LIST");
+    list.arg(listing.owner.index_key());
+    if let Some(count) = listing.count {
+        list.arg("COUNT").arg(count);
+    }
+    if listing.newest_first {
+        list.arg("REV");
+    }
+    if let Some((created_ms, id)) = listing.after {
+        list.arg("AFTER").arg(created_ms).arg(id);
+    }
+    list
+}
+
+/// What a command is answered.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// This value.
+    Value(Value),
+    /// 0 or 1, by whether the server has removed the entry of a dead task yet.
+    ZeroOrOne,
+    /// An error with one of these codes: which of several reasons is told is not promised.
+    Refused(Vec<&'static str>),
+}
+
+/// What a server holds under a key. Names and values are texts by [`shown`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stored {
+    /// A hash: its fields, and when the key expires, ms since the epoch.
+    Hash(BTreeMap<String, String>, Option<i64>),
+    /// A sorted set: its members and scores.
+    Index(BTreeMap<String, f64>),
+    /// Something of this type.
+    Other(String),
+}
+
+/// All keys of a server, or some of them.
+pub type Keys = BTreeMap<String, Stored>;
+
+/// Bytes as a text that no other bytes have.
+#[must_use]
+pub fn shown(bytes: &[u8]) -> String {
+    bytes.escape_ascii().to_string()
+}
+
+/// When a task was created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Created {
+    At(i64),
+    /// When the server has written it; [`Model::learn`] tells.
+    ByClock,
+}
+
+#[derive(Debug, Clone)]
+struct Task {
+    version: String,
+    data: Option<Vec<u8>>,
+    /// The field `expires_at`: it can be there without the key's expiry, where others have taken that.
+    expires_at_seconds: Option<i64>,
+    expires_ms: Option<i64>,
+    created: Created,
+}
+
+impl Task {
+    /// Gone by the second line of defence, though its hash is there.
+    fn has_lapsed(&self, now_ms: i64) -> bool {
+        self.expires_at_seconds.is_some_and(|seconds| seconds.saturating_mul(1000) <= now_ms)
+    }
+
+    /// Version and data; None for a corrupt record.
+    fn read(&self) -> Option<(i64, &[u8])> {
+        let version = self.version.parse().ok().filter(|version: &i64| *version > 0)?;
+        // `01` and `+1` are not what the schema writes.
+        (version.to_string() == self.version).then_some((version, self.data.as_deref()?))
+    }
+
+    fn fields(&self) -> BTreeMap<String, String> {
+        let version = Some(("version", self.version.clone()));
+        let data = self.data.as_ref().map(|data| ("data", shown(data)));
+        let expires_at = self.expires_at_seconds.map(|seconds| ("expires_at", seconds.to_string()));
+        let fields = [version, data, expires_at].into_iter().flatten();
+        fields.map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// Why there can be an index entry without a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leftover {
+    /// Its task has gone without a command of this project: the entry goes within a second.
+    Going,
+    /// Others have put it there; it means nothing.
+    OfOthers,
+}
+
+/// Which keys are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All of them, once the second is over within which entries go.
+    Everything,
+    /// Those of one task, at any time.
+    One(TaskName),
+}
+
+/// The tasks that there are.
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    /// Those whose hash exists.
+    tasks: BTreeMap<TaskName, Task>,
+    leftovers: BTreeMap<(Owner, &'static str), Leftover>,
+}
+
+impl Model {
+    /// Runs a command at a time, ms since the epoch.
+    pub fn run(&mut self, call: &Call, now_ms: i64) -> Reply {
+        self.expire(now_ms);
+        match call {
+            Call::Put(write, max_tasks) => self.put(write, *max_tasks, now_ms),
+            Call::Cas(write, expected) => self.cas(write, *expected, now_ms),
+            Call::Get(task) => self.get(*task, now_ms),
+            Call::Del(task) => self.del(*task, now_ms),
+            Call::List(listing) => Reply::Value(self.list(listing, now_ms)),
+            Call::Delete(task) | Call::Unlink(task) => integer(i64::from(self.lose(*task))),
+            Call::Persist(task) => {
+                let expires_ms = self.tasks.get_mut(task).and_then(|task| task.expires_ms.take());
+                integer(i64::from(expires_ms.is_some()))
+            }
+            Call::SetVersion(task, version) => {
+                let task = self.tasks.get_mut(task);
+                let exists = task.is_some();
+                if let Some(task) = task {
+                    (*version).clone_into(&mut task.version);
+                }
+                integer(i64::from(exists))
+            }
+            Call::DropData(task) => {
+                let data = self.tasks.get_mut(task).and_then(|task| task.data.take());
+                integer(i64::from(data.is_some()))
+            }
+            Call::Enter(owner, member, score) => self.enter(*owner, member, *score),
+        }
+    }
+
+    fn put(&mut self, write: &Write, max_tasks: Option<usize>, now_ms: i64) -> Reply {
+        let live = self.live(write.task, now_ms);
+        let is_full =
+            live.is_none() && max_tasks.is_some_and(|max| self.count(write.task.owner, now_ms) >= max);
+        let version = live.map_or(Some(0), |task| task.read().map(|(version, _)| version));
+        match Self::refusals(write, version, is_full) {
+            refusals if !refusals.is_empty() => Reply::Refused(refusals),
+            _ => integer(self.store(write, version.unwrap_or(0), now_ms)),
+        }
+    }
+
+    fn cas(&mut self, write: &Write, expected: i64, now_ms: i64) -> Reply {
+        let Some(live) = self.live(write.task, now_ms) else { return outcome("MISSING", 0) };
+        let version = live.read().map(|(version, _)| version);
+        match version {
+            // A CAS that loses has no use for the record, whatever it says.
+            Some(actual) if actual != expected => outcome("CONFLICT", actual),
+            _ => match Self::refusals(write, version, false) {
+                refusals if !refusals.is_empty() => Reply::Refused(refusals),
+                _ => outcome("OK", self.store(write, expected, now_ms)),
+            },
+        }
+    }
+
+    /// Why a task at a version, 0 if new, None if corrupt, cannot be written.
+    fn refusals(write: &Write, version: Option<i64>, is_full: bool) -> Vec<&'static str> {
+        let is_unreadable = write.lifetime.or(write.record.lifetime).is_none();
+        let reasons = [
+            (version.is_none(), "CORRUPT"),
+            (version == Some(i64::MAX), "ERR"),
+            (is_unreadable, "ERR"),
+            (is_full, "CAPACITY"),
+        ];
+        reasons.into_iter().filter(|(applies, _)| *applies).map(|(_, code)| code).collect()
+    }
+
+    /// Writes what follows a version, and returns that.
+    fn store(&mut self, write: &Write, before: i64, now_ms: i64) -> i64 {
+        let version = before + 1;
+        let expires_ms = match write.lifetime.or(write.record.lifetime) {
+            Some(Lifetime::Until(ms)) => Some(ms),
+            Some(Lifetime::Unlimited) | None => None,
+        };
+        let old = self.tasks.remove(&write.task);
+        self.leftovers.remove(&(write.task.owner, write.task.id));
+        if expires_ms.is_some_and(|ms| ms <= now_ms) {
+            return version;
+        }
+        let kept = old.filter(|old| !old.has_lapsed(now_ms)).map(|old| old.created);
+        let told = write.created_ms.or(write.record.created_ms).map(Created::At);
+        let task = Task {
+            version: version.to_string(),
+            data: Some(write.record.bytes.clone()),
+            expires_at_seconds: expires_ms.map(|ms| ms / 1000 + i64::from(ms % 1000 > 0)),
+            expires_ms,
+            created: kept.or(told).unwrap_or(Created::ByClock),
+        };
+        self.tasks.insert(write.task, task);
+        version
+    }
+
+    fn get(&self, task: TaskName, now_ms: i64) -> Reply {
+        let Some(live) = self.live(task, now_ms) else { return Reply::Value(Value::Nil) };
+        match live.read() {
+            None => Reply::Refused(vec!["CORRUPT"]),
+            Some((version, data)) => Reply::Value(Value::Array(vec![Value::Int(version), bulk(data)])),
+        }
+    }
+
+    fn del(&mut self, task: TaskName, now_ms: i64) -> Reply {
+        let existed = self.live(task, now_ms).is_some();
+        self.tasks.remove(&task);
+        self.leftovers.remove(&(task.owner, task.id));
+        integer(i64::from(existed))
+    }
+
+    fn list(&self, listing: &Listing, now_ms: i64) -> Value {
+        let mut listed = Vec::new();
+        for (name, task) in self.live_of(listing.owner, now_ms) {
+            let Created::At(created_ms) = task.created else {
+                panic!("nobody has told when {name:?} was created");
+            };
+            if let Some((version, data)) = task.read() {
+                listed.push(((created_ms, name.id), version, data));
+            }
+        }
+        listed.sort_unstable();
+        if listing.newest_first {
+            listed.reverse();
+        }
+        let follows = |position| match listing.after {
+            None => true,
+            Some(after) if listing.newest_first => position < after,
+            Some(after) => position > after,
+        };
+        let records = listed
+            .into_iter()
+            .filter(|(position, ..)| follows(*position))
+            .take(listing.count.unwrap_or(usize::MAX))
+            .map(|((created_ms, id), version, data)| {
+                let id = bulk(id.as_bytes());
+                Value::Array(vec![id, Value::Int(version), Value::Int(created_ms), bulk(data)])
+            });
+        Value::Array(records.collect())
+    }
+
+    /// Removes a hash as others do; true if there was one.
+    fn lose(&mut self, name: TaskName) -> bool {
+        if self.tasks.remove(&name).is_none() {
+            return false;
+        }
+        self.leftovers.insert((name.owner, name.id), Leftover::Going);
+        true
+    }
+
+    fn enter(&mut self, owner: Owner, member: &'static str, score: i64) -> Reply {
+        if let Some(task) = self.tasks.get_mut(&TaskName { owner, id: member }) {
+            task.created = Created::At(score);
+            return integer(0);
+        }
+        let may_be_there = self.leftovers.insert((owner, member), Leftover::OfOthers).is_some();
+        if may_be_there { Reply::ZeroOrOne } else { integer(1) }
+    }
+
+    /// Takes out what is past the expiry of its key.
+    fn expire(&mut self, now_ms: i64) {
+        let is_past = |task: &Task| task.expires_ms.is_some_and(|ms| ms <= now_ms);
+        let past: Vec<_> =
+            self.tasks.iter().filter(|(_, task)| is_past(task)).map(|(name, _)| *name).collect();
+        for name in past {
+            self.lose(name);
+        }
+    }
+
+    fn live(&self, task: TaskName, now_ms: i64) -> Option<&Task> {
+        self.tasks.get(&task).filter(|task| !task.has_lapsed(now_ms))
+    }
+
+    /// The owner's tasks.
+    fn live_of(&self, owner: Owner, now_ms: i64) -> impl Iterator<Item = (&TaskName, &Task)> {
+        let of_owner = self.tasks.iter().filter(move |(name, _)| name.owner == owner);
+        of_owner.filter(move |(_, task)| !task.has_lapsed(now_ms))
+    }
+
+    fn count(&self, owner: Owner, now_ms: i64) -> usize {
+        self.live_of(owner, now_ms).count()
+    }
+
+    /// The version of a task, for a CAS that is to win; 0 where there is none.
+    #[must_use]
+    pub fn version(&self, task: TaskName) -> i64 {
+        self.tasks.get(&task).and_then(Task::read).map_or(0, |(version, _)| version)
+    }
+
+    /// When a task was created, where that is known.
+    #[must_use]
+    pub fn created_ms(&self, task: TaskName) -> Option<i64> {
+        match self.tasks.get(&task)?.created {
+            Created::At(ms) => Some(ms),
+            Created::ByClock => None,
+        }
+    }
+
+    /// Whether only the server knows when a task was created.
+    #[must_use]
+    pub fn has_to_learn(&self, task: TaskName) -> bool {
+        self.tasks.get(&task).is_some_and(|task| task.created == Created::ByClock)
+    }
+
+    /// Takes over from the server when it has created a task.
+    pub fn learn(&mut self, task: TaskName, created_ms: i64) {
+        if let Some(task) = self.tasks.get_mut(&task) {
+            task.created = Created::At(created_ms);
+        }
+    }
+
+    /// The times at which something can be different, from one on up to another: the first, and each
+    /// expiry between. A command that ran meanwhile ran as at one of them.
+    #[must_use]
+    pub fn moments(&self, from_ms: i64, to_ms: i64) -> Vec<i64> {
+        let mut moments: Vec<_> = self.ends().filter(|ms| (from_ms + 1..=to_ms).contains(ms)).collect();
+        moments.push(from_ms);
+        moments.sort_unstable();
+        moments.dedup();
+        moments
+    }
+
+    fn ends(&self) -> impl Iterator<Item = i64> {
+        self.tasks.values().filter_map(|task| {
+            let lapses_ms = task.expires_at_seconds.map(|seconds| seconds.saturating_mul(1000));
+            // The field counts only where the key has no expiry of its own.
+            task.expires_ms.or(lapses_ms)
+        })
+    }
+
+    /// How the keys of a server differ from what they should be, if they do.
+    #[must_use]
+    pub fn difference(&mut self, mut found: Keys, scope: Scope, now_ms: i64) -> Option<String> {
+        self.expire(now_ms);
+        let in_scope = |name: &TaskName| scope == Scope::Everything || scope == Scope::One(*name);
+        let mut expected = Keys::new();
+        for (name, task) in self.tasks.iter().filter(|(name, _)| in_scope(name)) {
+            let (key, stored) = (shown(name.key().as_bytes()), Stored::Hash(task.fields(), task.expires_ms));
+            if task.has_lapsed(now_ms) {
+                // Such a hash may be there as it was, or be reclaimed.
+                if found.get(&key) == Some(&stored) {
+                    found.remove(&key);
+                }
+                take_entry(&mut found, name.owner, name.id);
+                continue;
+            }
+            expected.insert(key, stored);
+            if let Created::At(ms) = task.created {
+                add_entry(&mut expected, *name, ms);
+            }
+        }
+        for ((owner, member), leftover) in &self.leftovers {
+            if scope != Scope::Everything || *leftover == Leftover::OfOthers {
+                take_entry(&mut found, *owner, member);
+            }
+        }
+        let same: Vec<_> =
+            expected.keys().filter(|key| found.get(*key) == expected.get(*key)).cloned().collect();
+        for key in same {
+            expected.remove(&key);
+            found.remove(&key);
+        }
+        (found != expected).then(|| format!("keys: expected {expected:?}, found {found:?}"))
+    }
+}
+
+impl Reply {
+    /// Whether a server's answer is this one; an error is known by its code.
+    #[must_use]
+    pub fn is(&self, answer: &Result<Value, String>) -> bool {
+        match (self, answer) {
+            (Self::Value(expected), Ok(value)) => value == expected,
+            (Self::ZeroOrOne, Ok(value)) => matches!(value, Value::Int(0 | 1)),
+            (Self::Refused(codes), Err(code)) => codes.contains(&code.as_str()),
+            _ => false,
+        }
+    }
+}
+
+fn integer(value: i64) -> Reply {
+    Reply::Value(Value::Int(value))
+}
+
+fn outcome(status: &str, version: i64) -> Reply {
+    let status = if status == "OK" { Value::Okay } else { Value::SimpleString(status.to_owned()) };
+    Reply::Value(Value::Array(vec![status, Value::Int(version)]))
+}
+
+fn bulk(bytes: &[u8]) -> Value {
+    Value::BulkString(bytes.to_vec())
+}
+
+// Times of creation are at most 2^53-1 here, so scores are exact.
+#[allow(clippy::cast_precision_loss)]
+fn add_entry(keys: &mut Keys, task: TaskName, created_ms: i64) {
+    let index = keys.entry(shown(task.owner.index_key().as_bytes()));
+    if let Stored::Index(entries) = index.or_insert_with(|| Stored::Index(BTreeMap::new())) {
+        entries.insert(shown(task.id.as_bytes()), created_ms as f64);
+    }
+}
+
+/// Takes out an entry, and the index with its last one.
+fn take_entry(keys: &mut Keys, owner: Owner, member: &str) {
+    let key = shown(owner.index_key().as_bytes());
+    if let Some(Stored::Index(entries)) = keys.get_mut(&key) {
+        entries.remove(&shown(member.as_bytes()));
+        if entries.is_empty() {
+            keys.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! A TCP proxy between client and server that goes wrong on purpose, request by request.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// What the proxy does with what comes through it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing: all goes through.
+    None,
+    /// Of the n-th command of the module from now (1 is the next one), the request goes through and the
+    /// reply does not: the connection is closed once the server has replied.
+    LoseReply(usize),
+    /// The next command of the module does not reach the server: the connection is closed instead.
+    LoseRequest,
+    /// Every reply waits so long.
+    Delay(Duration),
+    /// Connections are accepted and stay open, and nothing goes through in either direction.
+    Silence,
+    /// Connections are closed as soon as they are accepted.
+    Close,
+    /// Commands whose names start with `command` do not reach the server and have this reply instead.
+    Answer {
+        /// Start of a command's name, in capitals; empty for all commands.
+        command: &'static str,
+        /// The reply, byte for byte.
+        reply: Vec<u8>,
+    },
+}
+
+/// A proxy on a port of its own. Its connections end with it.
+#[derive(Debug)]
+pub struct Proxy {
+    port: u16,
+    shared: Arc<Shared>,
+}
+
+impl Proxy {
+    /// Forwards to a port of 127.0.0.1.
+    ///
+    /// # Panics
+    ///
+    /// Where the OS has no port to listen on.
+    #[must_use]
+    pub fn to(server: u16) -> Self {
+        Self::listen(Some(server), Fault::None)
+    }
+
+    /// Something at a port that is no server: all that it does is go wrong.
+    ///
+    /// # Panics
+    ///
+    /// Where the OS has no port to listen on.
+    #[must_use]
+    pub fn to_nobody(fault: Fault) -> Self {
+        Self::listen(None, fault)
+    }
+
+    fn listen(server: Option<u16>, fault: Fault) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("the OS has a free port");
+        let port = listener.local_addr().expect("a listener has an address").port();
+        let shared = Arc::new(Shared {
+            server,
+            fault: Mutex::new(fault),
+            links: Mutex::default(),
+            ended: AtomicBool::new(false),
+        });
+        let accepting = Arc::clone(&shared);
+        thread::spawn(move || accepting.accept(&listener));
+        Self { port, shared }
+    }
+
+    /// Where clients find the proxy.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// Goes wrong like this from now on.
+    pub fn set(&self, fault: Fault) {
+        *lock(&self.shared.fault) = fault;
+    }
+
+    /// Closes all connections that there are; new ones are accepted.
+    pub fn cut(&self) {
+        for link in lock(&self.shared.links).drain(..) {
+            link.close();
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::SeqCst);
+        // Wakes the thread that accepts.
+        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
+        self.cut();
+    }
+}
+
+/// What all connections of a proxy share.
+#[derive(Debug)]
+struct Shared {
+    /// None: there is no server behind the proxy.
+    server: Option<u16>,
+    fault: Mutex<Fault>,
+    links: Mutex<Vec<Arc<Link>>>,
+    ended: AtomicBool,
+}
+
+/// One connection.
+#[derive(Debug)]
+struct Link {
+    client: TcpStream,
+    server: Option<TcpStream>,
+    /// The next reply is not to come through.
+    loses_reply: AtomicBool,
+}
+
+impl Link {
+    fn close(&self) {
+        // One that is closed already is as good.
+        let _ = self.client.shutdown(Shutdown::Both);
+        let _ = self.server.as_ref().map(|server| server.shutdown(Shutdown::Both));
+    }
+}
+
+/// What is to become of one request.
+enum Fate {
+    Forwarded,
+    ForwardedWithoutReply,
+    Swallowed,
+    Cut,
+    Answered(Vec<u8>),
+}
+
+impl Shared {
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        for client in listener.incoming() {
+            if self.ended.load(Ordering::SeqCst) {
+                return;
+            }
+            let Ok(client) = client else { continue };
+            if *lock(&self.fault) != Fault::Close {
+                // Where the server is away, the client finds its connection closed.
+                let _ = self.connect(client);
+            }
+        }
+    }
+
+    fn connect(self: &Arc<Self>, client: TcpStream) -> io::Result<()> {
+        let server = self.server.map(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, port))).transpose()?;
+        for stream in server.iter().chain([&client]) {
+            stream.set_nodelay(true)?;
+        }
+        let link = Arc::new(Link { client, server, loses_reply: AtomicBool::new(false) });
+        lock(&self.links).push(Arc::clone(&link));
+        let pumps: [fn(&Self, &Link) -> io::Result<()>; 2] = [Self::pump_requests, Self::pump_replies];
+        // Without a server there are no replies to wait for.
+        for pump in pumps.into_iter().take(if link.server.is_some() { 2 } else { 1 }) {
+            let (shared, link) = (Arc::clone(self), Arc::clone(&link));
+            thread::spawn(move || {
+                // However one side has ended, so does the other.
+                let _ = pump(&shared, &link);
+                link.close();
+            });
+        }
+        Ok(())
+    }
+
+    fn pump_requests(&self, link: &Link) -> io::Result<()> {
+        let mut requests = BufReader::new(&link.client);
+        loop {
+            let request = Request::read(&mut requests)?;
+            match self.fate_of(&request) {
+                Fate::Cut => return Ok(()),
+                Fate::Swallowed => continue,
+                Fate::Answered(reply) => {
+                    (&link.client).write_all(&reply)?;
+                    continue;
+                }
+                Fate::ForwardedWithoutReply => link.loses_reply.store(true, Ordering::SeqCst),
+                Fate::Forwarded => {}
+            }
+            let mut server = link.server.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+            server.write_all(&request.bytes)?;
+        }
+    }
+
+    fn fate_of(&self, request: &Request) -> Fate {
+        let mut fault = lock(&self.fault);
+        let of_module = request.name.starts_with("PMCPTASK.");
+        match &mut *fault {
+            Fault::LoseReply(1) if of_module => {
+                *fault = Fault::None;
+                Fate::ForwardedWithoutReply
+            }
+            Fault::LoseReply(n) if of_module => {
+                *n -= 1;
+                Fate::Forwarded
+            }
+            Fault::LoseRequest if of_module => {
+                *fault = Fault::None;
+                Fate::Cut
+            }
+            Fault::Answer { command, reply } if request.name.starts_with(*command) => {
+                Fate::Answered(reply.clone())
+            }
+            Fault::Silence => Fate::Swallowed,
+            _ => Fate::Forwarded,
+        }
+    }
+
+    fn pump_replies(&self, link: &Link) -> io::Result<()> {
+        let mut server = link.server.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let mut bytes = vec![0; 1 << 16];
+        loop {
+            let count = server.read(&mut bytes)?;
+            if count == 0 || link.loses_reply.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            let fault = lock(&self.fault).clone();
+            match fault {
+                Fault::Delay(delay) => thread::sleep(delay),
+                Fault::Silence => continue,
+                _ => {}
+            }
+            (&link.client).write_all(&bytes[..count])?;
+        }
+    }
+}
+
+/// One command as a client sends it.
+struct Request {
+    /// In capitals.
+    name: String,
+    bytes: Vec<u8>,
+}
+
+impl Request {
+    fn read(stream: &mut impl BufRead) -> io::Result<Self> {
+        let mut bytes = Vec::new();
+        let mut name = None;
+        for _ in 0..read_length(stream, &mut bytes)? {
+            let length = read_length(stream, &mut bytes)?;
+            let start = bytes.len();
+            bytes.resize(start + length + 2, 0);
+            stream.read_exact(&mut bytes[start..])?;
+            name.get_or_insert_with(|| {
+                String::from_utf8_lossy(&bytes[start..start + length]).to_ascii_uppercase()
+            });
+        }
+        Ok(Self { name: name.unwrap_or_default(), bytes })
+    }
+}
+
+/// Reads a line like `*3` or `$12`, appends it to `bytes` and returns its number.
+fn read_length(stream: &mut impl BufRead, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    let start = bytes.len();
+    stream.read_until(b'\n', bytes)?;
+    let line = std::str::from_utf8(&bytes[start..]).unwrap_or_default();
+    let number = line.get(1..).and_then(|number| number.trim_end().parse().ok());
+    number.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

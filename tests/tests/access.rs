@@ -1,0 +1,506 @@
+//! What a user of the server's ACL may do, and how the client names each refusal of the server.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::error::Error as _;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use pmcp_tasks::StorageError;
+use pmcp_tasks::store::backend::StorageBackend;
+use pmcptask_client::{Error, RedisBackend};
+use pmcptask_tests::{Server, ServerOptions, Wire, holds_within};
+
+/// All that a user needs for the tasks of one owner.
+const ALICE: &str = "~pmcp:tasks:alice:* ~pmcp:idx:alice -@all +pmcptask.put +pmcptask.cas +pmcptask.get \
+                     +pmcptask.del +pmcptask.list";
+const OTHER_INDEX: &str =
+    "-ERR index key: expected the index of the task key's own prefix and owner, came another\r\n";
+
+/// A server with one task each of `alice` and `bob`.
+struct Guarded {
+    admin: Wire,
+    server: Server,
+}
+
+impl Guarded {
+    fn start() -> Self {
+        let server = Server::start();
+        let mut guarded = Self { admin: server.wire(), server };
+        for owner in ["alice", "bob"] {
+            assert_eq!(
+                guarded
+                    .run(&format!("PMCPTASK.PUT pmcp:tasks:{owner}:t pmcp:idx:{owner} {owner}s CREATED 5")),
+                ":1\r\n"
+            );
+        }
+        guarded
+    }
+
+    fn run(&mut self, line: &str) -> String {
+        call(&mut self.admin, line)
+    }
+
+    /// A connection of a new user with these rules.
+    fn user(&mut self, rules: &str) -> Wire {
+        assert_eq!(self.run(&format!("ACL SETUSER limited reset on >pw {rules}")), "+OK\r\n", "{rules}");
+        let mut wire = self.server.wire();
+        assert_eq!(call(&mut wire, "AUTH limited pw"), "+OK\r\n");
+        wire
+    }
+
+    /// All that the server keeps of both owners.
+    fn everything(&mut self) -> Vec<String> {
+        let mut state: Vec<_> = ["alice", "bob"]
+            .iter()
+            .flat_map(|owner| [format!("DUMP pmcp:tasks:{owner}:t"), format!("DUMP pmcp:idx:{owner}")])
+            .map(|line| self.run(&line))
+            .collect();
+        state.push(self.run("DBSIZE"));
+        state
+    }
+
+    /// A URL with the name and password of the user of [`Guarded::user`].
+    fn url(&self) -> String {
+        self.server.url().replace("//", "//limited:pw@")
+    }
+}
+
+fn call(wire: &mut Wire, line: &str) -> String {
+    wire.call(&line.split(' ').collect::<Vec<_>>())
+}
+
+/// Every command on the task `t` of an owner, reads first.
+fn all_commands(owner: &str) -> [String; 5] {
+    let (task, index) = (format!("pmcp:tasks:{owner}:t"), format!("pmcp:idx:{owner}"));
+    [
+        format!("PMCPTASK.GET {task}"),
+        format!("PMCPTASK.LIST {index}"),
+        format!("PMCPTASK.PUT {task} {index} data"),
+        format!("PMCPTASK.CAS {task} {index} 2 data"),
+        format!("PMCPTASK.DEL {task} {index}"),
+    ]
+}
+
+fn is_denied(reply: &str) -> bool {
+    reply.starts_with("-NOPERM ")
+}
+
+// Users.
+
+#[test]
+fn user_of_one_owner_can_do_everything_with_that_owners_tasks() {
+    let mut guarded = Guarded::start();
+    let mut alice = guarded.user(ALICE);
+    let replies = all_commands("alice").map(|line| call(&mut alice, &line));
+    let expected = [
+        "*2\r\n:1\r\n$6\r\nalices\r\n",
+        "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$6\r\nalices\r\n",
+        ":2\r\n",
+        "*2\r\n+OK\r\n:3\r\n",
+        ":1\r\n",
+    ];
+    assert_eq!(replies, expected);
+    assert_eq!(guarded.run("EXISTS pmcp:tasks:alice:t pmcp:idx:alice"), ":0\r\n");
+}
+
+#[test]
+fn user_of_one_owner_can_do_nothing_with_the_tasks_of_another() {
+    let mut guarded = Guarded::start();
+    let mut alice = guarded.user(ALICE);
+    let before = guarded.everything();
+    for line in all_commands("bob") {
+        let reply = call(&mut alice, &line);
+        assert!(is_denied(&reply), "{line}: {reply}");
+        assert!(!reply.contains("bobs"), "{line}: {reply}");
+    }
+    assert_eq!(guarded.everything(), before);
+    // The user is there to be denied: the same commands work for another.
+    assert!(guarded.run(&all_commands("bob")[1]).contains("bobs"));
+}
+
+#[test]
+fn user_cannot_reach_another_owner_through_one_key_of_each() {
+    let mut guarded = Guarded::start();
+    let mut alice = guarded.user(ALICE);
+    let before = guarded.everything();
+    for (task, index) in [("alice", "bob"), ("bob", "alice")] {
+        let keys = format!("pmcp:tasks:{task}:t pmcp:idx:{index}");
+        for line in [
+            format!("PMCPTASK.PUT {keys} data"),
+            format!("PMCPTASK.CAS {keys} 1 data"),
+            format!("PMCPTASK.DEL {keys}"),
+        ] {
+            let reply = call(&mut alice, &line);
+            assert!(is_denied(&reply), "{line}: {reply}");
+            // Whoever may use both keys is refused as well: they do not belong together.
+            assert_eq!(guarded.run(&line), OTHER_INDEX, "{line}");
+        }
+    }
+    assert_eq!(guarded.everything(), before);
+}
+
+#[test]
+fn user_may_run_only_the_commands_that_the_acl_names() {
+    let mut guarded = Guarded::start();
+    for allowed in ["put", "cas", "get", "del", "list"] {
+        let mut user = guarded.user(&format!("~* -@all +pmcptask.{allowed}"));
+        for line in all_commands("alice") {
+            let is_allowed = line.to_lowercase().starts_with(&format!("pmcptask.{allowed} "));
+            let reply = call(&mut user, &line);
+            assert_eq!(is_denied(&reply), !is_allowed, "+pmcptask.{allowed}: {line}: {reply}");
+        }
+    }
+}
+
+#[test]
+fn user_who_may_only_read_keys_can_get_and_list_and_not_write() {
+    let mut guarded = Guarded::start();
+    let mut reader = guarded.user("%R~pmcp:* +@all");
+    let before = guarded.everything();
+    let [get, list, writes @ ..] = all_commands("alice");
+    assert_eq!(call(&mut reader, &get), "*2\r\n:1\r\n$6\r\nalices\r\n");
+    assert!(call(&mut reader, &list).starts_with("*1\r\n"));
+    for line in writes {
+        let reply = call(&mut reader, &line);
+        assert!(is_denied(&reply), "{line}: {reply}");
+    }
+    assert_eq!(guarded.everything(), before);
+}
+
+#[test]
+fn user_who_may_only_write_keys_can_put_and_del_and_learns_no_version_or_record() {
+    let mut guarded = Guarded::start();
+    let mut writer = guarded.user("%W~pmcp:* +@all");
+    let [get, list, put, cas, del] = all_commands("alice");
+    for line in [get, list, cas] {
+        let reply = call(&mut writer, &line);
+        assert!(is_denied(&reply), "{line}: {reply}");
+    }
+    assert_eq!(call(&mut writer, &put), ":2\r\n");
+    assert_eq!(call(&mut writer, &del), ":1\r\n");
+}
+
+#[test]
+fn categories_cover_the_commands_where_the_server_has_them_for_modules() {
+    let mut guarded = Guarded::start();
+    let has_categories = !guarded.run("INFO server").contains("redis_version:7.0.");
+    let [get, list, put, cas, del] = all_commands("alice");
+    for (category, allowed) in [
+        ("+@read", [true, true, false, false, false]),
+        ("+@write", [false, false, true, true, true]),
+        ("+@fast", [true, false, false, false, false]),
+        ("+@slow", [false, true, true, true, true]),
+    ] {
+        let mut user = guarded.user(&format!("~* -@all {category}"));
+        for (line, allowed) in [&get, &list, &put, &cas, &del].into_iter().zip(allowed) {
+            let reply = call(&mut user, line);
+            // Redis 7.0 knows no categories of modules' commands: there, only the names allow them.
+            assert_eq!(!is_denied(&reply), allowed && has_categories, "{category}: {line}: {reply}");
+        }
+    }
+    let mut user = guarded.user("~* -@all +@write -pmcptask.put +pmcptask.get");
+    assert!(!is_denied(&call(&mut user, &get)));
+    assert!(is_denied(&call(&mut user, &put)));
+}
+
+// Lists.
+
+const NO_READ: &str = "NOPERM No permissions to read the key 'pmcp:tasks:alice:t2' that the list names";
+/// May read the index of alice and one of its two tasks, and whatever it takes to get around that.
+const READS_ONE: &str =
+    "~pmcp:idx:alice ~pmcp:tasks:alice:t -@all +pmcptask.list +multi +exec +eval +eval_ro";
+
+#[test]
+fn list_is_denied_by_the_name_of_the_first_task_that_the_user_may_not_read() {
+    let mut guarded = Guarded::start();
+    guarded.run("PMCPTASK.PUT pmcp:tasks:alice:t2 pmcp:idx:alice hidden CREATED 6");
+    guarded.run("PMCPTASK.PUT pmcp:tasks:alice:t3 pmcp:idx:alice hidden CREATED 7");
+    let before = guarded.everything();
+    let denied = format!("-{NO_READ}\r\n");
+    let mut user = guarded.user(READS_ONE);
+    assert_eq!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice"), denied);
+    assert_eq!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice AFTER 5 t COUNT 1"), denied);
+    // What is not looked at needs no permission.
+    let first = call(&mut user, "PMCPTASK.LIST pmcp:idx:alice COUNT 1");
+    assert_eq!(first, "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$6\r\nalices\r\n");
+    assert!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice REV COUNT 1").contains("'pmcp:tasks:alice:t3'"));
+    // A key to write is none to read.
+    let mut user = guarded.user("~pmcp:idx:alice ~pmcp:tasks:alice:t %W~pmcp:tasks:alice:t2 +pmcptask.list");
+    assert_eq!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice"), denied);
+    let info = guarded.run("INFO pmcptask");
+    assert!(info.contains("pmcptask_refused_noperm:4\r\n"), "{info}");
+    assert_eq!(guarded.everything(), before);
+}
+
+#[test]
+fn list_in_a_transaction_or_script_of_a_limited_user_is_checked_too() {
+    let mut guarded = Guarded::start();
+    guarded.run("PMCPTASK.PUT pmcp:tasks:alice:t2 pmcp:idx:alice hidden CREATED 6");
+    let mut user = guarded.user(READS_ONE);
+    call(&mut user, "MULTI");
+    call(&mut user, "PMCPTASK.LIST pmcp:idx:alice");
+    call(&mut user, "PMCPTASK.LIST pmcp:idx:alice COUNT 1");
+    let exec = call(&mut user, "EXEC");
+    assert!(exec.starts_with(&format!("*2\r\n-{NO_READ}\r\n*1\r\n")), "{exec}");
+    for eval in ["EVAL", "EVAL_RO"] {
+        for script in [
+            "return redis.call('PMCPTASK.LIST', KEYS[1])",
+            "return redis.pcall('PMCPTASK.LIST', KEYS[1])",
+            "local r = redis.pcall('PMCPTASK.LIST', KEYS[1]); return r['err'] or 'listed ' .. r[1][4]",
+        ] {
+            let reply = user.call(&[eval, script, "1", "pmcp:idx:alice"]);
+            assert!(reply.contains(NO_READ), "{eval} {script}: {reply}");
+            assert!(!reply.contains("hidden") && !reply.contains("alices"), "{eval} {script}: {reply}");
+            let admins = guarded.admin.call(&[eval, script, "1", "pmcp:idx:alice"]);
+            assert!(admins.contains("alices"), "{eval} {script}: {admins}");
+        }
+    }
+}
+
+#[test]
+fn list_is_checked_when_it_runs_and_not_when_it_was_queued() {
+    let mut guarded = Guarded::start();
+    guarded.run("PMCPTASK.PUT pmcp:tasks:alice:t2 pmcp:idx:alice hidden CREATED 6");
+    let mut user = guarded.user(&format!("{READS_ONE} ~pmcp:tasks:alice:t2"));
+    assert!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice").contains("hidden"));
+    call(&mut user, "MULTI");
+    call(&mut user, "PMCPTASK.LIST pmcp:idx:alice");
+    assert_eq!(guarded.run(&format!("ACL SETUSER limited resetkeys {READS_ONE}")), "+OK\r\n");
+    let exec = call(&mut user, "EXEC");
+    assert!(exec.contains(NO_READ), "{exec}");
+}
+
+#[test]
+fn denied_commands_are_in_the_acl_log() {
+    let mut guarded = Guarded::start();
+    let mut alice = guarded.user(ALICE);
+    for line in all_commands("bob") {
+        assert_eq!(guarded.run("ACL LOG RESET"), "+OK\r\n");
+        let denied = call(&mut alice, &line);
+        assert!(is_denied(&denied), "{line}: {denied}");
+        let log = guarded.run("ACL LOG");
+        let keys: Vec<_> = line.split(' ').filter(|word| word.starts_with("pmcp:")).collect();
+        assert!(log.contains("\r\nlimited\r\n") && log.contains("\r\nkey\r\n"), "{line}: {log}");
+        assert!(keys.iter().any(|key| log.contains(&format!("\r\n{key}\r\n"))), "{line}: {log}");
+    }
+    guarded.run("ACL LOG RESET");
+    let mut reader = guarded.user("~* -@all +pmcptask.get");
+    call(&mut reader, "PMCPTASK.LIST pmcp:idx:alice");
+    let log = guarded.run("ACL LOG");
+    assert!(log.contains("\r\ncommand\r\n") && log.contains("\r\npmcptask.list\r\n"), "{log}");
+}
+
+#[test]
+fn list_that_is_denied_a_task_is_in_the_acl_log() {
+    let mut guarded = Guarded::start();
+    guarded.run("PMCPTASK.PUT pmcp:tasks:alice:t2 pmcp:idx:alice hidden CREATED 6");
+    let mut user = guarded.user(READS_ONE);
+    guarded.run("ACL LOG RESET");
+    assert_eq!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice"), format!("-{NO_READ}\r\n"));
+    let log = guarded.run("ACL LOG");
+    assert!(log.contains("\r\npmcp:tasks:alice:t2\r\n") && log.contains("\r\nlimited\r\n"), "{log}");
+}
+
+// The same through the client.
+
+fn reason(error: &StorageError) -> &Error {
+    error.source().and_then(|source| source.downcast_ref()).unwrap_or_else(|| panic!("{error:?}"))
+}
+
+/// The errors of the three writes to a task, none of which may tell its record.
+async fn write_errors(backend: &RedisBackend, key: &str) -> [StorageError; 3] {
+    let errors = [
+        backend.put(key, b"secret").await.unwrap_err(),
+        backend.put_if_version(key, b"secret", 1).await.unwrap_err(),
+        backend.delete(key).await.unwrap_err(),
+    ];
+    for error in &errors {
+        assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
+        assert!(!error.source().is_some_and(|_| reason(error).outcome_is_unknown()), "{error}");
+    }
+    errors
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_of_a_limited_user_works_for_its_owner_and_names_the_refusal_for_another() {
+    let mut guarded = Guarded::start();
+    guarded.user(ALICE);
+    let backend = RedisBackend::new(&guarded.url()).await.unwrap();
+    assert_eq!(backend.put("alice:t", b"mine").await.unwrap(), 2);
+    assert_eq!(backend.put_if_version("alice:t", b"mine", 2).await.unwrap(), 3);
+    assert_eq!(backend.get("alice:t").await.unwrap().data, b"mine");
+    assert_eq!(backend.list_by_prefix("alice:").await.unwrap().len(), 1);
+    assert!(backend.delete("alice:t").await.unwrap());
+    let mut errors = Vec::from(write_errors(&backend, "bob:t").await);
+    errors.push(backend.get("bob:t").await.unwrap_err());
+    errors.push(backend.list_by_prefix("bob:").await.unwrap_err());
+    for error in errors {
+        assert!(matches!(reason(&error), Error::NoPermission { .. }), "{error}");
+        assert!(error.to_string().contains("the Redis user may not do this"), "{error}");
+    }
+    let mut wire = guarded.server.wire();
+    call(&mut wire, "PMCPTASK.PUT pmcp:tasks:alice:t2 pmcp:idx:alice hidden");
+    guarded.user(READS_ONE);
+    // The rules of a user hold for connections that are there already.
+    let error = backend.list_by_prefix("alice:").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NoPermission { .. }), "{error}");
+    assert!(error.to_string().contains("'pmcp:tasks:alice:t2'"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn full_server_is_at_capacity_for_writes_and_still_reads_and_deletes() {
+    let server = Server::start();
+    let backend = RedisBackend::new(&server.url()).await.unwrap();
+    backend.put("o:t", b"one").await.unwrap();
+    server.wire().call(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    server.wire().call(&["CONFIG", "SET", "maxmemory", "1"]);
+    for error in [backend.put("o:t", b"two").await, backend.put_if_version("o:t", b"two", 1).await]
+        .map(Result::unwrap_err)
+    {
+        let StorageError::CapacityExceeded { message } = &error else { panic!("{error:?}") };
+        assert!(message.contains("maxmemory"), "{message}");
+    }
+    let task = backend.get("o:t").await.unwrap();
+    assert_eq!((task.version, task.data.as_slice()), (1, &b"one"[..]));
+    assert_eq!(backend.list_by_prefix("o:").await.unwrap().len(), 1);
+    assert!(backend.delete("o:t").await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replica_reads_and_says_that_writes_belong_on_the_primary() {
+    let primary = Server::start();
+    primary.wire().call(&["PMCPTASK.PUT", "pmcp:tasks:o:t", "pmcp:idx:o", "one"]);
+    let options = ServerOptions::default().set("replicaof", &format!("127.0.0.1 {}", primary.port()));
+    let replica = Server::start_with(&options);
+    let mut wire = replica.wire();
+    assert!(holds_within(Duration::from_secs(20), || wire.call(&["EXISTS", "pmcp:tasks:o:t"]) == ":1\r\n"));
+    let backend = RedisBackend::new(&replica.url()).await.unwrap();
+    for error in write_errors(&backend, "o:t").await {
+        assert!(matches!(reason(&error), Error::ReadOnly { .. }), "{error}");
+        assert!(error.to_string().contains("read-only replica: write to its primary"), "{error}");
+    }
+    assert_eq!(backend.get("o:t").await.unwrap().data, b"one");
+    assert_eq!(backend.list_by_prefix("o:").await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_loads_its_data_says_so_and_then_answers() {
+    // Loading takes about a second, in which the server answers every few keys.
+    let options = ServerOptions::default()
+        .set("key-load-delay", "2000")
+        .set("loading-process-events-interval-bytes", "1024");
+    let mut server = Server::start_with(&options);
+    let backend = RedisBackend::new(&server.url()).await.unwrap();
+    let mut filling = redis::pipe();
+    for n in 0..500 {
+        filling.cmd("PMCPTASK.PUT").arg(format!("pmcp:tasks:o:t{n}")).arg("pmcp:idx:o").arg("d".repeat(500));
+    }
+    filling.exec(&mut server.connection()).unwrap();
+    assert_eq!(server.wire().call(&["SAVE"]), "+OK\r\n");
+    server.kill();
+    let restarting = tokio::task::spawn_blocking(move || {
+        server.restart();
+        server
+    });
+    let mut kinds = Vec::new();
+    while !restarting.is_finished() {
+        for error in [backend.get("o:t7").await.err(), backend.put("o:new", b"secret").await.err()] {
+            let Some(error) = error else { continue };
+            assert!(!error.to_string().contains("secret"), "{error}");
+            if matches!(reason(&error), Error::Loading { .. }) {
+                assert!(error.to_string().contains("loading its data"), "{error}");
+            }
+            kinds.push(error);
+        }
+    }
+    let server = restarting.await.unwrap();
+    let loading = kinds.iter().filter(|error| matches!(reason(error), Error::Loading { .. })).count();
+    assert!(loading >= 2, "{kinds:?}");
+    let started = Instant::now();
+    assert_eq!(backend.get("o:t7").await.unwrap().version, 1);
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_cannot_save_refuses_writes_in_words_that_say_so() {
+    let server = Server::start();
+    let backend = RedisBackend::new(&server.url()).await.unwrap();
+    backend.put("o:t", b"one").await.unwrap();
+    // Nobody can write a file where there is a folder.
+    fs::create_dir(server.folder().join("dump.rdb")).unwrap();
+    let mut wire = server.wire();
+    wire.call(&["CONFIG", "SET", "save", "3600 1"]);
+    wire.call(&["BGSAVE"]);
+    assert!(holds_within(Duration::from_secs(20), || {
+        wire.call(&["INFO", "persistence"]).contains("rdb_last_bgsave_status:err")
+    }));
+    for error in write_errors(&backend, "o:t").await {
+        assert!(matches!(reason(&error), Error::CannotPersist { .. }), "{error}");
+        assert!(error.to_string().contains("cannot save to disk"), "{error}");
+    }
+    assert_eq!(backend.get("o:t").await.unwrap().version, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn password_that_a_running_server_has_got_meanwhile_is_asked_for() {
+    let server = Server::start();
+    let backend = RedisBackend::new(&server.url()).await.unwrap();
+    backend.put("o:t", b"one").await.unwrap();
+    let mut wire = server.wire();
+    wire.call(&["CONFIG", "SET", "requirepass", "pw"]);
+    // Connections that are there stay welcome.
+    assert_eq!(backend.get("o:t").await.unwrap().version, 1);
+    wire.call(&["CLIENT", "KILL", "TYPE", "normal"]);
+    let mut errors =
+        vec![backend.get("o:t").await.unwrap_err(), backend.list_by_prefix("o:").await.unwrap_err()];
+    errors.extend(write_errors(&backend, "o:t").await);
+    for error in errors {
+        assert!(matches!(reason(&error), Error::Authentication { .. }), "{error}");
+        assert!(error.to_string().contains("user name or password"), "{error}");
+    }
+    let error = RedisBackend::new(&server.url()).await.unwrap_err();
+    assert!(matches!(reason(&error), Error::Authentication { .. }), "{error}");
+    wire.call(&["CONFIG", "SET", "requirepass", ""]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corrupt_task_is_named_and_its_content_is_not() {
+    let server = Server::start();
+    let backend = RedisBackend::new(&server.url()).await.unwrap();
+    for fields in [&["version", "secret", "data", "secret"][..], &["data", "secret"], &["version", "1"]] {
+        let mut wire = server.wire();
+        wire.call(&["DEL", "pmcp:tasks:o:t"]);
+        wire.call(&[&["HSET", "pmcp:tasks:o:t"], fields].concat());
+        for error in [
+            backend.get("o:t").await.map(|task| task.version),
+            backend.put("o:t", b"secret").await,
+            backend.put_if_version("o:t", b"secret", 1).await,
+        ]
+        .map(Result::unwrap_err)
+        {
+            assert!(matches!(reason(&error), Error::Corrupt { .. }), "{error}");
+            assert!(error.to_string().contains("'pmcp:tasks:o:t'"), "{error}");
+            assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
+        }
+        assert!(backend.delete("o:t").await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn key_of_another_type_is_refused_in_the_servers_words() {
+    let server = Server::start();
+    let backend = RedisBackend::new(&server.url()).await.unwrap();
+    server.wire().call(&["SET", "pmcp:tasks:o:t", "secret"]);
+    server.wire().call(&["SET", "pmcp:idx:other", "secret"]);
+    let mut errors = Vec::from(write_errors(&backend, "o:t").await);
+    errors.extend(write_errors(&backend, "other:t").await);
+    errors.push(backend.get("o:t").await.unwrap_err());
+    errors.push(backend.list_by_prefix("other:").await.unwrap_err());
+    for error in errors {
+        assert!(matches!(reason(&error), Error::Refused { .. }), "{error}");
+        assert!(error.to_string().contains("WRONGTYPE"), "{error}");
+    }
+}

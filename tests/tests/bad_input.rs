@@ -1,0 +1,577 @@
+//! Malformed calls: each has its documented error, changes nothing, tells nothing of a record, and the
+//! server lives.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use pmcptask_tests::{Server, Wire};
+
+const TASK: &str = "pmcp:tasks:o:t";
+const INDEX: &str = "pmcp:idx:o";
+/// The record that is stored, and that calls come with. Its word must never be seen in an error.
+const RECORD: &str = r#"{"note":"secret"}"#;
+const MEGABYTE: usize = 1 << 20;
+
+const NO_TASK_KEY: &str = "ERR task key: expected {prefix}:tasks:{owner}:{task-id}";
+const NO_TASK_ID: &str = "ERR task key: expected a task id after the last colon, came none";
+const NO_INDEX_KEY: &str = "ERR index key: expected {prefix}:idx:{owner}";
+const INDEX_OF_ANOTHER: &str =
+    "ERR index key: expected the index of the task key's own prefix and owner, came another";
+const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
+const CORRUPT_VERSION: &str =
+    "CORRUPT the hash at key 'pmcp:tasks:o:t' has a version that is no positive integer, or none";
+const CORRUPT_DATA: &str = "CORRUPT the hash at key 'pmcp:tasks:o:t' has no data";
+const EXPIRY_TWICE: &str = "ERR expiry: expected PXAT or PERSIST, one of them and once, came";
+
+/// One call that has to fail.
+struct BadCall {
+    /// Commands that make what the call meets, beside the task that is there.
+    before: Vec<String>,
+    words: Vec<Vec<u8>>,
+    error: String,
+}
+
+/// The words of a line: `T`, `I` and `R` alone stand for the two keys and the record, `''` for nothing.
+fn words(line: &str) -> Vec<Vec<u8>> {
+    let word = |word: &str| match word {
+        "T" => TASK.into(),
+        "I" => INDEX.into(),
+        "R" => RECORD.into(),
+        "''" => Vec::new(),
+        other => other.into(),
+    };
+    line.split(' ').map(word).collect()
+}
+
+fn bad(line: &str, error: &str) -> BadCall {
+    BadCall { before: Vec::new(), words: words(line), error: error.to_owned() }
+}
+
+fn bad_after(before: &str, line: &str, error: &str) -> BadCall {
+    BadCall { before: before.split("; ").map(str::to_owned).collect(), ..bad(line, error) }
+}
+
+/// A call whose word `HERE` stands for any bytes.
+fn bad_bytes(line: &str, here: &[u8], error: &str) -> BadCall {
+    let mut call = bad(line, error);
+    for word in call.words.iter_mut().filter(|word| *word == b"HERE") {
+        *word = here.to_vec();
+    }
+    call
+}
+
+/// Runs the calls, each on a server that holds one task that expires and its index.
+fn each_fails_and_changes_nothing(calls: &[BadCall]) {
+    let server = Server::start();
+    let mut wire = server.wire();
+    for call in calls {
+        assert_eq!(wire.call(&["FLUSHALL"]), "+OK\r\n");
+        for line in
+            [["PMCPTASK.PUT T I R PXAT 4102444800123 CREATED 5".to_owned()].as_slice(), &call.before].concat()
+        {
+            let reply = wire.call(&words(&line));
+            assert!(!reply.starts_with('-'), "{line}: {reply}");
+        }
+        let shown = shown(&call.words);
+        let before = everything(&mut wire);
+        assert_eq!(wire.call(&call.words), format!("-{}\r\n", call.error), "{shown}");
+        assert_eq!(wire.call(&["PING"]), "+PONG\r\n", "{shown}");
+        assert_eq!(everything(&mut wire), before, "{shown}");
+        assert!(!call.error.contains("secret"), "{shown}");
+    }
+    assert_eq!(server.log().matches("panicked").count(), 0);
+    let info = wire.call(&["INFO", "pmcptask"]);
+    assert!(info.contains("pmcptask_panics:0\r\n"), "{info}");
+}
+
+fn everything(wire: &mut Wire) -> [String; 5] {
+    ["DUMP T", "DUMP I", "PEXPIRETIME T", "PEXPIRETIME I", "DBSIZE"].map(|line| wire.call(&words(line)))
+}
+
+fn shown(words: &[Vec<u8>]) -> String {
+    let short = |word: &Vec<u8>| word[..word.len().min(60)].escape_ascii().to_string();
+    words.iter().map(short).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn wrong_number_of_arguments() {
+    let mut calls = Vec::new();
+    for (command, lines) in [
+        ("put", &["", " T", " T I"][..]),
+        ("cas", &["", " T", " T I", " T I 1"]),
+        ("get", &["", " T T", " T I R"]),
+        ("del", &["", " T", " T I R", " T I T I"]),
+        ("list", &[""]),
+    ] {
+        let error = format!("ERR wrong number of arguments for 'pmcptask.{command}' command");
+        calls.extend(lines.iter().map(|line| bad(&format!("PMCPTASK.{command}{line}"), &error)));
+    }
+    each_fails_and_changes_nothing(&calls);
+}
+
+#[test]
+fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
+    const OF_PUT: &str = "ERR option: expected PXAT, PERSIST, CREATED or MAXTASKS, came";
+    const OF_CAS: &str = "ERR option: expected PXAT, PERSIST or CREATED, came";
+    const OF_LIST: &str = "ERR option: expected REV, AFTER or COUNT, came";
+    const MS: &str = "ms since the epoch, from 0 to 9223372036854775807";
+    const INTEGER: &str = "an integer from 0 to 9223372036854775807";
+    let mut calls = Vec::new();
+    for (line, error) in [
+        ("PUT T I R TTL 5", format!("{OF_PUT} 'TTL'")),
+        ("PUT T I R EX", format!("{OF_PUT} 'EX'")),
+        ("PUT T I R ''", format!("{OF_PUT} an empty string")),
+        ("PUT T I R R", format!("{OF_PUT} 17 other bytes")),
+        ("PUT T I R %s%n%s%n", format!("{OF_PUT} 8 other bytes")),
+        ("PUT T I R PXAT", format!("ERR PXAT: expected {MS}, came nothing")),
+        ("PUT T I R PXAT PERSIST", format!("ERR PXAT: expected {MS}, came 'PERSIST'")),
+        ("PUT T I R PXAT R", format!("ERR PXAT: expected {MS}, came 17 other bytes")),
+        ("PUT T I R PXAT 1 PXAT 1", format!("{EXPIRY_TWICE} 'PXAT'")),
+        ("PUT T I R PXAT 1 pxat 2", format!("{EXPIRY_TWICE} 'pxat'")),
+        ("PUT T I R PXAT 1 PERSIST", format!("{EXPIRY_TWICE} 'PERSIST'")),
+        ("PUT T I R PERSIST PXAT 1", format!("{EXPIRY_TWICE} 'PXAT'")),
+        ("PUT T I R PERSIST PERSIST", format!("{EXPIRY_TWICE} 'PERSIST'")),
+        ("PUT T I R PERSIST 5", format!("{OF_PUT} '5'")),
+        ("PUT T I R CREATED 1 CREATED 1", "ERR CREATED: expected it once, came it twice".into()),
+        ("PUT T I R MAXTASKS 9 MAXTASKS 9", "ERR MAXTASKS: expected it once, came it twice".into()),
+        ("PUT T I R MAXTASKS", format!("ERR MAXTASKS: expected {INTEGER}, came nothing")),
+        ("PUT T I R NX", format!("{OF_PUT} 'NX'")),
+        ("PUT T I R COUNT 1", format!("{OF_PUT} 'COUNT'")),
+        ("CAS T I 1 R MAXTASKS 9", format!("{OF_CAS} 'MAXTASKS'")),
+        ("CAS T I 1 R REV", format!("{OF_CAS} 'REV'")),
+        ("CAS T I 1 R PXAT 1 PERSIST", format!("{EXPIRY_TWICE} 'PERSIST'")),
+        ("CAS T I 1 R CREATED 1 CREATED 1", "ERR CREATED: expected it once, came it twice".into()),
+        ("CAS T I R 1", format!("ERR expected-version: expected {INTEGER}, came 17 other bytes")),
+        ("LIST I REV REV", "ERR REV: expected it once, came it twice".into()),
+        ("LIST I COUNT 1 count 2", "ERR COUNT: expected it once, came it twice".into()),
+        ("LIST I AFTER 1 a AFTER 1 a", "ERR AFTER: expected it once, came it twice".into()),
+        ("LIST I AFTER 1", "ERR AFTER: expected a task id after the creation time, came nothing".into()),
+        ("LIST I AFTER 1 REV COUNT", format!("ERR COUNT: expected {INTEGER}, came nothing")),
+        ("LIST I LIMIT 0 10", format!("{OF_LIST} 'LIMIT'")),
+        ("LIST I T", format!("{OF_LIST} 14 other bytes")),
+        ("LIST I 5", format!("{OF_LIST} '5'")),
+    ] {
+        calls.push(bad(&format!("PMCPTASK.{line}"), &error));
+    }
+    each_fails_and_changes_nothing(&calls);
+}
+
+#[test]
+fn number_that_is_none_or_out_of_range() {
+    const MS: &str = "ms since the epoch, from 0 to 9223372036854775807";
+    const CREATED_MS: &str = "ms since the epoch, from 0 to 9007199254740991";
+    const INTEGER: &str = "an integer from 0 to 9223372036854775807";
+    let nines = "9".repeat(MEGABYTE);
+    let odd: [(&[u8], &str); 20] = [
+        (b"", "an empty string"),
+        (b"-1", "'-1'"),
+        (b"-0", "'-0'"),
+        (b"+1", "'+1'"),
+        (b"01", "'01'"),
+        (b"00", "'00'"),
+        (b"1.0", "'1.0'"),
+        (b"1e3", "'1e3'"),
+        (b"0x10", "'0x10'"),
+        (b"inf", "'inf'"),
+        (b"NaN", "'NaN'"),
+        (b" 1", "2 other bytes"),
+        (b"1 ", "2 other bytes"),
+        (b"1\r\n", "3 other bytes"),
+        (b"1\0", "2 other bytes"),
+        (b"1_000", "5 other bytes"),
+        (b"%d%n", "4 other bytes"),
+        (b"\xff1", "2 other bytes"),
+        ("\u{661}".as_bytes(), "2 other bytes"),
+        (b"9223372036854775808", "'9223372036854775808'"),
+    ];
+    let places = [
+        ("PMCPTASK.PUT T I R PXAT HERE", "PXAT", MS),
+        ("PMCPTASK.PUT T I R CREATED HERE", "CREATED", CREATED_MS),
+        ("PMCPTASK.PUT T I R MAXTASKS HERE", "MAXTASKS", INTEGER),
+        ("PMCPTASK.CAS T I HERE R", "expected-version", INTEGER),
+        ("PMCPTASK.CAS T I 1 R PXAT HERE", "PXAT", MS),
+        ("PMCPTASK.CAS T I 1 R CREATED HERE", "CREATED", CREATED_MS),
+        ("PMCPTASK.LIST I AFTER HERE t", "AFTER", CREATED_MS),
+        ("PMCPTASK.LIST I COUNT HERE", "COUNT", INTEGER),
+    ];
+    let mut calls = Vec::new();
+    for (line, argument, expected) in places {
+        for (number, came) in odd {
+            let error = format!("ERR {argument}: expected {expected}, came {came}");
+            calls.push(bad_bytes(line, number, &error));
+        }
+        let error = format!("ERR {argument}: expected {expected}, came {MEGABYTE} other bytes");
+        calls.push(bad_bytes(line, nines.as_bytes(), &error));
+        if expected == CREATED_MS {
+            let error = format!("ERR {argument}: expected {expected}, came '9007199254740992'");
+            calls.push(bad_bytes(line, b"9007199254740992", &error));
+        }
+    }
+    each_fails_and_changes_nothing(&calls);
+}
+
+#[test]
+fn key_that_is_none_of_the_schema() {
+    let megabyte = vec![b'k'; MEGABYTE];
+    let no_task_keys: [&[u8]; 14] = [
+        b"",
+        b":",
+        b"\0",
+        b"t",
+        b"pmcp",
+        b"pmcp:tasks:t",
+        b"pmcp:task:o:t",
+        b"pmcp:idx:o",
+        b"a:idx:pmcp:tasks:o:t",
+        b"pmcp\0tasks\0o\0t",
+        b"\xff\xfe\xfd:\xff",
+        b"%s%n%s%n%s%n",
+        b"\r\n+OK\r\n",
+        &megabyte,
+    ];
+    let no_index_keys: [&[u8]; 10] = [
+        b"",
+        b"\0",
+        b"pmcp:idx",
+        b"pmcp:tasks:o:t",
+        b"a:tasks:pmcp:idx:o",
+        b"pmcp\0idx\0o",
+        b"\xff:\xfe",
+        b"%n%n%n",
+        b"\r\n",
+        &megabyte,
+    ];
+    let owner_of_a_megabyte = [b"pmcp:idx:", megabyte.as_slice()].concat();
+    let other_indexes: [&[u8]; 8] = [
+        b"pmcp:idx:",
+        b"pmcp:idx:o:",
+        b"pmcp:idx:o:t",
+        b"pmcp:idx:O",
+        b"other:idx:o",
+        b"pmcp:idx:o\0",
+        b"pmcp:idx:\xff",
+        &owner_of_a_megabyte,
+    ];
+    let mut calls = Vec::new();
+    for key in no_task_keys {
+        for line in ["GET HERE", "PUT HERE I R", "CAS HERE I 1 R", "DEL HERE I"] {
+            calls.push(bad_bytes(&format!("PMCPTASK.{line}"), key, NO_TASK_KEY));
+        }
+    }
+    for line in ["GET HERE", "PUT HERE I R", "CAS HERE I 1 R", "DEL HERE I"] {
+        calls.push(bad_bytes(&format!("PMCPTASK.{line}"), b"pmcp:tasks:o:", NO_TASK_ID));
+    }
+    for key in no_index_keys {
+        for line in ["LIST HERE", "PUT T HERE R", "CAS T HERE 1 R", "DEL T HERE"] {
+            calls.push(bad_bytes(&format!("PMCPTASK.{line}"), key, NO_INDEX_KEY));
+        }
+    }
+    for key in other_indexes {
+        for line in ["PUT T HERE R", "CAS T HERE 1 R", "DEL T HERE"] {
+            calls.push(bad_bytes(&format!("PMCPTASK.{line}"), key, INDEX_OF_ANOTHER));
+        }
+    }
+    calls.push(bad("PMCPTASK.PUT I T R", NO_TASK_KEY));
+    each_fails_and_changes_nothing(&calls);
+}
+
+#[test]
+fn expiry_in_the_record_that_is_no_timestamp() {
+    let deep_array = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let deep_object = format!("{}1{}", r#"{"a":"#.repeat(100_000), "}".repeat(100_000));
+    let long_string = format!("\"{}\"", "9".repeat(MEGABYTE));
+    let values = [
+        ("0", "a number"),
+        ("-1", "a number"),
+        ("1795255200000", "a number"),
+        ("1e300", "a number"),
+        ("123456789012345678901234567890", "a number"),
+        ("true", "a boolean"),
+        ("false", "a boolean"),
+        ("[]", "an array"),
+        (r#"["2026-11-21T10:00:00Z"]"#, "an array"),
+        ("{}", "an object"),
+        (r#"{"expiresAt":null}"#, "an object"),
+        (&deep_array, "an array"),
+        (&deep_object, "an object"),
+        (&long_string, "another string"),
+    ];
+    let strings = [
+        "",
+        " ",
+        "soon",
+        "now",
+        "null",
+        "secret",
+        "%s%n%s%n",
+        "\\u0000",
+        "0",
+        "1795255200",
+        "2026",
+        "2026-11-21",
+        "10:00:00Z",
+        "2026-11-21T10:00Z",
+        "2026-11-21T10:00:00",
+        "2026-11-21T10:00:00.Z",
+        "2026-11-21T10:00:00,5Z",
+        "2026-11-21T10:00:00 UTC",
+        "2026-11-21T10:00:00+01",
+        "2026-11-21T10:00:00+0100",
+        "2026-11-21T10:00:00+25:00",
+        "2026-11-21T10:00:00+01:60",
+        "2026-11-21T10:00:00ZZ",
+        " 2026-11-21T10:00:00Z",
+        "2026-11-21T10:00:00Z ",
+        "2026-11-21T10:00:00Z\\u0000",
+        "2026-1-1T10:00:00Z",
+        "2026-00-10T10:00:00Z",
+        "2026-13-10T10:00:00Z",
+        "2026-11-00T10:00:00Z",
+        "2026-02-29T10:00:00Z",
+        "2026-11-31T10:00:00Z",
+        "2026-11-21T24:00:00Z",
+        "2026-11-21T10:60:00Z",
+        "2026-11-21T10:00:61Z",
+        "+2026-11-21T10:00:00Z",
+        "-2026-11-21T10:00:00Z",
+        "10000-01-01T00:00:00Z",
+        "26-11-21T10:00:00Z",
+        "20261121T100000Z",
+        "2026-W47-6T10:00:00Z",
+        "2026-325T10:00:00Z",
+        "2026/11/21T10:00:00Z",
+        "21.11.2026 10:00:00",
+        "Sat, 21 Nov 2026 10:00:00 GMT",
+        "2026\u{2010}11\u{2010}21T10:00:00Z",
+        "\u{ff12}026-11-21T10:00:00Z",
+    ]
+    .map(|text| (format!("\"{text}\""), "another string"));
+    let values = values.iter().map(|(value, came)| ((*value).to_owned(), *came)).chain(strings);
+    let mut calls = Vec::new();
+    for (value, came) in values {
+        let error =
+            format!("ERR expiresAt of the record: expected an RFC 3339 timestamp or null, came {came}");
+        let record = format!(r#"{{"note":"secret","expiresAt":{value}}}"#);
+        for line in
+            ["PMCPTASK.PUT T I HERE", "PMCPTASK.CAS T I 1 HERE", "PMCPTASK.PUT pmcp:tasks:o:new I HERE"]
+        {
+            calls.push(bad_bytes(line, record.as_bytes(), &error));
+        }
+    }
+    each_fails_and_changes_nothing(&calls);
+}
+
+#[test]
+fn key_of_another_type() {
+    let mut calls = Vec::new();
+    for make in [
+        "SET T secret",
+        "SET T 17",
+        "RPUSH T secret",
+        "SADD T secret",
+        "ZADD T 1 secret",
+        "XADD T 1-1 f secret",
+        "SETBIT T 7 1",
+        "PFADD T secret",
+        "GEOADD T 1 1 secret",
+    ] {
+        for line in ["GET T", "PUT T I R", "CAS T I 1 R", "DEL T I"] {
+            calls.push(bad_after(&format!("DEL T; {make}"), &format!("PMCPTASK.{line}"), WRONG_TYPE));
+        }
+    }
+    for make in ["SET I secret", "HSET I t secret", "SADD I t", "RPUSH I t", "XADD I 1-1 f secret"] {
+        for line in ["LIST I", "LIST I COUNT 0", "PUT T I R", "CAS T I 1 R", "DEL T I"] {
+            calls.push(bad_after(&format!("DEL I; {make}"), &format!("PMCPTASK.{line}"), WRONG_TYPE));
+        }
+    }
+    each_fails_and_changes_nothing(&calls);
+}
+
+#[test]
+fn hash_that_others_have_made() {
+    let mut calls = Vec::new();
+    let long = "9".repeat(5_000);
+    for version in [
+        "''",
+        "0",
+        "00",
+        "01",
+        "-1",
+        "+1",
+        "1.0",
+        "1e0",
+        "0x1",
+        "one",
+        "9223372036854775808",
+        "18446744073709551616",
+        "nan",
+        "%s%n",
+        "1\0",
+        "\u{661}",
+        "secret",
+        &long,
+    ] {
+        for line in ["GET T", "PUT T I R", "PUT T I R PXAT 1", "CAS T I 1 R", "CAS T I 0 R"] {
+            let make = format!("HSET T version {version}");
+            calls.push(bad_after(&make, &format!("PMCPTASK.{line}"), CORRUPT_VERSION));
+        }
+    }
+    for (make, error) in [
+        ("HDEL T version", CORRUPT_VERSION),
+        ("HDEL T version data", CORRUPT_VERSION),
+        ("HDEL T data", CORRUPT_DATA),
+        ("HDEL T data; HSET T Data secret", CORRUPT_DATA),
+        ("HDEL T data expires_at; HSET T other secret", CORRUPT_DATA),
+        ("DEL T; HSET T f secret", CORRUPT_VERSION),
+    ] {
+        for line in ["GET T", "PUT T I R", "CAS T I 1 R"] {
+            calls.push(bad_after(make, &format!("PMCPTASK.{line}"), error));
+        }
+    }
+    let largest = "ERR version: the task is at 9223372036854775807, the largest there is";
+    for line in ["PUT T I R", "CAS T I 9223372036854775807 R"] {
+        let make = "HSET T version 9223372036854775807";
+        calls.push(bad_after(make, &format!("PMCPTASK.{line}"), largest));
+    }
+    each_fails_and_changes_nothing(&calls);
+}
+
+#[test]
+fn record_or_task_for_which_there_is_no_room() {
+    let too_large = vec![b'x'; 16 * MEGABYTE + 1];
+    let error = "CAPACITY data: expected at most 16777216 bytes (pmcptask.max-record-bytes), came 16777217";
+    let no_room = |allowed: u32| {
+        format!("CAPACITY MAXTASKS: expected fewer than {allowed} live tasks of this owner, came one more")
+    };
+    each_fails_and_changes_nothing(&[
+        bad_bytes("PMCPTASK.PUT T I HERE", &too_large, error),
+        bad_bytes("PMCPTASK.PUT pmcp:tasks:o:new I HERE", &too_large, error),
+        bad_bytes("PMCPTASK.CAS T I 1 HERE", &too_large, error),
+        bad("PMCPTASK.PUT pmcp:tasks:o:new I R MAXTASKS 0", &no_room(0)),
+        bad("PMCPTASK.PUT pmcp:tasks:o:new I R MAXTASKS 1", &no_room(1)),
+        // Also where the new task would be gone at once.
+        bad("PMCPTASK.PUT pmcp:tasks:o:new I R PXAT 1 MAXTASKS 1", &no_room(1)),
+        bad_after(
+            "PMCPTASK.PUT pmcp:tasks:o:2 I R",
+            "PMCPTASK.PUT pmcp:tasks:o:3 I R MAXTASKS 2",
+            &no_room(2),
+        ),
+    ]);
+}
+
+// What looks bad and is not.
+
+#[test]
+fn data_of_any_bytes_is_kept_as_it_is_and_never_expires() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    let deep = |open: &str| open.repeat(300_000).into_bytes();
+    let records: Vec<Vec<u8>> = vec![
+        Vec::new(),
+        vec![0; 100],
+        b"%s%n%s%n".to_vec(),
+        b"\xff\xfe\xc3\x28".to_vec(),
+        b"\r\n+OK\r\n".to_vec(),
+        b"null".to_vec(),
+        b"{".to_vec(),
+        br#"{"expiresAt""#.to_vec(),
+        br#"{"expiresAt":"soon""#.to_vec(),
+        br#"{"expiresAt":"soon"}}"#.to_vec(),
+        br#"[{"expiresAt":"soon"}]"#.to_vec(),
+        br#"{"expiresAt":tru}"#.to_vec(),
+        b"\xef\xbb\xbf{\"expiresAt\":\"soon\"}".to_vec(),
+        b"{\"expiresAt\":\"\xff\"}".to_vec(),
+        b"{\"expiresAt\":\"\\ud800\"}".to_vec(),
+        br#"{"task":{"expiresAt":"soon"},"ExpiresAt":"soon","expires_at":"soon"}"#.to_vec(),
+        deep("["),
+        deep(r#"{"a":"#),
+        deep(r#"{"task":"#),
+        deep(r#"{"expiresAt":"#),
+        vec![b' '; MEGABYTE],
+        vec![b'{'; MEGABYTE],
+    ];
+    for record in records {
+        let shown = shown(std::slice::from_ref(&record));
+        wire.call(&["DEL", TASK, INDEX]);
+        let put: [&[u8]; 4] = [b"PMCPTASK.PUT", TASK.as_bytes(), INDEX.as_bytes(), &record];
+        assert_eq!(wire.call(&put), ":1\r\n", "{shown}");
+        let mut connection = server.connection();
+        let stored: Vec<u8> = redis::cmd("HGET").arg(TASK).arg("data").query(&mut connection).unwrap();
+        let (version, read): (i64, Vec<u8>) =
+            redis::cmd("PMCPTASK.GET").arg(TASK).query(&mut connection).unwrap();
+        assert!(version == 1 && stored == record && read == record, "{shown}");
+        assert_eq!(wire.call(&["PTTL", TASK]), ":-1\r\n", "{shown}");
+    }
+}
+
+#[test]
+fn owner_and_task_id_of_any_bytes_make_a_task_like_any_other() {
+    let server = Server::start();
+    let mut connection = server.connection();
+    let megabyte = vec![b'k'; MEGABYTE];
+    let names: [&[u8]; 9] = [
+        b"\0",
+        b"a\0b",
+        b"%s%n%s%n",
+        b"\xff\xfe\xc3\x28",
+        b"\r\n+OK\r\n",
+        b" ",
+        b"{}*?[a-z]\\",
+        "ключ\u{200b}\u{202e}".as_bytes(),
+        &megabyte,
+    ];
+    for name in names {
+        let shown = shown(&[name.to_vec()]);
+        for (owner, task_id) in [(name, &b"t"[..]), (b"o", name), (name, name)] {
+            let task = [b"pmcp:tasks:", owner, b":", task_id].concat();
+            let index = [b"pmcp:idx:", owner].concat();
+            let mut call = |command: &str, arguments: &[&[u8]]| -> redis::Value {
+                redis::cmd(command).arg(arguments).query(&mut connection).unwrap()
+            };
+            let data = redis::Value::BulkString(RECORD.into());
+            let int = redis::Value::Int;
+            assert_eq!(
+                call("PMCPTASK.PUT", &[&task, &index, RECORD.as_bytes(), b"CREATED", b"5"]),
+                int(1),
+                "{shown}"
+            );
+            let record = redis::Value::Array(vec![int(1), data.clone()]);
+            assert_eq!(call("PMCPTASK.GET", &[&task]), record, "{shown}");
+            let listed = vec![redis::Value::BulkString(task_id.to_vec()), int(1), int(5), data];
+            let list = redis::Value::Array(vec![redis::Value::Array(listed)]);
+            assert_eq!(call("PMCPTASK.LIST", &[&index]), list, "{shown}");
+            assert_eq!(call("PMCPTASK.DEL", &[&task, &index]), int(1), "{shown}");
+            assert_eq!(call("DBSIZE", &[]), int(0), "{shown}");
+        }
+    }
+}
+
+#[test]
+fn odd_timestamps_that_rfc_3339_allows_are_understood() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    for (text, expires_at_ms) in [
+        ("2100-01-01T00:00:00Z", 4_102_444_800_000_i64),
+        ("2100-01-01t00:00:00z", 4_102_444_800_000),
+        ("2100-01-01T00:00:00-00:00", 4_102_444_800_000),
+        ("2100-01-01T23:59:00+23:59", 4_102_444_800_000),
+        ("2099-12-31T00:01:00-23:59", 4_102_444_800_000),
+        ("2099-12-31T23:59:60Z", 4_102_444_800_000),
+        ("2100-01-01T00:00:00.5Z", 4_102_444_800_500),
+        ("2100-01-01T00:00:00.000000001Z", 4_102_444_800_001),
+        ("2100-01-01T00:00:00.00000000000000000000Z", 4_102_444_800_000),
+        ("2096-02-29T00:00:00Z", 3_981_312_000_000),
+        ("9999-12-31T23:59:59.999Z", 253_402_300_799_999),
+    ] {
+        let record = format!(r#"{{"expiresAt":"{text}"}}"#);
+        let reply = wire.call(&["PMCPTASK.PUT", TASK, INDEX, &record]);
+        assert!(reply.starts_with(':'), "{text}: {reply}");
+        assert_eq!(wire.call(&["PEXPIRETIME", TASK]), format!(":{expires_at_ms}\r\n"), "{text}");
+    }
+    for past in ["0000-01-01T00:00:00Z", "0001-01-01T00:00:00+23:59", "1969-12-31T23:59:59Z"] {
+        wire.call(&["DEL", TASK, INDEX]);
+        let record = format!(r#"{{"expiresAt":"{past}"}}"#);
+        assert_eq!(wire.call(&["PMCPTASK.PUT", TASK, INDEX, &record]), ":1\r\n", "{past}");
+        assert_eq!(wire.call(&["DBSIZE"]), ":0\r\n", "{past}");
+    }
+}

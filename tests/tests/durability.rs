@@ -1,0 +1,465 @@
+//! What a server has acknowledged survives its death, and no half of a write does.
+//!
+//! The tests that end the server under load do so a few times. `PMCPTASK_CRASHES=50` does it more often.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+use std::{env, fs, io, thread};
+
+use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms};
+use redis::Connection;
+use tempfile::TempDir;
+
+/// The first expiry that writers give to tasks that stay, 2100-01-01; each write has one of its own.
+const FUTURE: i64 = 4_102_444_800_000;
+/// How long the load may take to come to a certain point. Only a broken server needs so much.
+const PATIENCE: Duration = Duration::from_mins(1);
+const WRITERS: usize = 6;
+
+fn crashes() -> usize {
+    env::var("PMCPTASK_CRASHES").map_or(5, |crashes| crashes.parse().unwrap())
+}
+
+fn with_aof() -> ServerOptions {
+    let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
+    // Rewrites come when a test asks for one.
+    options.set("auto-aof-rewrite-percentage", "0")
+}
+
+fn task_key(owner: &str, task_id: &str) -> String {
+    format!("pmcp:tasks:{owner}:{task_id}")
+}
+
+fn index_key(owner: &str) -> String {
+    format!("pmcp:idx:{owner}")
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Task {
+    version: i64,
+    data: String,
+    expires_at_ms: Option<i64>,
+    created_ms: i64,
+}
+
+/// One writer and all that it knows. It alone writes the tasks of its owner, so it knows every reply
+/// before it comes.
+struct Writer {
+    owner: String,
+    steps: usize,
+    /// What the server has acknowledged, by task id.
+    tasks: BTreeMap<String, Task>,
+    /// When the last of the tasks expires that live for a moment only.
+    last_expiry_ms: i64,
+    /// The write that was under way when the server went: task id, and what it makes of the task.
+    in_flight: Option<(String, Option<Task>)>,
+}
+
+fn writers() -> Vec<Writer> {
+    let writer = |n| Writer {
+        owner: format!("o{n}"),
+        steps: 0,
+        tasks: BTreeMap::new(),
+        last_expiry_ms: 0,
+        in_flight: None,
+    };
+    (0..WRITERS).map(writer).collect()
+}
+
+impl Writer {
+    /// Sends the next write and waits until it is acknowledged.
+    fn write(&mut self, wire: &mut Wire) -> io::Result<()> {
+        let n = self.steps;
+        self.steps += 1;
+        if n.is_multiple_of(11) {
+            return self.write_short_lived(wire, n);
+        }
+        let task_id = format!("t{}", n * 7 % 20);
+        let (task, index) = (task_key(&self.owner, &task_id), index_key(&self.owner));
+        let known = self.tasks.get(&task_id);
+        if let (Some(_), 0) = (known, n % 5) {
+            return self.acknowledged(wire, &["PMCPTASK.DEL", &task, &index], ":1\r\n", (task_id, None));
+        }
+        let next = Task {
+            version: known.map_or(1, |known| known.version + 1),
+            // Some records are too large for the compact encoding of a hash.
+            data: format!("{n}{}", "x".repeat(n % 3 * 100)),
+            expires_at_ms: (!n.is_multiple_of(3)).then(|| FUTURE + i64::try_from(n).unwrap()),
+            created_ms: known.map_or_else(|| i64::try_from(n).unwrap(), |known| known.created_ms),
+        };
+        let (created, version) = (next.created_ms.to_string(), (next.version - 1).to_string());
+        let expires_at = next.expires_at_ms.map(|at| at.to_string());
+        let expiry = expires_at.as_ref().map_or(vec!["PERSIST"], |at| vec!["PXAT", at]);
+        let (command, reply) = if known.is_some() && n.is_multiple_of(2) {
+            (vec!["PMCPTASK.CAS", &task, &index, &version], format!("*2\r\n+OK\r\n:{}\r\n", next.version))
+        } else {
+            (vec!["PMCPTASK.PUT", &task, &index], format!(":{}\r\n", next.version))
+        };
+        let data = next.data.clone();
+        let call = [command, vec![&data, "CREATED", &created], expiry].concat();
+        self.acknowledged(wire, &call, &reply, (task_id, Some(next)))
+    }
+
+    fn write_short_lived(&mut self, wire: &mut Wire, n: usize) -> io::Result<()> {
+        let (task, index) = (task_key(&self.owner, &format!("short{n}")), index_key(&self.owner));
+        self.last_expiry_ms = now_ms() + 300;
+        let reply =
+            wire.try_call(&["PMCPTASK.PUT", &task, &index, "x", "PXAT", &self.last_expiry_ms.to_string()])?;
+        assert_eq!(reply, ":1\r\n", "{task}");
+        Ok(())
+    }
+
+    fn acknowledged(
+        &mut self,
+        wire: &mut Wire,
+        call: &[&str],
+        expected: &str,
+        makes: (String, Option<Task>),
+    ) -> io::Result<()> {
+        self.in_flight = Some(makes);
+        let reply = wire.try_call(call)?;
+        assert_eq!(reply, expected, "{call:?}");
+        self.settle();
+        Ok(())
+    }
+
+    /// The write in flight has been done.
+    fn settle(&mut self) {
+        match self.in_flight.take() {
+            Some((task_id, Some(task))) => drop(self.tasks.insert(task_id, task)),
+            Some((task_id, None)) => drop(self.tasks.remove(&task_id)),
+            None => {}
+        }
+    }
+
+    /// What the server has of this owner is what it has acknowledged. The write in flight may be there.
+    fn find_all(&mut self, stored: &Stored) {
+        let found = stored.tasks.get(&self.owner).cloned().unwrap_or_default();
+        if let Some((task_id, made)) = &self.in_flight
+            && found.get(task_id) == made.as_ref()
+        {
+            self.settle();
+        }
+        self.in_flight = None;
+        assert_eq!(found, self.tasks, "left: found after the restart, right: acknowledged to {}", self.owner);
+    }
+}
+
+/// Lets all writers write until `end` has seen to it that the server ends, or has returned.
+fn under_load(server: &mut Server, writers: &mut [Writer], end: impl FnOnce(&mut Server, &AtomicUsize)) {
+    /// Ends the writers also where `end` panics.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    let (stop, written) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for writer in writers {
+            let mut wire = server.wire();
+            let (stop, written) = (&stop, &written);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) && writer.write(&mut wire).is_ok() {
+                    written.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let _stop = Stop(&stop);
+        end(server, &written);
+    });
+}
+
+fn wait_for(written: &AtomicUsize, more: usize) {
+    let target = written.load(Ordering::Relaxed) + more;
+    assert!(
+        holds_within(PATIENCE, || written.load(Ordering::Relaxed) >= target),
+        "the server does not take {target} writes"
+    );
+}
+
+/// All that a server holds.
+struct Stored {
+    /// Tasks that stay, by owner and id.
+    tasks: BTreeMap<String, BTreeMap<String, Task>>,
+    /// Entries without a task, and hashes of tasks that live for a moment only.
+    leftovers: BTreeSet<String>,
+    /// What is no whole task, in words.
+    halves: Vec<String>,
+}
+
+impl Stored {
+    fn on(server: &Server) -> Self {
+        let mut connection = server.connection();
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
+        let mut stored = Self { tasks: BTreeMap::new(), leftovers: BTreeSet::new(), halves: Vec::new() };
+        for key in keys {
+            if let Some(owner) = key.strip_prefix("pmcp:idx:") {
+                stored.note_index(&mut connection, owner);
+            } else if let Some((owner, task_id)) =
+                key.strip_prefix("pmcp:tasks:").and_then(|rest| rest.rsplit_once(':'))
+            {
+                stored.note_hash(&mut connection, owner, task_id);
+            } else {
+                stored.halves.push(format!("{key} is a stranger"));
+            }
+        }
+        stored
+    }
+
+    fn note_index(&mut self, connection: &mut Connection, owner: &str) {
+        let ids: Vec<String> =
+            redis::cmd("ZRANGE").arg(index_key(owner)).arg(0).arg(-1).query(connection).unwrap();
+        for task_id in ids {
+            let exists: bool = redis::cmd("EXISTS").arg(task_key(owner, &task_id)).query(connection).unwrap();
+            if task_id.starts_with("short") {
+                self.leftovers.insert(format!("{owner}:{task_id}"));
+            } else if !exists {
+                self.halves.push(format!("{owner}:{task_id} has an entry and no hash"));
+            }
+        }
+    }
+
+    fn note_hash(&mut self, connection: &mut Connection, owner: &str, task_id: &str) {
+        let name = format!("{owner}:{task_id}");
+        let key = task_key(owner, task_id);
+        let mut fields: BTreeMap<String, String> = redis::cmd("HGETALL").arg(&key).query(connection).unwrap();
+        let expiry_ms: i64 = redis::cmd("PEXPIRETIME").arg(&key).query(connection).unwrap();
+        let score: Option<f64> =
+            redis::cmd("ZSCORE").arg(index_key(owner)).arg(task_id).query(connection).unwrap();
+        if expiry_ms == -2 {
+            // Expired between two of these looks.
+            return;
+        }
+        let (version, data) = (fields.remove("version"), fields.remove("data"));
+        let expires_at = fields.remove("expires_at").map(|seconds| seconds.parse::<i64>().unwrap());
+        let expiry = (expiry_ms >= 0).then_some(expiry_ms);
+        if expires_at != expiry.map(|ms| (ms + 999) / 1000) {
+            self.halves.push(format!("{name} has expires_at {expires_at:?} and an expiry of {expiry:?}"));
+        }
+        let (Some(version), Some(data), Some(score), true) = (version, data, score, fields.is_empty()) else {
+            self.halves.push(format!("{name} lacks its version, data or entry, or has more: {fields:?}"));
+            return;
+        };
+        if task_id.starts_with("short") {
+            self.leftovers.insert(name);
+            return;
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "tests create in whole, small milliseconds")]
+        let task =
+            Task { version: version.parse().unwrap(), data, expires_at_ms: expiry, created_ms: score as i64 };
+        self.tasks.entry(owner.to_owned()).or_default().insert(task_id.to_owned(), task);
+    }
+}
+
+/// A server that has started again holds all that it has acknowledged and nothing that is half.
+fn check(server: &Server, writers: &mut [Writer]) {
+    let stored = Stored::on(server);
+    assert_eq!(stored.halves, Vec::<String>::new());
+    for writer in writers.iter_mut() {
+        writer.find_all(&stored);
+    }
+    let last_expiry_ms = writers.iter().map(|writer| writer.last_expiry_ms).max().unwrap();
+    let left = Duration::from_millis(u64::try_from(last_expiry_ms - now_ms()).unwrap_or(0));
+    let gone = holds_within(left + Duration::from_secs(1), || Stored::on(server).leftovers.is_empty());
+    assert!(gone, "expired tasks stay: {:?}", Stored::on(server).leftovers);
+}
+
+/// A server without the module, with what the AOF of another one tells.
+struct Reader {
+    server: Server,
+    _folder: TempDir,
+}
+
+impl Reader {
+    /// Of the part of the AOF that `server` appends to, only so many bytes are read.
+    fn of(server: &Server, bytes: Option<usize>) -> Self {
+        let folder = tempfile::Builder::new().prefix("pmcptask-").tempdir().unwrap();
+        let aof = folder.path().join("appendonlydir");
+        fs::create_dir(&aof).unwrap();
+        for part in fs::read_dir(server.folder().join("appendonlydir")).unwrap() {
+            let part = part.unwrap();
+            fs::copy(part.path(), aof.join(part.file_name())).unwrap();
+        }
+        if let Some(bytes) = bytes {
+            let part = aof.join(server.aof().file_name().unwrap());
+            let part = fs::File::options().write(true).open(part).unwrap();
+            part.set_len(u64::try_from(bytes).unwrap()).unwrap();
+        }
+        let server = Server::start_with(&with_aof().without_module().set("dir", path_text(folder.path())));
+        Self { server, _folder: folder }
+    }
+}
+
+fn path_text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// What is not expected to be gone in a moment.
+fn lasting(server: &Server) -> BTreeMap<String, BTreeMap<String, Task>> {
+    Stored::on(server).tasks
+}
+
+#[test]
+fn acknowledged_writes_survive_sigkill() {
+    let mut server = Server::start_with(&with_aof());
+    let mut writers = writers();
+    for round in 0..crashes() {
+        under_load(&mut server, &mut writers, |server, written| {
+            wait_for(written, 150 + round * 37 % 200);
+            server.kill();
+        });
+        // The module cleans up as soon as it runs, so halves are looked for where it does not.
+        assert_eq!(Stored::on(&Reader::of(&server, None).server).halves, Vec::<String>::new());
+        server.restart();
+        check(&server, &mut writers);
+    }
+}
+
+#[test]
+fn acknowledged_writes_survive_sigkill_during_and_after_an_aof_rewrite() {
+    let mut server = Server::start_with(&with_aof());
+    let mut writers = writers();
+    for round in 0..crashes() {
+        under_load(&mut server, &mut writers, |server, written| {
+            let mut operator = server.wire();
+            wait_for(written, 100);
+            let dies_while_rewriting = round.is_multiple_of(2);
+            // µs for each key: slow enough that writes, and the crash where wanted, fall into the rewrite.
+            let delay = if dies_while_rewriting { "20000" } else { "2000" };
+            operator.call(&["CONFIG", "SET", "rdb-key-save-delay", delay]);
+            assert!(operator.call(&["BGREWRITEAOF"]).starts_with('+'));
+            wait_for(written, 20);
+            let is_rewritten =
+                |wire: &mut Wire| wire.call(&["INFO", "persistence"]).contains("aof_rewrite_in_progress:0");
+            if dies_while_rewriting {
+                assert!(!is_rewritten(&mut operator), "the rewrite is over before the crash");
+            } else {
+                assert!(holds_within(PATIENCE, || is_rewritten(&mut operator)));
+                assert!(operator.call(&["INFO", "persistence"]).contains("aof_last_bgrewrite_status:ok"));
+                wait_for(written, 20);
+            }
+            server.kill();
+        });
+        assert_eq!(Stored::on(&Reader::of(&server, None).server).halves, Vec::<String>::new());
+        server.restart();
+        check(&server, &mut writers);
+    }
+}
+
+#[test]
+fn aof_that_ends_anywhere_holds_no_half_of_a_write() {
+    let mut server = Server::start_with(&with_aof());
+    let mut wire = server.wire();
+    let (task, index) = (task_key("o", "t"), index_key("o"));
+    let [early, late] = [FUTURE, FUTURE + 5_000].map(|at| at.to_string());
+    for call in [
+        &["PMCPTASK.PUT", &task, &index, "one", "PXAT", &early][..],
+        &["PMCPTASK.CAS", &task, &index, "1", "two", "PXAT", &late],
+        &["PMCPTASK.PUT", &task, &index, "three", "PERSIST"],
+        &["PMCPTASK.CAS", &task, &index, "3", "four", "PXAT", &late],
+        &["PMCPTASK.PUT", &task, &index, "five", "PXAT", "1"],
+        &["PMCPTASK.PUT", &task, &index, "six", "PXAT", &early],
+        &["PMCPTASK.DEL", &task, &index],
+    ] {
+        let reply = wire.call(call);
+        assert!(!reply.starts_with('-'), "{call:?}: {reply}");
+    }
+    server.kill();
+    let aof = fs::read(server.aof()).unwrap();
+    // Only where a command ends can the server take what is there for the whole.
+    let starts = (1..aof.len()).filter(|at| aof[*at] == b'*' && aof[at - 1] == b'\n');
+    let cuts: Vec<_> = starts.chain([aof.len() - 1, aof.len()]).collect();
+    assert!(cuts.len() > 20, "{cuts:?}");
+    for cut in cuts {
+        let halves = Stored::on(&Reader::of(&server, Some(cut)).server).halves;
+        assert_eq!(halves, Vec::<String>::new(), "after {}", aof[..cut].escape_ascii());
+    }
+}
+
+#[test]
+fn server_without_the_module_loads_the_same_data_from_the_aof() {
+    let mut server = Server::start_with(&with_aof());
+    let mut writers = writers();
+    for rewritten in [false, true] {
+        under_load(&mut server, &mut writers, |server, written| {
+            wait_for(written, 400);
+            if rewritten {
+                let mut operator = server.wire();
+                operator.call(&["BGREWRITEAOF"]);
+                assert!(holds_within(PATIENCE, || {
+                    let info = operator.call(&["INFO", "persistence"]);
+                    info.contains("aof_rewrite_in_progress:0") && info.contains("aof_rewrite_scheduled:0")
+                }));
+                wait_for(written, 100);
+            }
+        });
+        let before = lasting(&server);
+        assert_eq!(before.len(), WRITERS);
+        server.kill();
+        let reader = Reader::of(&server, None);
+        assert!(reader.server.wire().call(&["PMCPTASK.GET", "k"]).starts_with("-ERR unknown command"));
+        assert_eq!(lasting(&reader.server), before);
+        server.restart();
+        check(&server, &mut writers);
+    }
+}
+
+#[test]
+fn what_bgsave_has_saved_survives_sigkill() {
+    let mut server = Server::start_with(&ServerOptions::default().set("save", "3600 1"));
+    let mut writers = writers();
+    for _ in 0..crashes() {
+        under_load(&mut server, &mut writers, |_, written| wait_for(written, 200));
+        let mut operator = server.wire();
+        assert!(operator.call(&["BGSAVE"]).starts_with('+'));
+        assert!(holds_within(PATIENCE, || {
+            let info = operator.call(&["INFO", "persistence"]);
+            info.contains("rdb_bgsave_in_progress:0") && info.contains("rdb_last_bgsave_status:ok")
+        }));
+        server.kill();
+        server.restart();
+        check(&server, &mut writers);
+    }
+}
+
+#[test]
+fn bgsave_under_load_saves_no_half_of_a_write() {
+    let mut server = Server::start_with(&ServerOptions::default().set("save", "3600 1"));
+    let mut writers = writers();
+    under_load(&mut server, &mut writers, |server, written| {
+        for _ in 0..crashes() {
+            wait_for(written, 100);
+            let mut operator = server.wire();
+            operator.call(&["BGSAVE"]);
+            assert!(holds_within(PATIENCE, || {
+                operator.call(&["INFO", "persistence"]).contains("rdb_bgsave_in_progress:0")
+            }));
+        }
+        server.kill();
+    });
+    server.restart();
+    let stored = Stored::on(&server);
+    assert_eq!(stored.halves, Vec::<String>::new());
+    assert_eq!(stored.tasks.len(), WRITERS);
+}
+
+#[test]
+fn acknowledged_writes_survive_a_shutdown_that_saves_under_load() {
+    let mut server = Server::start_with(&ServerOptions::default().set("save", "3600 1"));
+    let mut writers = writers();
+    for _ in 0..crashes() {
+        under_load(&mut server, &mut writers, |server, written| {
+            wait_for(written, 200);
+            server.stop();
+        });
+        server.restart();
+        check(&server, &mut writers);
+    }
+}

@@ -1,0 +1,528 @@
+//! Replicas and the AOF get plain commands, so that a server without the module holds the same data.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::time::Duration;
+
+use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms};
+
+const TASK: &str = "pmcp:tasks:o:t";
+const INDEX: &str = "pmcp:idx:o";
+const NIL: &str = "$-1\r\n";
+const EMPTY: &str = "*0\r\n";
+/// What the contract promises.
+const PROMISED: Duration = Duration::from_secs(1);
+/// Only a broken server needs so much.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Numbers that look random and are the same in each run.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+}
+
+/// One field of `INFO`.
+fn info(wire: &mut Wire, section: &str, field: &str) -> String {
+    let info = wire.call(&["INFO", section]);
+    let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    value.unwrap_or_else(|| panic!("no {field} in {info}")).to_owned()
+}
+
+fn counted(wire: &mut Wire, section: &str, field: &str) -> u64 {
+    info(wire, section, field).parse().unwrap()
+}
+
+/// A server whose values look the same in DUMP wherever they come from: compact, and so in the order in
+/// which they were written.
+fn comparable() -> ServerOptions {
+    let options = ServerOptions::default()
+        .set("hash-max-listpack-value", "1000000")
+        .set("zset-max-listpack-entries", "1000000");
+    // Pings would count as writes in the offsets.
+    options.set("repl-diskless-sync-delay", "0").set("repl-ping-replica-period", "3600")
+}
+
+fn replica_of(primary: &Server) -> ServerOptions {
+    comparable().set("replicaof", &format!("127.0.0.1 {}", primary.port()))
+}
+
+fn await_link(replica: &Server) {
+    let mut wire = replica.wire();
+    let up = holds_within(PATIENCE, || info(&mut wire, "replication", "master_link_status") == "up");
+    assert!(up, "the replica does not reach its primary:\n{}", replica.log());
+}
+
+/// Waits until a replica has got all that its primary has written.
+fn await_all_of(primary: &Server, replica: &Server) {
+    await_link(replica);
+    let (mut primary, mut replica) = (primary.wire(), replica.wire());
+    let same = holds_within(PATIENCE, || {
+        let written = info(&mut primary, "replication", "master_repl_offset");
+        written == info(&mut replica, "replication", "slave_repl_offset")
+    });
+    assert!(same, "the replica does not come to the end of what its primary has written");
+}
+
+/// Has the module of a primary look at all keys and waits until it has removed a stale entry of
+/// this index. Works once on a server.
+fn look_at_all_keys(wire: &mut Wire, index: &str) {
+    wire.call(&["ZADD", index, "1", "gone"]);
+    // A prefix that it has not seen makes it look again, if it has looked already.
+    wire.call(&["PMCPTASK.GET", "unseen:tasks:o:t"]);
+    assert!(holds_within(PROMISED, || wire.call(&["ZSCORE", index, "gone"]) == NIL));
+}
+
+fn keys_of(prefix: &str, owner: u64, task: u64) -> (String, String) {
+    // One owner with a colon, as the client before this one could not have it.
+    let owner = if owner == 0 { "urn:o".to_owned() } else { format!("o{owner}") };
+    (format!("{prefix}:tasks:{owner}:t{task}"), format!("{prefix}:idx:{owner}"))
+}
+
+/// Sends one of all commands that touch tasks, ours and others.
+fn one_call(wire: &mut Wire, dice: &mut Dice) {
+    let prefix = ["pmcp", "app"][usize::try_from(dice.roll(2)).unwrap()];
+    let (task, index) = keys_of(prefix, dice.roll(4), dice.roll(12));
+    let data = match dice.roll(4) {
+        0 => format!(r#"{{"expiresAt":"2199-01-01T00:00:0{}.5Z"}}"#, dice.roll(10)),
+        1 => "y".repeat(3_000),
+        2 => r#"{"expiresAt":"2001-01-01T00:00:00Z"}"#.to_owned(),
+        _ => format!("data {}", dice.roll(1_000)),
+    };
+    let created = dice.roll(1 << 53).to_string();
+    let soon = (now_ms() + i64::try_from(dice.roll(400)).unwrap()).to_string();
+    let late = (now_ms() + 3_600_000).to_string();
+    let version = (1 + dice.roll(3)).to_string();
+    let options: &[&str] = match dice.roll(7) {
+        0 => &["PXAT", &soon],
+        1 | 2 => &["PXAT", &late],
+        3 => &["PERSIST"],
+        4 => &["CREATED", &created, "PXAT", &late],
+        5 => &["PXAT", "1"],
+        _ => &[],
+    };
+    let call = match dice.roll(21) {
+        0..6 => [&["PMCPTASK.PUT", &task, &index, &data][..], options].concat(),
+        6 => vec!["PMCPTASK.PUT", &task, &index, &data, "MAXTASKS", "6"],
+        7..12 => [&["PMCPTASK.CAS", &task, &index, &version, &data], options].concat(),
+        12 | 13 => vec!["PMCPTASK.DEL", &task, &index],
+        14 => vec!["PMCPTASK.GET", &task],
+        15 => vec!["PMCPTASK.LIST", &index, "REV", "COUNT", "3"],
+        16 => vec!["UNLINK", &task],
+        17 => vec!["HDEL", &task, "version", "data", "expires_at"],
+        18 => vec!["PEXPIREAT", &task, &soon],
+        19 => vec!["UNLINK", &index],
+        _ => vec!["PMCPTASK.PUT", &task, &index, &data, "PXAT", "never"],
+    };
+    wire.call(&call);
+}
+
+fn many_calls(primary: &Server, dice: &mut Dice) {
+    let mut databases = [primary.wire(), primary.wire()];
+    databases[1].call(&["SELECT", "1"]);
+    for _ in 0..2_000 {
+        let database = usize::from(dice.roll(4) == 0);
+        one_call(&mut databases[database], dice);
+    }
+}
+
+/// Waits until every task that was to expire has done so, and hashes and indexes agree.
+fn settle(primary: &Server) {
+    let script = "for _, key in ipairs(redis.call('KEYS', '*')) do
+            local prefix, owner, id = string.match(key, '^(.*):tasks:(.*):([^:]*)$')
+            if prefix then
+                local ttl = redis.call('PTTL', key)
+                if ttl >= 0 and ttl < 10000 then return 0 end
+                if not redis.call('ZSCORE', prefix .. ':idx:' .. owner, id) then return 0 end
+            else
+                for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+                    local task = string.gsub(key, ':idx:', ':tasks:', 1) .. ':' .. id
+                    if redis.call('EXISTS', task) == 0 then return 0 end
+                end
+            end
+        end
+        return 1";
+    for database in ["0", "1"] {
+        let mut wire = primary.wire();
+        wire.call(&["SELECT", database]);
+        assert!(
+            holds_within(Duration::from_secs(3), || wire.call(&["EVAL", script, "0"]) == ":1\r\n"),
+            "hashes and indexes do not agree in database {database}"
+        );
+    }
+}
+
+fn assert_same(primary: &Server, replicas: &[&Server]) {
+    settle(primary);
+    for replica in replicas {
+        await_all_of(primary, replica);
+        for database in [0, 1] {
+            let (held, told) = (primary.dump(database), replica.dump(database));
+            assert!(!held.is_empty());
+            let keys: Vec<_> = held.keys().chain(told.keys()).collect();
+            for key in keys {
+                assert_eq!(held.get(key), told.get(key), "primary and replica differ in {key}");
+            }
+        }
+    }
+}
+
+#[test]
+fn replicas_with_and_without_the_module_hold_the_same_bytes() {
+    let primary = Server::start_with(&comparable());
+    let mut dice = Dice(20_250_703);
+    many_calls(&primary, &mut dice);
+    // The first sync is a full one, of data that is there already.
+    let plain = Server::start_with(&replica_of(&primary).without_module());
+    let equipped = Server::start_with(&replica_of(&primary).set("repl-diskless-load", "swapdb"));
+    assert_same(&primary, &[&plain, &equipped]);
+    let mut wire = primary.wire();
+
+    many_calls(&primary, &mut dice);
+    assert_same(&primary, &[&plain, &equipped]);
+
+    let partial = counted(&mut wire, "stats", "sync_partial_ok");
+    wire.call(&["CLIENT", "KILL", "TYPE", "replica"]);
+    many_calls(&primary, &mut dice);
+    assert_same(&primary, &[&plain, &equipped]);
+    assert_eq!(counted(&mut wire, "stats", "sync_partial_ok"), partial + 2);
+
+    let full = counted(&mut wire, "stats", "sync_full");
+    for replica in [&plain, &equipped] {
+        // Gives the replica a history of its own.
+        assert_eq!(replica.wire().call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
+        replica.wire().call(&["SET", "own", "x"]);
+    }
+    many_calls(&primary, &mut dice);
+    for replica in [&plain, &equipped] {
+        replica.wire().call(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
+    }
+    many_calls(&primary, &mut dice);
+    assert_same(&primary, &[&plain, &equipped]);
+    assert_eq!(counted(&mut wire, "stats", "sync_full"), full + 2);
+
+    // The calls have done what they are meant to.
+    let outcomes = ["puts", "cas_ok", "cas_conflict", "cas_missing", "deletes", "refused_capacity"];
+    let by_itself = ["index_entries_reclaimed", "index_entries_restored"];
+    for field in outcomes.iter().chain(&["refused_err"]).chain(&by_itself) {
+        assert!(counted(&mut wire, "pmcptask", &format!("pmcptask_{field}")) > 20, "{field}");
+    }
+    assert_eq!(counted(&mut equipped.wire(), "pmcptask", "pmcptask_index_entries_reclaimed"), 0);
+}
+
+#[test]
+fn replica_that_has_missed_too_much_gets_everything_anew() {
+    let primary = Server::start_with(&comparable().set("repl-backlog-size", "16384"));
+    let mut dice = Dice(20_250_704);
+    many_calls(&primary, &mut dice);
+    let plain = Server::start_with(&replica_of(&primary).without_module());
+    // Loads beside the data that it serves, and the module has to take that for no change of its own.
+    let equipped = Server::start_with(&replica_of(&primary).set("repl-diskless-load", "swapdb"));
+    assert_same(&primary, &[&plain, &equipped]);
+    let mut wire = primary.wire();
+    let full = counted(&mut wire, "stats", "sync_full");
+    // All at once, so that the replicas cannot come back before the backlog is too short for them.
+    wire.call(&["MULTI"]);
+    wire.call(&["CLIENT", "KILL", "TYPE", "replica"]);
+    for n in 0..100 {
+        let task = format!("pmcp:tasks:o:t{n}");
+        wire.call(&["PMCPTASK.PUT", &task, INDEX, &"z".repeat(3_000)]);
+    }
+    assert!(wire.call(&["EXEC"]).starts_with("*101\r\n:2\r\n:1\r\n"));
+    assert_same(&primary, &[&plain, &equipped]);
+    assert_eq!(counted(&mut wire, "stats", "sync_full"), full + 2);
+    assert!(equipped.log().contains("Swapping active DB with loaded DB"), "{}", equipped.log());
+}
+
+#[test]
+fn read_on_a_replica_finds_no_task_past_its_expiry() {
+    let mut primary = Server::start_with(&comparable());
+    let replica = Server::start_with(&replica_of(&primary));
+    await_link(&replica);
+    let expires_at = now_ms() + 1_000;
+    let mut wire = primary.wire();
+    wire.call(&["PMCPTASK.PUT", TASK, INDEX, "data", "PXAT", &expires_at.to_string()]);
+    await_all_of(&primary, &replica);
+    // Now nobody tells the replica that the task is gone.
+    primary.kill();
+    let mut wire = replica.wire();
+    let found = wire.call(&["PMCPTASK.GET", TASK]);
+    assert!(found == "*2\r\n:1\r\n$4\r\ndata\r\n" || now_ms() > expires_at, "{found}");
+    // The server's own rule: a key is past its expiry once the clock is beyond it.
+    assert!(holds_within(PATIENCE, || now_ms() > expires_at));
+    assert_eq!(wire.call(&["PMCPTASK.GET", TASK]), NIL);
+    assert_eq!(wire.call(&["PMCPTASK.LIST", INDEX]), EMPTY);
+    assert_eq!(wire.call(&["DBSIZE"]), ":2\r\n", "the replica has reclaimed keys by itself");
+}
+
+#[test]
+fn write_on_a_replica_is_refused_in_the_servers_words() {
+    let primary = Server::start_with(&comparable());
+    primary.wire().call(&["PMCPTASK.PUT", TASK, INDEX, "data"]);
+    let replica = Server::start_with(&replica_of(&primary));
+    await_all_of(&primary, &replica);
+    let before = replica.dump(0);
+    let mut wire = replica.wire();
+    for call in [
+        &["PMCPTASK.PUT", TASK, INDEX, "x"][..],
+        &["PMCPTASK.CAS", TASK, INDEX, "1", "x"],
+        &["PMCPTASK.DEL", TASK, INDEX],
+    ] {
+        let reply = wire.call(call);
+        assert!(reply.starts_with("-READONLY "), "{call:?}: {reply}");
+    }
+    assert_eq!(replica.dump(0), before);
+    assert_eq!(wire.call(&["PMCPTASK.GET", TASK]), "*2\r\n:1\r\n$4\r\ndata\r\n");
+}
+
+#[test]
+fn promoted_replica_removes_what_the_dead_primary_left_within_a_second() {
+    // A primary without the module leaves entries without their task, like one that dies in time.
+    let mut primary = Server::start_with(&comparable().without_module());
+    let mut wire = primary.wire();
+    let expires_at = (now_ms() + 1_000).to_string();
+    for call in [
+        &["HSET", TASK, "version", "1", "data", "x"][..],
+        &["HSET", "pmcp:tasks:o:short", "version", "1", "data", "x", "expires_at", "4102444800"],
+        &["PEXPIREAT", "pmcp:tasks:o:short", &expires_at],
+        &["ZADD", INDEX, "1", "t", "2", "short", "3", "stale"],
+        &["ZADD", "pmcp:idx:nobody", "1", "stale"],
+        &["HSET", "app:tasks:o:t", "version", "1", "data", "x"],
+        &["ZADD", "app:idx:o", "1", "t", "2", "stale"],
+    ] {
+        assert!(wire.call(call).starts_with(':'), "{call:?}");
+    }
+    let replica = Server::start_with(&replica_of(&primary));
+    await_all_of(&primary, &replica);
+    let mut wire = replica.wire();
+    assert_eq!(wire.call(&["ZCARD", INDEX]), ":3\r\n");
+    primary.kill();
+    assert_eq!(wire.call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
+    assert!(holds_within(PROMISED, || {
+        wire.call(&["ZSCORE", INDEX, "stale"]) == NIL
+            && wire.call(&["EXISTS", "pmcp:idx:nobody"]) == ":0\r\n"
+            && wire.call(&["ZRANGE", "app:idx:o", "0", "-1"]) == "*1\r\n$1\r\nt\r\n"
+    }));
+    assert!(holds_within(PATIENCE, || wire.call(&["EXISTS", "pmcp:tasks:o:short"]) == ":0\r\n"));
+    assert!(holds_within(PROMISED, || { wire.call(&["ZRANGE", INDEX, "0", "-1"]) == "*1\r\n$1\r\nt\r\n" }));
+    assert_eq!(wire.call(&["PMCPTASK.PUT", TASK, INDEX, "y"]), ":2\r\n");
+}
+
+#[test]
+fn primary_that_comes_back_after_a_failover_removes_what_was_left_meanwhile() {
+    let first = Server::start_with(&comparable());
+    let mut second = Server::start_with(&replica_of(&first));
+    await_all_of(&first, &second);
+    let mut wire = first.wire();
+    wire.call(&["HSET", TASK, "version", "1", "data", "x"]);
+    wire.call(&["ZADD", INDEX, "1", "t"]);
+    // So that only its promotion makes the first one look again.
+    look_at_all_keys(&mut wire, INDEX);
+    await_all_of(&first, &second);
+
+    assert_eq!(second.wire().call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
+    // So that the second one does not remove what is to be left. Its index stays: one that goes is a reason
+    // to look, too.
+    look_at_all_keys(&mut second.wire(), INDEX);
+    assert_eq!(wire.call(&["REPLICAOF", "127.0.0.1", &second.port().to_string()]), "+OK\r\n");
+    await_all_of(&second, &first);
+    assert_eq!(counted(&mut second.wire(), "stats", "sync_partial_ok"), 1, "the first one has loaded anew");
+    second.wire().call(&["ZADD", INDEX, "2", "stale"]);
+    await_all_of(&second, &first);
+    assert_eq!(wire.call(&["ZCARD", INDEX]), ":2\r\n");
+    second.kill();
+    assert_eq!(wire.call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
+    assert!(holds_within(PROMISED, || wire.call(&["ZSCORE", INDEX, "stale"]) == NIL));
+    assert_eq!(wire.call(&["ZCARD", INDEX]), ":1\r\n");
+}
+
+// What each call tells replicas and the AOF.
+
+/// A server whose AOF can be read after each reply.
+fn recorded() -> Server {
+    let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
+    let server = Server::start_with(&options);
+    // The AOF starts with the choice of the database, and the module with a look at all keys. Neither is
+    // what a call tells.
+    look_at_all_keys(&mut server.wire(), "pmcp:idx:first");
+    server
+}
+
+fn call(server: &Server, line: &str) -> String {
+    let words: Vec<_> = line
+        .split(' ')
+        .map(|word| match word {
+            "T" => TASK,
+            "I" => INDEX,
+            other => other,
+        })
+        .collect();
+    server.wire().call(&words)
+}
+
+/// What a call appends to the AOF, with `T` and `I` for the two keys.
+fn effects(server: &Server, line: &str) -> Vec<String> {
+    let before = server.appended().len();
+    call(server, line);
+    shortened(&server.appended()[before..])
+}
+
+fn shortened(commands: &[String]) -> Vec<String> {
+    commands.iter().map(|command| command.replace(TASK, "T").replace(INDEX, "I")).collect()
+}
+
+#[test]
+fn each_call_tells_exactly_the_documented_commands_as_one_transaction() {
+    let server = recorded();
+    let [at, later] = ["4102444800123", "4102444805000"];
+    let one = |command: &str| vec![command.to_owned()];
+    let all = |commands: &[&str]| {
+        let words = [&["MULTI"], commands, &["EXEC"]].concat();
+        words.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for (line, expected) in [
+        ("PMCPTASK.PUT T I a CREATED 5".to_owned(), all(&["HSET T version 1 data a", "ZADD I 5 t"])),
+        ("PMCPTASK.PUT T I b".to_owned(), one("HSET T version 2 data b")),
+        ("PMCPTASK.CAS T I 2 c PERSIST CREATED 9".to_owned(), one("HSET T version 3 data c")),
+        (
+            format!("PMCPTASK.PUT T I d PXAT {at}"),
+            all(&["HSET T version 4 data d expires_at 4102444801", &format!("PEXPIREAT T {at}")]),
+        ),
+        (
+            format!("PMCPTASK.CAS T I 4 e PXAT {at}"),
+            one("HSET T version 5 data e expires_at 4102444801"),
+        ),
+        (
+            format!("PMCPTASK.CAS T I 5 f PXAT {later}"),
+            all(&["HSET T version 6 data f expires_at 4102444805", &format!("PEXPIREAT T {later}")]),
+        ),
+        (
+            "PMCPTASK.PUT T I g PERSIST".to_owned(),
+            all(&["HSET T version 7 data g", "HDEL T expires_at", "PERSIST T"]),
+        ),
+        ("PMCPTASK.CAS T I 7 h PXAT 1".to_owned(), all(&["DEL T", "ZREM I t"])),
+        (
+            format!("PMCPTASK.PUT T I i PXAT {at} CREATED 6 MAXTASKS 1"),
+            all(&[
+                "HSET T version 1 data i expires_at 4102444801",
+                &format!("PEXPIREAT T {at}"),
+                "ZADD I 6 t",
+            ]),
+        ),
+        ("PMCPTASK.DEL T I".to_owned(), all(&["DEL T", "ZREM I t"])),
+        (
+            r#"PMCPTASK.PUT T I {"expiresAt":"2100-01-01T00:00:00.123Z","task":{"createdAt":"1970-01-01T00:00:00.007Z"}}"#
+                .to_owned(),
+            all(&[
+                r#"HSET T version 1 data {\"expiresAt\":\"2100-01-01T00:00:00.123Z\",\"task\":{\"createdAt\":\"1970-01-01T00:00:00.007Z\"}} expires_at 4102444801"#,
+                &format!("PEXPIREAT T {at}"),
+                "ZADD I 7 t",
+            ]),
+        ),
+        ("PMCPTASK.PUT T I j PXAT 0".to_owned(), all(&["DEL T", "ZREM I t"])),
+        ("PMCPTASK.PUT T I k PXAT 0".to_owned(), vec![]),
+        ("PMCPTASK.DEL T I".to_owned(), vec![]),
+    ] {
+        assert_eq!(effects(&server, &line), expected, "{line}");
+    }
+}
+
+#[test]
+fn call_that_meets_half_a_task_tells_what_it_mends() {
+    let server = recorded();
+    // Keeps the index: where that goes, the module mends what is half by itself.
+    call(&server, "PMCPTASK.PUT pmcp:tasks:o:stays I x");
+    // A hash that has outlived its task.
+    call(&server, "HSET T version 9 data old expires_at 1");
+    call(&server, "ZADD I 3 t");
+    let effects_of_put = ["MULTI", "DEL T", "HSET T version 1 data new", "ZADD I 5 t", "EXEC"];
+    assert_eq!(effects(&server, "PMCPTASK.PUT T I new CREATED 5"), effects_of_put);
+    // A hash without an entry.
+    call(&server, "ZREM I t");
+    let effects_of_cas = ["MULTI", "HSET T version 2 data x", "ZADD I 7 t", "EXEC"];
+    assert_eq!(effects(&server, "PMCPTASK.CAS T I 1 x CREATED 7"), effects_of_cas);
+    call(&server, "ZREM I t");
+    assert_eq!(effects(&server, "PMCPTASK.DEL T I"), ["DEL T"]);
+    // An entry without a hash.
+    call(&server, "ZADD I 3 t");
+    assert_eq!(effects(&server, "PMCPTASK.DEL T I"), ["ZREM I t"]);
+    // An expiry that somebody else has set.
+    call(&server, "HSET T version 1 data x");
+    call(&server, "ZADD I 3 t");
+    call(&server, "PEXPIREAT T 4102444800123");
+    assert_eq!(
+        effects(&server, "PMCPTASK.PUT T I y"),
+        ["MULTI", "HSET T version 2 data y", "PERSIST T", "EXEC"]
+    );
+}
+
+#[test]
+fn reads_and_calls_that_are_refused_or_lost_tell_nothing() {
+    let server = recorded();
+    for line in [
+        "PMCPTASK.PUT T I d CREATED 5",
+        "HSET pmcp:tasks:o:nodata version 1",
+        "HSET pmcp:tasks:o:noversion data x version 01",
+        "SET pmcp:tasks:o:text x",
+        "SET pmcp:idx:text x",
+        "ZADD I 6 nodata 7 noversion 8 text 9 nothing",
+        "CONFIG SET pmcptask.max-record-bytes 64",
+    ] {
+        assert!(!call(&server, line).starts_with('-'), "{line}");
+    }
+    let large = format!("PMCPTASK.PUT T I {}", "x".repeat(65));
+    for (line, reply) in [
+        ("PMCPTASK.GET T", "*2"),
+        ("PMCPTASK.GET pmcp:tasks:o:nothing", NIL),
+        ("PMCPTASK.LIST I", "*1"),
+        ("PMCPTASK.LIST pmcp:idx:nobody", EMPTY),
+        ("PMCPTASK.CAS T I 7 x", "*2\r\n+CONFLICT"),
+        ("PMCPTASK.CAS pmcp:tasks:o:nothing I 1 x", "*2\r\n+MISSING"),
+        ("PMCPTASK.PUT pmcp:tasks:o:new I x MAXTASKS 1", "-CAPACITY"),
+        (&large, "-CAPACITY"),
+        (&large.replace("PUT T I", "CAS T I 1"), "-CAPACITY"),
+        ("PMCPTASK.PUT pmcp:tasks:o:nodata I x", "-CORRUPT"),
+        ("PMCPTASK.CAS pmcp:tasks:o:noversion I 1 x", "-CORRUPT"),
+        ("PMCPTASK.GET pmcp:tasks:o:nodata", "-CORRUPT"),
+        ("PMCPTASK.PUT pmcp:tasks:o:text I x", "-WRONGTYPE"),
+        ("PMCPTASK.DEL pmcp:tasks:o:text I", "-WRONGTYPE"),
+        ("PMCPTASK.PUT pmcp:tasks:text:t pmcp:idx:text x", "-WRONGTYPE"),
+        ("PMCPTASK.GET pmcp:tasks:o:text", "-WRONGTYPE"),
+        ("PMCPTASK.LIST pmcp:idx:text", "-WRONGTYPE"),
+        ("PMCPTASK.PUT T pmcp:idx:other x", "-ERR"),
+        ("PMCPTASK.PUT T I x PXAT soon", "-ERR"),
+        (r#"PMCPTASK.PUT T I {"expiresAt":"soon"}"#, "-ERR"),
+        ("PMCPTASK.CAS T I -1 x", "-ERR"),
+        ("PMCPTASK.CAS T I 1 x MAXTASKS 5", "-ERR"),
+        ("PMCPTASK.DEL T", "-ERR"),
+    ] {
+        let before = server.appended().len();
+        let came = call(&server, line);
+        assert!(came.starts_with(reply), "{line}: {came}");
+        assert_eq!(server.appended()[before..], Vec::<String>::new(), "{line}");
+    }
+}
+
+#[test]
+fn entry_of_a_task_that_goes_by_itself_is_removed_with_one_plain_command() {
+    let server = recorded();
+    call(&server, "PMCPTASK.PUT pmcp:tasks:o:stays I x");
+    for how in ["PEXPIREAT T", "UNLINK T", "PMCPTASK.PUT T I y PXAT"] {
+        call(&server, "PMCPTASK.PUT T I x");
+        let soon = now_ms() + 100;
+        let before = server.appended().len();
+        call(&server, &if how == "UNLINK T" { how.to_owned() } else { format!("{how} {soon}") });
+        assert!(holds_within(PROMISED + Duration::from_millis(100), || call(&server, "ZCARD I") == ":1\r\n"));
+        let told = shortened(&server.appended()[before..]);
+        // How the server itself tells of an expiry depends on its settings.
+        let [.., gone, entry] = told.as_slice() else { panic!("{told:?}") };
+        assert!(gone == "DEL T" || gone == "UNLINK T", "{told:?}");
+        assert_eq!(entry, "ZREM I t", "{told:?}");
+    }
+}
