@@ -56,8 +56,8 @@ impl RedisBackendBuilder {
         self
     }
 
-    /// How long one attempt to connect may take, and how long a call waits for a connection that has been
-    /// lost to come back; 2 s unless set.
+    /// How long connecting may take at first, and how long a call waits for a connection that has been lost
+    /// to come back; 2 s unless set. While a call waits, one attempt to connect takes at most half of it.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.connect = timeout;
         self

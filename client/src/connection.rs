@@ -53,7 +53,8 @@ impl Connection {
         let info = info.set_redis_settings(redis).set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let client = Client::open(info).map_err(|error| Error::Settings(error.to_string()))?;
 
-        let once = Self::config(timeouts).set_number_of_retries(0);
+        let once =
+            Self::config(timeouts).set_connection_timeout(Some(timeouts.connect)).set_number_of_retries(0);
         ConnectionManager::new_with_config(client.clone(), once)
             .await
             .map_err(|error| error::of_connecting(error, address.clone()))?;
@@ -67,7 +68,8 @@ impl Connection {
     fn config(timeouts: Timeouts) -> ConnectionManagerConfig {
         let (shortest, longest) = RECONNECT_PAUSE;
         ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(timeouts.connect))
+            // One attempt that hangs must not take all the time that a call waits.
+            .set_connection_timeout(Some(timeouts.connect / 2))
             .set_response_timeout(Some(timeouts.response))
             .set_min_delay(shortest)
             .set_max_delay(longest)
@@ -86,6 +88,7 @@ impl Connection {
                 let started = Instant::now();
                 loop {
                     let Generation { number, mut manager } = managed.current();
+                    let attempted = Instant::now();
                     match manager.req_packed_command(command).await {
                         Err(error) if was_not_sent(&error) => {
                             let waited = started.elapsed();
@@ -95,7 +98,7 @@ impl Connection {
                         }
                         Err(error)
                             if kind == CallKind::Read
-                                && error.is_connection_dropped()
+                                && lost_its_connection(&error, attempted.elapsed(), managed.timeouts)
                                 && started.elapsed() < managed.timeouts.connect => {}
                         Err(error) if !error.is_io_error() => {
                             managed.replace(number);
@@ -144,6 +147,11 @@ impl Managed {
             *current = Generation { number: number.wrapping_add(1), manager };
         }
     }
+}
+
+/// True where the connection broke, or could not be made in time: a reply is not late before its own time.
+fn lost_its_connection(error: &RedisError, took: Duration, timeouts: Timeouts) -> bool {
+    error.is_connection_dropped() || (error.is_timeout() && took < timeouts.response)
 }
 
 /// Only connecting fails like this: a connection that is there breaks in other ways.

@@ -259,10 +259,21 @@ async fn connections_that_are_cut_under_load_mix_no_answers_up() {
         .map(|n| {
             let backend = backend.clone();
             tokio::spawn(async move {
+                let mut answers = 0;
                 for _ in 0..200 {
-                    let task = backend.get(&format!("o:t{n}")).await.unwrap();
-                    assert_eq!(task.data, format!("data {n}").as_bytes());
+                    match backend.get(&format!("o:t{n}")).await {
+                        Ok(task) => {
+                            assert_eq!(task.data, format!("data {n}").as_bytes());
+                            answers += 1;
+                        }
+                        // No connection may live long enough for a call that has come in at a bad moment.
+                        Err(error) => assert!(
+                            matches!(reason(&error), Error::NoReply { .. } | Error::NotConnected { .. }),
+                            "{error}"
+                        ),
+                    }
                 }
+                assert!(answers > 0);
             })
         })
         .collect();
