@@ -69,7 +69,7 @@ impl Connection {
         let (shortest, longest) = RECONNECT_PAUSE;
         ConnectionManagerConfig::new()
             // One attempt that hangs must not take all the time that a call waits.
-            .set_connection_timeout(Some(timeouts.connect / 2))
+            .set_connection_timeout(Some(timeouts.connect.mul_f32(0.5)))
             .set_response_timeout(Some(timeouts.response))
             .set_min_delay(shortest)
             .set_max_delay(longest)
