@@ -81,7 +81,8 @@ fn entry_goes_when_somebody_else_removes_the_hash() {
     ] {
         put(&mut wire, "alice", "t", &["PERSIST"]);
         put(&mut wire, "alice", "stays", &["PERSIST"]);
-        let reply = wire.call(how);
+        // On a connection of its own: Valkey 8.1 leaves that of a MOVE in the other database.
+        let reply = server.wire().call(how);
         assert!(!reply.starts_with('-'), "{how:?}: {reply}");
         assert!(holds_within(PROMISED, || !has_entry(&mut wire, "alice", "t")), "{how:?}");
         assert!(has_entry(&mut wire, "alice", "stays"), "{how:?}");
