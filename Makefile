@@ -48,6 +48,7 @@ valgrind_suites := commands command_docs compatibility access bad_input
 valgrind: prerequisites ## Run suites against a server under valgrind; fail on what it finds in the module
 	rm -rf '$(valgrind_logs)' && mkdir -p '$(valgrind_logs)'
 	SERVER='$(SERVER)' VALGRIND_LOGS='$(valgrind_logs)' PMCPTASK_SERVER='$(abspath scripts/server-under-valgrind.sh)' \
+	  PMCPTASK_CLI='$(subst -server,-cli,$(SERVER))' \
 	  cargo test --locked --package pmcptask-tests --features redis-tests $(addprefix --test ,$(valgrind_suites))
 	@if grep -l 'libpmcptask' '$(valgrind_logs)'/*.log; then echo 'valgrind has found something in the module'; exit 1; fi
 	@echo "$$(ls '$(valgrind_logs)' | wc -l) servers ran under valgrind; it found nothing in the module"

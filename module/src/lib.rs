@@ -51,6 +51,10 @@ impl Module for Pmcptask {
         }
         Ok(())
     }
+
+    fn unload(context: &Context) {
+        reclaim::stop(context);
+    }
 }
 
 server::export!(Pmcptask);

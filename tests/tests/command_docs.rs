@@ -215,8 +215,11 @@ fn command_docs_tell_every_argument() {
 
 // The command line.
 
-/// `redis-cli` or `valkey-cli`, beside the server that is tested.
+/// `redis-cli` or `valkey-cli`, beside the server that is tested unless `PMCPTASK_CLI` names another.
 fn command_line() -> PathBuf {
+    if let Some(program) = env::var_os("PMCPTASK_CLI") {
+        return program.into();
+    }
     let server = PathBuf::from(env::var_os("PMCPTASK_SERVER").unwrap_or_else(|| "redis-server".into()));
     let name = server.file_name().unwrap().to_str().unwrap().replace("-server", "-cli");
     server.with_file_name(name)

@@ -31,6 +31,12 @@ pub(super) fn start(context: &Context) -> bool {
     subscribe_to_key_events(context, note)
 }
 
+pub(super) fn forget(context: &Context) {
+    if let Some(mut gone) = GONE.borrow_mut(context) {
+        gone.keys = VecDeque::new();
+    }
+}
+
 fn note(context: &Context, event: &KeyEvent<'_>) {
     settings::panic_if_asked();
     // A replica, or an AOF that is being loaded, is told by whoever puts things right.

@@ -37,6 +37,15 @@ pub(crate) fn start(context: &Context) -> bool {
     gone::start(context) && patrol::start(context)
 }
 
+/// Forgets everything, before the module is unloaded.
+pub(crate) fn stop(context: &Context) {
+    if let Some(mut served) = SERVED.borrow_mut(context) {
+        *served = BTreeSet::new();
+    }
+    gone::forget(context);
+    patrol::forget(context);
+}
+
 /// Takes note that keys with this prefix are this module's.
 pub(crate) fn serve(context: &Context, prefix: &[u8]) {
     let Some(mut served) = SERVED.borrow_mut(context) else { return };

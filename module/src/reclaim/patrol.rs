@@ -56,20 +56,30 @@ struct Index {
     reached: Option<Position>,
 }
 
-static PATROL: ServerThread<Patrol> = ServerThread::new(Patrol {
-    deadlines: Deadlines::new(),
-    horizon_ms: SHORTEST_HORIZON_MS,
-    walk: None,
-    next_walk_ms: 0,
-    verify_now: true,
-    verify_later: false,
-});
+static PATROL: ServerThread<Patrol> = ServerThread::new(Patrol::NEW);
+
+impl Patrol {
+    const NEW: Self = Self {
+        deadlines: Deadlines::new(),
+        horizon_ms: SHORTEST_HORIZON_MS,
+        walk: None,
+        next_walk_ms: 0,
+        verify_now: true,
+        verify_later: false,
+    };
+}
 
 pub(super) fn start(context: &Context) -> bool {
     subscribe_to_server_event(context, ServerEvent::Cron, step)
         && subscribe_to_server_event(context, ServerEvent::DataLoaded, verify_indexes)
         && subscribe_to_server_event(context, ServerEvent::RoleChanged, verify_indexes)
         && subscribe_to_server_event(context, ServerEvent::DatabasesSwapped, verify_indexes)
+}
+
+pub(super) fn forget(context: &Context) {
+    if let Some(mut patrol) = PATROL.borrow_mut(context) {
+        *patrol = Patrol::NEW;
+    }
 }
 
 /// Has all indexes looked through as soon as possible: entries may have lost their task unnoticed.

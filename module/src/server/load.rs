@@ -20,6 +20,22 @@ pub(crate) trait Module {
     ///
     /// The sentence for the log that says why the module cannot be loaded.
     fn load(context: &Context, arguments: &Arguments<'_>) -> Result<(), String>;
+
+    /// Gives back all memory that the module holds.
+    fn unload(context: &Context);
+}
+
+/// # Safety
+///
+/// To be called by the server, as a module's `RedisModule_OnUnload`.
+pub(crate) unsafe fn on_unload<M: Module>(raw: *mut raw::RedisModuleCtx) -> c_int {
+    // SAFETY: the server passes the context of this call.
+    if let Some(context) = unsafe { Context::enter(raw) }
+        && catch_unwind(AssertUnwindSafe(|| M::unload(&context))).is_err()
+    {
+        context.log_warning("pmcptask panicked while it was unloaded; this is a defect of the module");
+    }
+    OK
 }
 
 /// # Safety
@@ -102,6 +118,20 @@ macro_rules! export {
         ) -> std::ffi::c_int {
             // SAFETY: the arguments are the server's own.
             unsafe { $crate::server::on_load::<$module>(context, argv, argc) }
+        }
+
+        /// Called by the server to unload the module.
+        ///
+        /// # Safety
+        ///
+        /// Only the server may call it.
+        #[unsafe(no_mangle)]
+        #[allow(non_snake_case)]
+        pub unsafe extern "C" fn RedisModule_OnUnload(
+            context: *mut redis_module::raw::RedisModuleCtx,
+        ) -> std::ffi::c_int {
+            // SAFETY: the argument is the server's own.
+            unsafe { $crate::server::on_unload::<$module>(context) }
         }
     };
 }

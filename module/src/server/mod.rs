@@ -27,7 +27,7 @@ pub(crate) use events::{
 };
 pub(crate) use info::{Info, register as register_info};
 pub(crate) use key::{Key, Kind, Walk};
-pub(crate) use load::{Module, export, on_load};
+pub(crate) use load::{Module, export, on_load, on_unload};
 pub(crate) use scan::ScanCursor;
 pub(crate) use state::ServerThread;
 pub(crate) use string::{OwnedString, StringRef};
