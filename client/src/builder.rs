@@ -1,5 +1,6 @@
 //! [`RedisBackendBuilder`]: what a backend can be told before it connects.
 
+use std::fmt;
 use std::time::Duration;
 
 use pmcp_tasks::StorageError;
@@ -24,13 +25,24 @@ use crate::error::Error;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 #[must_use = "a builder does nothing before connect()"]
 pub struct RedisBackendBuilder {
     url: String,
     prefix: String,
     hash_tags: HashTags,
     timeouts: Timeouts,
+}
+
+impl fmt::Debug for RedisBackendBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The URL may hold a password.
+        f.debug_struct("RedisBackendBuilder")
+            .field("prefix", &self.prefix)
+            .field("hash_tags", &self.hash_tags)
+            .field("timeouts", &self.timeouts)
+            .finish_non_exhaustive()
+    }
 }
 
 impl RedisBackendBuilder {

@@ -35,6 +35,8 @@ pub(crate) struct OpenTask<'c> {
     index: Key<'c>,
     index_key: IndexKey<'c>,
     task_id: OwnedString<'c>,
+    /// One moment for all that a command decides.
+    now_ms: i64,
 }
 
 impl<'c> OpenTask<'c> {
@@ -51,7 +53,6 @@ impl<'c> OpenTask<'c> {
         let task_key = TaskKey::parse(task_name.bytes())?;
         let index_key = IndexKey::parse(index_name.bytes())?;
         index_key.check_holds(&task_key)?;
-        reclaim::serve(context, task_key.prefix);
         let hash = Key::open_for_writing(context, task_name);
         let index = Key::open_for_writing(context, index_name);
         if !matches!(hash.kind(), Kind::Hash | Kind::Nothing)
@@ -60,16 +61,16 @@ impl<'c> OpenTask<'c> {
             return Err(Refusal::WrongType);
         }
         let task_id = context.create_string(task_key.task_id);
-        Ok(Self { context, task_name, hash, index_name, index, index_key, task_id })
+        Ok(Self { context, task_name, hash, index_name, index, index_key, task_id, now_ms: context.now_ms() })
     }
 
     /// What is stored, without reading the record.
-    fn stored(&self, now_ms: i64) -> Result<Stored, Refusal> {
+    fn stored(&self) -> Result<Stored, Refusal> {
         if self.hash.kind() == Kind::Nothing {
             return Ok(Stored::Nothing);
         }
         let [version, expires_at] = self.hash.hash_fields([VERSION, EXPIRES_AT]);
-        if has_lapsed(expires_at.as_ref(), now_ms) {
+        if has_lapsed(expires_at.as_ref(), self.now_ms) {
             return Ok(Stored::Lapsed);
         }
         let version = version_of(version.as_ref(), self.task_name)?;
@@ -85,7 +86,7 @@ impl<'c> OpenTask<'c> {
     ///
     /// [`Refusal::Corrupt`].
     pub(crate) fn version(&self) -> Result<Option<i64>, Refusal> {
-        Ok(match self.stored(self.context.now_ms())? {
+        Ok(match self.stored()? {
             Stored::Live { version, .. } => Some(version),
             Stored::Nothing | Stored::Lapsed => None,
         })
@@ -105,8 +106,8 @@ impl<'c> OpenTask<'c> {
         event: &CStr,
     ) -> Result<i64, Refusal> {
         check_size(data)?;
-        let now_ms = self.context.now_ms();
-        let stored = self.stored(now_ms)?;
+        let now_ms = self.now_ms;
+        let stored = self.stored()?;
         let version = match stored {
             Stored::Live { version, .. } => version.checked_add(1).ok_or(Refusal::VersionExhausted)?,
             Stored::Nothing | Stored::Lapsed => 1,
@@ -140,6 +141,7 @@ impl<'c> OpenTask<'c> {
         }
         self.context.signal_modified(self.task_name);
         self.context.notify(event, self.task_name);
+        reclaim::serve(self.context, self.index_key.prefix);
         Ok(version)
     }
 
@@ -187,8 +189,7 @@ impl<'c> OpenTask<'c> {
     /// Removes the task: hash, expiry and index entry. True if there was a live one. A corrupt hash goes
     /// as well, and counts as a task.
     pub(crate) fn remove(&mut self) -> bool {
-        let live =
-            self.stored(self.context.now_ms()).map_or(true, |stored| matches!(stored, Stored::Live { .. }));
+        let live = self.stored().map_or(true, |stored| matches!(stored, Stored::Live { .. }));
         self.remove_all();
         live
     }

@@ -224,12 +224,19 @@ fn keys_of_other_applications_are_not_touched() {
     wire.call(&["HSET", "shop:tasks:users:u1", "title", "x"]);
     wire.call(&["SET", "shop:tasks:users:u2", "x", "PX", "50"]);
     wire.call(&["DEL", "shop:tasks:users:u1"]);
+    // Calling its keys by our commands makes them no tasks.
+    assert_eq!(wire.call(&["PMCPTASK.GET", "shop:tasks:users:u9"]), "$-1\r\n");
+    assert_eq!(wire.call(&["PMCPTASK.LIST", "shop:idx:users"]), "*0\r\n");
+    assert_eq!(wire.call(&["PMCPTASK.DEL", "shop:tasks:users:u9", "shop:idx:users"]), ":0\r\n");
+    wire.call(&["HSET", "shop:tasks:users:u8", "version", "1", "data", "x", "title", "y"]);
+    std::thread::sleep(PROMISED);
     let before = wire.call(&["ZRANGE", "shop:idx:users", "0", "-1", "WITHSCORES"]);
     server.stop();
     server.restart();
     let mut wire = server.wire();
     std::thread::sleep(PROMISED);
     assert_eq!(wire.call(&["ZRANGE", "shop:idx:users", "0", "-1", "WITHSCORES"]), before);
+    assert!(before.contains("u1") && before.contains("u2"), "{before}");
 }
 
 #[test]

@@ -26,9 +26,10 @@ impl TaskCommand for Get {
 
     fn run(context: &Context, arguments: &Arguments<'_>) -> Result<(), Refusal> {
         let task_key = required(arguments, 1, "task-key")?;
-        reclaim::serve(context, TaskKey::parse(task_key.bytes())?.prefix);
+        let key = TaskKey::parse(task_key.bytes())?;
 
         if let Some(record) = record::read(context, task_key)? {
+            reclaim::serve(context, key.prefix);
             statistics::GET_HITS.increment();
             context.reply_array(2);
             context.reply_integer(record.version);

@@ -43,7 +43,6 @@ impl TaskCommand for List {
         let index_name = required(arguments, 1, "index-key")?;
         let options = ListOptions::parse(arguments.from(2))?;
         let key = IndexKey::parse(index_name.bytes())?;
-        reclaim::serve(context, key.prefix);
 
         let listed = match Key::open_for_reading(context, index_name) {
             None => Vec::new(),
@@ -51,6 +50,9 @@ impl TaskCommand for List {
             Some(index) => index::list(context, &index, &key, &options)?,
         };
 
+        if !listed.is_empty() {
+            reclaim::serve(context, key.prefix);
+        }
         statistics::LISTS.increment();
         statistics::RECORDS_LISTED.add(listed.len());
         context.reply_array(listed.len());

@@ -10,8 +10,8 @@
 //!   restart or a failover, or when an index has gone, it looks for entries without a task and for tasks
 //!   without an entry.
 //!
-//! Only keys of prefixes that are served are looked at: those that a command has named, the default one,
-//! and those under which the patrol has found tasks. All others belong to other applications.
+//! Only keys of prefixes that are served are looked at: the default one, and those under which a command
+//! has written or found a task, or the patrol has. All others belong to other applications.
 
 mod deadlines;
 mod gone;
@@ -46,7 +46,8 @@ pub(crate) fn stop(context: &Context) {
     patrol::forget(context);
 }
 
-/// Takes note that keys with this prefix are this module's.
+/// Takes note that keys with this prefix are this module's: a task of it has been written or read. A name
+/// that somebody has merely called proves nothing.
 pub(crate) fn serve(context: &Context, prefix: &[u8]) {
     let Some(mut served) = SERVED.borrow_mut(context) else { return };
     if !served.contains(prefix) {

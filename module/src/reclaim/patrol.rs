@@ -7,7 +7,7 @@ use pmcptask_schema::{Envelope, IndexKey, TaskKey, parse_version};
 use super::deadlines::Deadlines;
 use super::slots::Slots;
 use super::{holds_hash, may_write, reclaim, serve, serves};
-use crate::effects::{DATA, VERSION};
+use crate::effects::{DATA, EXPIRES_AT, VERSION};
 use crate::index::{self, Entry, Position};
 use crate::record;
 use crate::server::{
@@ -273,8 +273,11 @@ fn restore(context: &Context, name: &[u8], index_name: &[u8], task_id: &[u8]) {
 
 /// A hash of just this name that holds just these fields is a task, whoever wrote it.
 fn is_task(hash: &Key<'_>) -> bool {
-    let [version] = hash.hash_fields([VERSION]);
-    version.is_some_and(|version| parse_version(version.bytes()).is_some()) && hash.hash_has(DATA)
+    let [version, expires_at] = hash.hash_fields([VERSION, EXPIRES_AT]);
+    let fields = if expires_at.is_some() { 3 } else { 2 };
+    hash.len() == fields
+        && version.is_some_and(|version| parse_version(version.bytes()).is_some())
+        && hash.hash_has(DATA)
 }
 
 fn is_served_index(context: &Context, name: StringRef<'_>) -> bool {
