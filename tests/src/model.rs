@@ -259,7 +259,7 @@ struct Task {
 impl Task {
     /// Gone by the second line of defence, though its hash is there.
     fn has_lapsed(&self, now_ms: i64) -> bool {
-        self.expires_at_seconds.is_some_and(|seconds| seconds.saturating_mul(1000) <= now_ms)
+        self.expires_at_seconds.is_some_and(|seconds| seconds.saturating_mul(1000) < now_ms)
     }
 
     /// Version and data; None for a corrupt record.

@@ -36,13 +36,14 @@ pub fn expires_at_seconds(expires_at_ms: i64) -> i64 {
     expires_at_ms.div_euclid(1000).saturating_add(i64::from(expires_at_ms.rem_euclid(1000) != 0))
 }
 
-/// Whether a stored [`fields::EXPIRES_AT`] is past. One that is no integer says nothing.
+/// Whether a stored [`fields::EXPIRES_AT`] is past: from the millisecond after it on, as the server takes a
+/// key's own expiry. One that is no integer says nothing.
 #[must_use]
 pub fn is_past(expires_at: &[u8], now_ms: i64) -> bool {
     match expires_at {
         // Before the epoch.
         [b'-', digits @ ..] => parse_decimal(digits).is_some(),
-        digits => parse_decimal(digits).is_some_and(|seconds| seconds.saturating_mul(1000) <= now_ms),
+        digits => parse_decimal(digits).is_some_and(|seconds| seconds.saturating_mul(1000) < now_ms),
     }
 }
 
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn expiry_is_past_from_its_second_on() {
+    fn expiry_is_past_a_millisecond_after_its_second() {
         for (expires_at, past) in [
             ("1", true),
             ("2", true),
@@ -92,8 +93,9 @@ mod tests {
             ("soon", false),
             ("-", false),
         ] {
-            assert_eq!(is_past(expires_at.as_bytes(), 2_000), past, "{expires_at:?}");
+            assert_eq!(is_past(expires_at.as_bytes(), 2_001), past, "{expires_at:?}");
         }
+        assert!(!is_past(b"2", 2_000));
     }
 
     #[test]
