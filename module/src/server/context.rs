@@ -225,9 +225,7 @@ impl Context {
         Permissions { context: self, user: self.user() }
     }
 
-    /// None where nobody in particular runs the command: another module, say, for which the server does
-    /// not check keys either.
-    fn user(&self) -> Option<NonNull<raw::RedisModuleUser>> {
+    fn user(&self) -> User {
         // Redis 7.0 crashes when it is asked for the name where there is no user. There is one where a
         // client that is connected runs the command, or a script does in the client's name.
         // SAFETY: the context is that of the running call. A null pointer asks whether the client exists
@@ -236,25 +234,41 @@ impl Context {
             let client = (self.api.get_client_id)(self.raw);
             let connected = (self.api.get_client_info_by_id)(std::ptr::null_mut(), client) == OK;
             if !connected && !self.has_flag(raw::REDISMODULE_CTX_FLAGS_LUA) {
-                return None;
+                return User::Nobody;
             }
-            let name = NonNull::new((self.api.get_current_user_name)(self.raw))?;
+            let Some(name) = NonNull::new((self.api.get_current_user_name)(self.raw)) else {
+                return User::Nobody;
+            };
             let name = OwnedString::new(self.api, name);
             NonNull::new((self.api.get_module_user_from_user_name)(name.as_ref().raw()))
+                .map_or(User::Deleted, User::Known)
         }
     }
+}
+
+/// Who runs a command.
+enum User {
+    /// Nobody in particular: another module, say, for which the server does not check keys either.
+    Nobody,
+    Known(NonNull<raw::RedisModuleUser>),
+    /// Somebody whom the ACL does not know any more.
+    Deleted,
 }
 
 /// What one user may do, for as long as one call.
 pub(crate) struct Permissions<'c> {
     context: &'c Context,
-    user: Option<NonNull<raw::RedisModuleUser>>,
+    user: User,
 }
 
 impl Permissions<'_> {
     /// Whether the user may read a key. A refusal goes to the ACL log, as those of the server itself do.
     pub(crate) fn may_read(&self, key: StringRef<'_>) -> bool {
-        let Some(user) = self.user else { return true };
+        let user = match self.user {
+            User::Nobody => return true,
+            User::Deleted => return false,
+            User::Known(user) => user,
+        };
         let Context { api, raw, .. } = self.context;
         let reason = raw::RedisModuleACLLogEntryReason_REDISMODULE_ACL_LOG_KEY;
         // SAFETY: the context is that of the running call, the user is alive until drop and the string is
@@ -272,7 +286,7 @@ impl Permissions<'_> {
 
 impl Drop for Permissions<'_> {
     fn drop(&mut self) {
-        if let Some(user) = self.user {
+        if let User::Known(user) = self.user {
             // SAFETY: the user came from `get_module_user_from_user_name`, which hands over a handle of
             // its own; freeing it leaves the ACL user as it is.
             unsafe { (self.context.api.free_module_user)(user.as_ptr()) };
