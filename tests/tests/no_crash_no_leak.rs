@@ -35,7 +35,7 @@ fn panic_in_a_command_is_an_error_reply_and_the_server_goes_on() {
     .enumerate()
     {
         let reply = wire.call(command);
-        assert!(reply.starts_with("-ERR the pmcptask module failed to run this command"), "{reply}");
+        assert!(reply.starts_with("-DEFECT the pmcptask module failed to run this command"), "{reply}");
         assert_eq!(info(&mut wire, "pmcptask", "pmcptask_panics"), u64::try_from(n).unwrap() + 1);
     }
     wire.call(&["CONFIG", "SET", "pmcptask.debug-panic", "0"]);

@@ -289,7 +289,7 @@ unsafe extern "C" fn call<C: Command>(
         // A second reply would be taken for that of the client's next command.
         if !context.has_replied() {
             context.reply_error(
-                "ERR the pmcptask module failed to run this command; this is a defect of the module",
+                "DEFECT the pmcptask module failed to run this command; this is a defect of the module",
             );
         }
     }
