@@ -46,6 +46,8 @@ impl Module for Pmcptask {
         if !server::register_info(context, statistics::write_info) {
             return Err("the server takes no INFO section".to_owned());
         }
+        // Last of all: Redis 7.0 does not undo a subscription where the load fails, and would call into a module
+        // that it has unloaded.
         if !reclaim::start(context) {
             return Err("the server takes no subscription to keyspace events".to_owned());
         }

@@ -13,6 +13,7 @@ use std::{env, io, thread};
 use redis::Client;
 use tempfile::TempDir;
 
+use crate::holds_within;
 use crate::wire::Wire;
 
 /// Path of the server to test with; `redis-server` of the search path where it is not set.
@@ -242,6 +243,35 @@ impl Server {
             commands.push(words.join(" "));
         }
         commands
+    }
+
+    /// Starts a server whose AOF tells what each call tells, once its reply is there.
+    ///
+    /// # Panics
+    ///
+    /// With the sentence of a [`StartError`].
+    #[must_use]
+    pub fn start_recorded() -> Self {
+        let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
+        let server = Self::start_with(&options);
+        // The AOF starts with the choice of the database, and the module with a look at all keys. Neither is
+        // what a call tells.
+        server.have_all_keys_looked_at("pmcp:idx:first");
+        server
+    }
+
+    /// Has the module verify all indexes, and waits until it has. An index that is there stays.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not do so within a second.
+    pub fn have_all_keys_looked_at(&self, index: &str) {
+        let mut wire = self.wire();
+        wire.call(&["ZADD", index, "0", "gone"]);
+        // Databases that change places make it look again, if it has looked already.
+        wire.call(&["SWAPDB", "8", "9"]);
+        let is_gone = || wire.call(&["ZSCORE", index, "gone"]) == "$-1\r\n";
+        assert!(holds_within(Duration::from_secs(1), is_gone), "the module does not look at all keys");
     }
 
     /// Every key of a database: its value as DUMP tells it, and when it expires, in ms since the epoch.

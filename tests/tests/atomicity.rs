@@ -129,20 +129,6 @@ fn maxtasks_admits_no_more_while_tasks_come_and_go() {
 
 // Transactions and scripts.
 
-/// A server whose AOF can be read after each reply.
-fn recorded() -> Server {
-    let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
-    let server = Server::start_with(&options);
-    // The AOF starts with the choice of the database, and the module with a look at all keys. Neither is
-    // what a call tells.
-    let mut wire = server.wire();
-    wire.call(&["ZADD", "pmcp:idx:first", "1", "gone"]);
-    // Databases that change places make it look again, if it has looked already.
-    wire.call(&["SWAPDB", "8", "9"]);
-    assert!(holds_within(PROMISED, || wire.call(&["EXISTS", "pmcp:idx:first"]) == ":0\r\n"));
-    server
-}
-
 const SEVERAL: [(&str, &str); 9] = [
     ("PMCPTASK.PUT T I one CREATED 5 PXAT 4102444800123", ":1\r\n"),
     ("PMCPTASK.CAS T I 1 two PERSIST", "*2\r\n+OK\r\n:2\r\n"),
@@ -178,7 +164,7 @@ fn assert_one_transaction(commands: &[String]) {
 
 #[test]
 fn commands_in_multi_reply_as_ever_and_are_told_as_one_transaction() {
-    let server = recorded();
+    let server = Server::start_recorded();
     let mut wire = server.wire();
     let before = server.appended().len();
     assert_eq!(run(&mut wire, "MULTI"), OK);
@@ -192,7 +178,7 @@ fn commands_in_multi_reply_as_ever_and_are_told_as_one_transaction() {
 
 #[test]
 fn commands_in_a_script_reply_as_ever_and_are_told_as_one_transaction() {
-    let server = recorded();
+    let server = Server::start_recorded();
     let mut wire = server.wire();
     let before = server.appended().len();
     let calls: Vec<_> = SEVERAL
@@ -217,7 +203,7 @@ fn commands_in_a_script_reply_as_ever_and_are_told_as_one_transaction() {
 
 #[test]
 fn refusal_in_multi_or_a_script_undoes_nothing_else_and_leaves_nothing_of_itself() {
-    let server = recorded();
+    let server = Server::start_recorded();
     let mut wire = server.wire();
     let before = server.appended().len();
     for line in ["MULTI", "PMCPTASK.PUT T I one", "PMCPTASK.PUT pmcp:tasks:o:u I x MAXTASKS 1"] {
@@ -417,7 +403,7 @@ fn object_and_memory_commands_work_on_the_keys() {
 /// Has tasks expire and vanish while a pause is in force. Nothing may be written then, and no key may be
 /// left afterwards. Returns the server and a connection in the middle of the pause.
 fn tasks_go_during(pause: &str) -> (Server, Wire) {
-    let server = recorded();
+    let server = Server::start_recorded();
     let mut wire = server.wire();
     let expires_at = now_ms() + 500;
     for n in 0..300 {

@@ -121,3 +121,22 @@ fn nothing_is_dropped_while_a_slot_moves_and_index_and_tasks_arrive_whole() {
     assert!(!holds_within(PROMISED, || entries(&mut wire) != ["other", "t"]), "an entry was dropped");
     assert_eq!(wire.call(&["PMCPTASK.LIST", INDEX]).matches("data").count(), 2);
 }
+
+#[test]
+fn entries_of_settled_slots_go_while_another_slot_moves() {
+    let pair = Pair::start();
+    let mut wire = pair.first.wire();
+    put(&mut wire, TASK);
+    put(&mut wire, OTHER);
+    let slot = pair.start_moving();
+    let [bob, bobs_index] = ["pmcp:tasks:{bob}:t", "pmcp:idx:{bob}"];
+    assert_eq!(wire.call(&["PMCPTASK.PUT", bob, bobs_index, "data"]), ":1\r\n");
+    // Whether this one has gone or moved, nobody can tell yet.
+    wire.call(&["DEL", TASK]);
+    wire.call(&["DEL", bob]);
+    assert!(holds_within(PROMISED, || wire.call(&["EXISTS", bobs_index]) == ":0\r\n"));
+    assert_eq!(entries(&mut wire), ["other", "t"]);
+    // The slot stays after all.
+    assert_eq!(wire.call(&["CLUSTER", "SETSLOT", &slot, "STABLE"]), "+OK\r\n");
+    assert!(holds_within(PROMISED, || entries(&mut wire) == ["other"]));
+}

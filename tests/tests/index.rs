@@ -91,6 +91,70 @@ fn entry_goes_when_somebody_else_removes_the_hash() {
 }
 
 #[test]
+fn task_that_comes_whole_gets_its_entry() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    let record = r#"{"task":{"createdAt":"2023-11-14T22:13:20Z"}}"#;
+    wire.call(&["HSET", "elsewhere", "version", "3", "data", record]);
+    let dumped = server.dump(0).remove("elsewhere").and_then(|(value, _)| value).unwrap();
+    for how in ["COPY", "RENAME", "MOVE", "RESTORE"] {
+        wire.call(&["HSET", "elsewhere", "version", "3", "data", record]);
+        match how {
+            "MOVE" => {
+                let mut wire = server.wire();
+                wire.call(&["SELECT", "1"]);
+                wire.call(&["HSET", "pmcp:tasks:alice:t", "version", "3", "data", record]);
+                assert_eq!(wire.call(&["MOVE", "pmcp:tasks:alice:t", "0"]), ":1\r\n");
+            }
+            "RESTORE" => {
+                redis::cmd("RESTORE")
+                    .arg("pmcp:tasks:alice:t")
+                    .arg(0)
+                    .arg(&dumped)
+                    .exec(&mut server.connection())
+                    .unwrap();
+            }
+            _ => assert!(!wire.call(&[how, "elsewhere", "pmcp:tasks:alice:t"]).starts_with('-')),
+        }
+        assert!(holds_within(PROMISED, || has_entry(&mut wire, "alice", "t")), "{how}");
+        assert_eq!(wire.call(&["ZSCORE", "pmcp:idx:alice", "t"]), "$13\r\n1700000000000\r\n", "{how}");
+        assert_eq!(wire.call(&["PMCPTASK.DEL", "pmcp:tasks:alice:t", "pmcp:idx:alice"]), ":1\r\n", "{how}");
+    }
+    assert!(!exists(&mut wire, "pmcp:idx:alice"));
+}
+
+#[test]
+fn entry_goes_when_another_value_takes_the_place_of_the_hash() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    put(&mut wire, "alice", "t", &["PERSIST"]);
+    wire.call(&["SET", "string", "x"]);
+    assert_eq!(wire.call(&["RENAME", "string", "pmcp:tasks:alice:t"]), "+OK\r\n");
+    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:alice")));
+    assert!(exists(&mut wire, "pmcp:tasks:alice:t"));
+}
+
+#[test]
+fn prefix_without_a_key_left_takes_no_memory() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    server.have_all_keys_looked_at("pmcp:idx:alice");
+    let before = info_memory(&mut wire);
+    let filler = "x".repeat(2_000);
+    for n in 0..2_000 {
+        let (task, index) = (format!("{filler}{n}:tasks:o:t"), format!("{filler}{n}:idx:o"));
+        assert_eq!(wire.call(&["PMCPTASK.PUT", &task, &index, "x"]), ":1\r\n");
+        assert_eq!(wire.call(&["PMCPTASK.DEL", &task, &index]), ":1\r\n");
+    }
+    server.have_all_keys_looked_at("pmcp:idx:alice");
+    assert!(
+        holds_within(PROMISED, || info_memory(&mut wire) < before + 1_000_000),
+        "{before}, {}",
+        info_memory(&mut wire)
+    );
+}
+
+#[test]
 fn entry_of_an_evicted_task_goes() {
     let server = Server::start_with(&ServerOptions::default().set("maxmemory-policy", "volatile-ttl"));
     let mut wire = server.wire();

@@ -70,15 +70,6 @@ fn await_all_of(primary: &Server, replica: &Server) {
     assert!(same, "the replica does not come to the end of what its primary has written");
 }
 
-/// Has the module of a primary look at all keys and waits until it has removed a stale entry of
-/// this index. Works once on a server.
-fn look_at_all_keys(wire: &mut Wire, index: &str) {
-    wire.call(&["ZADD", index, "1", "gone"]);
-    // Databases that change places make it look again, if it has looked already.
-    wire.call(&["SWAPDB", "8", "9"]);
-    assert!(holds_within(PROMISED, || wire.call(&["ZSCORE", index, "gone"]) == NIL));
-}
-
 fn keys_of(prefix: &str, owner: u64, task: u64) -> (String, String) {
     // One owner with a colon, as the client before this one could not have it.
     let owner = if owner == 0 { "urn:o".to_owned() } else { format!("o{owner}") };
@@ -323,13 +314,13 @@ fn primary_that_comes_back_after_a_failover_removes_what_was_left_meanwhile() {
     wire.call(&["HSET", TASK, "version", "1", "data", "x"]);
     wire.call(&["ZADD", INDEX, "1", "t"]);
     // So that only its promotion makes the first one look again.
-    look_at_all_keys(&mut wire, INDEX);
+    first.have_all_keys_looked_at(INDEX);
     await_all_of(&first, &second);
 
     assert_eq!(second.wire().call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
     // So that the second one does not remove what is to be left. Its index stays: one that goes is a reason
     // to look, too.
-    look_at_all_keys(&mut second.wire(), INDEX);
+    second.have_all_keys_looked_at(INDEX);
     assert_eq!(wire.call(&["REPLICAOF", "127.0.0.1", &second.port().to_string()]), "+OK\r\n");
     await_all_of(&second, &first);
     assert_eq!(counted(&mut second.wire(), "stats", "sync_partial_ok"), 1, "the first one has loaded anew");
@@ -342,17 +333,22 @@ fn primary_that_comes_back_after_a_failover_removes_what_was_left_meanwhile() {
     assert_eq!(wire.call(&["ZCARD", INDEX]), ":1\r\n");
 }
 
-// What each call tells replicas and the AOF.
-
-/// A server whose AOF can be read after each reply.
-fn recorded() -> Server {
-    let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
-    let server = Server::start_with(&options);
-    // The AOF starts with the choice of the database, and the module with a look at all keys. Neither is
-    // what a call tells.
-    look_at_all_keys(&mut server.wire(), "pmcp:idx:first");
-    server
+#[test]
+fn primary_that_is_demoted_with_work_left_lets_the_module_go() {
+    let first = Server::start_with(&comparable().set("enable-module-command", "local"));
+    let second = Server::start_with(&comparable());
+    let mut wire = first.wire();
+    assert_eq!(wire.call(&["PMCPTASK.PUT", TASK, INDEX, "x"]), ":1\r\n");
+    for call in
+        [&["MULTI"][..], &["DEL", TASK], &["REPLICAOF", "127.0.0.1", &second.port().to_string()], &["EXEC"]]
+    {
+        wire.call(call);
+    }
+    assert_eq!(info(&mut wire, "replication", "role"), "slave");
+    assert!(holds_within(PROMISED, || wire.call(&["MODULE", "UNLOAD", "pmcptask"]) == "+OK\r\n"));
 }
+
+// What each call tells replicas and the AOF.
 
 fn call(server: &Server, line: &str) -> String {
     let words: Vec<_> = line
@@ -379,7 +375,7 @@ fn shortened(commands: &[String]) -> Vec<String> {
 
 #[test]
 fn each_call_tells_exactly_the_documented_commands_as_one_transaction() {
-    let server = recorded();
+    let server = Server::start_recorded();
     let [at, later] = ["4102444800123", "4102444805000"];
     let one = |command: &str| vec![command.to_owned()];
     let all = |commands: &[&str]| {
@@ -435,7 +431,7 @@ fn each_call_tells_exactly_the_documented_commands_as_one_transaction() {
 
 #[test]
 fn call_that_meets_half_a_task_tells_what_it_mends() {
-    let server = recorded();
+    let server = Server::start_recorded();
     // Keeps the index: where that goes, the module mends what is half by itself.
     call(&server, "PMCPTASK.PUT pmcp:tasks:o:stays I x");
     // A hash that has outlived its task.
@@ -464,7 +460,7 @@ fn call_that_meets_half_a_task_tells_what_it_mends() {
 
 #[test]
 fn reads_and_calls_that_are_refused_or_lost_tell_nothing() {
-    let server = recorded();
+    let server = Server::start_recorded();
     for line in [
         "PMCPTASK.PUT T I d CREATED 5",
         "HSET pmcp:tasks:o:nodata version 1",
@@ -511,7 +507,7 @@ fn reads_and_calls_that_are_refused_or_lost_tell_nothing() {
 
 #[test]
 fn entry_of_a_task_that_goes_by_itself_is_removed_with_one_plain_command() {
-    let server = recorded();
+    let server = Server::start_recorded();
     call(&server, "PMCPTASK.PUT pmcp:tasks:o:stays I x");
     for how in ["PEXPIREAT T", "UNLINK T", "PMCPTASK.PUT T I y PXAT"] {
         call(&server, "PMCPTASK.PUT T I x");

@@ -1,63 +1,45 @@
 //! Hash and index agree within a second, with no client's help.
 //!
 //! A task can go without a DEL of this module: it expires, is evicted, or somebody deletes or renames its
-//! hash. Three parts see to its entry:
+//! hash. It can come without a PUT as well, by RENAME or RESTORE. Three parts see to its entry:
 //!
-//! - [`gone`] hears from the server of each key that goes, and removes the entry a moment later.
+//! - [`suspects`] hears from the server of each key that goes or comes, and puts the entry right a moment
+//!   later.
 //! - [`deadlines`] has tasks that are past their expiry reclaimed at once. Left alone, the server looks for
 //!   expired keys at random and can take minutes to find one among many that are alive.
 //! - [`patrol`] walks all keys in small steps: it tells `deadlines` of tasks that will expire soon. After a
-//!   restart or a failover, or when an index has gone, it looks for entries without a task and for tasks
-//!   without an entry.
+//!   restart or a failover, when an index has gone, and every few minutes, it looks for entries without a
+//!   task and for tasks without an entry.
 //!
-//! Only keys of prefixes that are served are looked at: the default one, and those under which a command
-//! has written or found a task, or the patrol has. All others belong to other applications.
+//! Only keys of prefixes that are [`served`] are looked at. All others belong to other applications.
 
 mod deadlines;
-mod gone;
 mod patrol;
+mod served;
 mod slots;
+mod suspects;
 
-use std::collections::BTreeSet;
-
-use pmcptask_schema::{IndexKey, Keyspace, TaskKey};
+use pmcptask_schema::{Envelope, IndexKey, TaskKey};
 
 use crate::index;
-use crate::server::{Context, Key, Kind, ServerThread};
+use crate::record;
+use crate::server::{Context, Key, Kind};
 use crate::statistics;
 
-pub(crate) use gone::note_deleted;
 pub(crate) use patrol::expects_expiry;
-
-static SERVED: ServerThread<BTreeSet<Vec<u8>>> = ServerThread::new(BTreeSet::new());
+pub(crate) use served::serve;
+pub(crate) use suspects::note_deleted;
 
 /// Starts listening and walking.
 pub(crate) fn start(context: &Context) -> bool {
-    serve(context, Keyspace::DEFAULT_PREFIX.as_bytes());
-    gone::start(context) && patrol::start(context)
+    suspects::start(context) && patrol::start(context)
 }
 
 /// Forgets everything, before the module is unloaded.
 pub(crate) fn stop(context: &Context) {
-    if let Some(mut served) = SERVED.borrow_mut(context) {
-        *served = BTreeSet::new();
-    }
-    gone::forget(context);
+    served::forget(context);
+    suspects::forget(context);
     patrol::forget(context);
-}
-
-/// Takes note that keys with this prefix are this module's: a task of it has been written or read. A name
-/// that somebody has merely called proves nothing.
-pub(crate) fn serve(context: &Context, prefix: &[u8]) {
-    let Some(mut served) = SERVED.borrow_mut(context) else { return };
-    if !served.contains(prefix) {
-        served.insert(prefix.to_vec());
-        patrol::verify_indexes(context);
-    }
-}
-
-fn serves(context: &Context, prefix: &[u8]) -> bool {
-    SERVED.borrow_mut(context).is_some_and(|served| served.contains(prefix))
 }
 
 /// False on a replica, which is told of removals, and while a failover or CLIENT PAUSE forbids writes.
@@ -65,16 +47,53 @@ fn may_write(context: &Context) -> bool {
     context.is_settled_primary() && !context.writes_are_paused()
 }
 
-/// Removes the entry of a task that has gone and not come back, in the selected database.
-fn reclaim(context: &Context, task_name: &[u8]) {
+/// Makes the index agree with what a task's key holds, in the selected database: a task has an entry, and
+/// what has gone, or is no hash, has none.
+fn agree(context: &Context, task_name: &[u8]) {
     let Ok(key) = TaskKey::parse(task_name) else { return };
+    let index = IndexKey::of(&key);
     if holds_hash(context, task_name) {
+        if lacks_entry(context, &index, key.task_id) {
+            restore_entry(context, task_name, &index, key.task_id);
+        }
         return;
     }
-    remove_entry(context, &IndexKey::of(&key), key.task_id);
+    remove_entry(context, &index, key.task_id);
     if let Some((index, member)) = key.old_entry() {
         remove_entry(context, &index, &member);
     }
+}
+
+/// Whether a key holds a hash. One that is past its expiry goes by being looked at, and the server tells
+/// of it as of any other.
+fn holds_hash(context: &Context, name: &[u8]) -> bool {
+    // For writing, because that counts neither as a hit nor as a miss.
+    Key::open_for_writing(context, context.create_string(name).as_ref()).kind() == Kind::Hash
+}
+
+/// True where a task could be put into the index and is not there.
+fn lacks_entry(context: &Context, index: &IndexKey<'_>, task_id: &[u8]) -> bool {
+    let mut name = Vec::new();
+    index.write(&mut name);
+    match Key::open_for_reading(context, context.create_string(&name).as_ref()) {
+        None => true,
+        Some(index) => {
+            index.kind() == Kind::SortedSet && index.score(context.create_string(task_id).as_ref()).is_none()
+        }
+    }
+}
+
+/// Puts a live task into its index, where its record or else the clock says.
+fn restore_entry(context: &Context, task_name: &[u8], index: &IndexKey<'_>, task_id: &[u8]) {
+    let Ok(Some(task)) = record::read(context, context.create_string(task_name).as_ref()) else { return };
+    let created_ms = Envelope::read(task.data.bytes()).created_at_ms.unwrap_or_else(|| context.now_ms());
+    let mut name = Vec::new();
+    index.write(&mut name);
+    let name = context.create_string(&name);
+    let mut index = Key::open_for_writing(context, name.as_ref());
+    let task_id = context.create_string(task_id);
+    index::insert_entry(context, &mut index, name.as_ref(), task_id.as_ref(), created_ms);
+    statistics::INDEX_ENTRIES_RESTORED.increment();
 }
 
 fn remove_entry(context: &Context, index: &IndexKey<'_>, member: &[u8]) {
@@ -88,11 +107,4 @@ fn remove_entry(context: &Context, index: &IndexKey<'_>, member: &[u8]) {
     {
         statistics::INDEX_ENTRIES_RECLAIMED.increment();
     }
-}
-
-/// Whether a key holds a hash. One that is past its expiry goes by being looked at, and the server tells
-/// of it as of any other.
-fn holds_hash(context: &Context, name: &[u8]) -> bool {
-    // For writing, because that counts neither as a hit nor as a miss.
-    Key::open_for_writing(context, context.create_string(name).as_ref()).kind() == Kind::Hash
 }

@@ -1,26 +1,49 @@
-//! A slow walk over all keys, in steps of about a millisecond, ten times a second.
+//! A slow walk over all keys, in steps of a few milliseconds at most, ten times a second.
 
 use std::time::{Duration, Instant};
 
-use pmcptask_schema::{Envelope, IndexKey, TaskKey, parse_version};
+use pmcptask_schema::{IndexKey, TaskKey, parse_version};
 
 use super::deadlines::Deadlines;
-use super::slots::Slots;
-use super::{holds_hash, may_write, reclaim, serve, serves};
+use super::served::{serve, serves, walk_ends, walk_starts};
+use super::slots::{Role, Slots};
+use super::suspects::suspect;
+use super::{agree, holds_hash, lacks_entry, may_write};
 use crate::effects::{DATA, EXPIRES_AT, VERSION};
 use crate::index::{self, Entry, Position};
-use crate::record;
 use crate::server::{
     Context, Key, Kind, ScanCursor, ServerEvent, ServerThread, StringRef, subscribe_to_server_event,
 };
-use crate::{settings, statistics};
+use crate::settings;
 
-/// How long one step may take: a hundredth of the server's time.
-const STEP: Duration = Duration::from_millis(1);
-/// The same while indexes are verified, or tasks are past their expiry.
-const URGENT_STEP: Duration = Duration::from_millis(4);
+/// What a walk is for; each purpose includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Purpose {
+    /// To note the tasks that will expire soon.
+    Deadlines,
+    /// To find entries without a task and tasks without an entry.
+    Verify,
+    /// The same, when there may be many of them.
+    VerifyUrgently,
+}
+
+impl Purpose {
+    /// How long a step may take: a hundredth of the server's time, or two, or four.
+    const fn step(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Deadlines => 1,
+            Self::Verify => 2,
+            Self::VerifyUrgently => 4,
+        })
+    }
+}
+
+/// How long tasks may be reclaimed that are past their expiry, in one step.
+const RECLAIM_STEP: Duration = Duration::from_millis(4);
 /// A walk starts so long after the one before has started, in ms.
 const WALK_EVERY_MS: i64 = 20_000;
+/// A walk verifies so long after the one before that did, in ms, whether or not anything has happened.
+const VERIFY_EVERY_MS: i64 = 15 * 60 * 1000;
 /// A task that expires within this time is noted as a deadline, in ms: three walks, or more where a walk
 /// takes longer.
 const SHORTEST_HORIZON_MS: i64 = 3 * WALK_EVERY_MS;
@@ -31,23 +54,20 @@ struct Patrol {
     deadlines: Deadlines,
     horizon_ms: i64,
     walk: Option<Walk>,
+    /// A walk that starts as soon as possible.
+    requested: Option<Purpose>,
     next_walk_ms: i64,
-    /// Whether the next walk looks for entries without a task, and starts at once.
-    verify_now: bool,
-    /// Whether it does so in its turn.
-    verify_later: bool,
+    next_verification_ms: i64,
 }
 
 /// One walk over all keys of all databases.
 struct Walk {
+    purpose: Purpose,
     started_ms: i64,
     database: i32,
     cursor: ScanCursor,
-    verifies: bool,
-    /// Indexes that are still to be verified.
+    /// Indexes that the scan has met and that are still to be verified.
     indexes: Vec<Index>,
-    /// An entry without a task could not be judged because a slot was moving.
-    found_moving: bool,
 }
 
 struct Index {
@@ -63,17 +83,44 @@ impl Patrol {
         deadlines: Deadlines::new(),
         horizon_ms: SHORTEST_HORIZON_MS,
         walk: None,
+        requested: Some(Purpose::VerifyUrgently),
         next_walk_ms: 0,
-        verify_now: true,
-        verify_later: false,
+        next_verification_ms: 0,
     };
+
+    /// The walk to go on with, if there is one.
+    fn take_walk(&mut self, context: &Context) -> Option<Walk> {
+        // A walk makes room for a more urgent one. What is requested otherwise has its turn afterwards.
+        match self.walk.take() {
+            Some(walk) if self.requested.is_none_or(|requested| requested <= walk.purpose) => Some(walk),
+            _ => self.start_walk(context),
+        }
+    }
+
+    fn start_walk(&mut self, context: &Context) -> Option<Walk> {
+        let now_ms = context.now_ms();
+        let in_its_turn =
+            if now_ms >= self.next_verification_ms { Purpose::Verify } else { Purpose::Deadlines };
+        let purpose = match self.requested.take() {
+            None if now_ms < self.next_walk_ms => return None,
+            None => in_its_turn,
+            Some(requested) => requested.max(in_its_turn),
+        };
+        self.next_walk_ms = now_ms.saturating_add(WALK_EVERY_MS);
+        if purpose >= Purpose::Verify {
+            self.next_verification_ms = now_ms.saturating_add(VERIFY_EVERY_MS);
+        }
+        walk_starts(context);
+        let cursor = ScanCursor::new(context);
+        Some(Walk { purpose, started_ms: now_ms, database: 0, cursor, indexes: Vec::new() })
+    }
 }
 
 pub(super) fn start(context: &Context) -> bool {
     subscribe_to_server_event(context, ServerEvent::Cron, step)
-        && subscribe_to_server_event(context, ServerEvent::DataLoaded, verify_indexes)
-        && subscribe_to_server_event(context, ServerEvent::RoleChanged, verify_indexes)
-        && subscribe_to_server_event(context, ServerEvent::DatabasesSwapped, verify_indexes)
+        && subscribe_to_server_event(context, ServerEvent::DataLoaded, verify_urgently)
+        && subscribe_to_server_event(context, ServerEvent::RoleChanged, verify_urgently)
+        && subscribe_to_server_event(context, ServerEvent::DatabasesSwapped, verify_urgently)
 }
 
 pub(super) fn forget(context: &Context) {
@@ -82,10 +129,15 @@ pub(super) fn forget(context: &Context) {
     }
 }
 
-/// Has all indexes looked through as soon as possible: entries may have lost their task unnoticed.
-pub(super) fn verify_indexes(context: &Context) {
+/// Asks for a walk as soon as possible.
+pub(super) fn request(context: &Context, purpose: Purpose) {
     let Some(mut patrol) = PATROL.borrow_mut(context) else { return };
-    patrol.verify_now = true;
+    patrol.requested = patrol.requested.max(Some(purpose));
+}
+
+/// Entries may have lost their tasks unnoticed.
+fn verify_urgently(context: &Context) {
+    request(context, Purpose::VerifyUrgently);
 }
 
 /// Takes note of a task's expiry, ms since the epoch, in the selected database.
@@ -106,15 +158,18 @@ fn step(context: &Context) {
     let started = Instant::now();
     reclaim_expired(context, started);
     // Taken out while it works: looking at keys leads back into this module.
-    let Some(mut walk) = take_walk(context) else { return };
-    let limit = if walk.verifies { URGENT_STEP } else { STEP };
+    let walk = PATROL.borrow_mut(context).and_then(|mut patrol| patrol.take_walk(context));
+    let Some(mut walk) = walk else { return };
+    let slots = Slots::of(context);
     let mut is_done = false;
-    while !is_done && started.elapsed() < limit {
-        is_done = walk.scan(context) && walk.verify(context);
+    while !is_done && started.elapsed() < walk.purpose.step() {
+        is_done = walk.advance(context, &slots);
+    }
+    if is_done {
+        walk_ends(context);
     }
     let Some(mut patrol) = PATROL.borrow_mut(context) else { return };
     if is_done {
-        patrol.verify_later |= walk.found_moving;
         let took_ms = context.now_ms().saturating_sub(walk.started_ms);
         patrol.horizon_ms = took_ms.saturating_mul(3).max(SHORTEST_HORIZON_MS);
     } else {
@@ -124,7 +179,7 @@ fn step(context: &Context) {
 
 fn reclaim_expired(context: &Context, started: Instant) {
     let now_ms = context.now_ms();
-    while started.elapsed() < URGENT_STEP {
+    while started.elapsed() < RECLAIM_STEP {
         let due = PATROL.borrow_mut(context).and_then(|mut patrol| patrol.deadlines.take_due(now_ms));
         let Some((database, key)) = due else { return };
         if context.select_database(database) {
@@ -133,49 +188,28 @@ fn reclaim_expired(context: &Context, started: Instant) {
     }
 }
 
-fn take_walk(context: &Context) -> Option<Walk> {
-    let now_ms = context.now_ms();
-    let mut patrol = PATROL.borrow_mut(context)?;
-    // A walk that does not verify makes room for one that has to.
-    if let Some(walk) = patrol.walk.take()
-        && (walk.verifies || !patrol.verify_now)
-    {
-        return Some(walk);
-    }
-    if now_ms < patrol.next_walk_ms && !patrol.verify_now {
-        return None;
-    }
-    patrol.next_walk_ms = now_ms.saturating_add(WALK_EVERY_MS);
-    let verifies = patrol.verify_now || patrol.verify_later;
-    patrol.verify_now = false;
-    patrol.verify_later = false;
-    Some(Walk {
-        started_ms: now_ms,
-        database: 0,
-        cursor: ScanCursor::new(context),
-        verifies,
-        indexes: Vec::new(),
-        found_moving: false,
-    })
-}
-
 impl Walk {
-    /// Looks at some keys; true once all have been seen.
-    fn scan(&mut self, context: &Context) -> bool {
+    /// Looks at some keys or entries; true once all have been seen.
+    fn advance(&mut self, context: &Context, slots: &Slots<'_>) -> bool {
+        if let Some(index) = self.indexes.pop() {
+            self.verify_entries(context, slots, index);
+            return false;
+        }
         if !context.select_database(self.database) {
             return true;
         }
-        let Self { database, cursor, verifies, indexes, .. } = self;
+        let Self { purpose, database, cursor, indexes, .. } = self;
+        let verifies = *purpose >= Purpose::Verify;
         let mut tasks = Vec::new();
         let has_more = cursor.scan(context, |name, key| match key.kind() {
-            Kind::Hash if look_at_task(context, name, key) && *verifies => tasks.push(name.bytes().to_vec()),
-            Kind::SortedSet if *verifies && is_served_index(context, name) => {
+            Kind::Hash if look_at_task(context, name, key) && verifies => tasks.push(name.bytes().to_vec()),
+            Kind::SortedSet if is_served_index(context, name) && verifies => {
                 indexes.push(Index { database: *database, name: name.bytes().to_vec(), reached: None });
             }
             _ => {}
         });
         for task in tasks {
-            self.verify_task(context, &task);
+            verify_task(context, slots, &task);
         }
         if !has_more {
             self.database = self.database.saturating_add(1);
@@ -184,50 +218,46 @@ impl Walk {
         false
     }
 
-    /// Gives a task back its entry where somebody, eviction perhaps, has taken the index away.
-    fn verify_task(&mut self, context: &Context, name: &[u8]) {
-        let Ok(key) = TaskKey::parse(name) else { return };
-        let mut index_name = Vec::new();
-        IndexKey::of(&key).write(&mut index_name);
-        if !lacks_entry(context, &index_name, key.task_id) {
+    /// Looks for entries without a task.
+    fn verify_entries(&mut self, context: &Context, slots: &Slots<'_>, index: Index) {
+        let Index { database, name, reached } = index;
+        let Ok(key) = IndexKey::parse(&name) else { return };
+        if !context.select_database(database) {
             return;
         }
-        match Slots::of(context) {
-            Slots::Moving => self.found_moving = true,
-            slots if slots.hold(context, name) => restore(context, name, &index_name, key.task_id),
-            _ => {}
-        }
-    }
-
-    /// Looks at some entries of the indexes that the scan has found; true once all have been seen.
-    fn verify(&mut self, context: &Context) -> bool {
-        let Some(Index { database, name, reached }) = self.indexes.pop() else { return true };
-        let Ok(key) = IndexKey::parse(&name) else { return false };
-        if !context.select_database(database) {
-            return false;
-        }
         let entries = {
-            let index_name = context.create_string(&name);
-            let Some(index) = Key::open_for_reading(context, index_name.as_ref()) else { return false };
+            let name = context.create_string(&name);
+            let Some(index) = Key::open_for_reading(context, name.as_ref()) else { return };
             index::entries_after(&index, reached.as_ref(), false, ENTRIES_AT_ONCE)
         };
         let mut task_name = Vec::new();
         for entry in &entries {
             key.write_key_of_member(entry.task_id.bytes(), &mut task_name);
             if !holds_hash(context, &task_name) {
-                match Slots::of(context) {
-                    // Once the slot has arrived, its role here is settled: then is the time to look.
-                    Slots::Moving => self.found_moving = true,
-                    slots if slots.hold(context, &task_name) => reclaim(context, &task_name),
-                    _ => {}
-                }
+                put_right(context, slots, &task_name);
             }
         }
         if entries.len() == ENTRIES_AT_ONCE {
             let reached = entries.last().map(Entry::position);
             self.indexes.push(Index { database, name, reached });
         }
-        false
+    }
+}
+
+/// Gives a task back its entry where somebody, eviction perhaps, has taken it away.
+fn verify_task(context: &Context, slots: &Slots<'_>, name: &[u8]) {
+    let Ok(key) = TaskKey::parse(name) else { return };
+    if lacks_entry(context, &IndexKey::of(&key), key.task_id) {
+        put_right(context, slots, name);
+    }
+}
+
+fn put_right(context: &Context, slots: &Slots<'_>, task_name: &[u8]) {
+    match slots.role_for(task_name) {
+        Role::Owner => agree(context, task_name),
+        // Once the slot has arrived, it is settled whose task this is.
+        Role::Moving => suspect(context, task_name),
+        Role::Stranger => {}
     }
 }
 
@@ -244,31 +274,6 @@ fn look_at_task(context: &Context, name: StringRef<'_>, hash: &Key<'_>) -> bool 
         expects_expiry(context, expires_at_ms, name, context.now_ms());
     }
     true
-}
-
-fn lacks_entry(context: &Context, index_name: &[u8], task_id: &[u8]) -> bool {
-    match Key::open_for_reading(context, context.create_string(index_name).as_ref()) {
-        None => true,
-        Some(index) => {
-            index.kind() == Kind::SortedSet && index.score(context.create_string(task_id).as_ref()).is_none()
-        }
-    }
-}
-
-/// Puts a live task into its index, where its record or else the clock says.
-fn restore(context: &Context, name: &[u8], index_name: &[u8], task_id: &[u8]) {
-    let Ok(Some(task)) = record::read(context, context.create_string(name).as_ref()) else { return };
-    let created_ms = Envelope::read(task.data.bytes()).created_at_ms.unwrap_or_else(|| context.now_ms());
-    let index_name = context.create_string(index_name);
-    let mut index = Key::open_for_writing(context, index_name.as_ref());
-    index::insert_entry(
-        context,
-        &mut index,
-        index_name.as_ref(),
-        context.create_string(task_id).as_ref(),
-        created_ms,
-    );
-    statistics::INDEX_ENTRIES_RESTORED.increment();
 }
 
 /// A hash of just this name that holds just these fields is a task, whoever wrote it.

@@ -1,54 +1,81 @@
-//! In a cluster: which entries this node may remove at all.
+//! In a cluster: which entries this node may touch at all.
 //!
 //! While a slot moves, a hash that is missing here may be at its new node already, or not yet here, and its
 //! entry has to follow it. Entries of slots that belong to another node are that node's.
 
+use std::cell::OnceCell;
+
 use crate::server::Context;
 
-/// Whether this node may remove entries by itself.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Slots {
-    /// No cluster: all keys are here.
-    NoCluster,
-    /// A slot moves to or from this node.
+/// What this node is to the slot of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The slot is here and stays.
+    Owner,
+    /// The slot is on its way from this node or to it.
     Moving,
-    /// First and last slot of each range of this node.
-    Own(Vec<(u16, u16)>),
+    /// The slot is another node's.
+    Stranger,
 }
 
-impl Slots {
-    pub(super) fn of(context: &Context) -> Self {
-        if context.is_cluster() { Self::read(&context.cluster_nodes()) } else { Self::NoCluster }
+/// The slots of this node, read when they are first asked for. Good for one call of the server, in which
+/// no slot changes hands.
+pub(super) struct Slots<'c> {
+    context: &'c Context,
+    table: OnceCell<Table>,
+}
+
+impl<'c> Slots<'c> {
+    pub(super) fn of(context: &'c Context) -> Self {
+        Self { context, table: OnceCell::new() }
     }
 
+    pub(super) fn role_for(&self, key: &[u8]) -> Role {
+        if !self.context.is_cluster() {
+            return Role::Owner;
+        }
+        let table = self.table.get_or_init(|| Table::read(&self.context.cluster_nodes()));
+        self.context.cluster_slot(key).map_or(Role::Stranger, |slot| table.role_for(slot))
+    }
+}
+
+/// What `CLUSTER NODES` says of this node.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Table {
+    /// First and last slot of each range of this node.
+    own: Vec<(i64, i64)>,
+    moving: Vec<i64>,
+}
+
+impl Table {
     /// Reads `CLUSTER NODES`: the line of this node ends with its slots, `0-5460 7000`, and a slot on its
     /// way is in brackets: `[93-<-node]` or `[77->-node]`.
     fn read(nodes: &[u8]) -> Self {
         const WORDS_BEFORE_SLOTS: usize = 8;
         let nodes = String::from_utf8_lossy(nodes);
-        let mut ranges = Vec::new();
+        let mut table = Self::default();
         for line in nodes.lines().filter(|line| line.contains("myself")) {
             for slots in line.split(' ').skip(WORDS_BEFORE_SLOTS) {
-                if slots.starts_with('[') {
-                    return Self::Moving;
+                if let Some(moving) = slots.strip_prefix('[') {
+                    table.moving.extend(moving.split('-').next().and_then(|slot| slot.parse::<i64>().ok()));
+                    continue;
                 }
                 let (first, last) = slots.split_once('-').unwrap_or((slots, slots));
                 if let (Ok(first), Ok(last)) = (first.parse(), last.parse()) {
-                    ranges.push((first, last));
+                    table.own.push((first, last));
                 }
             }
         }
-        Self::Own(ranges)
+        table
     }
 
-    /// Whether a key is this node's.
-    pub(super) fn hold(&self, context: &Context, key: &[u8]) -> bool {
-        match self {
-            Self::NoCluster => true,
-            Self::Moving => false,
-            Self::Own(ranges) => context.cluster_slot(key).is_some_and(|slot| {
-                ranges.iter().any(|(first, last)| (i64::from(*first)..=i64::from(*last)).contains(&slot))
-            }),
+    fn role_for(&self, slot: i64) -> Role {
+        if self.moving.contains(&slot) {
+            Role::Moving
+        } else if self.own.iter().any(|(first, last)| (*first..=*last).contains(&slot)) {
+            Role::Owner
+        } else {
+            Role::Stranger
         }
     }
 }
@@ -61,16 +88,20 @@ mod tests {
     fn own_slots_are_those_of_the_own_line() {
         let own = "a1 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-5 9 100-16383";
         let other = "b2 127.0.0.1:3@4 master - 0 0 2 connected 6-8 [77->-a1]";
-        let nodes = format!("{other}\n{own}\n");
-        assert_eq!(Slots::read(nodes.as_bytes()), Slots::Own(vec![(0, 5), (9, 9), (100, 16_383)]));
-        assert_eq!(Slots::read(b""), Slots::Own(Vec::new()));
+        let table = Table::read(format!("{other}\n{own}\n").as_bytes());
+        assert_eq!(table, Table { own: vec![(0, 5), (9, 9), (100, 16_383)], moving: vec![] });
+        for (slot, role) in [(0, Role::Owner), (6, Role::Stranger), (9, Role::Owner), (99, Role::Stranger)] {
+            assert_eq!(table.role_for(slot), role, "{slot}");
+        }
+        assert_eq!(Table::read(b""), Table::default());
     }
 
     #[test]
-    fn slot_on_its_way_is_seen() {
-        let own = "a1 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-5";
-        for moving in ["[93-<-b2]", "[5->-b2]"] {
-            assert_eq!(Slots::read(format!("{own} {moving}\n").as_bytes()), Slots::Moving);
+    fn slot_on_its_way_is_no_reason_to_leave_others_alone() {
+        let own = "a1 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-5 [93-<-b2] [5->-b2]\n";
+        let table = Table::read(own.as_bytes());
+        for (slot, role) in [(4, Role::Owner), (5, Role::Moving), (93, Role::Moving), (6, Role::Stranger)] {
+            assert_eq!(table.role_for(slot), role, "{slot}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the server tells: keys that have gone, and changes of the server itself.
+//! What the server tells: keys that have gone or come, and changes of the server itself.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,7 +11,8 @@ use super::api::OK;
 use super::context::Context;
 use super::string::StringRef;
 
-/// A key that has just gone from its database: expired, evicted, deleted, renamed or moved away.
+/// A key that has just gone from its database (expired, evicted, deleted, renamed or moved away), or has come
+/// to it whole (renamed, moved, copied or restored).
 pub(crate) struct KeyEvent<'c> {
     pub(crate) key: StringRef<'c>,
 }
@@ -20,8 +21,8 @@ type Handler = fn(&Context, &KeyEvent<'_>);
 
 static HANDLER: OnceLock<Handler> = OnceLock::new();
 
-/// Calls `handler` for each key that goes. It runs in the middle of what made the key go and must not
-/// write.
+/// Calls `handler` for each key that goes or comes. It runs in the middle of what made the key do so and must
+/// not write.
 pub(crate) fn subscribe(context: &Context, handler: Handler) -> bool {
     let handler = HANDLER.get_or_init(|| handler);
     let _: &Handler = handler;
@@ -41,8 +42,12 @@ unsafe extern "C" fn key_event(
 ) -> c_int {
     // SAFETY: the server passes a C string that outlives this call.
     let event = unsafe { CStr::from_ptr(event) };
-    let gone = [c"expired", c"evicted", c"del", c"rename_from", c"move_from"].contains(&event);
-    let (true, Some(key), Some(handler)) = (gone, NonNull::new(key), HANDLER.get()) else {
+    let is_meant = matches!(
+        event.to_bytes(),
+        b"expired" | b"evicted" | b"del" | b"rename_from" | b"move_from" // gone
+            | b"rename_to" | b"move_to" | b"copy_to" | b"restore" // come
+    );
+    let (true, Some(key), Some(handler)) = (is_meant, NonNull::new(key), HANDLER.get()) else {
         return OK;
     };
     // SAFETY: the server passes the context of this call.
