@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::refusal::Code;
 use crate::server::Info;
 
-/// A number that only grows.
+/// A number of the section: most only grow.
 pub(crate) struct Counter {
     name: &'static CStr,
     value: AtomicU64,
@@ -19,6 +19,10 @@ impl Counter {
 
     pub(crate) fn increment(&self) {
         self.add(1);
+    }
+
+    pub(crate) fn set(&self, value: bool) {
+        self.value.store(u64::from(value), Ordering::Relaxed);
     }
 
     pub(crate) fn add(&self, more: usize) {
@@ -64,6 +68,8 @@ counters! {
     INDEX_ENTRIES_RECLAIMED: c"index_entries_reclaimed",
     /// Index entries given back to tasks whose index others had taken away.
     INDEX_ENTRIES_RESTORED: c"index_entries_restored",
+    /// 1 while all indexes are being verified, or about to be; on a replica until it is a primary.
+    VERIFICATION_PENDING: c"verification_pending",
     REFUSED_ERR: c"refused_err",
     REFUSED_WRONGTYPE: c"refused_wrongtype",
     REFUSED_CAPACITY: c"refused_capacity",

@@ -2,6 +2,7 @@
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::collections::BTreeMap;
 use std::env;
 use std::path::PathBuf;
 use std::process::Command;
@@ -392,6 +393,7 @@ fn info_counts_what_the_module_has_done() {
         "corrupt_records_skipped",
         "index_entries_reclaimed",
         "index_entries_restored",
+        "verification_pending",
         "refused_err",
         "refused_wrongtype",
         "refused_capacity",
@@ -400,11 +402,16 @@ fn info_counts_what_the_module_has_done() {
         "panics",
     ];
     let zeros: Vec<_> = names.map(|name| (name.to_owned(), 0)).into();
+    server.have_all_keys_looked_at();
     assert_eq!(counters(&mut wire), zeros);
     run(&mut wire, "ACL SETUSER narrow on nopass ~p:idx:* +@all");
     let mut narrow = server.wire();
     run(&mut narrow, "AUTH narrow any");
-    let mut expected: std::collections::BTreeMap<_, _> = zeros.into_iter().collect();
+    // It counts nothing, and a prefix that is new moves it.
+    let counted = |wire: &mut Wire| -> BTreeMap<_, _> {
+        counters(wire).into_iter().filter(|(name, _)| name != "verification_pending").collect()
+    };
+    let mut expected = counted(&mut wire);
     // What counts, once each but where a list has two records, and which counters that moves.
     for (line, moved) in [
         ("PMCPTASK.PUT p:tasks:o:t p:idx:o d", &[("puts", 1)][..]),
@@ -432,18 +439,14 @@ fn info_counts_what_the_module_has_done() {
         for (name, more) in moved {
             *expected.get_mut(*name).unwrap() += more;
         }
-        assert_eq!(
-            counters(&mut wire).into_iter().collect::<std::collections::BTreeMap<_, _>>(),
-            expected,
-            "{line}"
-        );
+        assert_eq!(counted(&mut wire), expected, "{line}");
     }
     assert!(run(&mut narrow, "PMCPTASK.LIST p:idx:o").starts_with("-NOPERM "));
     *expected.get_mut("refused_noperm").unwrap() += 1;
     run(&mut wire, "DEL p:tasks:o:t");
     *expected.get_mut("index_entries_reclaimed").unwrap() += 1;
     assert!(pmcptask_tests::holds_within(std::time::Duration::from_secs(1), || {
-        counters(&mut wire).into_iter().collect::<std::collections::BTreeMap<_, _>>() == expected
+        counted(&mut wire) == expected
     }));
 }
 

@@ -138,7 +138,7 @@ fn entry_goes_when_another_value_takes_the_place_of_the_hash() {
 fn prefix_without_a_key_left_takes_no_memory() {
     let server = Server::start();
     let mut wire = server.wire();
-    server.have_all_keys_looked_at("pmcp:idx:alice");
+    server.have_all_keys_looked_at();
     let before = info_memory(&mut wire);
     let filler = "x".repeat(2_000);
     for n in 0..2_000 {
@@ -146,7 +146,7 @@ fn prefix_without_a_key_left_takes_no_memory() {
         assert_eq!(wire.call(&["PMCPTASK.PUT", &task, &index, "x"]), ":1\r\n");
         assert_eq!(wire.call(&["PMCPTASK.DEL", &task, &index]), ":1\r\n");
     }
-    server.have_all_keys_looked_at("pmcp:idx:alice");
+    server.have_all_keys_looked_at();
     assert!(
         holds_within(PROMISED, || info_memory(&mut wire) < before + 1_000_000),
         "{before}, {}",

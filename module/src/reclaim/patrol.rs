@@ -14,7 +14,7 @@ use crate::index::{self, Entry, Position};
 use crate::server::{
     Context, Key, Kind, ScanCursor, ServerEvent, ServerThread, StringRef, subscribe_to_server_event,
 };
-use crate::settings;
+use crate::{settings, statistics};
 
 /// What a walk is for; each purpose includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,7 +83,7 @@ impl Patrol {
         deadlines: Deadlines::new(),
         horizon_ms: SHORTEST_HORIZON_MS,
         walk: None,
-        requested: Some(Purpose::VerifyUrgently),
+        requested: None,
         next_walk_ms: 0,
         next_verification_ms: 0,
     };
@@ -95,6 +95,11 @@ impl Patrol {
             Some(walk) if self.requested.is_none_or(|requested| requested <= walk.purpose) => Some(walk),
             _ => self.start_walk(context),
         }
+    }
+
+    fn tell_whether_pending(&self) {
+        let purpose = self.walk.as_ref().map(|walk| walk.purpose).max(self.requested);
+        statistics::VERIFICATION_PENDING.set(purpose >= Some(Purpose::Verify));
     }
 
     fn start_walk(&mut self, context: &Context) -> Option<Walk> {
@@ -117,6 +122,7 @@ impl Patrol {
 }
 
 pub(super) fn start(context: &Context) -> bool {
+    verify_urgently(context);
     subscribe_to_server_event(context, ServerEvent::Cron, step)
         && subscribe_to_server_event(context, ServerEvent::DataLoaded, verify_urgently)
         && subscribe_to_server_event(context, ServerEvent::RoleChanged, verify_urgently)
@@ -133,6 +139,7 @@ pub(super) fn forget(context: &Context) {
 pub(super) fn request(context: &Context, purpose: Purpose) {
     let Some(mut patrol) = PATROL.borrow_mut(context) else { return };
     patrol.requested = patrol.requested.max(Some(purpose));
+    patrol.tell_whether_pending();
 }
 
 /// Entries may have lost their tasks unnoticed.
@@ -175,6 +182,7 @@ fn step(context: &Context) {
     } else {
         patrol.walk = Some(walk);
     }
+    patrol.tell_whether_pending();
 }
 
 fn reclaim_expired(context: &Context, started: Instant) {
