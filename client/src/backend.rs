@@ -19,8 +19,19 @@ pub enum HashTags {
     /// `pmcp:tasks:alice:t1`: what `pmcp-tasks` writes, and the default.
     #[default]
     Off,
-    /// `pmcp:tasks:{alice}:t1`, braces literal: in a cluster, all keys of an owner share a slot.
+    /// `pmcp:tasks:{alice}:t1`, braces literal: in a cluster, all keys of an owner share a slot. An owner that is
+    /// empty or starts with `}` stands after `_{_}` instead, because such a tag would be void.
     On,
+}
+
+impl HashTags {
+    pub(crate) fn keyspace(self, prefix: impl Into<String>) -> Result<Keyspace, PrefixError> {
+        let keyspace = Keyspace::new(prefix)?;
+        match self {
+            Self::Off => Ok(keyspace),
+            Self::On => keyspace.with_hash_tags(),
+        }
+    }
 }
 
 /// Keeps task records in Redis or Valkey, with one native command for each call.
@@ -66,11 +77,11 @@ impl RedisBackend {
 
     /// Sets what all keys start with; `pmcp` unless set.
     ///
-    /// With a prefix that cannot be told from the rest of a key (see [`RedisBackendBuilder::prefix`](crate::RedisBackendBuilder::prefix)),
+    /// With a prefix that no key can have (see [`RedisBackendBuilder::prefix`](crate::RedisBackendBuilder::prefix)),
     /// every call fails with [`Error::Settings`].
     #[must_use]
     pub fn with_prefix(mut self, prefix: impl Into<String>) -> Self {
-        self.keyspace = Keyspace::new(prefix);
+        self.keyspace = self.hash_tags.keyspace(prefix);
         self
     }
 
@@ -98,26 +109,8 @@ impl RedisBackend {
     fn keys_of(&self, key: &str) -> Result<(String, String), Error> {
         let keyspace = self.keyspace()?;
         let (owner, task_id) = split_composite(key)?;
-        Ok(match self.hash_tags {
-            HashTags::Off => (keyspace.task_key(owner, task_id), keyspace.index_key(owner)),
-            HashTags::On => {
-                let owner = tagged(owner);
-                (keyspace.task_key(&owner, task_id), keyspace.index_key(&owner))
-            }
-        })
+        Ok((keyspace.task_key(owner, task_id), keyspace.index_key(owner)))
     }
-
-    fn index_key_of(&self, owner: &str) -> Result<String, Error> {
-        let keyspace = self.keyspace()?;
-        Ok(match self.hash_tags {
-            HashTags::Off => keyspace.index_key(owner),
-            HashTags::On => keyspace.index_key(&tagged(owner)),
-        })
-    }
-}
-
-fn tagged(owner: &str) -> String {
-    ["{", owner, "}"].concat()
 }
 
 fn is_permission_error(error: &StorageError) -> bool {
@@ -179,7 +172,7 @@ impl StorageBackend for RedisBackend {
 
     async fn list_by_prefix(&self, prefix: &str) -> Result<Vec<(String, VersionedRecord)>, StorageError> {
         let owner = prefix.strip_suffix(':').ok_or(Error::ListPrefix)?;
-        let index_key = self.index_key_of(owner)?;
+        let index_key = self.keyspace()?.index_key(owner);
         let reply = self.connection.call(&commands::list(&index_key), CallKind::Read, prefix).await?;
         let tasks = replies::list(reply)?;
         Ok(tasks.into_iter().map(|(task_id, record)| ([prefix, &task_id].concat(), record)).collect())

@@ -56,7 +56,7 @@ impl RedisBackendBuilder {
     }
 
     /// What all keys start with; `pmcp` unless set. It must not contain, nor end in the start of,
-    /// `:tasks:` or `:idx:`.
+    /// `:tasks:` or `:idx:`; with hash tags it must not hold `{`, unless it holds a whole hash tag.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
@@ -90,7 +90,8 @@ impl RedisBackendBuilder {
     /// [`Error::Settings`], [`Error::NoServer`], [`Error::Authentication`], [`Error::ModuleNotLoaded`], or
     /// whatever else the server answers.
     pub async fn connect(self) -> Result<RedisBackend, StorageError> {
-        let keyspace = Keyspace::new(self.prefix).map_err(|error| Error::Settings(error.to_string()))?;
+        let keyspace =
+            self.hash_tags.keyspace(self.prefix).map_err(|error| Error::Settings(error.to_string()))?;
         let connection = Connection::open(&self.url, self.timeouts).await?;
         let backend = RedisBackend::from_parts(connection, keyspace, self.hash_tags);
         backend.check_module().await?;

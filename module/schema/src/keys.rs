@@ -171,17 +171,22 @@ pub fn split_composite(key: &str) -> Result<(&str, &str), CompositeKeyError> {
     }
 }
 
-/// The prefix cannot be told from the rest of a key.
+/// Keys cannot start like this.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("key prefix {prefix:?}: must not contain, nor end in the start of, ':tasks:' or ':idx:'")]
-pub struct PrefixError {
-    prefix: String,
+pub enum PrefixError {
+    /// The prefix cannot be told from the rest of a key.
+    #[error("key prefix {0:?}: must not contain, nor end in the start of, ':tasks:' or ':idx:'")]
+    Ambiguous(String),
+    /// The prefix takes the place of the owners' hash tags.
+    #[error("key prefix {0:?}: with hash tags, must hold no '{{', unless it holds a whole hash tag")]
+    InTheWayOfHashTags(String),
 }
 
 /// Makes the keys of one deployment from owners and task ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Keyspace {
     prefix: String,
+    has_hash_tags: bool,
 }
 
 impl Keyspace {
@@ -192,14 +197,39 @@ impl Keyspace {
     ///
     /// # Errors
     ///
-    /// [`PrefixError`] where the keys could be read with another prefix than this one.
+    /// [`PrefixError::Ambiguous`] where the keys could be read with another prefix than this one.
     pub fn new(prefix: impl Into<String>) -> Result<Self, PrefixError> {
-        let keyspace = Self { prefix: prefix.into() };
+        let keyspace = Self { prefix: prefix.into(), has_hash_tags: false };
         let prefix = keyspace.prefix.as_bytes();
         let (task, index) = (keyspace.task_key("o", "t"), keyspace.index_key("o"));
         let readable = TaskKey::parse(task.as_bytes()).is_ok_and(|key| key.prefix == prefix)
             && IndexKey::parse(index.as_bytes()).is_ok_and(|key| key.prefix == prefix);
-        if readable { Ok(keyspace) } else { Err(PrefixError { prefix: keyspace.prefix }) }
+        if readable { Ok(keyspace) } else { Err(PrefixError::Ambiguous(keyspace.prefix)) }
+    }
+
+    /// The same with each owner in a hash tag, so that all keys of one owner share a slot of a cluster.
+    ///
+    /// A prefix that holds a hash tag itself decides for all owners: then all keys share one slot.
+    ///
+    /// # Errors
+    ///
+    /// [`PrefixError::InTheWayOfHashTags`] where the prefix holds a brace that makes owners' tags void.
+    pub fn with_hash_tags(mut self) -> Result<Self, PrefixError> {
+        // What counts is the first opening brace of a key, and the first closing one after it.
+        let tag = self.prefix.split_once('{').map(|(_, rest)| rest.split_once('}'));
+        match tag {
+            None => {}
+            Some(Some((tag, _))) if !tag.is_empty() => {}
+            Some(_) => return Err(PrefixError::InTheWayOfHashTags(self.prefix)),
+        }
+        self.has_hash_tags = true;
+        Ok(self)
+    }
+
+    /// Whether keys hold their owner in a hash tag.
+    #[must_use]
+    pub fn has_hash_tags(&self) -> bool {
+        self.has_hash_tags
     }
 
     /// The prefix that all keys start with.
@@ -211,19 +241,34 @@ impl Keyspace {
     /// `{prefix}:tasks:{owner}:{task-id}`.
     #[must_use]
     pub fn task_key(&self, owner: &str, task_id: &str) -> String {
-        [&self.prefix, ":tasks:", owner, ":", task_id].concat()
+        let [before, after] = self.around(owner);
+        [&self.prefix, ":tasks:", before, owner, after, ":", task_id].concat()
     }
 
     /// `{prefix}:idx:{owner}`.
     #[must_use]
     pub fn index_key(&self, owner: &str) -> String {
-        [&self.prefix, ":idx:", owner].concat()
+        let [before, after] = self.around(owner);
+        [&self.prefix, ":idx:", before, owner, after].concat()
+    }
+
+    /// What stands before and after an owner: with hash tags, `{alice}`. An owner that is empty or starts with
+    /// a closing brace would make that tag empty, which is none; `_{_}` before it is one, and cannot be
+    /// mistaken for another owner, because those start with a brace.
+    fn around(&self, owner: &str) -> [&'static str; 2] {
+        if !self.has_hash_tags {
+            ["", ""]
+        } else if owner.is_empty() || owner.starts_with('}') {
+            ["_{_}", ""]
+        } else {
+            ["{", "}"]
+        }
     }
 }
 
 impl Default for Keyspace {
     fn default() -> Self {
-        Self { prefix: Self::DEFAULT_PREFIX.to_owned() }
+        Self { prefix: Self::DEFAULT_PREFIX.to_owned(), has_hash_tags: false }
     }
 }
 
@@ -303,6 +348,35 @@ mod tests {
     }
 
     #[test]
+    fn prefix_in_the_way_of_hash_tags_is_refused() {
+        for prefix in ["{", "a{b", "a{}", "{}{x}", "}{"] {
+            let keyspace = Keyspace::new(prefix).unwrap();
+            let refused = PrefixError::InTheWayOfHashTags(prefix.to_owned());
+            assert_eq!(keyspace.with_hash_tags(), Err(refused), "{prefix}");
+        }
+        for prefix in ["", "pmcp", "a}b", "{x}", "a{b}c{"] {
+            assert!(Keyspace::new(prefix).unwrap().with_hash_tags().is_ok(), "{prefix}");
+        }
+    }
+
+    #[test]
+    fn hash_tag_is_the_owner() {
+        let keyspace = Keyspace::default().with_hash_tags().unwrap();
+        assert_eq!(keyspace.task_key("alice", "t1"), "pmcp:tasks:{alice}:t1");
+        assert_eq!(keyspace.index_key("alice"), "pmcp:idx:{alice}");
+        assert_eq!(keyspace.index_key("}"), "pmcp:idx:_{_}}");
+    }
+
+    /// What a cluster takes of a key for its slot, by the Redis Cluster specification.
+    fn hashed(key: &str) -> &str {
+        key.split_once('{')
+            .and_then(|(_, rest)| rest.split_once('}'))
+            .map(|(tag, _)| tag)
+            .filter(|tag| !tag.is_empty())
+            .unwrap_or(key)
+    }
+
+    #[test]
     fn composite_key_without_owner_or_task_is_refused() {
         for key in ["", "t", "o:", ":"] {
             assert!(split_composite(key).is_err(), "{key}");
@@ -329,6 +403,19 @@ mod tests {
             prop_assert_eq!(&made, task.as_bytes());
             IndexKey::of(&task_key).write(&mut made);
             prop_assert_eq!(made, index.into_bytes());
+        }
+
+        #[test]
+        fn keys_of_an_owner_share_a_hash_tag_and_are_no_others(
+            prefix in "[a{}]{0,3}", owner in "[a{}_:]{0,5}", other in "[a{}_:]{0,5}",
+        ) {
+            let Ok(keyspace) = Keyspace::new(prefix).and_then(Keyspace::with_hash_tags) else { return Ok(()) };
+            let (task, index) = (keyspace.task_key(&owner, "t"), keyspace.index_key(&owner));
+            prop_assert!(hashed(&task) != task);
+            prop_assert_eq!(hashed(&task), hashed(&index));
+            let task_key = TaskKey::parse(task.as_bytes()).unwrap();
+            prop_assert_eq!(IndexKey::parse(index.as_bytes()).unwrap().check_holds(&task_key), Ok(()));
+            prop_assert_eq!(owner == other, index == keyspace.index_key(&other));
         }
 
         #[test]
