@@ -1,19 +1,29 @@
-//! The connection to the server: how it is opened, and what a call does while it is lost.
+//! The connection to the server: how it is opened, kept, and what a call does while it is lost.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use backon::{BackoffBuilder, ExponentialBuilder};
 use pmcp_tasks::StorageError;
-use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::io::tcp::TcpSettings;
-use redis::{Client, Cmd, IntoConnectionInfo, ProtocolVersion, RedisError, Value};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError,
+    RedisResult, Value,
+};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{self, CallKind, Error};
 
-/// Reconnecting starts at once, with a pause between attempts that grows from the first to the second.
+/// Pauses between attempts to connect grow from the first to the second, with jitter of up to as much again,
+/// so that a fleet does not come back all at once.
 const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(300));
-/// Attempts of one round, about a second of them. The next call starts the next round.
-const RECONNECT_ATTEMPTS: usize = 6;
+/// A connection that lasts shorter than this is not worth a quick attempt at the next one.
+const STABLE: Duration = Duration::from_secs(1);
 /// Calls that may wait to be sent; beyond that, callers wait. The connection sends them in one go.
 const CALLS_WAITING: usize = 1024;
 
@@ -34,7 +44,7 @@ impl Default for Timeouts {
 #[derive(Clone)]
 pub(crate) enum Connection {
     /// Reconnects by itself.
-    Managed(Arc<Managed>),
+    Kept(Arc<Kept>),
     /// Somebody else's: when it is lost, it stays lost.
     Given(MultiplexedConnection),
 }
@@ -42,6 +52,41 @@ pub(crate) enum Connection {
 impl Connection {
     /// Connects once, so that a wrong address or password shows at once.
     pub(crate) async fn open(url: &str, timeouts: Timeouts) -> Result<Self, Error> {
+        let endpoint = Endpoint::of(url, timeouts)?;
+        let status = Arc::new(Status::default());
+        let first = endpoint
+            .connect(timeouts.connect, &status, 1)
+            .await
+            .map_err(|error| error::of_connecting(error, endpoint.address.clone()))?;
+        let link = Link { number: 1, connection: first, refusal: None };
+        let link = Arc::new(ArcSwap::from_pointee(link));
+        let keeper = tokio::spawn(keep(endpoint.clone(), link.clone(), status.clone())).abort_handle();
+        Ok(Self::Kept(Arc::new(Kept { endpoint, link, status, keeper })))
+    }
+
+    /// Sends a command and waits for its reply; `key` is for the error.
+    ///
+    /// A write is sent at most once. What has certainly not been sent, and a read that lost its connection,
+    /// waits for the next connection until the time to connect is over.
+    pub(crate) async fn call(&self, command: &Cmd, kind: CallKind, key: &str) -> Result<Value, StorageError> {
+        let reply = match self {
+            Self::Given(connection) => connection.clone().req_packed_command(command).await,
+            Self::Kept(kept) => kept.call(command, kind).await?,
+        };
+        reply.and_then(Value::extract_error).map_err(|error| error::of_call(error, kind, key))
+    }
+}
+
+/// Where and how to connect.
+#[derive(Clone)]
+struct Endpoint {
+    client: Client,
+    address: String,
+    timeouts: Timeouts,
+}
+
+impl Endpoint {
+    fn of(url: &str, timeouts: Timeouts) -> Result<Self, Error> {
         let info = url.into_connection_info().map_err(|error| Error::Settings(error.to_string()))?;
         let address = info.addr().to_string();
         let mut redis =
@@ -52,109 +97,170 @@ impl Connection {
         }
         let info = info.set_redis_settings(redis).set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let client = Client::open(info).map_err(|error| Error::Settings(error.to_string()))?;
-
-        let once =
-            Self::config(timeouts).set_connection_timeout(Some(timeouts.connect)).set_number_of_retries(0);
-        ConnectionManager::new_with_config(client.clone(), once)
-            .await
-            .map_err(|error| error::of_connecting(error, address.clone()))?;
-        let manager = ConnectionManager::new_with_config(client.clone(), Self::config(timeouts))
-            .await
-            .map_err(|error| error::of_connecting(error, address))?;
-        let current = Mutex::new(Generation { number: 0, manager });
-        Ok(Self::Managed(Arc::new(Managed { client, timeouts, current })))
+        Ok(Self { client, address, timeouts })
     }
 
-    fn config(timeouts: Timeouts) -> ConnectionManagerConfig {
-        let (shortest, longest) = RECONNECT_PAUSE;
-        ConnectionManagerConfig::new()
-            // One attempt that hangs must not take all the time that a call waits.
-            .set_connection_timeout(Some(timeouts.connect.mul_f32(0.5)))
-            .set_response_timeout(Some(timeouts.response))
-            .set_min_delay(shortest)
-            .set_max_delay(longest)
-            .set_number_of_retries(RECONNECT_ATTEMPTS)
-            .set_pipeline_buffer_size(CALLS_WAITING)
-    }
-
-    /// Sends a command and waits for its reply; `key` is for the error.
-    ///
-    /// A write is sent at most once. What has certainly not been sent, and a read that lost its connection,
-    /// is tried again until the time to connect is over.
-    pub(crate) async fn call(&self, command: &Cmd, kind: CallKind, key: &str) -> Result<Value, StorageError> {
-        let reply = match self {
-            Self::Given(connection) => connection.clone().req_packed_command(command).await,
-            Self::Managed(managed) => {
-                let started = Instant::now();
-                loop {
-                    let Generation { number, mut manager } = managed.current();
-                    let attempted = Instant::now();
-                    match manager.req_packed_command(command).await {
-                        Err(error) if was_not_sent(&error) => {
-                            let waited = started.elapsed();
-                            if waited >= managed.timeouts.connect {
-                                return Err(Error::NotConnected { waited }.into());
-                            }
-                        }
-                        Err(error)
-                            if kind == CallKind::Read
-                                && lost_its_connection(&error, attempted.elapsed(), managed.timeouts)
-                                && started.elapsed() < managed.timeouts.connect => {}
-                        Err(error) if !error.is_io_error() => {
-                            managed.replace(number);
-                            break Err(error);
-                        }
-                        reply => break reply,
-                    }
+    /// Connects. `status` learns of the loss of the connection by its number.
+    async fn connect(
+        &self,
+        limit: Duration,
+        status: &Arc<Status>,
+        number: u64,
+    ) -> RedisResult<MultiplexedConnection> {
+        let mut config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(limit))
+            .set_response_timeout(Some(self.timeouts.response))
+            .set_pipeline_buffer_size(CALLS_WAITING);
+        if self.client.get_connection_info().redis_settings().protocol() == ProtocolVersion::RESP3 {
+            let status = status.clone();
+            config = config.set_push_sender(move |push: PushInfo| {
+                if push.kind == PushKind::Disconnection {
+                    status.lost(number);
                 }
-            }
-        };
-        reply.and_then(Value::extract_error).map_err(|error| error::of_call(error, kind, key))
+                Ok::<(), redis::aio::SendError>(())
+            });
+        }
+        self.client.get_multiplexed_async_connection_with_config(&config).await
+    }
+}
+
+/// The connection of the moment. It is replaced as a whole, so that a call takes it without a lock.
+struct Link {
+    /// 1 for the first connection, one more for each that follows.
+    number: u64,
+    connection: MultiplexedConnection,
+    /// Why the server let nobody in after this connection was lost: a wrong password, say.
+    refusal: Option<RedisError>,
+}
+
+/// What calls and the task that keeps the connection tell each other.
+#[derive(Default)]
+struct Status {
+    /// Number of the last connection that is known to be lost.
+    last_lost: AtomicU64,
+    loss: Notify,
+    /// There is another [`Link`].
+    change: Notify,
+}
+
+impl Status {
+    fn lost(&self, number: u64) {
+        self.last_lost.fetch_max(number, Ordering::Relaxed);
+        self.loss.notify_one();
+    }
+
+    fn is_lost(&self, number: u64) -> bool {
+        number <= self.last_lost.load(Ordering::Relaxed)
     }
 }
 
 /// A connection that comes back.
-///
-/// The manager of the redis crate connects again after I/O errors only. Where connecting has failed in
-/// another way (the password was wrong for a moment, a proxy has answered for a server that was away), it
-/// keeps that error for good, so the manager itself is replaced then.
-pub(crate) struct Managed {
-    client: Client,
-    timeouts: Timeouts,
-    current: Mutex<Generation>,
+pub(crate) struct Kept {
+    endpoint: Endpoint,
+    link: Arc<ArcSwap<Link>>,
+    status: Arc<Status>,
+    keeper: AbortHandle,
 }
 
-#[derive(Clone)]
-struct Generation {
-    number: u64,
-    manager: ConnectionManager,
-}
-
-impl Managed {
-    fn current(&self) -> Generation {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Puts a new manager, which connects when it is needed, in the place of the one with this number. Of
-    /// all calls that have failed with it, the first one does so.
-    fn replace(&self, number: u64) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.number != number {
-            return;
-        }
-        let config = Connection::config(self.timeouts);
-        if let Ok(manager) = ConnectionManager::new_lazy_with_config(self.client.clone(), config) {
-            *current = Generation { number: number.wrapping_add(1), manager };
-        }
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.keeper.abort();
     }
 }
 
-/// True where the connection broke, or could not be made in time: a reply is not late before its own time.
-fn lost_its_connection(error: &RedisError, took: Duration, timeouts: Timeouts) -> bool {
-    error.is_connection_dropped() || (error.is_timeout() && took < timeouts.response)
+impl Kept {
+    /// The reply, or how it was lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotConnected`] and [`Error::Authentication`]: nothing was sent, or only a read.
+    async fn call(&self, command: &Cmd, kind: CallKind) -> Result<RedisResult<Value>, Error> {
+        let started = Instant::now();
+        loop {
+            let (number, mut connection) = match self.current() {
+                Some(current) => current,
+                None => self.next(started).await?,
+            };
+            match connection.req_packed_command(command).await {
+                Err(error) => {
+                    // Replies that are late or unreadable say as little of the next ones as none at all.
+                    self.status.lost(number);
+                    let may_repeat = kind == CallKind::Read && !error.is_timeout() && error.is_io_error();
+                    if !may_repeat || self.time_to_wait(started).is_zero() {
+                        return Ok(Err(error));
+                    }
+                }
+                reply => return Ok(reply),
+            }
+        }
+    }
+
+    /// The connection, unless it is lost.
+    fn current(&self) -> Option<(u64, MultiplexedConnection)> {
+        let link = self.link.load();
+        (!self.status.is_lost(link.number)).then(|| (link.number, link.connection.clone()))
+    }
+
+    /// How long a call may still wait for a connection.
+    fn time_to_wait(&self, started: Instant) -> Duration {
+        self.endpoint.timeouts.connect.saturating_sub(started.elapsed())
+    }
+
+    /// Waits for the connection after the one that is lost.
+    async fn next(&self, started: Instant) -> Result<(u64, MultiplexedConnection), Error> {
+        loop {
+            let mut changed = std::pin::pin!(self.status.change.notified());
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            if let Some(current) = self.current() {
+                return Ok(current);
+            }
+            if let Some(refusal) = &self.link.load().refusal {
+                return Err(error::of_connecting(refusal.clone(), self.endpoint.address.clone()));
+            }
+            let in_time = timeout(self.time_to_wait(started), changed).await;
+            in_time.map_err(|_| Error::NotConnected { waited: started.elapsed() })?;
+        }
+    }
 }
 
-/// Only connecting fails like this: a connection that is there breaks in other ways.
-fn was_not_sent(error: &RedisError) -> bool {
-    error.is_connection_refusal()
+/// Replaces the connection whenever it is lost. One task for all clones, so that they reconnect as one.
+async fn keep(endpoint: Endpoint, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
+    // One attempt that hangs must not take all the time that a call waits.
+    let limit = endpoint.timeouts.connect.mul_f32(0.5);
+    let mut pauses = pauses();
+    let mut made = Instant::now();
+    loop {
+        let lost = link.load_full();
+        while !status.is_lost(lost.number) {
+            status.loss.notified().await;
+        }
+        if made.elapsed() >= STABLE {
+            pauses = self::pauses();
+        } else {
+            sleep(pauses.next().unwrap_or(RECONNECT_PAUSE.1)).await;
+        }
+        made = Instant::now();
+        let number = lost.number.wrapping_add(1);
+        let link_of = |attempt: RedisResult<MultiplexedConnection>| match attempt {
+            Ok(connection) => Link { number, connection, refusal: None },
+            Err(error) => Link {
+                number: lost.number,
+                connection: lost.connection.clone(),
+                refusal: (!error.is_io_error()).then_some(error),
+            },
+        };
+        link.store(Arc::new(link_of(endpoint.connect(limit, &status, number).await)));
+        status.change.notify_waiters();
+    }
+}
+
+fn pauses() -> impl Iterator<Item = Duration> {
+    let (shortest, longest) = RECONNECT_PAUSE;
+    ExponentialBuilder::default()
+        .with_min_delay(shortest)
+        .with_max_delay(longest)
+        .without_max_times()
+        .with_jitter()
+        .build()
 }

@@ -97,6 +97,13 @@ pub enum Error {
         /// What the server said; it names the key.
         source: RedisError,
     },
+    /// The module has failed on the server: a defect of it, which its makers want to hear of. Of a write, the
+    /// outcome is unknown.
+    #[error("the pmcptask module has failed to carry out the call: {source}")]
+    Defect {
+        /// What the server said.
+        source: RedisError,
+    },
     /// The server refused the call for another reason. Nothing was changed.
     #[error("the Redis server refused the call: {source}")]
     Refused {
@@ -126,7 +133,7 @@ impl Error {
     /// True where a write may or may not have been carried out: read the task to find out.
     #[must_use]
     pub fn outcome_is_unknown(&self) -> bool {
-        matches!(self, Self::OutcomeUnknown { .. } | Self::UnexpectedReply { .. })
+        matches!(self, Self::OutcomeUnknown { .. } | Self::UnexpectedReply { .. } | Self::Defect { .. })
     }
 }
 
@@ -172,7 +179,7 @@ pub(crate) fn of_connecting(error: RedisError, address: String) -> Error {
     }
 }
 
-/// Gives an error reply its meaning. The server sends one before it has changed anything.
+/// Gives an error reply its meaning. But for DEFECT, the server sends one before it has changed anything.
 fn of_server(error: RedisError) -> Error {
     let is_unknown_command = error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
         && error.detail().is_some_and(|detail| detail.starts_with("unknown command"));
@@ -187,6 +194,7 @@ fn of_server(error: RedisError) -> Error {
         Some("LOADING") => Error::Loading { source: error },
         Some("MISCONF") => Error::CannotPersist { source: error },
         Some("CORRUPT") => Error::Corrupt { source: error },
+        Some("DEFECT") => Error::Defect { source: error },
         _ => Error::Refused { source: error },
     }
 }
@@ -230,6 +238,7 @@ mod tests {
             ("LOADING", "loading its data"),
             ("MISCONF", "cannot save to disk"),
             ("CORRUPT", "is corrupt"),
+            ("DEFECT", "has failed to carry out"),
             ("NOAUTH", "user name or password"),
             ("WRONGTYPE", "refused the call"),
         ] {

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -67,6 +67,7 @@ impl Proxy {
             server,
             fault: Mutex::new(fault),
             links: Mutex::default(),
+            accepted: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
@@ -78,6 +79,12 @@ impl Proxy {
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// Connections that have been accepted until now, those that were closed at once included.
+    #[must_use]
+    pub fn accepted(&self) -> usize {
+        self.shared.accepted.load(Ordering::SeqCst)
     }
 
     /// Goes wrong like this from now on.
@@ -109,6 +116,7 @@ struct Shared {
     server: Option<u16>,
     fault: Mutex<Fault>,
     links: Mutex<Vec<Arc<Link>>>,
+    accepted: AtomicUsize,
     ended: AtomicBool,
 }
 
@@ -145,6 +153,7 @@ impl Shared {
                 return;
             }
             let Ok(client) = client else { continue };
+            self.accepted.fetch_add(1, Ordering::SeqCst);
             if *lock(&self.fault) != Fault::Close {
                 // Where the server is away, the client finds its connection closed.
                 let _ = self.connect(client);

@@ -71,8 +71,71 @@ async fn call_while_the_server_is_away_fails_in_time_and_says_that_nothing_was_s
         let error = backend.put("alice:t", b"data").await.unwrap_err();
         assert!(matches!(reason(&error), Error::NotConnected { .. }), "{error}");
         assert!(!reason(&error).outcome_is_unknown());
-        assert!(started.elapsed() < limit + Duration::from_secs(3), "{:?}", started.elapsed());
+        assert!(started.elapsed() < limit + BUSY_MACHINE / 2, "{:?}", started.elapsed());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn call_to_a_host_that_swallows_everything_waits_no_longer_than_it_was_told() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend =
+        RedisBackend::builder(proxy.url()).connect_timeout(CONNECT).response_timeout(RESPONSE).connect();
+    let backend = backend.await.unwrap();
+    backend.put("o:t", b"one").await.unwrap();
+    proxy.set(Fault::Silence);
+    proxy.cut();
+    for _ in 0..2 {
+        let started = Instant::now();
+        let error = backend.get("o:t").await.unwrap_err();
+        assert!(matches!(reason(&error), Error::NotConnected { .. }), "{error}");
+        assert!(started.elapsed() < CONNECT + BUSY_MACHINE / 2, "{:?}", started.elapsed());
+    }
+    proxy.set(Fault::None);
+    proxy.cut();
+    recovers(&backend).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_knocks_now_and_then_at_a_door_that_is_closed_at_once() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend = connect(proxy.url()).await;
+    backend.put("o:t", b"one").await.unwrap();
+    let before = proxy.accepted();
+    proxy.set(Fault::Close);
+    proxy.cut();
+    let calls: Vec<_> = (0..8)
+        .map(|_| {
+            let backend = backend.clone();
+            tokio::spawn(async move { backend.get("o:t").await })
+        })
+        .collect();
+    for call in calls {
+        assert!(call.await.unwrap().is_err());
+    }
+    // All clones together, in two seconds, with pauses that grow to 300 ms.
+    let knocks = proxy.accepted() - before;
+    assert!((3..40).contains(&knocks), "{knocks} attempts to connect");
+    proxy.set(Fault::None);
+    recovers(&backend).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_whose_replies_do_not_come_is_replaced() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let limit = Duration::from_millis(300);
+    let backend = RedisBackend::builder(proxy.url()).response_timeout(limit).connect().await.unwrap();
+    backend.put("o:t", b"one").await.unwrap();
+    // The connection stays open, and nothing comes through it any more.
+    proxy.set(Fault::Silence);
+    let error = backend.get("o:t").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NoReply { .. }), "{error}");
+    let before = proxy.accepted();
+    assert!(holds_within(Duration::from_secs(1), || proxy.accepted() > before));
+    proxy.set(Fault::None);
+    recovers(&backend).await;
 }
 
 // Crashes under load.
