@@ -50,7 +50,7 @@ valgrind: prerequisites ## Run suites against a server under valgrind; fail on w
 	SERVER='$(SERVER)' VALGRIND_LOGS='$(valgrind_logs)' PMCPTASK_SLOWNESS=40 \
 	  PMCPTASK_MODEL_OPERATIONS=3000 PMCPTASK_LEAK_OPERATIONS=20000 PMCPTASK_SERVER='$(abspath scripts/server-under-valgrind.sh)' \
 	  PMCPTASK_CLI='$(subst -server,-cli,$(SERVER))' \
-	  cargo test --locked --package pmcptask-tests --features redis-tests $(addprefix --test ,$(valgrind_suites))
+	  cargo test --locked --no-fail-fast --package pmcptask-tests --features redis-tests $(addprefix --test ,$(valgrind_suites))
 	@if grep -l 'libpmcptask' '$(valgrind_logs)'/*.log; then echo 'valgrind has found something in the module'; exit 1; fi
 	@echo "$$(ls '$(valgrind_logs)' | wc -l) servers ran under valgrind; it found nothing in the module"
 

@@ -27,13 +27,15 @@ pub fn now_ms() -> i64 {
     i64::try_from(since_epoch.as_millis()).unwrap()
 }
 
-/// How many times slower than usual the servers run: under valgrind, say. 1 where it is not set.
-const SLOWNESS_VARIABLE: &str = "PMCPTASK_SLOWNESS";
+/// How many times slower than usual the servers run, under valgrind, say: `PMCPTASK_SLOWNESS`, or 1.
+#[must_use]
+pub fn slowness() -> u32 {
+    std::env::var("PMCPTASK_SLOWNESS").map_or(1, |slowness| slowness.parse().unwrap())
+}
 
 /// Waits until `condition` holds, looking every few milliseconds; false if it does not within `limit`.
 pub fn holds_within(limit: std::time::Duration, mut condition: impl FnMut() -> bool) -> bool {
-    let slowness = std::env::var(SLOWNESS_VARIABLE).map_or(1, |slowness| slowness.parse().unwrap());
-    let limit = limit * slowness;
+    let limit = limit * slowness();
     let started = std::time::Instant::now();
     loop {
         if condition() {

@@ -8,7 +8,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms};
+use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms, slowness};
 
 const TASK: &str = "pmcp:tasks:o:t";
 const INDEX: &str = "pmcp:idx:o";
@@ -405,7 +405,7 @@ fn object_and_memory_commands_work_on_the_keys() {
 fn tasks_go_during(pause: &str) -> (Server, Wire) {
     let server = Server::start_recorded();
     let mut wire = server.wire();
-    let expires_at = now_ms() + 500;
+    let expires_at = now_ms() + 500 * i64::from(slowness());
     for n in 0..300 {
         let (task, index) = (format!("pmcp:tasks:o{}:t{n}", n % 50), format!("pmcp:idx:o{}", n % 50));
         wire.send(&["PMCPTASK.PUT", &task, &index, "x", "PXAT", &expires_at.to_string()]).unwrap();
@@ -447,7 +447,7 @@ fn nothing_is_written_while_writes_are_paused_and_all_is_made_up_for_afterwards(
 
 #[test]
 fn nothing_is_written_while_all_clients_are_paused_and_all_is_made_up_for_afterwards() {
-    let (_server, mut wire) = tasks_go_during("CLIENT PAUSE 2000 ALL");
+    let (_server, mut wire) = tasks_go_during(&format!("CLIENT PAUSE {} ALL", 1_500 + 500 * slowness()));
     // Replied to once the pause is over.
     run(&mut wire, "PING");
     assert_all_goes(&mut wire);

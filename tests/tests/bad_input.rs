@@ -4,6 +4,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use std::iter;
+
 use pmcptask_tests::{Server, Wire};
 
 const TASK: &str = "pmcp:tasks:o:t";
@@ -66,12 +68,14 @@ fn each_fails_and_changes_nothing(calls: &[BadCall]) {
     let mut wire = server.wire();
     for call in calls {
         assert_eq!(wire.call(&["FLUSHALL"]), "+OK\r\n");
-        for line in
-            [["PMCPTASK.PUT T I R PXAT 4102444800123 CREATED 5".to_owned()].as_slice(), &call.before].concat()
-        {
-            let reply = wire.call(&words(&line));
-            assert!(!reply.starts_with('-'), "{line}: {reply}");
+        let put = "PMCPTASK.PUT T I R PXAT 4102444800123 CREATED 5".to_owned();
+        // At once, so that the module does not put right in between what these lines break.
+        assert_eq!(wire.call(&["MULTI"]), "+OK\r\n");
+        for line in iter::once(&put).chain(&call.before) {
+            assert_eq!(wire.call(&words(line)), "+QUEUED\r\n", "{line}");
         }
+        let replies = wire.call(&["EXEC"]);
+        assert!(replies.starts_with('*') && !replies.contains("\n-"), "{:?}: {replies}", call.before);
         let shown = shown(&call.words);
         let before = everything(&mut wire);
         assert_eq!(wire.call(&call.words), format!("-{}\r\n", call.error), "{shown}");

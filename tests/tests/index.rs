@@ -202,6 +202,7 @@ fn evicted_index_comes_back_with_its_live_tasks() {
     wire.call(&["CONFIG", "SET", "maxmemory", &(used - 200_000).to_string()]);
     assert!(holds_within(Duration::from_secs(5), || wire.call(&["DBSIZE"]) != ":2500\r\n"));
     wire.call(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert!(holds_within(PROMISED, || info(&mut wire, "verification_pending") == 0));
     assert!(holds_within(PROMISED, || orphans(&mut wire) == 0 && unlisted(&mut wire) == 0));
 }
 
