@@ -387,7 +387,9 @@ fn creation_time_never_changes_while_the_task_is_in_the_index() {
     session.put_json(r#"{"task":{"createdAt":"2023-11-14T22:13:20.123Z"}}"#);
     session.run("PMCPTASK.CAS T I 3 d CREATED 1");
     assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 4, 5, "d")]));
-    // Once it has left the index, it enters it again, by CAS as well.
+    // Once it has left the index, it enters it again, by CAS as well: at once, where the module does not look
+    // at all keys just then.
+    session.server.have_all_keys_looked_at();
     session.run("ZREM I t");
     session.run("PMCPTASK.CAS T I 4 d CREATED 8");
     assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 5, 8, "d")]));
