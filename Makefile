@@ -45,13 +45,14 @@ fuzz: prerequisites ## Fuzz argument grammar and record envelope for FUZZ_SECOND
 valgrind_logs := $(abspath $(target))/valgrind
 valgrind_suites := commands command_docs compatibility access bad_input atomicity cluster_slots index model replication no_crash_no_leak
 
-# A walk over thousands of keys takes its share of the time, of which valgrind leaves too little.
-valgrind_skips := evicted_index_comes_back_with_its_live_tasks
+# Left out: a walk over thousands of keys, which takes a share of the time of which valgrind leaves too little, and
+# the server's own count of its memory, which is another one under valgrind.
+valgrind_skips := evicted_index_comes_back_with_its_live_tasks a_million_operations_leave_used_memory_where_it_was
 
 valgrind: prerequisites ## Run suites against a server under valgrind; fail on what it finds in the module
 	rm -rf '$(valgrind_logs)' && mkdir -p '$(valgrind_logs)'
 	SERVER='$(SERVER)' VALGRIND_LOGS='$(valgrind_logs)' PMCPTASK_SLOWNESS=40 \
-	  PMCPTASK_MODEL_OPERATIONS=3000 PMCPTASK_LEAK_OPERATIONS=20000 PMCPTASK_SERVER='$(abspath scripts/server-under-valgrind.sh)' \
+	  PMCPTASK_MODEL_OPERATIONS=3000 PMCPTASK_SERVER='$(abspath scripts/server-under-valgrind.sh)' \
 	  PMCPTASK_CLI='$(subst -server,-cli,$(SERVER))' \
 	  cargo test --locked --no-fail-fast --package pmcptask-tests --features redis-tests $(addprefix --test ,$(valgrind_suites)) \
 	  -- $(addprefix --skip ,$(valgrind_skips))
