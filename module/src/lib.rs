@@ -54,8 +54,9 @@ impl Module for Pmcptask {
         Ok(())
     }
 
-    fn unload(context: &Context) {
+    fn unload(context: &mut Context) {
         reclaim::stop(context);
+        effects::forget(context);
     }
 }
 

@@ -22,7 +22,8 @@ pub(crate) fn read<'c>(context: &'c Context, name: StringRef<'_>) -> Result<Opti
     if hash.kind() != Kind::Hash {
         return Err(Refusal::WrongType);
     }
-    let [version, data, expires_at] = hash.hash_fields([VERSION, DATA, EXPIRES_AT]);
+    let [version, data, expires_at] =
+        hash.hash_fields([VERSION.get(context), DATA.get(context), EXPIRES_AT.get(context)]);
     if has_lapsed(expires_at.as_ref(), context.now_ms()) {
         return Ok(None);
     }
@@ -34,7 +35,7 @@ pub(crate) fn read<'c>(context: &'c Context, name: StringRef<'_>) -> Result<Opti
 /// Whether a key holds a task that has not expired.
 pub(crate) fn is_live(context: &Context, name: StringRef<'_>) -> bool {
     Key::open_for_reading(context, name).is_some_and(|hash| {
-        let [expires_at] = hash.hash_fields([EXPIRES_AT]);
+        let [expires_at] = hash.hash_fields([EXPIRES_AT.get(context)]);
         hash.kind() == Kind::Hash && !has_lapsed(expires_at.as_ref(), context.now_ms())
     })
 }

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::ffi::CStr;
 
-use pmcptask_schema::{Envelope, ExpiryError, IndexKey, TaskKey, expires_at_seconds};
+use pmcptask_schema::{Envelope, ExpiryError, IndexKey, TaskKey, expires_at_seconds, parse_decimal};
 
 use crate::arguments::{Expiry, WriteOptions};
 use crate::effects::{self, DATA, EXPIRES_AT, VERSION};
@@ -14,16 +14,44 @@ use crate::refusal::Refusal;
 use crate::server::{Context, Key, Kind, OwnedString, StringRef};
 use crate::settings::MAX_RECORD_BYTES;
 
+/// A value that a small hash does not take, in bytes: the server's own `hash-max-listpack-value`.
+const LONG: usize = 64;
+
 /// What is stored under a task's key.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stored {
+pub(crate) enum Stored {
     Nothing,
     /// A hash whose task has expired.
     Lapsed,
     Live {
         version: i64,
-        has_expires_at: bool,
+        expires_at: ExpiresAt,
     },
+}
+
+/// The hash's field `expires_at`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExpiresAt {
+    Absent,
+    /// As this schema writes it, in s since the epoch.
+    At(i64),
+    Other,
+}
+
+impl ExpiresAt {
+    fn of(field: Option<&OwnedString<'_>>) -> Self {
+        field.map_or(Self::Absent, |field| parse_decimal(field.bytes()).map_or(Self::Other, Self::At))
+    }
+}
+
+impl Stored {
+    /// The task's version; None where there is no task, or none any more.
+    pub(crate) fn version(&self) -> Option<i64> {
+        match self {
+            Self::Live { version, .. } => Some(*version),
+            Self::Nothing | Self::Lapsed => None,
+        }
+    }
 }
 
 /// The two keys of one task, open for writing. Nothing is written before a verb is called.
@@ -65,54 +93,44 @@ impl<'c> OpenTask<'c> {
     }
 
     /// What is stored, without reading the record.
-    fn stored(&self) -> Result<Stored, Refusal> {
-        if self.hash.kind() == Kind::Nothing {
-            return Ok(Stored::Nothing);
-        }
-        let [version, expires_at] = self.hash.hash_fields([VERSION, EXPIRES_AT]);
-        if has_lapsed(expires_at.as_ref(), self.now_ms) {
-            return Ok(Stored::Lapsed);
-        }
-        let version = version_of(version.as_ref(), self.task_name)?;
-        if !self.hash.hash_has(DATA) {
-            return Err(Refusal::Corrupt { key: self.task_name.bytes().to_vec(), what: "no data" });
-        }
-        Ok(Stored::Live { version, has_expires_at: expires_at.is_some() })
-    }
-
-    /// The task's version; None where there is no task, or none any more.
     ///
     /// # Errors
     ///
     /// [`Refusal::Corrupt`].
-    pub(crate) fn version(&self) -> Result<Option<i64>, Refusal> {
-        Ok(match self.stored()? {
-            Stored::Live { version, .. } => Some(version),
-            Stored::Nothing | Stored::Lapsed => None,
-        })
+    pub(crate) fn stored(&self) -> Result<Stored, Refusal> {
+        if self.hash.kind() == Kind::Nothing {
+            return Ok(Stored::Nothing);
+        }
+        let names = [VERSION.get(self.context), EXPIRES_AT.get(self.context)];
+        let [version, expires_at] = self.hash.hash_fields(names);
+        if has_lapsed(expires_at.as_ref(), self.now_ms) {
+            return Ok(Stored::Lapsed);
+        }
+        let version = version_of(version.as_ref(), self.task_name)?;
+        if !self.hash.hash_has(DATA.get(self.context)) {
+            return Err(Refusal::Corrupt { key: self.task_name.bytes().to_vec(), what: "no data" });
+        }
+        Ok(Stored::Live { version, expires_at: ExpiresAt::of(expires_at.as_ref()) })
     }
 
-    /// Writes a record as the task's next version, 1 for a new task, tells `event` of it, and returns that
-    /// version. A record that has expired already leaves nothing behind.
+    /// Writes a record as the next version of what is stored, 1 for a new task, tells `event` of it, and
+    /// returns that version. A record that has expired already leaves nothing behind.
     ///
     /// # Errors
     ///
-    /// [`Refusal::Corrupt`], [`Refusal::Expiry`], [`Refusal::VersionExhausted`], [`Refusal::TooManyTasks`]
+    /// [`Refusal::Expiry`], [`Refusal::VersionExhausted`], [`Refusal::TooManyTasks`]
     /// and [`Refusal::RecordTooLarge`]; nothing is written then.
     pub(crate) fn write(
         &mut self,
+        stored: Stored,
         data: StringRef<'_>,
         options: &WriteOptions,
         event: &CStr,
     ) -> Result<i64, Refusal> {
         check_size(data)?;
         let now_ms = self.now_ms;
-        let stored = self.stored()?;
-        let version = match stored {
-            Stored::Live { version, .. } => version.checked_add(1).ok_or(Refusal::VersionExhausted)?,
-            Stored::Nothing | Stored::Lapsed => 1,
-        };
-        let is_new = !matches!(stored, Stored::Live { .. });
+        let is_new = stored.version().is_none();
+        let version = stored.version().unwrap_or(0).checked_add(1).ok_or(Refusal::VersionExhausted)?;
         // The entry of a task that has gone is no entry: a new task of this name has its own creation time.
         let entry = if is_new { None } else { self.index.score(self.task_id.as_ref()) };
         let moments = Moments::of(options, data);
@@ -160,23 +178,36 @@ impl<'c> OpenTask<'c> {
     fn set_fields(&mut self, version: i64, data: StringRef<'_>, expires_at_ms: Option<i64>, stored: Stored) {
         let context = self.context;
         let version = context.create_decimal(version);
-        let expires_at = expires_at_ms.map(|at| context.create_decimal(expires_at_seconds(at)));
-        let expires_at = expires_at.as_ref().map(OwnedString::as_ref);
-        let (version, name) = (version.as_ref(), self.task_name);
-        if let Some(expires_at) = expires_at {
-            self.hash.set_hash_fields([(VERSION, version), (DATA, data), (EXPIRES_AT, expires_at)]);
-        } else {
-            self.hash.set_hash_fields([(VERSION, version), (DATA, data)]);
+        let version = (VERSION.get(context), version.as_ref());
+        let data = (DATA.get(context), data);
+        // A long value makes the server turn a new hash into a table. It has less to turn where that one comes
+        // first.
+        let [first, second] = if data.1.bytes().len() > LONG { [data, version] } else { [version, data] };
+        let before = match stored {
+            Stored::Live { expires_at, .. } => expires_at,
+            Stored::Nothing | Stored::Lapsed => ExpiresAt::Absent,
+        };
+        let after = expires_at_ms.map_or(ExpiresAt::Absent, |at| ExpiresAt::At(expires_at_seconds(at)));
+        match after {
+            ExpiresAt::At(seconds) if before != after => {
+                let seconds = context.create_decimal(seconds);
+                self.set([first, second, (EXPIRES_AT.get(context), seconds.as_ref())]);
+            }
+            // The most frequent write keeps the expiry as it is.
+            _ => self.set([first, second]),
         }
-        effects::fields_set(context, name, version, data, expires_at);
-        if expires_at.is_none() && matches!(stored, Stored::Live { has_expires_at: true, .. }) {
-            self.hash.remove_hash_field(EXPIRES_AT);
-            effects::expires_at_removed(context, name);
+        if after == ExpiresAt::Absent && before != ExpiresAt::Absent {
+            self.hash.remove_hash_field(EXPIRES_AT.get(context));
+            effects::expires_at_removed(context, self.task_name);
         }
     }
 
+    fn set<const N: usize>(&mut self, fields: [(StringRef<'_>, StringRef<'_>); N]) {
+        self.hash.set_hash_fields(fields);
+        effects::fields_set(self.context, self.task_name, fields);
+    }
+
     fn set_expiry(&mut self, expires_at_ms: Option<i64>, now_ms: i64) {
-        // The most frequent write keeps the expiry as it is.
         if self.hash.expiry() != expires_at_ms {
             self.hash.set_expiry(expires_at_ms);
             effects::expiry_set(self.context, self.task_name, expires_at_ms);
@@ -189,7 +220,7 @@ impl<'c> OpenTask<'c> {
     /// Removes the task: hash, expiry and index entry. True if there was a live one. A corrupt hash goes
     /// as well, and counts as a task.
     pub(crate) fn remove(&mut self) -> bool {
-        let live = self.stored().map_or(true, |stored| matches!(stored, Stored::Live { .. }));
+        let live = self.stored().map_or(true, |stored| stored.version().is_some());
         self.remove_all();
         live
     }

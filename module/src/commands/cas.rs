@@ -43,10 +43,11 @@ impl TaskCommand for Cas {
         let options = WriteOptions::of_cas(arguments.from(5))?;
 
         let mut task = OpenTask::open(context, task_key, index_key)?;
-        let (outcome, counter, version) = match task.version()? {
+        let stored = task.stored()?;
+        let (outcome, counter, version) = match stored.version() {
             None => (c"MISSING", &statistics::CAS_MISSING, 0),
             Some(actual) if actual != expected => (c"CONFLICT", &statistics::CAS_CONFLICT, actual),
-            Some(_) => (c"OK", &statistics::CAS_OK, task.write(data, &options, c"pmcptask.cas")?),
+            Some(_) => (c"OK", &statistics::CAS_OK, task.write(stored, data, &options, c"pmcptask.cas")?),
         };
 
         counter.increment();

@@ -42,7 +42,8 @@ impl TaskCommand for Put {
         let options = WriteOptions::of_put(arguments.from(4))?;
 
         let mut task = OpenTask::open(context, task_key, index_key)?;
-        let version = task.write(data, &options, c"pmcptask.put")?;
+        let stored = task.stored()?;
+        let version = task.write(stored, data, &options, c"pmcptask.put")?;
 
         statistics::PUTS.increment();
         context.reply_integer(version);

@@ -273,7 +273,7 @@ fn put_right(context: &Context, slots: &Slots<'_>, task_name: &[u8]) {
 fn look_at_task(context: &Context, name: StringRef<'_>, hash: &Key<'_>) -> bool {
     let Ok(key) = TaskKey::parse(name.bytes()) else { return false };
     if !serves(context, key.prefix) {
-        if !is_task(hash) {
+        if !is_task(context, hash) {
             return false;
         }
         serve(context, key.prefix);
@@ -285,12 +285,12 @@ fn look_at_task(context: &Context, name: StringRef<'_>, hash: &Key<'_>) -> bool 
 }
 
 /// A hash of just this name that holds just these fields is a task, whoever wrote it.
-fn is_task(hash: &Key<'_>) -> bool {
-    let [version, expires_at] = hash.hash_fields([VERSION, EXPIRES_AT]);
+fn is_task(context: &Context, hash: &Key<'_>) -> bool {
+    let [version, expires_at] = hash.hash_fields([VERSION.get(context), EXPIRES_AT.get(context)]);
     let fields = if expires_at.is_some() { 3 } else { 2 };
     hash.len() == fields
         && version.is_some_and(|version| parse_version(version.bytes()).is_some())
-        && hash.hash_has(DATA)
+        && hash.hash_has(DATA.get(context))
 }
 
 fn is_served_index(context: &Context, name: StringRef<'_>) -> bool {

@@ -98,6 +98,28 @@ impl Context {
         unsafe { (self.api.replicate)(self.raw, command.as_ptr(), c"v".as_ptr(), pointers.as_mut_ptr(), N) };
     }
 
+    /// The same with a key and a number, which costs no string.
+    pub(crate) fn replicate_number(&self, command: &CStr, key: StringRef<'_>, number: i64) {
+        // SAFETY: "sl" takes a string and a number, both given; the string is alive, and the server takes a
+        // reference of its own.
+        unsafe { (self.api.replicate)(self.raw, command.as_ptr(), c"sl".as_ptr(), key.raw(), number) };
+    }
+
+    /// The same with a key, a number and a member.
+    pub(crate) fn replicate_scored(
+        &self,
+        command: &CStr,
+        key: StringRef<'_>,
+        number: i64,
+        member: StringRef<'_>,
+    ) {
+        // SAFETY: "sls" takes a string, a number and a string, all given; the strings are alive, and the server
+        // takes references of its own.
+        unsafe {
+            (self.api.replicate)(self.raw, command.as_ptr(), c"sls".as_ptr(), key.raw(), number, member.raw())
+        };
+    }
+
     /// Ends every WATCH on the key and invalidates it in tracking clients.
     pub(crate) fn signal_modified(&self, key: StringRef<'_>) {
         // SAFETY: the context is that of the running call and the string is alive.
@@ -127,16 +149,28 @@ impl Context {
     // Values.
 
     pub(crate) fn create_string<'c>(&'c self, bytes: &[u8]) -> OwnedString<'c> {
+        let raw = self.create_raw_string(bytes);
+        // SAFETY: the string has just been made and belongs to nobody else.
+        unsafe { OwnedString::new(self.api, raw) }
+    }
+
+    /// A string of which the caller owns the one reference.
+    pub(super) fn create_raw_string(&self, bytes: &[u8]) -> NonNull<raw::RedisModuleString> {
         // SAFETY: the pointer is valid for the length, and the server copies the bytes. It aborts where
-        // it has no memory, so what comes back is a string, owned by this call.
+        // it has no memory, so what comes back is a string. Its memory is not bound to the call: automatic
+        // memory is never turned on.
         unsafe {
-            let raw = (self.api.create_string)(self.raw, bytes.as_ptr().cast(), bytes.len());
-            OwnedString::new(self.api, NonNull::new_unchecked(raw))
+            NonNull::new_unchecked((self.api.create_string)(self.raw, bytes.as_ptr().cast(), bytes.len()))
         }
     }
 
     pub(crate) fn create_decimal(&self, value: i64) -> OwnedString<'_> {
-        self.create_string(value.to_string().as_bytes())
+        // SAFETY: takes any number; the server aborts where it has no memory, so what comes back is a string,
+        // owned by this call.
+        unsafe {
+            let raw = (self.api.create_string_from_long_long)(self.raw, value);
+            OwnedString::new(self.api, NonNull::new_unchecked(raw))
+        }
     }
 
     // The state of the server.

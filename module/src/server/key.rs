@@ -1,6 +1,6 @@
 //! An open key: what type it holds, its hash fields, its sorted-set members, its expiry.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::c_int;
 use std::ops::ControlFlow;
 use std::ptr::NonNull;
 
@@ -9,6 +9,9 @@ use redis_module::raw;
 use super::api::OK;
 use super::context::Context;
 use super::string::{OwnedString, StringRef};
+
+/// Ends a list of names in a call with a variable number of arguments.
+const NO_MORE: *mut raw::RedisModuleString = std::ptr::null_mut();
 
 /// What a key holds, as far as this module tells types apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,28 +111,31 @@ impl<'c> Key<'c> {
     // Hashes.
 
     /// Reads up to three fields of a hash; all None where the key holds none.
-    pub(crate) fn hash_fields<const N: usize>(&self, fields: [&CStr; N]) -> [Option<OwnedString<'c>>; N] {
+    pub(crate) fn hash_fields<const N: usize>(
+        &self,
+        fields: [StringRef<'_>; N],
+    ) -> [Option<OwnedString<'c>>; N] {
         const { assert!(N <= 3) };
-        let mut names: [*const c_char; 3] = [std::ptr::null(); 3];
+        let mut names: [*mut raw::RedisModuleString; 3] = [std::ptr::null_mut(); 3];
         for (name, field) in names.iter_mut().zip(fields) {
-            *name = field.as_ptr();
+            *name = field.raw();
         }
         let mut values: [*mut raw::RedisModuleString; 3] = [std::ptr::null_mut(); 3];
         let [name_1, name_2, name_3] = names;
         let [value_1, value_2, value_3] = &mut values;
-        // SAFETY: the key is open. The list is of pairs as the flag says, C string and place for a string,
-        // and ends at the first null name; all names and places outlive the call.
+        // SAFETY: the key is open. The list is of pairs, name and place for a string, and ends at the first
+        // null name; all names and places outlive the call.
         unsafe {
             (self.context.api.hash_get)(
                 self.raw.as_ptr(),
-                raw::REDISMODULE_HASH_CFIELDS.cast_signed(),
+                raw::REDISMODULE_HASH_NONE.cast_signed(),
                 name_1,
                 std::ptr::from_mut(value_1),
                 name_2,
                 std::ptr::from_mut(value_2),
                 name_3,
                 std::ptr::from_mut(value_3),
-                std::ptr::null::<c_char>(),
+                NO_MORE,
             )
         };
         let mut values = values.into_iter();
@@ -141,17 +147,17 @@ impl<'c> Key<'c> {
     }
 
     /// Whether a hash has a field, without reading it.
-    pub(crate) fn hash_has(&self, field: &CStr) -> bool {
+    pub(crate) fn hash_has(&self, field: StringRef<'_>) -> bool {
         let mut exists: c_int = 0;
-        // SAFETY: the key is open; the list is one pair as the flags say, C string and place for an
-        // integer, and a null name.
+        // SAFETY: the key is open; the list is one pair as the flag says, name and place for an integer, and
+        // a null name.
         unsafe {
             (self.context.api.hash_get)(
                 self.raw.as_ptr(),
-                (raw::REDISMODULE_HASH_CFIELDS | raw::REDISMODULE_HASH_EXISTS).cast_signed(),
-                field.as_ptr(),
+                raw::REDISMODULE_HASH_EXISTS.cast_signed(),
+                field.raw(),
                 &raw mut exists,
-                std::ptr::null::<c_char>(),
+                NO_MORE,
             )
         };
         exists != 0
@@ -159,41 +165,41 @@ impl<'c> Key<'c> {
 
     /// Sets up to three fields of a hash, which comes to be where there was nothing. The key has to be
     /// open for writing and hold a hash or nothing.
-    pub(crate) fn set_hash_fields<const N: usize>(&mut self, fields: [(&CStr, StringRef<'_>); N]) {
+    pub(crate) fn set_hash_fields<const N: usize>(&mut self, fields: [(StringRef<'_>, StringRef<'_>); N]) {
         const { assert!(N <= 3) };
-        let mut pairs: [(*const c_char, *mut raw::RedisModuleString); 3] =
-            [(std::ptr::null(), std::ptr::null_mut()); 3];
+        let mut pairs: [(*mut raw::RedisModuleString, *mut raw::RedisModuleString); 3] =
+            [(NO_MORE, std::ptr::null_mut()); 3];
         for (pair, (name, value)) in pairs.iter_mut().zip(fields) {
-            *pair = (name.as_ptr(), value.raw());
+            *pair = (name.raw(), value.raw());
         }
         let [(name_1, value_1), (name_2, value_2), (name_3, value_3)] = pairs;
-        // SAFETY: the key is open. The list is of pairs as the flag says, C string and string, and ends at
-        // the first null name; the server copies names and values.
+        // SAFETY: the key is open. The list is of pairs, name and value, and ends at the first null name; the
+        // server copies names and values.
         unsafe {
             (self.context.api.hash_set)(
                 self.raw.as_ptr(),
-                raw::REDISMODULE_HASH_CFIELDS.cast_signed(),
+                raw::REDISMODULE_HASH_NONE.cast_signed(),
                 name_1,
                 value_1,
                 name_2,
                 value_2,
                 name_3,
                 value_3,
-                std::ptr::null::<c_char>(),
+                NO_MORE,
             )
         };
     }
 
     /// Removes a field of a hash. The key has to be open for writing.
-    pub(crate) fn remove_hash_field(&mut self, field: &CStr) {
-        // SAFETY: the key is open; the list is one pair, C string and the mark for deletion, and a null name.
+    pub(crate) fn remove_hash_field(&mut self, field: StringRef<'_>) {
+        // SAFETY: the key is open; the list is one pair, name and the mark for deletion, and a null name.
         unsafe {
             (self.context.api.hash_set)(
                 self.raw.as_ptr(),
-                raw::REDISMODULE_HASH_CFIELDS.cast_signed(),
-                field.as_ptr(),
+                raw::REDISMODULE_HASH_NONE.cast_signed(),
+                field.raw(),
                 raw::REDISMODULE_HASH_DELETE,
-                std::ptr::null::<c_char>(),
+                NO_MORE,
             )
         };
     }

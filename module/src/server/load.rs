@@ -22,7 +22,7 @@ pub(crate) trait Module {
     fn load(context: &Context, arguments: &Arguments<'_>) -> Result<(), String>;
 
     /// Gives back all memory that the module holds.
-    fn unload(context: &Context);
+    fn unload(context: &mut Context);
 }
 
 /// # Safety
@@ -30,8 +30,8 @@ pub(crate) trait Module {
 /// To be called by the server, as a module's `RedisModule_OnUnload`.
 pub(crate) unsafe fn on_unload<M: Module>(raw: *mut raw::RedisModuleCtx) -> c_int {
     // SAFETY: the server passes the context of this call.
-    if let Some(context) = unsafe { Context::enter(raw) }
-        && catch_unwind(AssertUnwindSafe(|| M::unload(&context))).is_err()
+    if let Some(mut context) = unsafe { Context::enter(raw) }
+        && catch_unwind(AssertUnwindSafe(|| M::unload(&mut context))).is_err()
     {
         context.log_warning("pmcptask panicked while it was unloaded; this is a defect of the module");
     }

@@ -30,5 +30,5 @@ pub(crate) use key::{Key, Kind, Walk};
 pub(crate) use load::{Module, export, on_load, on_unload};
 pub(crate) use scan::ScanCursor;
 pub(crate) use state::ServerThread;
-pub(crate) use string::{OwnedString, StringRef};
+pub(crate) use string::{Literal, OwnedString, StringRef};
 pub(crate) use timer::start as start_timer;

@@ -1,11 +1,13 @@
-//! The server's strings: borrowed from a call, or owned and freed with the handle.
+//! The server's strings: borrowed from a call, owned and freed with the handle, or made once for all calls.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
 use redis_module::raw;
 
 use super::api::Api;
+use super::context::Context;
 
 /// A string that lives at least as long as `'c`.
 #[derive(Clone, Copy)]
@@ -69,5 +71,40 @@ impl Drop for OwnedString<'_> {
         // SAFETY: this handle owns one reference and this is the end of it. The context is only of use
         // with automatic memory, which this module never turns on.
         unsafe { (self.string.api.free_string)(std::ptr::null_mut(), self.string.raw()) }
+    }
+}
+
+/// A string that is made when it is first needed and serves all calls from then on, so that they need not
+/// make one each.
+pub(crate) struct Literal {
+    text: &'static str,
+    raw: Cell<Option<NonNull<raw::RedisModuleString>>>,
+}
+
+// SAFETY: the string is only reached with a `Context`, which cannot leave the thread that the server called.
+unsafe impl Sync for Literal {}
+
+impl Literal {
+    pub(crate) const fn new(text: &'static str) -> Self {
+        Self { text, raw: Cell::new(None) }
+    }
+
+    pub(crate) fn get<'c>(&self, context: &'c Context) -> StringRef<'c> {
+        let raw = self.raw.get().unwrap_or_else(|| {
+            let raw = context.create_raw_string(self.text.as_bytes());
+            self.raw.set(Some(raw));
+            raw
+        });
+        // SAFETY: the string is alive until `forget`: nobody can call it while this context is borrowed, and the
+        // server unloads no module while another call of it is going on.
+        unsafe { StringRef::new(context.api, raw) }
+    }
+
+    /// Frees the string, before the module is unloaded.
+    pub(crate) fn forget(&self, context: &mut Context) {
+        if let Some(raw) = self.raw.take() {
+            // SAFETY: the reference is the one that `get` was given, and nobody has it any more.
+            drop(unsafe { OwnedString::new(context.api, raw) });
+        }
     }
 }
