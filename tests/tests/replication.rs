@@ -413,7 +413,8 @@ fn each_call_tells_exactly_the_documented_commands_as_one_transaction() {
             r#"PMCPTASK.PUT T I {"expiresAt":"2100-01-01T00:00:00.123Z","task":{"createdAt":"1970-01-01T00:00:00.007Z"}}"#
                 .to_owned(),
             all(&[
-                r#"HSET T version 1 data {\"expiresAt\":\"2100-01-01T00:00:00.123Z\",\"task\":{\"createdAt\":\"1970-01-01T00:00:00.007Z\"}} expires_at 4102444801"#,
+                // A long record comes first: it makes the hash a table before anything else is in it.
+                r#"HSET T data {\"expiresAt\":\"2100-01-01T00:00:00.123Z\",\"task\":{\"createdAt\":\"1970-01-01T00:00:00.007Z\"}} version 1 expires_at 4102444801"#,
                 &format!("PEXPIREAT T {at}"),
                 "ZADD I 7 t",
             ]),
