@@ -40,6 +40,10 @@ fn panic_in_a_command_is_an_error_reply_and_the_server_goes_on() {
     }
     wire.call(&["CONFIG", "SET", "pmcptask.debug-panic", "0"]);
     assert_eq!(wire.call(&["PMCPTASK.GET", TASK]), "*2\r\n:1\r\n$4\r\ndata\r\n");
+    // The log tells the place, and not the message, which may hold what it should not.
+    let log = server.log();
+    assert!(log.contains("pmcptask: a panic at module/src/settings.rs:"), "{log}");
+    assert!(!log.contains("asked for with"), "{log}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Loading and unloading.
 
-use std::ffi::{CStr, c_char, c_int};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 
 use redis_module::raw;
 
@@ -35,7 +35,21 @@ pub(crate) unsafe fn on_unload<M: Module>(raw: *mut raw::RedisModuleCtx) -> c_in
     {
         context.log_warning("pmcptask panicked while it was unloaded; this is a defect of the module");
     }
+    drop(panic::take_hook());
     OK
+}
+
+/// Has the server's log tell where a panic was, and no more: its message may hold a user's data, and
+/// collecting a backtrace has crashed servers whose allocator is not that of the system.
+fn log_panics(context: &Context) {
+    let log = context.api.log;
+    panic::set_hook(Box::new(move |panic| {
+        let place = panic.location().map(|place| format!("{}:{}", place.file(), place.line()));
+        let place = CString::new(place.unwrap_or_default()).unwrap_or_default();
+        let format = c"pmcptask: a panic at %s; this is a defect of the module";
+        // SAFETY: without a context the line is logged all the same; a fixed format with one C string.
+        unsafe { log(std::ptr::null_mut(), c"warning".as_ptr(), format.as_ptr(), place.as_ptr()) };
+    }));
 }
 
 /// # Safety
@@ -64,7 +78,7 @@ pub(crate) unsafe fn on_load<M: Module>(
         if let (Some(log), Ok(missing)) = (
             // SAFETY: the pointer was filled in above and is copied out.
             unsafe { raw::RedisModule_Log },
-            std::ffi::CString::new(missing),
+            CString::new(missing),
         ) {
             // SAFETY: a fixed format with one C string.
             unsafe {
@@ -80,6 +94,7 @@ pub(crate) unsafe fn on_load<M: Module>(
     }
     // SAFETY: the server passes the context of this call.
     let Some(context) = (unsafe { Context::enter(raw) }) else { return failed };
+    log_panics(&context);
     // Writes say themselves what they modified. The module keeps nothing about keys that loading another
     // data set in the background could make wrong.
     let options =
