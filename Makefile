@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test build install lint fuzz valgrind prerequisites
+.PHONY: help run demo test build install lint fuzz valgrind bench bench-instructions bench-growth bench-micro prerequisites
 
 # Server to run or test with, port, data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -13,7 +13,7 @@ module := $(abspath $(target))/release/libpmcptask.so
 installed := $(PREFIX)/lib/redis/modules/libpmcptask.so
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-19s %s\n", $$1, $$2 }'
 
 run: build ## Run a server with the module on 127.0.0.1:6380; PORT=, DATA= and SERVER= change that
 	@SERVER='$(SERVER)' PORT='$(PORT)' DATA='$(abspath $(DATA))' scripts/run-server.sh '$(module)'
@@ -58,6 +58,24 @@ valgrind: prerequisites ## Run suites against a server under valgrind; fail on w
 	  -- $(addprefix --skip ,$(valgrind_skips))
 	@if grep -l 'libpmcptask' '$(valgrind_logs)'/*.log; then echo 'valgrind has found something in the module'; exit 1; fi
 	@echo "$$(ls '$(valgrind_logs)' | wc -l) servers ran under valgrind; it found nothing in the module"
+
+# Figures, tables and plots go here.
+bench_folder := docs/performance
+bench = PMCPTASK_SERVER='$(SERVER)' PMCPTASK_MODULE='$(module)' \
+  cargo run --locked --quiet --release --package pmcptask-bench --
+
+bench: build ## Compare latency and throughput with the Lua backend; BENCH_QUICK=1 for less of it
+	$(bench) throughput $(bench_folder)
+
+bench-instructions: build ## Count the server's instructions per command (installs valgrind where it is missing)
+	@scripts/install-prerequisites.sh valgrind
+	$(bench) instructions $(bench_folder)
+
+bench-growth: build ## Measure memory per task, a day of churn, and time among up to a million tasks
+	$(bench) growth $(bench_folder)
+
+bench-micro: prerequisites ## Time the record envelope and the argument grammar alone
+	cargo bench --locked --package pmcptask-bench
 
 prerequisites:
 	@scripts/install-prerequisites.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that what building and testing needs is there: a C compiler, libclang (the module's bindings
 # are generated from the server's header) and a Redis server. Installs what is missing on Debian and its
-# kin, and says so; on other systems it says what to install.
+# kin, and says so; on other systems it says what to install. Programs that are named as arguments are needed, too.
 set -euo pipefail
 
 has_libclang() {
@@ -20,6 +20,9 @@ command -v cc >/dev/null || missing+=(cc)
 has_libclang || missing+=(libclang)
 # Another server than redis-server is its user's to install.
 [[ -n ${PMCPTASK_SERVER:-} ]] || command -v redis-server >/dev/null || missing+=(redis-server)
+for program in "$@"; do
+  command -v "$program" >/dev/null || missing+=("$program")
+done
 [[ ${#missing[@]} -eq 0 ]] && exit 0
 
 if ! command -v apt-get >/dev/null; then
@@ -46,6 +49,7 @@ for what in "${missing[@]}"; do
   case $what in
     cc) packages+=(gcc libc6-dev) ;;
     redis-server) packages+=(redis-server) ;;
+    valgrind) packages+=(valgrind) ;;
     libclang)
       # The version that this release of the system has as its own; the library and its headers are enough.
       version=$(apt-cache depends libclang-dev | sed -n 's/.*Depends: libclang-\([0-9]*\)-dev.*/\1/p' | head -n 1)

@@ -52,13 +52,14 @@ pub struct ServerOptions {
     program: PathBuf,
     module: Option<PathBuf>,
     settings: Vec<(String, String)>,
+    variables: Vec<(String, OsString)>,
 }
 
 impl Default for ServerOptions {
     /// The server to test with and the module, nothing saved to disk.
     fn default() -> Self {
         let program = env::var_os(SERVER_VARIABLE).unwrap_or_else(|| OsString::from("redis-server"));
-        Self { program: program.into(), module: Some(module()), settings: Vec::new() }
+        Self { program: program.into(), module: Some(module()), settings: Vec::new(), variables: Vec::new() }
     }
 }
 
@@ -75,6 +76,19 @@ impl ServerOptions {
     pub fn without_module(mut self) -> Self {
         self.module = None;
         self
+    }
+
+    /// Runs the server with a variable in its environment.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.variables.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// The program that is run.
+    #[must_use]
+    pub fn server_program(&self) -> &Path {
+        &self.program
     }
 
     /// Runs another program than the one to test with.
@@ -179,6 +193,12 @@ impl Server {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The number of its process.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Where clients find it.
@@ -368,6 +388,7 @@ const LOG: &str = "server.log";
 fn spawn(options: &ServerOptions, folder: &Path, port: u16) -> Result<Child, StartError> {
     let log = File::options().create(true).append(true).open(folder.join(LOG))?;
     let mut command = Command::new(&options.program);
+    command.envs(options.variables.iter().map(|(name, value)| (name, value)));
     command
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
         .arg(folder)

@@ -1,0 +1,98 @@
+//! Who is compared: this project's client, the Lua backend, and bare commands, which bound both.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pmcp_tasks::StorageError;
+use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
+use pmcptask_client::RedisBackend;
+use redis::aio::MultiplexedConnection;
+
+use crate::outcome::Result;
+
+#[derive(Clone)]
+pub(crate) struct Contestant {
+    pub(crate) name: &'static str,
+    pub(crate) backend: Arc<dyn StorageBackend>,
+}
+
+/// Names of the contestants.
+pub(crate) const OURS: &str = "pmcptask";
+pub(crate) const LUA: &str = "Lua";
+pub(crate) const BARE: &str = "HSET / HGETALL";
+pub(crate) const TRIO: &str = "HSET + ZADD + PEXPIREAT";
+
+/// All contestants, connected to one server.
+pub(crate) async fn contestants(url: &str) -> Result<Vec<Contestant>> {
+    let bare = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
+    Ok(vec![
+        Contestant { name: OURS, backend: Arc::new(RedisBackend::new(url).await?) },
+        Contestant { name: LUA, backend: Arc::new(pmcp_tasks::RedisBackend::new(url).await?) },
+        Contestant { name: BARE, backend: Arc::new(Bare { connection: bare.clone(), keeps_index: false }) },
+        Contestant { name: TRIO, backend: Arc::new(Bare { connection: bare, keeps_index: true }) },
+    ])
+}
+
+/// Commands that store and read the same bytes, with no version, no condition and no check.
+struct Bare {
+    connection: MultiplexedConnection,
+    keeps_index: bool,
+}
+
+/// Any time to come.
+const EXPIRES_AT_MS: i64 = 4_102_444_800_000;
+
+fn failed(error: redis::RedisError) -> StorageError {
+    StorageError::Backend { message: error.to_string(), source: Some(Box::new(error)) }
+}
+
+#[async_trait]
+impl StorageBackend for Bare {
+    async fn get(&self, key: &str) -> std::result::Result<VersionedRecord, StorageError> {
+        let fields: Vec<Vec<u8>> =
+            redis::cmd("HGETALL").arg(key).query_async(&mut self.connection.clone()).await.map_err(failed)?;
+        let data = fields.into_iter().nth(3).unwrap_or_default();
+        Ok(VersionedRecord { data, version: 1 })
+    }
+
+    async fn put(&self, key: &str, data: &[u8]) -> std::result::Result<u64, StorageError> {
+        let mut connection = self.connection.clone();
+        let mut hset = redis::cmd("HSET");
+        hset.arg(key).arg("version").arg(1).arg("data").arg(data).arg("expires_at").arg("4102444800");
+        if self.keeps_index {
+            let mut trio = redis::pipe();
+            trio.add_command(hset);
+            trio.cmd("ZADD").arg("idx").arg("NX").arg(EXPIRES_AT_MS).arg(key);
+            trio.cmd("PEXPIREAT").arg(key).arg(EXPIRES_AT_MS);
+            trio.exec_async(&mut connection).await.map_err(failed)?;
+        } else {
+            hset.exec_async(&mut connection).await.map_err(failed)?;
+        }
+        Ok(1)
+    }
+
+    async fn put_if_version(&self, key: &str, data: &[u8], _: u64) -> std::result::Result<u64, StorageError> {
+        self.put(key, data).await
+    }
+
+    async fn delete(&self, key: &str) -> std::result::Result<bool, StorageError> {
+        let mut both = redis::pipe();
+        both.cmd("DEL").arg(key);
+        if self.keeps_index {
+            both.cmd("ZREM").arg("idx").arg(key);
+        }
+        both.exec_async(&mut self.connection.clone()).await.map_err(failed)?;
+        Ok(true)
+    }
+
+    async fn list_by_prefix(
+        &self,
+        _: &str,
+    ) -> std::result::Result<Vec<(String, VersionedRecord)>, StorageError> {
+        Ok(Vec::new())
+    }
+
+    async fn cleanup_expired(&self) -> std::result::Result<usize, StorageError> {
+        Ok(0)
+    }
+}

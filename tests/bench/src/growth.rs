@@ -1,0 +1,210 @@
+//! What stays small while tasks and time grow: memory per task, an index over a day, time per command.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use pmcptask_client::RedisBackend;
+use pmcptask_tests::{Server, Wire};
+use serde_json::{Value, json};
+
+use crate::contest::{LUA, OURS};
+use crate::load::sample;
+use crate::machine;
+use crate::outcome::{Result, short, write};
+use crate::pipeline::{Pipeline, Words, batches, words};
+use crate::plot::{Bar, bars};
+use crate::records::{record, record_for};
+use crate::watched::{Commands, OWNER};
+
+const RECORD: usize = 500;
+/// Tasks whose memory is measured, however many owners share them.
+const MEASURED: usize = 10_000;
+/// Rounds of the churn: a day, an hour each, much faster.
+const HOURS: usize = 24;
+const TASKS_PER_HOUR: usize = 2_000;
+
+/// Measures everything and writes tables, raw figures and a plot to a folder.
+pub(crate) async fn measure(folder: &Path) -> Result<()> {
+    let server = Server::start();
+    let described = machine::described(&server);
+    let progress = ProgressBar::new(6 + u64::try_from(HOURS)? + 5);
+    progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}")?);
+    progress.set_message("memory");
+    let memory = memory(&server, &progress).await?;
+    progress.set_message("a day of churn");
+    let churn = churn(&server, &progress).await?;
+    progress.set_message("growth");
+    let growth = growth(&server, &progress)?;
+    progress.finish_and_clear();
+
+    let mut table = format!(
+        "# Memory and growth\n\n{}, {} cores, {}. Records of {RECORD} bytes.\n\n## Memory per task, in bytes\n\n\
+         | tasks per owner | pmcptask | Lua backend |\n|---|---|---|\n",
+        described["processor"].as_str().unwrap_or_default(),
+        described["cores"],
+        described["server"].as_str().unwrap_or_default(),
+    );
+    for (owners_tasks, ours, lua) in &memory {
+        let _ = writeln!(table, "| {owners_tasks} | {} | {} |", short(*ours), short(*lua));
+    }
+    let _ = write!(
+        table,
+        "\n## A day of churn\n\n{TASKS_PER_HOUR} tasks an hour that live for a second, of 100 owners who never list. What is left:\n\n\
+         | hour | index entries | memory, bytes | Lua: index entries | Lua: memory, bytes |\n|---|---|---|---|---|\n"
+    );
+    for (hour, [ours, lua]) in churn.iter().enumerate() {
+        let _ = writeln!(table, "| {} | {} | {} | {} | {} |", hour + 1, ours.0, ours.1, lua.0, lua.1);
+    }
+    let _ = write!(
+        table,
+        "\n## Time per command, in µs\n\nOne connection, one command at a time; median (99th percentile).\n\n\
+         | tasks | put, over | put, new | CAS | get | page of 50 |\n|---|---|---|---|---|---|\n"
+    );
+    for (tasks, times) in &growth {
+        let times: Vec<_> =
+            times.iter().map(|(p50, p99)| format!("{} ({})", short(*p50), short(*p99))).collect();
+        let _ = writeln!(table, "| {tasks} | {} |", times.join(" | "));
+    }
+    println!("{table}");
+    write(folder, "growth.md", &table)?;
+    let raw: Value = json!({ "machine": described, "memory": memory, "churn": churn, "growth": growth });
+    write(folder, "growth.json", &(serde_json::to_string(&raw)? + "\n"))?;
+    let left = churn.last().map_or([0; 2], |[ours, lua]| [ours.0, lua.0]);
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
+    let left = [(OURS, left[0]), (LUA, left[1])]
+        .map(|(name, entries)| Bar { label: name.to_owned(), figure: entries as f64 });
+    bars(folder, "churn.svg", "Index entries left after a day of short tasks", "entries", &left)
+}
+
+fn used_memory(wire: &mut Wire) -> u64 {
+    let info = wire.call(&["INFO", "memory"]);
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok());
+    used.unwrap_or(0)
+}
+
+/// The commands of both backends for a record.
+async fn both(server: &Server, record: &[u8]) -> Result<[Commands; 2]> {
+    let ours = RedisBackend::new(&server.url()).await?;
+    let lua = pmcp_tasks::RedisBackend::new(&server.url()).await?;
+    Ok([Commands::of(&ours, server.port(), record).await?, Commands::of(&lua, server.port(), record).await?])
+}
+
+#[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
+async fn memory(server: &Server, progress: &ProgressBar) -> Result<Vec<(usize, f64, f64)>> {
+    let commands = both(server, &record(OWNER, RECORD)).await?;
+    let mut wire = server.wire();
+    let mut rows = Vec::new();
+    for owners_tasks in [1, 100, MEASURED] {
+        let mut bytes = [0.0; 2];
+        for (bytes, commands) in bytes.iter_mut().zip(&commands) {
+            wire.call(&["FLUSHALL"]);
+            let before = used_memory(&mut wire);
+            let put = |n: usize| {
+                let owner = format!("owner-{:06}", n / owners_tasks);
+                commands.put.fill_for(&owner, &format!("{n:032x}"), 0)
+            };
+            let puts: Vec<_> = (0..MEASURED).map(put).collect();
+            Pipeline::open(server.port())?.run(&batches(&puts, 64))?;
+            // The buffers of the connection go with it.
+            std::thread::sleep(Duration::from_millis(300));
+            *bytes = used_memory(&mut wire).saturating_sub(before) as f64 / MEASURED as f64;
+            progress.inc(1);
+        }
+        rows.push((owners_tasks, bytes[0], bytes[1]));
+    }
+    Ok(rows)
+}
+
+/// Index entries and memory after each hour, ours and Lua's.
+async fn churn(server: &Server, progress: &ProgressBar) -> Result<Vec<[(u64, u64); 2]>> {
+    // A server each: the module would clean up behind the Lua backend as well.
+    let without = Server::start_with(&pmcptask_tests::ServerOptions::default().without_module());
+    server.wire().call(&["FLUSHALL"]);
+    let mut hours = Vec::new();
+    for hour in 0..HOURS {
+        let data = record_for(OWNER, RECORD, 1_000);
+        let ours = Commands::of(&RedisBackend::new(&server.url()).await?, server.port(), &data).await?;
+        let lua = pmcp_tasks::RedisBackend::new(&without.url()).await?;
+        let lua = Commands::of(&lua, without.port(), &data).await?;
+        for (server, commands) in [(server, &ours), (&without, &lua)] {
+            let put =
+                |n: usize| commands.put.fill_for(&format!("owner-{}", n % 100), &format!("{hour}-{n}"), 0);
+            let puts: Vec<_> = (0..TASKS_PER_HOUR).map(put).collect();
+            Pipeline::open(server.port())?.run(&batches(&puts, 64))?;
+        }
+        std::thread::sleep(Duration::from_millis(2_500));
+        hours.push([server, &without].map(|server| {
+            let mut wire = server.wire();
+            let entries = (0..100).map(|owner| {
+                let count = wire.call(&["ZCARD", &format!("pmcp:idx:owner-{owner}")]);
+                count.trim().trim_start_matches(':').parse::<u64>().unwrap_or(0)
+            });
+            (entries.sum(), used_memory(&mut server.wire()))
+        }));
+        progress.inc(1);
+    }
+    Ok(hours)
+}
+
+/// Median and 99th percentile of each command.
+type Times = Vec<(f64, f64)>;
+
+fn growth(server: &Server, progress: &ProgressBar) -> Result<Vec<(String, Times)>> {
+    const CALLS: usize = 2_000;
+    let mut rows = Vec::new();
+    let data = record(OWNER, RECORD);
+    let expiry = (pmcptask_tests::now_ms() + 86_400_000).to_string();
+    let put = |owner: &str, task: &str| -> Words {
+        let mut put =
+            words(&["PMCPTASK.PUT", &format!("pmcp:tasks:{owner}:{task}"), &format!("pmcp:idx:{owner}")]);
+        put.extend([data.clone(), b"PXAT".to_vec(), expiry.clone().into_bytes()]);
+        put
+    };
+    let cases =
+        [10, 1_000, 100_000, 1_000_000].map(|tasks| (tasks, false)).into_iter().chain([(1_000_000, true)]);
+    for (tasks, own_owners) in cases {
+        server.wire().call(&["FLUSHALL"]);
+        let owner = |n: usize| if own_owners { format!("owner-{n}") } else { "owner".to_owned() };
+        let mut pipeline = Pipeline::open(server.port())?;
+        for part in (0..tasks).collect::<Vec<_>>().chunks(10_000) {
+            let puts: Vec<_> = part.iter().map(|n| put(&owner(*n), &format!("task-{n}"))).collect();
+            pipeline.run(&batches(&puts, 100))?;
+        }
+        // Spread over all tasks there are.
+        let some = |n: usize| n.wrapping_mul(7_919) % tasks;
+        let key = |n: usize| format!("pmcp:tasks:{}:task-{}", owner(some(n)), some(n));
+        let index = |n: usize| format!("pmcp:idx:{}", owner(some(n)));
+        let cas = |n: usize| {
+            let mut cas = words(&["PMCPTASK.CAS", &format!("pmcp:tasks:{}:cas", owner(0))]);
+            cas.extend(words(&[&format!("pmcp:idx:{}", owner(0)), &(n + 1).to_string()]));
+            cas.extend([data.clone(), b"PXAT".to_vec(), expiry.clone().into_bytes()]);
+            cas
+        };
+        pipeline.run(&batches(&[put(&owner(0), "cas")], 1))?;
+        let commands: [&dyn Fn(usize) -> Words; 5] = [
+            &|n| put(&owner(some(n)), &format!("task-{}", some(n))),
+            &|n| put(&owner(some(n)), &format!("new-{n}")),
+            &cas,
+            &|n| words(&["PMCPTASK.GET", &key(n)]),
+            &|n| words(&["PMCPTASK.LIST", &index(n), "COUNT", "50"]),
+        ];
+        let mut times = Times::new();
+        for command in commands {
+            let batches = batches(&(0..CALLS).map(command).collect::<Vec<_>>(), 1);
+            let mut latencies = Vec::with_capacity(CALLS);
+            for batch in &batches {
+                let started = Instant::now();
+                pipeline.run(std::slice::from_ref(batch))?;
+                latencies.push(started.elapsed());
+            }
+            let sample = sample(latencies, Duration::from_secs(1), Duration::ZERO);
+            times.push((sample.p50, sample.p99));
+        }
+        let owners = if own_owners { "an owner each" } else { "one owner" };
+        rows.push((format!("{tasks}, {owners}"), times));
+        progress.inc(1);
+    }
+    Ok(rows)
+}

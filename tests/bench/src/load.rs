@@ -1,0 +1,156 @@
+//! One operation, many times, so many at once.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use pmcp_tasks::StorageError;
+use tokio::task::JoinSet;
+
+use crate::contest::Contestant;
+use crate::outcome::Result;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operation {
+    PutNew,
+    PutOver,
+    CasWon,
+    CasLost,
+    Get,
+    Delete,
+}
+
+impl Operation {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::PutNew, Self::PutOver, Self::CasWon, Self::CasLost, Self::Get, Self::Delete];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::PutNew => "put, new",
+            Self::PutOver => "put, over",
+            Self::CasWon => "CAS won",
+            Self::CasLost => "CAS lost",
+            Self::Get => "get",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// What one run has shown.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sample {
+    /// Calls per second.
+    pub(crate) throughput: f64,
+    /// Latency in µs.
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    /// Processor time of this process per call, in µs.
+    pub(crate) client_us: f64,
+}
+
+/// Reads that each worker makes before time is taken.
+const WARM_UP: usize = 20;
+
+/// Makes `calls` calls, `in_flight` at a time, on the contestant's one connection.
+pub(crate) async fn run(
+    contestant: &Contestant,
+    operation: Operation,
+    calls: usize,
+    in_flight: usize,
+    record: &[u8],
+) -> Result<Sample> {
+    let each = calls.div_ceil(in_flight);
+    let mut workers = JoinSet::new();
+    for worker in 0..in_flight {
+        let backend = contestant.backend.clone();
+        let record = record.to_vec();
+        workers.spawn(async move {
+            let key = |call: usize| format!("owner-{}:task-{worker}-{call}", worker % 16);
+            let prepared = match operation {
+                Operation::PutNew => 0,
+                Operation::Delete => each,
+                _ => 1,
+            };
+            let mut version = 0;
+            for call in 0..prepared {
+                version = backend.put(&key(call), &record).await?;
+            }
+            for _ in 0..WARM_UP {
+                let _ = backend.get(&key(0)).await;
+            }
+            Ok::<_, StorageError>((backend, record, version, worker))
+        });
+    }
+    let mut ready = Vec::new();
+    while let Some(worker) = workers.join_next().await {
+        ready.push(worker??);
+    }
+
+    let (started, processor_before) = (Instant::now(), processor_time());
+    let mut workers = JoinSet::new();
+    for (backend, record, mut version, worker) in ready {
+        workers.spawn(async move {
+            let key = |call: usize| format!("owner-{}:task-{worker}-{call}", worker % 16);
+            let mut latencies = Vec::with_capacity(each);
+            for call in 0..each {
+                let started = Instant::now();
+                match operation {
+                    Operation::PutNew => drop(backend.put(&key(call), &record).await?),
+                    Operation::PutOver => drop(backend.put(&key(0), &record).await?),
+                    Operation::CasWon => {
+                        version = backend.put_if_version(&key(0), &record, version).await?;
+                    }
+                    // A conflict is what is asked for.
+                    Operation::CasLost => drop(backend.put_if_version(&key(0), &record, 999_999).await),
+                    Operation::Get => drop(backend.get(&key(0)).await?),
+                    Operation::Delete => drop(backend.delete(&key(call)).await?),
+                }
+                latencies.push(started.elapsed());
+            }
+            Ok::<_, StorageError>(latencies)
+        });
+    }
+    let mut latencies = Vec::with_capacity(calls);
+    while let Some(worker) = workers.join_next().await {
+        latencies.extend(worker??);
+    }
+    let (took, processor) = (started.elapsed(), processor_time().saturating_sub(processor_before));
+    Ok(sample(latencies, took, processor))
+}
+
+#[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
+pub(crate) fn sample(mut latencies: Vec<Duration>, took: Duration, processor: Duration) -> Sample {
+    latencies.sort_unstable();
+    let calls = latencies.len().max(1);
+    let at = |part: usize| {
+        latencies.get((calls - 1) * part / 100).copied().unwrap_or_default().as_secs_f64() * 1e6
+    };
+    Sample {
+        throughput: calls as f64 / took.as_secs_f64(),
+        p50: at(50),
+        p99: at(99),
+        client_us: processor.as_secs_f64() * 1e6 / calls as f64,
+    }
+}
+
+/// Time that the threads of this process have spent on processors.
+pub(crate) fn processor_time() -> Duration {
+    let Ok(threads) = fs::read_dir("/proc/self/task") else { return Duration::ZERO };
+    let nanoseconds = threads.filter_map(|thread| {
+        let schedule = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        schedule.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanoseconds.sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sample_tells_rate_and_percentiles() {
+        let latencies = (1..=100).map(Duration::from_micros).collect();
+        let sample = sample(latencies, Duration::from_secs(2), Duration::from_micros(500));
+        assert_eq!((sample.throughput, sample.p50, sample.p99), (50.0, 50.0, 99.0));
+        assert!((sample.client_us - 5.0).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,35 @@
+//! Measures this project against what it replaces and what bounds it. Nothing here asserts anything about
+//! time: it prints ratios of what was measured in one run on one machine.
+#![allow(missing_docs, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::arithmetic_side_effects)]
+
+mod contest;
+mod growth;
+mod instructions;
+mod load;
+mod machine;
+mod outcome;
+mod pipeline;
+mod plot;
+mod records;
+mod versus;
+mod watched;
+
+use std::path::Path;
+
+use outcome::Result;
+
+const USAGE: &str = "usage: pmcptask-bench instructions|throughput|growth FOLDER";
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [job, folder] = arguments.as_slice() else { return Err(USAGE.into()) };
+    let folder = Path::new(folder);
+    match job.as_str() {
+        "instructions" => instructions::measure(folder).await,
+        "throughput" => versus::measure(folder).await,
+        "growth" => growth::measure(folder).await,
+        _ => Err(USAGE.into()),
+    }
+}

@@ -1,0 +1,344 @@
+//! Latency and throughput, side by side in one run.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use pmcp_tasks::store::backend::StorageBackend;
+use pmcp_tasks::{GenericTaskStore, TaskSecurityConfig};
+use pmcptask_client::RedisBackend;
+use pmcptask_tests::{Server, ServerOptions};
+use serde_json::json;
+
+use crate::contest::{BARE, LUA, OURS, TRIO, contestants};
+use crate::load::{Operation, Sample, run, sample};
+use crate::machine;
+use crate::outcome::{Result, Spread, short, write};
+use crate::pipeline::{Pipeline, batches};
+use crate::plot::{Bar, bars};
+use crate::records::{TTL_MS, record};
+use crate::watched::{Commands, OWNER};
+
+/// How much is measured.
+struct Extent {
+    repeats: usize,
+    record_bytes: &'static [usize],
+}
+
+const WHOLE: Extent = Extent { repeats: 5, record_bytes: &[500, 10_000, 100_000, 1_000_000] };
+const QUICK: Extent = Extent { repeats: 2, record_bytes: &[500, 100_000] };
+const IN_FLIGHT: [usize; 3] = [1, 16, 256];
+const LIST_LENGTHS: [usize; 3] = [10, 100, 1_000];
+
+/// Calls of one run: fewer where each moves more bytes.
+fn calls(record_bytes: usize, in_flight: usize) -> usize {
+    let most = if in_flight == 1 { 300 } else { 3_000 };
+    (most * 10_000 / record_bytes.max(10_000)).max(15).max(in_flight)
+}
+
+/// What is compared, on which server.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Cell {
+    aof: bool,
+    what: String,
+    record_bytes: usize,
+    in_flight: usize,
+}
+
+#[derive(Default)]
+struct Figures {
+    /// Samples of each contestant, in the order of the repeats.
+    cells: BTreeMap<Cell, BTreeMap<&'static str, Vec<Sample>>>,
+}
+
+impl Figures {
+    fn add(&mut self, cell: Cell, contestant: &'static str, sample: Sample) {
+        self.cells.entry(cell).or_default().entry(contestant).or_default().push(sample);
+    }
+
+    /// How many times as many calls per second ours makes as another, repeat by repeat.
+    fn ratio(&self, cell: &Cell, other: &str) -> Option<Spread> {
+        let contestants = self.cells.get(cell)?;
+        let (ours, other) = (contestants.get(OURS)?, contestants.get(other)?);
+        let ratios: Vec<_> =
+            ours.iter().zip(other).map(|(ours, other)| ours.throughput / other.throughput).collect();
+        Some(Spread::of(&ratios))
+    }
+
+    fn median(&self, cell: &Cell, contestant: &str, of: fn(&Sample) -> f64) -> Option<f64> {
+        let samples = self.cells.get(cell)?.get(contestant)?;
+        Some(Spread::of(&samples.iter().map(of).collect::<Vec<_>>()).median)
+    }
+}
+
+/// Measures everything and writes table, raw figures and plots to a folder.
+pub(crate) async fn measure(folder: &Path) -> Result<()> {
+    let extent = if std::env::var_os("BENCH_QUICK").is_some() { QUICK } else { WHOLE };
+    let mut figures = Figures::default();
+    let mut described = json!({});
+    for aof in [false, true] {
+        let options = ServerOptions::default().set("appendonly", if aof { "yes" } else { "no" });
+        let server = Server::try_start_with(&options)?;
+        described = machine::described(&server);
+        compare(&server, aof, &extent, &mut figures).await?;
+    }
+    let table = table(&figures, &described, extent.repeats);
+    println!("{table}");
+    write(folder, "throughput.md", &table)?;
+    write(folder, "throughput.json", &(serde_json::to_string(&raw(&figures, &described))? + "\n"))?;
+    draw(folder, &figures)
+}
+
+async fn compare(server: &Server, aof: bool, extent: &Extent, figures: &mut Figures) -> Result<()> {
+    let contestants = contestants(&server.url()).await?;
+    let cells = Operation::ALL.len() * extent.record_bytes.len() * IN_FLIGHT.len();
+    let steps = extent.repeats * (cells * contestants.len() + 2 * 2 * LIST_LENGTHS.len() + 4);
+    let progress = ProgressBar::new(u64::try_from(steps)?);
+    progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {eta} {msg}")?);
+    progress.set_message(if aof { "with AOF" } else { "without AOF" });
+    let mut wire = server.wire();
+    for repeat in 0..extent.repeats {
+        for &record_bytes in extent.record_bytes {
+            let data = record("owner", record_bytes);
+            for operation in Operation::ALL {
+                for in_flight in IN_FLIGHT {
+                    let what = operation.name().to_owned();
+                    let cell = Cell { aof, what, record_bytes, in_flight };
+                    // Each is first as often as any other.
+                    for turn in 0..contestants.len() {
+                        let contestant = &contestants[(repeat + turn) % contestants.len()];
+                        wire.call(&["FLUSHALL"]);
+                        let calls = calls(record_bytes, in_flight);
+                        let sample = run(contestant, operation, calls, in_flight, &data).await?;
+                        figures.add(cell.clone(), contestant.name, sample);
+                        progress.inc(1);
+                    }
+                }
+            }
+        }
+        for tasks in LIST_LENGTHS {
+            let cell =
+                |what: &str| Cell { aof, what: format!("{what} {tasks}"), record_bytes: 500, in_flight: 1 };
+            for name in if repeat % 2 == 0 { [OURS, LUA] } else { [LUA, OURS] } {
+                wire.call(&["FLUSHALL"]);
+                let url = server.url();
+                let [list, create] = if name == OURS {
+                    lists_and_creates(RedisBackend::new(&url).await?, tasks).await?
+                } else {
+                    lists_and_creates(pmcp_tasks::RedisBackend::new(&url).await?, tasks).await?
+                };
+                figures.add(cell("list of"), name, list);
+                figures.add(cell("create beside"), name, create);
+                progress.inc(2);
+            }
+        }
+        pipelined(server, aof, figures, &progress).await?;
+    }
+    progress.finish_and_clear();
+    Ok(())
+}
+
+/// Lists of an owner's tasks, and tasks created beside them.
+async fn lists_and_creates(backend: impl StorageBackend, tasks: usize) -> Result<[Sample; 2]> {
+    let data = record("alice", 500);
+    for task in 0..tasks {
+        backend.put(&format!("alice:task-{task}"), &data).await?;
+    }
+    let calls = (2_000 / tasks).clamp(3, 50);
+    let timed =
+        |started: Instant, latencies: Vec<Duration>| sample(latencies, started.elapsed(), Duration::ZERO);
+    let (started, mut latencies) = (Instant::now(), Vec::new());
+    for _ in 0..calls {
+        let started = Instant::now();
+        let listed = backend.list_by_prefix("alice:").await?;
+        latencies.push(started.elapsed());
+        if listed.len() != tasks {
+            return Err(format!("{} of {tasks} tasks are listed", listed.len()).into());
+        }
+    }
+    let list = timed(started, latencies);
+    let security = TaskSecurityConfig::default().with_max_tasks_per_owner(usize::MAX);
+    let store = GenericTaskStore::new(backend).with_security(security);
+    let (started, mut latencies) = (Instant::now(), Vec::new());
+    for _ in 0..calls.min(10) {
+        let started = Instant::now();
+        store.create("alice", "tools/call", Some(TTL_MS)).await?;
+        latencies.push(started.elapsed());
+    }
+    Ok([list, timed(started, latencies)])
+}
+
+/// The commands of both clients as fast as the server takes them, with no client in the way.
+async fn pipelined(server: &Server, aof: bool, figures: &mut Figures, progress: &ProgressBar) -> Result<()> {
+    const COMMANDS: usize = 20_000;
+    let data = record(OWNER, 500);
+    let port = server.port();
+    server.wire().call(&["FLUSHALL"]);
+    let ours = Commands::of(&RedisBackend::new(&server.url()).await?, port, &data).await?;
+    let lua = Commands::of(&pmcp_tasks::RedisBackend::new(&server.url()).await?, port, &data).await?;
+    for (name, commands) in [(OURS, &ours), (LUA, &lua)] {
+        server.wire().call(&["FLUSHALL"]);
+        let tasks = 100;
+        let mut pipeline = Pipeline::open(port)?;
+        let fresh: Vec<_> = (0..tasks).map(|n| commands.put.fill(&n.to_string(), 0)).collect();
+        pipeline.run(&batches(&fresh, 16))?;
+        let won = |n: usize| commands.put_if_version.fill(&(n % tasks).to_string(), (n / tasks + 1) as u64);
+        let cas: Vec<_> = (0..COMMANDS).map(won).collect();
+        for (what, seconds) in [
+            ("put over, redis-benchmark", redis_benchmark(port, &commands.put.fill("0", 0), COMMANDS)?),
+            ("CAS won, pipelined", timed(&mut pipeline, &batches(&cas, 256))?),
+        ] {
+            let cell = Cell { aof, what: what.to_owned(), record_bytes: 500, in_flight: 256 };
+            figures.add(cell, name, sample(vec![Duration::ZERO; COMMANDS], seconds, Duration::ZERO));
+            progress.inc(1);
+        }
+    }
+    Ok(())
+}
+
+fn timed(pipeline: &mut Pipeline, batches: &[crate::pipeline::Batch]) -> Result<Duration> {
+    let started = Instant::now();
+    pipeline.run(batches)?;
+    Ok(started.elapsed())
+}
+
+/// Has the server's own benchmark send one command over and over, 16 connections with 16 commands each.
+fn redis_benchmark(port: u16, command: &[Vec<u8>], commands: usize) -> Result<Duration> {
+    let program = std::env::var("PMCPTASK_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+    let output = Command::new(program.replace("-server", "-benchmark"))
+        .args(["-p", &port.to_string(), "-c", "16", "-P", "16", "-n", &commands.to_string(), "--csv"])
+        .args(command.iter().map(|word| String::from_utf8_lossy(word).into_owned()))
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let rate = text
+        .lines()
+        .last()
+        .and_then(|line| line.rsplit("\",\"").nth(6)?.parse::<f64>().ok())
+        .ok_or_else(|| format!("redis-benchmark tells no rate: {text}"))?;
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
+    Ok(Duration::from_secs_f64(commands as f64 / rate))
+}
+
+fn size(record_bytes: usize) -> String {
+    if record_bytes < 1_000 { "0.5 KB".to_owned() } else { format!("{} KB", record_bytes / 1_000) }
+}
+
+fn table(figures: &Figures, described: &serde_json::Value, repeats: usize) -> String {
+    let text = |name: &str| described[name].as_str().unwrap_or_default().to_owned();
+    let mut table = format!(
+        "# Latency and throughput\n\n{}, {} cores, {}; pmcptask {}, pmcp-tasks {}. Calls per second of pmcptask by those of \
+         the other, median of {repeats} repeats (least to greatest): more is faster. One client, one connection; `bare` is \
+         HSET for writes and HGETALL for reads, `trio` HSET, ZADD and PEXPIREAT in one pipeline, neither with versions, \
+         conditions or checks. Latency in µs at the median repeat.\n",
+        text("processor"),
+        described["cores"],
+        text("server"),
+        text("pmcptask"),
+        text("pmcp-tasks"),
+    );
+    for aof in [false, true] {
+        let _ = write!(
+            table,
+            "\n## {} AOF\n\n| operation | record | in flight | : Lua | : bare | : trio | p50 | p99 | Lua p50 | Lua p99 | client µs per call | Lua client |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+            if aof { "With" } else { "Without" }
+        );
+        for cell in figures.cells.keys().filter(|cell| cell.aof == aof) {
+            let ratio = |other| figures.ratio(cell, other).map_or("-".to_owned(), |ratio| ratio.to_string());
+            let median = |contestant, of| {
+                let median = figures.median(cell, contestant, of).filter(|median| *median > 0.0);
+                median.map_or("-".to_owned(), short)
+            };
+            let _ = writeln!(
+                table,
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                cell.what,
+                size(cell.record_bytes),
+                cell.in_flight,
+                ratio(LUA),
+                ratio(BARE),
+                ratio(TRIO),
+                median(OURS, |sample| sample.p50),
+                median(OURS, |sample| sample.p99),
+                median(LUA, |sample| sample.p50),
+                median(LUA, |sample| sample.p99),
+                median(OURS, |sample| sample.client_us),
+                median(LUA, |sample| sample.client_us),
+            );
+        }
+    }
+    table
+}
+
+fn raw(figures: &Figures, described: &serde_json::Value) -> serde_json::Value {
+    let samples = |samples: &Vec<Sample>| -> serde_json::Value {
+        samples
+            .iter()
+            .map(|sample| {
+                json!({ "per_second": sample.throughput.round(), "p50_us": sample.p50.round(),
+                        "p99_us": sample.p99.round(), "client_us": (sample.client_us * 100.0).round() / 100.0 })
+            })
+            .collect()
+    };
+    let cell = |(cell, contestants): (&Cell, &BTreeMap<&'static str, Vec<Sample>>)| {
+        json!({ "aof": cell.aof, "operation": cell.what, "record_bytes": cell.record_bytes,
+                "in_flight": cell.in_flight,
+                "contestants": contestants.iter().map(|(name, runs)| (*name, samples(runs))).collect::<BTreeMap<_, _>>() })
+    };
+    json!({ "machine": described, "cells": figures.cells.iter().map(cell).collect::<Vec<_>>() })
+}
+
+fn draw(folder: &Path, figures: &Figures) -> Result<()> {
+    let ratio_bars = |cells: Vec<(&Cell, String)>| -> Vec<Bar> {
+        cells
+            .into_iter()
+            .filter_map(|(cell, label)| Some(Bar { label, figure: figures.ratio(cell, LUA)?.median }))
+            .collect()
+    };
+    let busy = figures.cells.keys().filter(|cell| cell.in_flight == 256 && cell.record_bytes == 500);
+    let labelled = |cell: &Cell| format!("{}{}", cell.what, if cell.aof { ", AOF" } else { "" });
+    bars(
+        folder,
+        "throughput.svg",
+        "Calls per second by those of the Lua backend (256 in flight, 0.5 KB)",
+        "x",
+        &ratio_bars(busy.map(|cell| (cell, labelled(cell))).collect()),
+    )?;
+    let lists = figures.cells.keys().filter(|cell| {
+        !cell.aof && (cell.what.starts_with("list of") || cell.what.starts_with("create beside"))
+    });
+    bars(
+        folder,
+        "lists.svg",
+        "Speed by that of the Lua backend: lists of n tasks, tasks created beside n",
+        "x",
+        &ratio_bars(lists.map(|cell| (cell, labelled(cell))).collect()),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratio_is_taken_repeat_by_repeat() {
+        let cell = Cell { aof: false, what: "put".to_owned(), record_bytes: 500, in_flight: 1 };
+        let mut figures = Figures::default();
+        for (ours, lua) in [(20.0, 10.0), (60.0, 10.0), (8.0, 2.0)] {
+            let of = |throughput| Sample { throughput, p50: 1.0, p99: 1.0, client_us: 0.0 };
+            figures.add(cell.clone(), OURS, of(ours));
+            figures.add(cell.clone(), LUA, of(lua));
+        }
+        assert_eq!(figures.ratio(&cell, LUA), Some(Spread { least: 2.0, median: 4.0, greatest: 6.0 }));
+        assert_eq!(figures.ratio(&cell, BARE), None);
+    }
+
+    #[test]
+    fn large_records_are_sent_less_often() {
+        assert_eq!(calls(500, 1), 300);
+        assert_eq!(calls(1_000_000, 1), 15);
+        assert_eq!(calls(1_000_000, 256), 256);
+    }
+}
