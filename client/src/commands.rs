@@ -1,19 +1,32 @@
 //! The module's commands as they are sent.
 
 use pmcptask_schema::{Envelope, ExpiryError};
-use redis::{Cmd, cmd};
+use redis::Cmd;
+
+/// Starts a command; all of it goes into buffers of the right size at once.
+fn command(name: &str, arguments: &[&[u8]], more: usize) -> Cmd {
+    /// Digits of a 64-bit number, or the longest name of an option.
+    const LONGEST_OPTION: usize = 20;
+    let bytes = arguments.iter().fold(name.len(), |bytes, argument| bytes.saturating_add(argument.len()));
+    let bytes = bytes.saturating_add(more.saturating_mul(LONGEST_OPTION));
+    let words = arguments.len().saturating_add(more).saturating_add(1);
+    let mut command = Cmd::with_capacity(words, bytes);
+    command.arg(name);
+    for argument in arguments {
+        command.arg(argument);
+    }
+    command
+}
 
 /// `PMCPTASK.GET`
 pub(crate) fn get(task_key: &str) -> Cmd {
-    let mut get = cmd("PMCPTASK.GET");
-    get.arg(task_key);
-    get
+    command("PMCPTASK.GET", &[task_key.as_bytes()], 0)
 }
 
 /// `PMCPTASK.PUT`
 pub(crate) fn put(task_key: &str, index_key: &str, data: &[u8], moments: Moments) -> Cmd {
-    let mut put = cmd("PMCPTASK.PUT");
-    put.arg(task_key).arg(index_key).arg(data);
+    let arguments = [task_key.as_bytes(), index_key.as_bytes(), data];
+    let mut put = command("PMCPTASK.PUT", &arguments, Moments::WORDS);
     moments.add_to(&mut put);
     put
 }
@@ -27,25 +40,21 @@ pub(crate) fn cas(
     moments: Moments,
 ) -> Cmd {
     // No task is ever at a version beyond the server's range, nor at 0.
-    let expected_version = i64::try_from(expected_version).unwrap_or(0);
-    let mut cas = cmd("PMCPTASK.CAS");
-    cas.arg(task_key).arg(index_key).arg(expected_version).arg(data);
+    let expected_version = i64::try_from(expected_version).unwrap_or(0).to_string();
+    let arguments = [task_key.as_bytes(), index_key.as_bytes(), expected_version.as_bytes(), data];
+    let mut cas = command("PMCPTASK.CAS", &arguments, Moments::WORDS);
     moments.add_to(&mut cas);
     cas
 }
 
 /// `PMCPTASK.DEL`
 pub(crate) fn del(task_key: &str, index_key: &str) -> Cmd {
-    let mut del = cmd("PMCPTASK.DEL");
-    del.arg(task_key).arg(index_key);
-    del
+    command("PMCPTASK.DEL", &[task_key.as_bytes(), index_key.as_bytes()], 0)
 }
 
 /// `PMCPTASK.LIST` of all tasks
 pub(crate) fn list(index_key: &str) -> Cmd {
-    let mut list = cmd("PMCPTASK.LIST");
-    list.arg(index_key);
-    list
+    command("PMCPTASK.LIST", &[index_key.as_bytes()], 0)
 }
 
 /// When a record's task expires and was created. It goes out with the record, so that the server need not
@@ -57,6 +66,9 @@ pub(crate) struct Moments {
 }
 
 impl Moments {
+    /// `PXAT ms CREATED ms`
+    const WORDS: usize = 4;
+
     /// Reads them from the record.
     pub(crate) fn of(record: &[u8]) -> Result<Self, ExpiryError> {
         let Envelope { expires_at_ms, created_at_ms } = Envelope::read(record);
