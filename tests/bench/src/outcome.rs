@@ -39,6 +39,7 @@ impl std::fmt::Display for Spread {
 /// Three digits that count.
 pub(crate) fn short(figure: f64) -> String {
     match figure.abs() {
+        0.0 => "0".to_owned(),
         size if size >= 100.0 => format!("{figure:.0}"),
         size if size >= 10.0 => format!("{figure:.1}"),
         _ => format!("{figure:.2}"),
