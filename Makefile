@@ -43,7 +43,8 @@ fuzz: prerequisites ## Fuzz argument grammar and record envelope for FUZZ_SECOND
 	done
 
 valgrind_logs := $(abspath $(target))/valgrind
-valgrind_suites := commands command_docs compatibility access bad_input atomicity cluster_slots index model replication no_crash_no_leak
+valgrind_suites := access atomicity bad_input cluster_slots command_docs commands compatibility conformance index \
+  model no_crash_no_leak old_backend replication
 
 # Left out: a walk over thousands of keys, which takes a share of the time of which valgrind leaves too little, and
 # the server's own count of its memory, which is another one under valgrind.

@@ -126,7 +126,7 @@ impl Endpoint {
 
 /// The connection of the moment. It is replaced as a whole, so that a call takes it without a lock.
 struct Link {
-    /// 1 for the first connection, one more for each that follows.
+    /// 1 for the first connection, more for each that follows.
     number: u64,
     connection: MultiplexedConnection,
     /// Why the server let nobody in after this connection was lost: a wrong password, say.
@@ -230,6 +230,7 @@ async fn keep(endpoint: Endpoint, link: Arc<ArcSwap<Link>>, status: Arc<Status>)
     let limit = endpoint.timeouts.connect.mul_f32(0.5);
     let mut pauses = pauses();
     let mut made = Instant::now();
+    let mut number = link.load().number;
     loop {
         let lost = link.load_full();
         while !status.is_lost(lost.number) {
@@ -241,7 +242,8 @@ async fn keep(endpoint: Endpoint, link: Arc<ArcSwap<Link>>, status: Arc<Status>)
             sleep(pauses.next().unwrap_or(RECONNECT_PAUSE.1)).await;
         }
         made = Instant::now();
-        let number = lost.number.wrapping_add(1);
+        // Each attempt has a number of its own: one that fails may tell of its loss later.
+        number = number.wrapping_add(1);
         let link_of = |attempt: RedisResult<MultiplexedConnection>| match attempt {
             Ok(connection) => Link { number, connection, refusal: None },
             Err(error) => Link {

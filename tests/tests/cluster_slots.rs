@@ -128,10 +128,21 @@ fn entries_of_settled_slots_go_while_another_slot_moves() {
     let mut wire = pair.first.wire();
     put(&mut wire, TASK);
     put(&mut wire, OTHER);
+    let moving: Vec<_> = (0..3_000).map(|n| format!("pmcp:tasks:{{alice}}:moving-{n}")).collect();
+    for task in &moving {
+        assert!(wire.call(&["HSET", task, "version", "1", "data", "x"]).starts_with(':'));
+    }
     let slot = pair.start_moving();
     let [bob, bobs_index] = ["pmcp:tasks:{bob}:t", "pmcp:idx:{bob}"];
     assert_eq!(wire.call(&["PMCPTASK.PUT", bob, bobs_index, "data"]), ":1\r\n");
-    // Whether this one has gone or moved, nobody can tell yet.
+    // Whether these have gone or moved, nobody can tell yet. They are many, and none of another slot waits
+    // behind them.
+    for task in &moving {
+        wire.send(&["DEL", task]).unwrap();
+    }
+    for _ in &moving {
+        assert_eq!(wire.receive().unwrap(), ":1\r\n");
+    }
     wire.call(&["DEL", TASK]);
     wire.call(&["DEL", bob]);
     assert!(holds_within(PROMISED, || wire.call(&["EXISTS", bobs_index]) == ":0\r\n"));

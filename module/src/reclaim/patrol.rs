@@ -162,12 +162,13 @@ fn step(context: &Context) {
     if !may_write(context) {
         return;
     }
-    let started = Instant::now();
-    reclaim_expired(context, started);
+    reclaim_expired(context);
     // Taken out while it works: looking at keys leads back into this module.
     let walk = PATROL.borrow_mut(context).and_then(|mut patrol| patrol.take_walk(context));
     let Some(mut walk) = walk else { return };
     let slots = Slots::of(context);
+    // However much there was to reclaim, the walk gets on.
+    let started = Instant::now();
     let mut is_done = false;
     while !is_done && started.elapsed() < walk.purpose.step() {
         is_done = walk.advance(context, &slots);
@@ -185,7 +186,8 @@ fn step(context: &Context) {
     patrol.tell_whether_pending();
 }
 
-fn reclaim_expired(context: &Context, started: Instant) {
+fn reclaim_expired(context: &Context) {
+    let started = Instant::now();
     let now_ms = context.now_ms();
     while started.elapsed() < RECLAIM_STEP {
         let due = PATROL.borrow_mut(context).and_then(|mut patrol| patrol.deadlines.take_due(now_ms));

@@ -1,8 +1,8 @@
 //! The prefixes whose keys are this module's.
 //!
 //! A prefix is known once a task of it has been written or read, by a command or by the patrol, and
-//! forgotten once a whole walk of the patrol has found no key of it. So the list is never longer than the
-//! data that it is about.
+//! forgotten once a whole walk of the patrol has found no key of it. So the list does not outgrow the data
+//! that it is about.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ static SERVED: ServerThread<Served> = ServerThread::new(Served { prefixes: BTree
 pub(crate) fn serve(context: &Context, prefix: &[u8]) {
     if !serves(context, prefix) {
         let Some(mut served) = SERVED.borrow_mut(context) else { return };
-        if served.prefixes.len() < MOST {
+        if served.prefixes.len() < MOST || context.is_settled_primary() {
             let walk = served.walk;
             served.prefixes.insert(prefix.to_vec(), walk);
             patrol::request(context, Purpose::Verify);

@@ -23,14 +23,39 @@ const MOST: usize = 100_000;
 /// How soon to try again while the server must not write, or a key's slot is on its way, in ms.
 const RETRY_MS: i64 = 100;
 
+/// A task key and its database.
+type Suspect = (i32, Vec<u8>);
+
 struct Suspects {
-    /// Task keys, and their database.
-    keys: VecDeque<(i32, Vec<u8>)>,
+    keys: VecDeque<Suspect>,
+    /// Keys whose slot is on its way. They wait apart, so that none of another slot waits behind them.
+    waiting: VecDeque<Suspect>,
     timer_runs: bool,
 }
 
 static SUSPECTS: ServerThread<Suspects> =
-    ServerThread::new(Suspects { keys: VecDeque::new(), timer_runs: false });
+    ServerThread::new(Suspects { keys: VecDeque::new(), waiting: VecDeque::new(), timer_runs: false });
+
+impl Suspects {
+    fn len(&self) -> usize {
+        self.keys.len().saturating_add(self.waiting.len())
+    }
+
+    fn clear(&mut self) {
+        self.keys = VecDeque::new();
+        self.waiting = VecDeque::new();
+    }
+
+    fn take_batch(&mut self) -> Vec<Suspect> {
+        let queue = if self.keys.is_empty() { &mut self.waiting } else { &mut self.keys };
+        let batch = queue.drain(..queue.len().min(BATCH)).collect();
+        if queue.is_empty() {
+            // A burst must not hold its memory for good.
+            queue.shrink_to(BATCH);
+        }
+        batch
+    }
+}
 
 pub(super) fn start(context: &Context) -> bool {
     subscribe_to_key_events(context, note)
@@ -38,7 +63,7 @@ pub(super) fn start(context: &Context) -> bool {
 
 pub(super) fn forget(context: &Context) {
     if let Some(mut suspects) = SUSPECTS.borrow_mut(context) {
-        suspects.keys = VecDeque::new();
+        suspects.clear();
     }
 }
 
@@ -70,8 +95,8 @@ pub(crate) fn note_deleted(context: &Context, task_name: &[u8]) {
 /// Has a task's entry put right as soon as it can be judged.
 pub(super) fn suspect(context: &Context, task_name: &[u8]) {
     let Some(mut suspects) = SUSPECTS.borrow_mut(context) else { return };
-    if suspects.keys.len() >= MOST {
-        suspects.keys = VecDeque::new();
+    if suspects.len() >= MOST {
+        suspects.clear();
         patrol::request(context, Purpose::VerifyUrgently);
     }
     suspects.keys.push_back((context.selected_database(), task_name.to_vec()));
@@ -94,17 +119,21 @@ fn put_batch_right(context: &Context) {
     }
     let has_advanced = may_write(context) && advance(context);
     let Some(mut suspects) = SUSPECTS.borrow_mut(context) else { return };
-    suspects.timer_runs = !suspects.keys.is_empty();
+    suspects.timer_runs = suspects.len() > 0;
     if suspects.timer_runs {
-        start_timer(context, if has_advanced { 0 } else { RETRY_MS }, put_batch_right);
+        let goes_on = has_advanced || (may_write(context) && !suspects.keys.is_empty());
+        start_timer(context, if goes_on { 0 } else { RETRY_MS }, put_batch_right);
     }
 }
 
 /// Sees to a batch of keys; false if none of them can be judged yet.
 fn advance(context: &Context) -> bool {
+    let Some(batch) = SUSPECTS.borrow_mut(context).map(|mut suspects| suspects.take_batch()) else {
+        return false;
+    };
     let slots = Slots::of(context);
     let mut has_advanced = false;
-    for (database, name) in take_batch(context) {
+    for (database, name) in batch {
         if !context.select_database(database) {
             continue;
         }
@@ -113,7 +142,7 @@ fn advance(context: &Context) -> bool {
             Role::Stranger => {}
             Role::Moving => {
                 if let Some(mut suspects) = SUSPECTS.borrow_mut(context) {
-                    suspects.keys.push_back((database, name));
+                    suspects.waiting.push_back((database, name));
                 }
                 continue;
             }
@@ -121,15 +150,4 @@ fn advance(context: &Context) -> bool {
         has_advanced = true;
     }
     has_advanced
-}
-
-fn take_batch(context: &Context) -> Vec<(i32, Vec<u8>)> {
-    let Some(mut suspects) = SUSPECTS.borrow_mut(context) else { return Vec::new() };
-    let length = suspects.keys.len().min(BATCH);
-    let batch = suspects.keys.drain(..length).collect();
-    if suspects.keys.is_empty() {
-        // A burst must not hold its memory for good.
-        suspects.keys.shrink_to(BATCH);
-    }
-    batch
 }

@@ -8,7 +8,7 @@ use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 use pmcptask_client::RedisBackend;
 use redis::aio::MultiplexedConnection;
 
-use crate::outcome::Result;
+use crate::Result;
 
 #[derive(Clone)]
 pub(crate) struct Contestant {

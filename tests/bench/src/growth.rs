@@ -9,10 +9,11 @@ use pmcptask_client::RedisBackend;
 use pmcptask_tests::{Server, Wire};
 use serde_json::{Value, json};
 
+use crate::Result;
 use crate::contest::{LUA, OURS};
+use crate::figures::{short, write};
 use crate::load::sample;
 use crate::machine;
-use crate::outcome::{Result, short, write};
 use crate::pipeline::{Pipeline, Words, batches, words};
 use crate::plot::{Bar, bars};
 use crate::records::{record, record_for};
@@ -134,6 +135,7 @@ async fn churn(server: &Server, progress: &ProgressBar) -> Result<Vec<[(u64, u64
             let puts: Vec<_> = (0..TASKS_PER_HOUR).map(put).collect();
             Pipeline::open(server.port())?.run(&batches(&puts, 64))?;
         }
+        // The second that the tasks live, the second in which the module removes what is left, and some more.
         std::thread::sleep(Duration::from_millis(2_500));
         hours.push([server, &without].map(|server| {
             let mut wire = server.wire();

@@ -10,8 +10,9 @@ use pmcptask_tests::{Server, ServerOptions, holds_within};
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::Result;
+use crate::figures::write;
 use crate::machine;
-use crate::outcome::{Result, write};
 use crate::pipeline::{Pipeline, Words, batches, words};
 use crate::records::record;
 use crate::watched::{Commands, OWNER};

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use pmcp_tasks::StorageError;
 use tokio::task::JoinSet;
 
+use crate::Result;
 use crate::contest::Contestant;
-use crate::outcome::Result;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operation {

@@ -4,11 +4,11 @@
 #![allow(clippy::arithmetic_side_effects)]
 
 mod contest;
+mod figures;
 mod growth;
 mod instructions;
 mod load;
 mod machine;
-mod outcome;
 mod pipeline;
 mod plot;
 mod records;
@@ -17,7 +17,7 @@ mod watched;
 
 use std::path::Path;
 
-use outcome::Result;
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const USAGE: &str = "usage: pmcptask-bench instructions|throughput|growth FOLDER";
 

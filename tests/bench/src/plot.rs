@@ -5,7 +5,8 @@ use std::path::Path;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::outcome::{Result, short};
+use crate::Result;
+use crate::figures::short;
 
 /// A bar and what stands before it.
 pub(crate) struct Bar {

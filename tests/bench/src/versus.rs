@@ -13,10 +13,11 @@ use pmcptask_client::RedisBackend;
 use pmcptask_tests::{Server, ServerOptions};
 use serde_json::json;
 
+use crate::Result;
 use crate::contest::{BARE, LUA, OURS, TRIO, contestants};
+use crate::figures::{Spread, short, write};
 use crate::load::{Operation, Sample, run, sample};
 use crate::machine;
-use crate::outcome::{Result, Spread, short, write};
 use crate::pipeline::{Pipeline, batches};
 use crate::plot::{Bar, bars};
 use crate::records::{TTL_MS, record};

@@ -1,10 +1,9 @@
-//! Errors, figures and where they go.
+//! Figures: their spread, how they are printed, and the files that keep them.
 
-use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+use crate::Result;
 
 /// Writes figures, or a table of them, to a file.
 pub(crate) fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
