@@ -1,22 +1,25 @@
 //! [`RedisBackend`]: the storage backend.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use async_trait::async_trait;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 use pmcptask_schema::{Keyspace, PrefixError, split_composite};
+use redis::Cmd;
 use redis::aio::MultiplexedConnection;
 
+use crate::address::Address;
 use crate::commands::{self, Moments};
-use crate::connection::Connection;
+use crate::connection::{Connection, Reply, Request};
 use crate::error::{CallKind, Error};
 use crate::replies::{self, CasOutcome};
 
 /// Whether keys carry their owner as a hash tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HashTags {
-    /// `pmcp:tasks:alice:t1`: what `pmcp-tasks` writes, and the default.
+    /// `pmcp:tasks:alice:t1`: what `pmcp-tasks` writes, and the default but in a cluster.
     #[default]
     Off,
     /// `pmcp:tasks:{alice}:t1`, braces literal: in a cluster, all keys of an owner share a slot. An owner that is
@@ -25,6 +28,11 @@ pub enum HashTags {
 }
 
 impl HashTags {
+    /// What fits, if the user does not say: in a cluster, task and index have to share a slot.
+    pub(crate) fn of(address: &Address) -> Self {
+        if matches!(address, Address::Cluster(_)) { Self::On } else { Self::Off }
+    }
+
     pub(crate) fn keyspace(self, prefix: impl Into<String>) -> Result<Keyspace, PrefixError> {
         let keyspace = Keyspace::new(prefix)?;
         match self {
@@ -89,16 +97,45 @@ impl RedisBackend {
         Self { connection, keyspace: Ok(keyspace), hash_tags }
     }
 
-    /// Finds out whether the server knows the module's commands, by calling one: hosted servers deny
+    /// Makes sure that the server, or each primary of a cluster, answers and knows the module's commands.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Backend`], with an [`Error`] as its source that says what is wrong.
+    pub async fn check_health(&self) -> Result<(), StorageError> {
+        /// More owners than it takes to hit the one slot of a shard that has no other.
+        const OWNERS: u32 = 1_000_000;
+        let keyspace = self.keyspace()?;
+        let mut unchecked: HashSet<_> = (0..self.connection.shards()).collect();
+        for owner in 0..OWNERS {
+            if unchecked.is_empty() {
+                break;
+            }
+            let task_key = keyspace.task_key(&owner.to_string(), "health-check");
+            if self.connection.shard_of(&task_key).is_some_and(|shard| unchecked.remove(&shard)) {
+                self.check_module(&task_key).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out whether a server knows the module's commands, by calling one: hosted servers deny
     /// `MODULE LIST`.
-    pub(crate) async fn check_module(&self) -> Result<(), StorageError> {
-        let (task_key, _) = self.keys_of(":module-check")?;
-        match self.connection.call(&commands::get(&task_key), CallKind::Read, &task_key).await {
-            Ok(reply) => Ok(replies::record(reply).map(drop)?),
+    async fn check_module(&self, task_key: &str) -> Result<(), StorageError> {
+        match self.read(&commands::get(task_key), task_key, task_key).await {
+            Ok(reply) => Ok(replies::record(reply.value).map(drop)?),
             // A user who may not read this key may well read others; the module is there.
             Err(error) if is_permission_error(&error) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    async fn read(&self, command: &Cmd, key: &str, routed_by: &str) -> Result<Reply, StorageError> {
+        self.connection.call(&Request { command, kind: CallKind::Read, key, routed_by }).await
+    }
+
+    async fn write(&self, command: &Cmd, key: &str, routed_by: &str) -> Result<Reply, StorageError> {
+        self.connection.call(&Request { command, kind: CallKind::Write, key, routed_by }).await
     }
 
     fn keyspace(&self) -> Result<&Keyspace, Error> {
@@ -133,16 +170,18 @@ impl fmt::Debug for RedisBackend {
 impl StorageBackend for RedisBackend {
     async fn get(&self, key: &str) -> Result<VersionedRecord, StorageError> {
         let (task_key, _) = self.keys_of(key)?;
-        let reply = self.connection.call(&commands::get(&task_key), CallKind::Read, key).await?;
-        replies::record(reply)?.ok_or_else(|| StorageError::NotFound { key: key.to_owned() })
+        let reply = self.read(&commands::get(&task_key), key, &task_key).await?;
+        replies::record(reply.value)?.ok_or_else(|| StorageError::NotFound { key: key.to_owned() })
     }
 
     async fn put(&self, key: &str, data: &[u8]) -> Result<u64, StorageError> {
         let (task_key, index_key) = self.keys_of(key)?;
         let moments = Moments::of(data).map_err(Error::from)?;
         let put = commands::put(&task_key, &index_key, data, moments);
-        let reply = self.connection.call(&put, CallKind::Write, key).await?;
-        Ok(replies::version("PMCPTASK.PUT", reply)?)
+        let reply = self.write(&put, key, &task_key).await?;
+        let too_few_replicas = reply.check_replicas(key);
+        let version = replies::version("PMCPTASK.PUT", reply.value)?;
+        Ok(too_few_replicas.map(|()| version)?)
     }
 
     async fn put_if_version(
@@ -154,9 +193,10 @@ impl StorageBackend for RedisBackend {
         let (task_key, index_key) = self.keys_of(key)?;
         let moments = Moments::of(data).map_err(Error::from)?;
         let cas = commands::cas(&task_key, &index_key, expected_version, data, moments);
-        let reply = self.connection.call(&cas, CallKind::Write, key).await?;
-        match replies::cas(reply)? {
-            CasOutcome::Won(version) => Ok(version),
+        let reply = self.write(&cas, key, &task_key).await?;
+        let too_few_replicas = reply.check_replicas(key);
+        match replies::cas(reply.value)? {
+            CasOutcome::Won(version) => Ok(too_few_replicas.map(|()| version)?),
             CasOutcome::Lost(actual) => {
                 Err(StorageError::VersionConflict { key: key.to_owned(), expected: expected_version, actual })
             }
@@ -166,15 +206,20 @@ impl StorageBackend for RedisBackend {
     async fn delete(&self, key: &str) -> Result<bool, StorageError> {
         let (task_key, index_key) = self.keys_of(key)?;
         let del = commands::del(&task_key, &index_key);
-        let reply = self.connection.call(&del, CallKind::Write, key).await?;
-        Ok(replies::deleted(reply)?)
+        let reply = self.write(&del, key, &task_key).await?;
+        let too_few_replicas = reply.check_replicas(key);
+        let is_deleted = replies::deleted(reply.value)?;
+        if is_deleted {
+            too_few_replicas?;
+        }
+        Ok(is_deleted)
     }
 
     async fn list_by_prefix(&self, prefix: &str) -> Result<Vec<(String, VersionedRecord)>, StorageError> {
         let owner = prefix.strip_suffix(':').ok_or(Error::ListPrefix)?;
         let index_key = self.keyspace()?.index_key(owner);
-        let reply = self.connection.call(&commands::list(&index_key), CallKind::Read, prefix).await?;
-        let tasks = replies::list(reply)?;
+        let reply = self.read(&commands::list(&index_key), prefix, &index_key).await?;
+        let tasks = replies::list(reply.value)?;
         Ok(tasks.into_iter().map(|(task_id, record)| ([prefix, &task_id].concat(), record)).collect())
     }
 

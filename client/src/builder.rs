@@ -6,8 +6,9 @@ use std::time::Duration;
 use pmcp_tasks::StorageError;
 use pmcptask_schema::Keyspace;
 
+use crate::address::Address;
 use crate::backend::{HashTags, RedisBackend};
-use crate::connection::{Connection, Timeouts};
+use crate::connection::{Acknowledgement, Connection, Settings};
 use crate::error::Error;
 
 /// Settings of a [`RedisBackend`] that is about to be connected; made by [`RedisBackend::builder`].
@@ -30,17 +31,20 @@ use crate::error::Error;
 pub struct RedisBackendBuilder {
     url: String,
     prefix: String,
-    hash_tags: HashTags,
-    timeouts: Timeouts,
+    hash_tags: Option<HashTags>,
+    settings: Settings,
 }
 
 impl fmt::Debug for RedisBackendBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The URL may hold a password.
+        // The URL may hold a password, and a certificate's key is one.
         f.debug_struct("RedisBackendBuilder")
             .field("prefix", &self.prefix)
             .field("hash_tags", &self.hash_tags)
-            .field("timeouts", &self.timeouts)
+            .field("timeouts", &self.settings.timeouts)
+            .field("client_name", &self.settings.client_name)
+            .field("acknowledgement", &self.settings.acknowledgement)
+            .field("reads_from_replicas", &self.settings.reads_from_replicas)
             .finish_non_exhaustive()
     }
 }
@@ -50,8 +54,8 @@ impl RedisBackendBuilder {
         Self {
             url: url.into(),
             prefix: Keyspace::DEFAULT_PREFIX.to_owned(),
-            hash_tags: HashTags::default(),
-            timeouts: Timeouts::default(),
+            hash_tags: None,
+            settings: Settings::default(),
         }
     }
 
@@ -62,27 +66,97 @@ impl RedisBackendBuilder {
         self
     }
 
-    /// Whether keys carry their owner as a hash tag. All clients of one data set have to agree.
+    /// Whether keys carry their owner as a hash tag; on in a cluster and off elsewhere unless set. All clients
+    /// of one data set have to agree.
     pub fn hash_tags(mut self, hash_tags: HashTags) -> Self {
-        self.hash_tags = hash_tags;
+        self.hash_tags = Some(hash_tags);
         self
     }
 
     /// How long connecting may take at first, and how long a call waits for a connection that has been lost
     /// to come back; 2 s unless set. While a call waits, one attempt to connect takes at most half of it.
+    ///
+    /// In a cluster and with Sentinels a call waits so long for a failover too, or for a slot that is moving.
+    /// A failover takes a little longer than `cluster-node-timeout` or `down-after-milliseconds`: set more than
+    /// that, if calls are to ride it out.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.timeouts.connect = timeout;
+        self.settings.timeouts.connect = timeout;
         self
     }
 
     /// How long a call waits for the server's reply; 10 s unless set, enough for a list of hundreds of
     /// megabytes on a local network.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
-        self.timeouts.response = timeout;
+        self.settings.timeouts.response = timeout;
         self
     }
 
-    /// Connects, and checks that the server has the module.
+    /// How long a connection may be left alone before the server is asked for a sign of life, and the
+    /// operating system asks the host for one; 15 s unless set. A server that gives none within the response
+    /// timeout has its connection replaced.
+    pub fn keep_alive(mut self, interval: Duration) -> Self {
+        self.settings.timeouts.keep_alive = interval;
+        self
+    }
+
+    /// The connections' name in `CLIENT LIST`: printable characters without spaces. None unless set.
+    pub fn client_name(mut self, name: impl Into<String>) -> Self {
+        self.settings.client_name = Some(name.into());
+        self
+    }
+
+    /// Has each write wait until so many replicas have it too, with `WAIT`. A write that too few have in time
+    /// fails with [`Error::NotReplicated`], although it was made. Not done unless set.
+    ///
+    /// Replication is asynchronous: without this, the last writes before a failover may be lost. It costs each
+    /// write a round trip to the replicas, during which the connection serves nobody else.
+    pub fn wait_for_replicas(mut self, replicas: u16, within: Duration) -> Self {
+        self.settings.acknowledgement = Some(Acknowledgement { replicas, within });
+        self
+    }
+
+    /// Has `get` and `list_by_prefix` ask a replica, where there is one in reach, in a cluster and with
+    /// Sentinels. Off unless set.
+    ///
+    /// What a replica replies may be behind by what has not been replicated yet: usually less than a millisecond,
+    /// seconds under load, and without limit where its link to the primary is cut. A task or list that it does
+    /// not have is looked for at the primary. A `put_if_version` with a version that was read from a replica
+    /// may conflict once more than otherwise; nothing else is at stake, because writes go to the primary.
+    pub fn read_from_replicas(mut self, yes: bool) -> Self {
+        self.settings.reads_from_replicas = yes;
+        self
+    }
+
+    /// User and password of the Sentinels themselves, if they have one: the URL's are those of the servers.
+    pub fn sentinel_login(mut self, user: Option<&str>, password: impl Into<String>) -> Self {
+        self.settings.sentinel_login = Some((user.map(str::to_owned), password.into()));
+        self
+    }
+
+    /// Trusts servers whose certificate goes back to one of these authorities (PEM), and no others: not those
+    /// of the operating system either. For `rediss://`.
+    #[cfg(feature = "tls")]
+    pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.certificates().root_cert = Some(pem.into());
+        self
+    }
+
+    /// Shows this certificate to the server, which has been told to ask for one (`tls-auth-clients`). Both in
+    /// PEM. For `rediss://`.
+    #[cfg(feature = "tls")]
+    pub fn client_certificate(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        let (client_cert, client_key) = (certificate.into(), key.into());
+        self.certificates().client_tls = Some(redis::ClientTlsConfig { client_cert, client_key });
+        self
+    }
+
+    #[cfg(feature = "tls")]
+    fn certificates(&mut self) -> &mut redis::TlsCertificates {
+        let none = redis::TlsCertificates { client_tls: None, root_cert: None };
+        self.settings.certificates.get_or_insert(none)
+    }
+
+    /// Connects, and checks that the server, or each primary of a cluster, has the module.
     ///
     /// # Errors
     ///
@@ -90,21 +164,28 @@ impl RedisBackendBuilder {
     /// [`Error::Settings`], [`Error::NoServer`], [`Error::Authentication`], [`Error::ModuleNotLoaded`], or
     /// whatever else the server answers.
     pub async fn connect(self) -> Result<RedisBackend, StorageError> {
-        let keyspace =
-            self.hash_tags.keyspace(self.prefix).map_err(|error| Error::Settings(error.to_string()))?;
-        let connection = Connection::open(&self.url, self.timeouts).await?;
-        let backend = RedisBackend::from_parts(connection, keyspace, self.hash_tags);
-        backend.check_module().await?;
+        let address = Address::parse(&self.url)?;
+        let hash_tags = self.hash_tags.unwrap_or_else(|| HashTags::of(&address));
+        let keyspace = hash_tags.keyspace(self.prefix).map_err(|error| Error::Settings(error.to_string()))?;
+        let connection = Connection::open(address, self.settings).await?;
+        let backend = RedisBackend::from_parts(connection, keyspace, hash_tags);
+        backend.check_health().await?;
         Ok(backend)
     }
 }
 
 impl RedisBackend {
-    /// Connects to the server at `url` and checks that it has the module.
+    /// Connects to what is at `url` and checks that it has the module.
     ///
-    /// The URL is that of the redis crate: `redis://[user:password@]host[:port][/database]`,
-    /// `redis+unix:///path/to/socket`, and `rediss://…` with the feature `tls`. All settings have their
-    /// defaults; see [`RedisBackend::builder`] for others.
+    /// | URL | what |
+    /// |---|---|
+    /// | `redis://[user:password@]host[:port][/database]` | one server |
+    /// | `redis+unix:///path/to/socket` | one server, by its socket |
+    /// | `redis+cluster://[user:password@]host[:port][,host[:port]…]`, or `redis://…?cluster` | a cluster, by any of its nodes |
+    /// | `redis+sentinel://[user:password@]host[:port][,host[:port]…]/service[/database]` | the primary that these Sentinels watch as `service` |
+    ///
+    /// With the feature `tls`, `rediss` instead of `redis`. All settings have their defaults; see
+    /// [`RedisBackend::builder`] for others.
     ///
     /// # Errors
     ///

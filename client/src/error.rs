@@ -79,6 +79,56 @@ pub enum Error {
         /// What the server said.
         source: RedisError,
     },
+    /// The Sentinels know no primary that is one. Nothing was sent.
+    #[error("no primary was found for {address}: {source}")]
+    NoPrimary {
+        /// Name of the service, and where its Sentinels are.
+        address: String,
+        /// What they said.
+        source: RedisError,
+    },
+    /// The server belongs to no cluster. Nothing was sent.
+    #[error("the Redis server at {address} is no node of a cluster with slots: connect to it with redis://")]
+    NotACluster {
+        /// Host and port.
+        address: String,
+        /// What the server said, if not an empty list of slots.
+        source: Option<RedisError>,
+    },
+    /// The server belongs to a cluster, and another node has the key. Nothing was changed.
+    #[error(
+        "the key is at another node of a Redis cluster: connect with redis+cluster:// instead of redis://"
+    )]
+    OtherNode {
+        /// What the server said.
+        source: RedisError,
+    },
+    /// The key's slot has been moving to another node all the time that the call could wait. Nothing was changed.
+    #[error("the key's slot is moving to another node of the Redis cluster: try again in a moment")]
+    SlotMoving {
+        /// What the server said.
+        source: RedisError,
+    },
+    /// No node could serve the key in the time that the call could wait: after a failure, until a replica has
+    /// taken over. Nothing was changed.
+    #[error("the Redis cluster cannot serve the key right now: {source}")]
+    ClusterDown {
+        /// What the server said.
+        source: RedisError,
+    },
+    /// The write was made, but too few replicas had it in time: a failover may lose it.
+    #[error(
+        "the write to {key} was made, but {acknowledged} instead of {expected} replicas had it in time: a \
+         failover may lose it"
+    )]
+    NotReplicated {
+        /// Key of the task.
+        key: String,
+        /// Replicas that were to have it.
+        expected: u16,
+        /// Replicas that had it in time.
+        acknowledged: i64,
+    },
     /// The server is still reading its data from disk. Nothing was changed.
     #[error("the Redis server is loading its data: try again in a moment")]
     Loading {
@@ -133,7 +183,13 @@ impl Error {
     /// True where a write may or may not have been carried out: read the task to find out.
     #[must_use]
     pub fn outcome_is_unknown(&self) -> bool {
-        matches!(self, Self::OutcomeUnknown { .. } | Self::UnexpectedReply { .. } | Self::Defect { .. })
+        matches!(
+            self,
+            Self::OutcomeUnknown { .. }
+                | Self::NotReplicated { .. }
+                | Self::UnexpectedReply { .. }
+                | Self::Defect { .. }
+        )
     }
 }
 
@@ -150,23 +206,33 @@ pub(crate) enum CallKind {
     Write,
 }
 
-/// Gives the error of a call its meaning.
-pub(crate) fn of_call(error: RedisError, kind: CallKind, key: &str) -> StorageError {
+/// Gives the loss of a reply its meaning.
+pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str) -> Error {
+    match kind {
+        CallKind::Write => Error::OutcomeUnknown { key: key.to_owned(), source: error },
+        CallKind::Read => Error::NoReply { key: key.to_owned(), source: error },
+    }
+}
+
+/// Gives an error reply its meaning.
+pub(crate) fn of_reply(error: RedisError) -> StorageError {
     match error.code() {
         Some("CAPACITY" | "OOM") => {
             StorageError::CapacityExceeded { message: error.detail().unwrap_or("no memory left").to_owned() }
         }
-        Some(_) => of_server(error).into(),
-        // Only connecting fails like this, so nothing was sent.
-        None if error.kind() == ErrorKind::AuthenticationFailed => {
-            Error::Authentication { source: error }.into()
-        }
-        None => match kind {
-            CallKind::Write => Error::OutcomeUnknown { key: key.to_owned(), source: error },
-            CallKind::Read => Error::NoReply { key: key.to_owned(), source: error },
-        }
-        .into(),
+        _ => of_server(error).into(),
     }
+}
+
+/// True for an error reply of a server that has done nothing, and that may do it, or another may, in a moment: it
+/// is becoming a replica or has just become one, is loading its data, or its slots are on their way.
+pub(crate) fn is_passing(error: &RedisError) -> bool {
+    matches!(error.code(), Some("TRYAGAIN" | "CLUSTERDOWN" | "LOADING" | "MASTERDOWN" | "READONLY"))
+}
+
+/// True for a failure to connect that says nothing of the next attempt.
+pub(crate) fn is_of_the_moment(error: &RedisError) -> bool {
+    error.is_io_error() || error.kind() == ErrorKind::MasterNameNotFoundBySentinel || is_passing(error)
 }
 
 /// Gives the error of an attempt to connect its meaning.
@@ -174,6 +240,7 @@ pub(crate) fn of_connecting(error: RedisError, address: String) -> Error {
     match error.kind() {
         ErrorKind::AuthenticationFailed => Error::Authentication { source: error },
         ErrorKind::InvalidClientConfig => Error::Settings(error.to_string()),
+        ErrorKind::MasterNameNotFoundBySentinel => Error::NoPrimary { address, source: error },
         _ if error.code().is_some() => of_server(error),
         _ => Error::NoServer { address, source: error },
     }
@@ -191,6 +258,9 @@ fn of_server(error: RedisError) -> Error {
         Some("NOAUTH" | "WRONGPASS") => Error::Authentication { source: error },
         Some("NOPERM") => Error::NoPermission { source: error },
         Some("READONLY") => Error::ReadOnly { source: error },
+        Some("MOVED" | "ASK" | "CROSSSLOT") => Error::OtherNode { source: error },
+        Some("TRYAGAIN") => Error::SlotMoving { source: error },
+        Some("CLUSTERDOWN" | "MASTERDOWN") => Error::ClusterDown { source: error },
         Some("LOADING") => Error::Loading { source: error },
         Some("MISCONF") => Error::CannotPersist { source: error },
         Some("CORRUPT") => Error::Corrupt { source: error },
@@ -214,7 +284,7 @@ mod tests {
     #[test]
     fn server_without_memory_or_room_is_at_capacity() {
         for code in ["OOM", "CAPACITY"] {
-            let error = of_call(server_error(code, "full"), CallKind::Write, "o:t");
+            let error = of_reply(server_error(code, "full"));
             assert!(matches!(error, StorageError::CapacityExceeded { message } if message == "full"));
         }
     }
@@ -222,11 +292,11 @@ mod tests {
     #[test]
     fn lost_reply_to_a_write_says_that_the_outcome_is_unknown() {
         let lost = || RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
-        let error = of_call(lost(), CallKind::Write, "o:t");
+        let error = StorageError::from(of_loss(lost(), CallKind::Write, "o:t"));
         assert!(error.to_string().contains("outcome of the write to o:t is unknown"), "{error}");
         let source = error.source().and_then(|source| source.downcast_ref::<Error>());
         assert!(source.is_some_and(Error::outcome_is_unknown));
-        let error = of_call(lost(), CallKind::Read, "o:t");
+        let error = of_loss(lost(), CallKind::Read, "o:t");
         assert!(error.to_string().contains("no reply came to the read"), "{error}");
     }
 
@@ -236,13 +306,16 @@ mod tests {
             ("NOPERM", "may not do this"),
             ("READONLY", "read-only replica"),
             ("LOADING", "loading its data"),
+            ("MOVED", "redis+cluster://"),
+            ("TRYAGAIN", "slot is moving"),
+            ("CLUSTERDOWN", "right now"),
             ("MISCONF", "cannot save to disk"),
             ("CORRUPT", "is corrupt"),
             ("DEFECT", "has failed to carry out"),
             ("NOAUTH", "user name or password"),
             ("WRONGTYPE", "refused the call"),
         ] {
-            let error = of_call(server_error(code, "why"), CallKind::Write, "o:t");
+            let error = of_reply(server_error(code, "why"));
             assert!(error.to_string().contains(text), "{code}: {error}");
             let redis = error.source().and_then(std::error::Error::source);
             assert!(redis.is_some_and(<dyn std::error::Error>::is::<RedisError>), "{code}");

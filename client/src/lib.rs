@@ -19,6 +19,7 @@
 //!
 //! - `tls`: `rediss://` URLs.
 
+mod address;
 mod backend;
 mod builder;
 mod commands;

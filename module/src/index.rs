@@ -2,6 +2,7 @@
 //!
 //! An entry can stand for a moment without its task, so whoever walks the index looks at the tasks too.
 
+use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
@@ -12,7 +13,7 @@ use crate::effects;
 use crate::record::{self, Record};
 use crate::refusal::{Code, Refusal};
 use crate::server::{Context, Key, OwnedString, StringRef, Walk};
-use crate::statistics;
+use crate::{reclaim, statistics};
 
 /// A task of a list.
 pub(crate) struct Listed<'c> {
@@ -85,7 +86,8 @@ impl Position {
 ///
 /// # Errors
 ///
-/// [`Refusal::NoPermission`] where the user may not read one of the keys that are looked at.
+/// [`Refusal::NoPermission`] where the user may not read one of the keys that are looked at;
+/// [`Refusal::MayBeElsewhere`] where one of them is not here and a list without it could be wrong.
 pub(crate) fn list<'c>(
     context: &'c Context,
     index: &Key<'c>,
@@ -98,6 +100,7 @@ pub(crate) fn list<'c>(
     let mut after =
         options.after.map(|(created_ms, task_id)| Position::Task { created_ms, task_id: task_id.to_vec() });
     let mut name = Vec::new();
+    let may_be_elsewhere = OnceCell::new();
     while listed.len() < wanted {
         let missing = wanted.saturating_sub(listed.len());
         let entries = entries_after(index, after.as_ref(), options.newest_first, missing);
@@ -116,6 +119,10 @@ pub(crate) fn list<'c>(
                 Ok(Some(record)) => listed.push(Listed { task_id, created_ms, record }),
                 Err(refusal) if refusal.code() == Code::Corrupt => {
                     statistics::CORRUPT_RECORDS_SKIPPED.increment();
+                }
+                // All are of one slot, so what holds for one holds for all.
+                Ok(None) if *may_be_elsewhere.get_or_init(|| reclaim::may_be_elsewhere(context, &name)) => {
+                    return Err(Refusal::MayBeElsewhere { key: name });
                 }
                 // No hash, or a key of another type, which is no hash either.
                 Ok(None) | Err(_) => {}

@@ -29,6 +29,8 @@ pub(crate) enum Refusal {
     Corrupt { key: Vec<u8>, what: &'static str },
     /// The user may not read a task of the list.
     NoPermission { key: Vec<u8> },
+    /// A task of the list is not here, and may be at another node of the cluster.
+    MayBeElsewhere { key: Vec<u8> },
 }
 
 /// The code of a [`Refusal`]: what `INFO` counts.
@@ -39,6 +41,7 @@ pub(crate) enum Code {
     Capacity,
     Corrupt,
     NoPerm,
+    TryAgain,
 }
 
 impl Refusal {
@@ -49,6 +52,7 @@ impl Refusal {
             Self::TooManyTasks { .. } | Self::RecordTooLarge { .. } => Code::Capacity,
             Self::Corrupt { .. } => Code::Corrupt,
             Self::NoPermission { .. } => Code::NoPerm,
+            Self::MayBeElsewhere { .. } => Code::TryAgain,
         }
     }
 }
@@ -61,6 +65,7 @@ impl fmt::Display for Code {
             Self::Capacity => "CAPACITY",
             Self::Corrupt => "CORRUPT",
             Self::NoPerm => "NOPERM",
+            Self::TryAgain => "TRYAGAIN",
         })
     }
 }
@@ -83,6 +88,9 @@ impl fmt::Display for Refusal {
             Self::Corrupt { key, what } => write!(f, "the hash at key '{}' has {what}", printable(key)),
             Self::NoPermission { key } => {
                 write!(f, "No permissions to read the key '{}' that the list names", printable(key))
+            }
+            Self::MayBeElsewhere { key } => {
+                write!(f, "the key '{}' that the list names may be at another node", printable(key))
             }
         }
     }

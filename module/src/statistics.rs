@@ -75,6 +75,7 @@ counters! {
     REFUSED_CAPACITY: c"refused_capacity",
     REFUSED_CORRUPT: c"refused_corrupt",
     REFUSED_NOPERM: c"refused_noperm",
+    REFUSED_TRYAGAIN: c"refused_tryagain",
     /// Panics that were caught; anything but 0 is a defect.
     PANICS: c"panics",
 }
@@ -87,6 +88,7 @@ pub(crate) fn count_refusal(code: Code) {
         Code::Capacity => &REFUSED_CAPACITY,
         Code::Corrupt => &REFUSED_CORRUPT,
         Code::NoPerm => &REFUSED_NOPERM,
+        Code::TryAgain => &REFUSED_TRYAGAIN,
     }
     .increment();
 }

@@ -1,6 +1,7 @@
 //! Harness for suites that need a real server, and what several suites share.
 //!
 //! - [`Server`]: a Redis or Valkey server of one's own, with the module, in a temporary folder.
+//! - [`Cluster`]: several of them, which share the keys.
 //! - [`Wire`]: replies byte by byte, as any client gets them.
 //! - [`Proxy`]: a connection to a server that goes wrong on purpose.
 //! - [`conformance`]: what every `StorageBackend` has to do.
@@ -10,12 +11,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod cluster;
 pub mod conformance;
 pub mod model;
 mod proxy;
 mod server;
 mod wire;
 
+pub use cluster::Cluster;
 pub use proxy::{Fault, Proxy};
 pub use server::{Server, ServerOptions, StartError};
 pub use wire::Wire;

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use std::{env, io, thread};
@@ -18,6 +18,8 @@ use crate::wire::Wire;
 
 /// Path of the server to test with; `redis-server` of the search path where it is not set.
 const SERVER_VARIABLE: &str = "PMCPTASK_SERVER";
+/// Path of the `redis-cli` that goes with the server; beside it where it is not set.
+const CLI_VARIABLE: &str = "PMCPTASK_CLI";
 /// Path of the module to test; built from this workspace where it is not set.
 const MODULE_VARIABLE: &str = "PMCPTASK_MODULE";
 
@@ -85,10 +87,24 @@ impl ServerOptions {
         self
     }
 
+    fn setting(&self, name: &str) -> Option<&str> {
+        self.settings.iter().find(|(its, _)| its == name).map(|(_, value)| value.as_str())
+    }
+
     /// The program that is run.
     #[must_use]
     pub fn server_program(&self) -> &Path {
         &self.program
+    }
+
+    /// `redis-cli` or `valkey-cli`, beside the server unless `PMCPTASK_CLI` names another.
+    #[must_use]
+    pub fn cli_program(&self) -> PathBuf {
+        if let Some(program) = env::var_os(CLI_VARIABLE) {
+            return program.into();
+        }
+        let name = self.program.file_name().unwrap_or_default().to_string_lossy().replace("-server", "-cli");
+        self.program.with_file_name(name)
     }
 
     /// Runs another program than the one to test with.
@@ -156,8 +172,13 @@ impl Server {
         loop {
             let folder = tempfile::Builder::new().prefix("pmcptask-").tempdir()?;
             let port = free_port()?;
-            let process = spawn(options, folder.path(), port)?;
-            let mut server = Self { options: options.clone(), folder, process, port };
+            let mut options = options.clone();
+            if options.setting("cluster-enabled") == Some("yes") {
+                // By default it is 10000 more, for which a port from the OS may be too large.
+                options = options.set("cluster-port", &free_port()?.to_string());
+            }
+            let process = spawn(&options, folder.path(), port)?;
+            let mut server = Self { options, folder, process, port };
             match server.wait_until_ready() {
                 // Somebody was faster on the port that the OS had given us.
                 Err(StartError::Ended(log)) if log.contains("Address already in use") => {}
@@ -193,6 +214,30 @@ impl Server {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The port by which the nodes of its cluster talk to it.
+    ///
+    /// # Panics
+    ///
+    /// Where it is no node of a cluster.
+    #[must_use]
+    pub fn cluster_port(&self) -> &str {
+        self.options.setting("cluster-port").expect("the server is a node of a cluster")
+    }
+
+    /// Runs `redis-cli` with the server.
+    ///
+    /// # Panics
+    ///
+    /// Where there is none.
+    #[must_use]
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        Command::new(self.options.cli_program())
+            .args(["-p", &self.port.to_string()])
+            .args(arguments)
+            .output()
+            .expect("redis-cli can be run")
     }
 
     /// The number of its process.
@@ -337,9 +382,8 @@ impl Server {
 
     fn shut_down(&self, how: &[&str]) {
         let Ok(mut wire) = Wire::open(self.port) else { return };
-        let password = self.options.settings.iter().find(|(name, _)| name == "requirepass");
         // No reply to the second: the server is gone.
-        let _ = password.map(|(_, password)| wire.try_call(&["AUTH", password]));
+        let _ = self.options.setting("requirepass").map(|password| wire.try_call(&["AUTH", password]));
         let _ = wire.try_call(&[&["SHUTDOWN"], how].concat());
     }
 

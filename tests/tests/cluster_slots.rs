@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use pmcptask_tests::{Server, ServerOptions, Wire, holds_within};
+use pmcptask_tests::{Cluster, Server, Wire, holds_within};
 
 /// Owner as a hash tag, so that task and index share a slot.
 const TASK: &str = "pmcp:tasks:{alice}:t";
@@ -21,29 +21,13 @@ struct Pair {
 
 impl Pair {
     fn start() -> Self {
-        let options = ServerOptions::default().set("cluster-enabled", "yes");
-        let pair = Self { first: Server::start_with(&options), second: Server::start_with(&options) };
-        let mut wire = pair.first.wire();
-        assert_eq!(wire.call(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]), "+OK\r\n");
-        wire.call(&["CLUSTER", "MEET", "127.0.0.1", &pair.second.port().to_string()]);
-        for server in [&pair.first, &pair.second] {
-            let mut wire = server.wire();
-            let knows = |wire: &mut Wire| {
-                let info = wire.call(&["CLUSTER", "INFO"]);
-                info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:2")
-            };
-            assert!(
-                holds_within(Duration::from_secs(20), || knows(&mut wire)),
-                "{}",
-                wire.call(&["CLUSTER", "INFO"])
-            );
-        }
-        pair
+        let mut servers = Cluster::start_lopsided(2).servers.into_iter();
+        Self { first: servers.next().unwrap(), second: servers.next().unwrap() }
     }
 
     /// Marks the slot of the keys as on its way from the first node to the second.
     fn start_moving(&self) -> String {
-        let [first, second] = [&self.first, &self.second].map(|server| id(&mut server.wire()));
+        let [first, second] = [&self.first, &self.second].map(Server::node_id);
         let slot = self.first.wire().call(&["CLUSTER", "KEYSLOT", INDEX]);
         let slot = slot.trim().trim_start_matches(':').to_owned();
         let importing = self.second.wire().call(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &first]);
@@ -58,10 +42,6 @@ impl Pair {
         let command = [&["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"], keys].concat();
         assert_eq!(self.first.wire().call(&command), "+OK\r\n");
     }
-}
-
-fn id(wire: &mut Wire) -> String {
-    wire.call(&["CLUSTER", "MYID"]).lines().nth(1).unwrap().to_owned()
 }
 
 fn put(wire: &mut Wire, task: &str) {
@@ -109,8 +89,18 @@ fn nothing_is_dropped_while_a_slot_moves_and_index_and_tasks_arrive_whole() {
         entries(&mut wire),
         wire.call(&["CLUSTER", "NODES"])
     );
-    pair.migrate(&[INDEX, OTHER]);
-    let second = id(&mut pair.second.wire());
+    // A list without the task that has left would be wrong.
+    let listed = wire.call(&["PMCPTASK.LIST", INDEX]);
+    assert!(listed.starts_with("-TRYAGAIN ") && listed.contains(TASK), "{listed}");
+    pair.migrate(&[INDEX]);
+    let mut there = pair.second.wire();
+    assert_eq!(there.call(&["ASKING"]), "+OK\r\n");
+    let listed = there.call(&["PMCPTASK.LIST", INDEX]);
+    assert!(listed.starts_with("-TRYAGAIN ") && listed.contains(OTHER), "{listed}");
+    pair.migrate(&[OTHER]);
+    assert_eq!(there.call(&["ASKING"]), "+OK\r\n");
+    assert_eq!(there.call(&["PMCPTASK.LIST", INDEX]).matches("data").count(), 2);
+    let second = pair.second.node_id();
     for server in [&pair.second, &pair.first] {
         assert_eq!(server.wire().call(&["CLUSTER", "SETSLOT", &slot, "NODE", &second]), "+OK\r\n");
     }

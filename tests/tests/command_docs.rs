@@ -3,9 +3,6 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
-use std::env;
-use std::path::PathBuf;
-use std::process::Command;
 
 use pmcptask_tests::{Server, ServerOptions, StartError, Wire};
 use redis::{Client, Connection, Value};
@@ -216,24 +213,10 @@ fn command_docs_tell_every_argument() {
 
 // The command line.
 
-/// `redis-cli` or `valkey-cli`, beside the server that is tested unless `PMCPTASK_CLI` names another.
-fn command_line() -> PathBuf {
-    if let Some(program) = env::var_os("PMCPTASK_CLI") {
-        return program.into();
-    }
-    let server = PathBuf::from(env::var_os("PMCPTASK_SERVER").unwrap_or_else(|| "redis-server".into()));
-    let name = server.file_name().unwrap().to_str().unwrap().replace("-server", "-cli");
-    server.with_file_name(name)
-}
-
 /// What a person sees who types a line.
 fn typed(server: &Server, line: &str) -> String {
-    let output = Command::new(command_line())
-        .args(["-p", &server.port().to_string(), "--no-raw"])
-        .args(line.split(' '))
-        .output()
-        .unwrap();
-    String::from_utf8(output.stdout).unwrap()
+    let words: Vec<_> = ["--no-raw"].into_iter().chain(line.split(' ')).collect();
+    String::from_utf8(server.cli(&words).stdout).unwrap()
 }
 
 #[test]
@@ -399,6 +382,7 @@ fn info_counts_what_the_module_has_done() {
         "refused_capacity",
         "refused_corrupt",
         "refused_noperm",
+        "refused_tryagain",
         "panics",
     ];
     let zeros: Vec<_> = names.map(|name| (name.to_owned(), 0)).into();

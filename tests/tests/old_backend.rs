@@ -323,8 +323,7 @@ async fn expiry_is_cut_to_the_second() {
 
 #[tokio::test]
 async fn owners_with_a_colon_share_a_list() {
-    let server = Server::start();
-    let (lua, native) = both(&server).await;
+    let (_old, lua, _new, native) = each_on_its_own().await;
     lua.put("tenant:alice:t", b"d").await.unwrap();
     native.put("tenant:alice:t", b"d").await.unwrap();
     assert_eq!(keys(lua.list_by_prefix("tenant:").await), ["tenant:alice:t"]);

@@ -21,6 +21,7 @@ mod suspects;
 
 use pmcptask_schema::{Envelope, IndexKey, TaskKey};
 
+use self::slots::{Role, Slots};
 use crate::index;
 use crate::record;
 use crate::server::{Context, Key, Kind};
@@ -40,6 +41,13 @@ pub(crate) fn stop(context: &Context) {
     served::forget(context);
     suspects::forget(context);
     patrol::forget(context);
+}
+
+/// Whether a task that is not here may be at another node of the cluster: while its slot moves, and on a replica,
+/// which is not told that it does.
+pub(crate) fn may_be_elsewhere(context: &Context, task_name: &[u8]) -> bool {
+    context.is_cluster()
+        && (!context.is_settled_primary() || Slots::of(context).role_for(task_name) != Role::Owner)
 }
 
 /// False on a replica, which is told of removals, and while a failover or CLIENT PAUSE forbids writes.

@@ -1,0 +1,297 @@
+//! A cluster: each call goes to the node that has its slot, wherever that is by now.
+//!
+//! The redis crate's own cluster client is not used. It sends a write again when the reply is lost, which would
+//! make it twice; told to send nothing again, it does not follow redirects either; and while it connects to one
+//! node, calls to all others wait.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use redis::{ErrorKind, ServerErrorKind, cmd};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::endpoint::Endpoint;
+use super::kept::{Kept, Place, pauses};
+use super::request::{Attempt, Request};
+use super::settings::Settings;
+use super::topology::{self, Location, SLOTS, Shard, slot_of};
+use crate::error::{self, CallKind, Error};
+
+/// How often a node is asked for the slots without a cause: replicas come and go without redirects.
+const SURVEY: Duration = Duration::from_secs(30);
+/// Least time from one survey to the next, however many calls want one.
+const SURVEY_PAUSE: Duration = Duration::from_millis(50);
+/// How long one node may take to tell the slots.
+const SURVEY_ANSWER: Duration = Duration::from_secs(1);
+/// How long a call waits for the connection to one node before it looks whether that is still the right one.
+const NODE_WAIT: Duration = Duration::from_millis(200);
+/// Redirects that a call follows at once. Nodes that disagree about a slot agree a moment later.
+const QUICK_REDIRECTS: usize = 4;
+/// How long a node that a redirect has named is kept although it has no slots (yet).
+const GUEST: Duration = Duration::from_mins(1);
+
+/// The connections to a cluster's nodes.
+pub(crate) struct Cluster {
+    shared: Arc<Shared>,
+    surveyor: AbortHandle,
+}
+
+struct Shared {
+    settings: Arc<Settings>,
+    /// The nodes that the user names; one at least.
+    seeds: Vec<Endpoint>,
+    view: ArcSwap<View>,
+    /// All nodes that are connected to. Locked when nodes come or go and for redirects, not for other calls.
+    nodes: Mutex<HashMap<Location, Node>>,
+    /// Somebody has seen that the view is outdated.
+    outdated: Notify,
+    /// There is another view.
+    renewed: Notify,
+}
+
+struct Node {
+    connection: Arc<Kept>,
+    /// When a redirect, or a view, named it last.
+    named: Instant,
+}
+
+/// What is known of the cluster. It is replaced as a whole, so that a call reads it without a lock.
+#[derive(Default)]
+struct View {
+    shards: Vec<ShardNodes>,
+    /// Which of the shards has a slot.
+    shard_of_slot: Vec<Option<usize>>,
+}
+
+struct ShardNodes {
+    primary: Arc<Kept>,
+    replicas: Vec<Arc<Kept>>,
+}
+
+impl View {
+    fn shard(&self, slot: u16) -> Option<&ShardNodes> {
+        self.shards.get(self.shard_of_slot.get(usize::from(slot)).copied().flatten()?)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.surveyor.abort();
+    }
+}
+
+impl Cluster {
+    /// Connects to the first seed that answers, and asks it for the others.
+    pub(super) async fn open(seeds: Vec<Endpoint>, settings: Arc<Settings>) -> Result<Self, Error> {
+        let limit = settings.timeouts.connect;
+        let mut failure = Error::Settings("URL: expected at least one node, came none".to_owned());
+        for seed in &seeds {
+            match ask_seed(seed, limit).await {
+                Ok(shards) => {
+                    let shared = Arc::new(Shared {
+                        settings,
+                        seeds,
+                        view: ArcSwap::default(),
+                        nodes: Mutex::default(),
+                        outdated: Notify::new(),
+                        renewed: Notify::new(),
+                    });
+                    shared.adopt(&shards);
+                    let surveyor = tokio::spawn(survey(shared.clone())).abort_handle();
+                    return Ok(Self { shared, surveyor });
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    /// Sends a request to the node that has the slot of its key and waits for the reply, for the cluster to be
+    /// ready too while nothing can have been changed.
+    ///
+    /// A write is sent again only if the node has said that it did nothing.
+    pub(super) async fn call(&self, request: &Request<'_>) -> Attempt {
+        let slot = slot_of(request.routed_by);
+        if self.shared.settings.reads_from_replicas
+            && request.kind == CallKind::Read
+            && let Some(reply) = self.read_from_replica(slot, request).await
+        {
+            return reply;
+        }
+        let started = Instant::now();
+        let (mut pauses, mut redirects) = (pauses(), 0_usize);
+        let mut target = None;
+        loop {
+            let left = self.shared.settings.timeouts.connect.saturating_sub(started.elapsed());
+            let (node, asking) = match target.take() {
+                Some((location, asking)) => (self.shared.node(&location), asking),
+                None => (self.primary(slot), false),
+            };
+            let attempt = match &node {
+                Some(node) => node.attempt(request, asking, NODE_WAIT.min(left)).await,
+                None => Attempt::NotSent,
+            };
+            let redirect = node.and_then(|node| redirect(&attempt, node.host()));
+            let may_repeat = match &attempt {
+                Attempt::Replied(Err(error)) => redirect.is_some() || error::is_passing(error),
+                Attempt::Lost(error) => {
+                    request.kind == CallKind::Read && !error.is_timeout() && error.is_io_error()
+                }
+                Attempt::NotSent => true,
+                Attempt::Replied(Ok(_)) | Attempt::Refused(_) => false,
+            };
+            // ASK says nothing of the slots: they are where they were.
+            if !matches!(attempt, Attempt::Replied(Ok(_)))
+                && !redirect.as_ref().is_some_and(|(_, asking)| *asking)
+            {
+                self.shared.outdated.notify_one();
+            }
+            if !may_repeat || left.is_zero() {
+                return attempt;
+            }
+            if redirect.is_some() && redirects < QUICK_REDIRECTS {
+                redirects = redirects.saturating_add(1);
+                target = redirect;
+                continue;
+            }
+            let pause = pauses.next().unwrap_or_default().min(left);
+            // Whichever is first; then the slot is looked up again.
+            let _ = timeout(pause, self.shared.renewed.notified()).await;
+        }
+    }
+
+    /// The reply of a replica, if it has one that is worth something. What it does not have may be new.
+    async fn read_from_replica(&self, slot: u16, request: &Request<'_>) -> Option<Attempt> {
+        let replica = {
+            let view = self.shared.view.load();
+            let connected = |replica: &&Arc<Kept>| replica.is_connected();
+            let replicas: Vec<_> = view.shard(slot)?.replicas.iter().filter(connected).collect();
+            replicas.get(fastrand::usize(..replicas.len().max(1))).map(|replica| Arc::clone(replica))?
+        };
+        let attempt = replica.attempt(request, false, Duration::ZERO).await;
+        attempt.is_worth_something().then_some(attempt)
+    }
+
+    fn primary(&self, slot: u16) -> Option<Arc<Kept>> {
+        self.shared.view.load().shard(slot).map(|shard| shard.primary.clone())
+    }
+
+    /// How many shards have slots.
+    pub(super) fn shards(&self) -> usize {
+        self.shared.view.load().shards.len()
+    }
+
+    /// Number of the shard that has the slot of a key.
+    pub(super) fn shard_of(&self, key: &str) -> Option<usize> {
+        self.shared.view.load().shard_of_slot.get(usize::from(slot_of(key))).copied().flatten()
+    }
+}
+
+/// Where a reply sends the request, and whether that node is to be told so.
+fn redirect(attempt: &Attempt, sender: &str) -> Option<(Location, bool)> {
+    let Attempt::Replied(Err(error)) = attempt else { return None };
+    let asking = match error.kind() {
+        ErrorKind::Server(ServerErrorKind::Moved) => false,
+        ErrorKind::Server(ServerErrorKind::Ask) => true,
+        _ => return None,
+    };
+    let (node, _) = error.redirect_node()?;
+    Location::parse(node, sender).map(|location| (location, asking))
+}
+
+impl Shared {
+    /// The connection to a node that a redirect names.
+    fn node(&self, location: &Location) -> Option<Arc<Kept>> {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.node_of(&mut nodes, location)
+    }
+
+    fn node_of(&self, nodes: &mut HashMap<Location, Node>, location: &Location) -> Option<Arc<Kept>> {
+        if let Some(node) = nodes.get_mut(location) {
+            node.named = Instant::now();
+            return Some(node.connection.clone());
+        }
+        // A host that is none cannot be connected to; another survey may know better.
+        let endpoint = self.seeds.first()?.at(&location.host, location.port).ok()?;
+        let connection = Arc::new(Kept::start(Place::Server(endpoint)));
+        nodes.insert(location.clone(), Node { connection: connection.clone(), named: Instant::now() });
+        Some(connection)
+    }
+
+    /// Makes what a node has told the view of all.
+    fn adopt(&self, shards: &[Shard]) {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut view = View { shards: Vec::new(), shard_of_slot: vec![None; usize::from(SLOTS)] };
+        for shard in shards {
+            let Some(primary) = self.node_of(&mut nodes, &shard.primary) else { continue };
+            let replicas = shard.replicas.iter().filter(|_| self.settings.reads_from_replicas);
+            let replicas = replicas.filter_map(|replica| self.node_of(&mut nodes, replica)).collect();
+            for (first, last) in &shard.slots {
+                let slots = view.shard_of_slot.get_mut(usize::from(*first)..=usize::from(*last));
+                slots.unwrap_or_default().fill(Some(view.shards.len()));
+            }
+            view.shards.push(ShardNodes { primary, replicas });
+        }
+        // Calls that are on their way to a node which goes keep its connection until they are done.
+        nodes.retain(|_, node| node.named.elapsed() < GUEST);
+        self.view.store(Arc::new(view));
+        self.renewed.notify_waiters();
+    }
+
+    /// Asks any node for the slots: one at random, so that one that is behind is not asked for ever.
+    async fn ask(&self) -> Option<Vec<Shard>> {
+        let mut nodes: Vec<_> = {
+            let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+            nodes.values().map(|node| node.connection.clone()).filter(|node| node.is_connected()).collect()
+        };
+        fastrand::shuffle(&mut nodes);
+        for node in nodes {
+            let slots = cmd("CLUSTER").arg("SLOTS").to_owned();
+            let request = Request { command: &slots, kind: CallKind::Read, key: "", routed_by: "" };
+            let answer = timeout(SURVEY_ANSWER, node.attempt(&request, false, Duration::ZERO)).await;
+            if let Ok(Attempt::Replied(Ok(reply))) = answer
+                && let Some(shards) = topology::read(&reply.value, node.host())
+            {
+                return Some(shards);
+            }
+        }
+        for seed in &self.seeds {
+            if let Ok(shards) = ask_seed(seed, SURVEY_ANSWER).await {
+                return Some(shards);
+            }
+        }
+        None
+    }
+}
+
+/// Keeps the view up to date.
+async fn survey(shared: Arc<Shared>) {
+    loop {
+        // Wanted or not: both are a reason.
+        let _ = timeout(SURVEY, shared.outdated.notified()).await;
+        if let Some(shards) = shared.ask().await {
+            shared.adopt(&shards);
+        }
+        sleep(SURVEY_PAUSE).await;
+    }
+}
+
+/// Asks a node that is not connected to yet.
+async fn ask_seed(seed: &Endpoint, limit: Duration) -> Result<Vec<Shard>, Error> {
+    let of_connecting = |error| error::of_connecting(error, seed.address());
+    let mut connection = seed.connect(limit, || ()).await.map_err(of_connecting)?;
+    let asked = timeout(limit, cmd("CLUSTER").arg("SLOTS").query_async(&mut connection)).await;
+    let not_a_cluster = |source| Error::NotACluster { address: seed.address(), source };
+    match asked {
+        Ok(Ok(reply)) => topology::read(&reply, &seed.host()).ok_or_else(|| not_a_cluster(None)),
+        Ok(Err(error)) if error.code().is_some_and(|code| code != "NOPERM") => {
+            Err(not_a_cluster(Some(error)))
+        }
+        Ok(Err(error)) => Err(of_connecting(error)),
+        Err(_) => Err(of_connecting(std::io::Error::from(std::io::ErrorKind::TimedOut).into())),
+    }
+}

@@ -1,0 +1,108 @@
+//! One server: how a connection to it is opened.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::io::tcp::TcpSettings;
+use redis::io::tcp::socket2::TcpKeepalive;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisResult, cmd,
+};
+
+use super::settings::Settings;
+use crate::address::{at, host_of};
+use crate::error::Error;
+
+/// Calls that may wait to be sent; beyond that, callers wait. The connection sends them in one go.
+const CALLS_WAITING: usize = 1024;
+/// Probes of the operating system to a host that is silent, a keep-alive's time apart, before it gives up.
+const PROBES: u32 = 2;
+
+/// Where and how to connect.
+#[derive(Clone)]
+pub(crate) struct Endpoint {
+    client: Client,
+    pub(super) settings: Arc<Settings>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(info: ConnectionInfo, settings: Arc<Settings>) -> Result<Self, Error> {
+        let redis =
+            info.redis_settings().clone().set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        let silence = settings.timeouts.keep_alive;
+        let keep_alive = TcpKeepalive::new().with_time(silence).with_interval(silence).with_retries(PROBES);
+        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keep_alive);
+        let client = client(info.set_redis_settings(redis).set_tcp_settings(tcp), &settings)?;
+        Ok(Self { client, settings })
+    }
+
+    /// The same way to connect, to another host.
+    pub(crate) fn at(&self, host: &str, port: u16) -> Result<Self, Error> {
+        let info = self.client.get_connection_info();
+        let addr = at(info.addr(), host, port);
+        Self::new(info.clone().set_addr(addr), self.settings.clone())
+    }
+
+    /// Host and port, or the path of the socket.
+    pub(crate) fn address(&self) -> String {
+        self.client.get_connection_info().addr().to_string()
+    }
+
+    pub(crate) fn host(&self) -> String {
+        host_of(self.client.get_connection_info().addr())
+    }
+
+    /// Connects. `on_loss` is called when the connection is found to be lost, which is before the next call
+    /// with RESP3 only.
+    pub(crate) async fn connect(
+        &self,
+        limit: Duration,
+        on_loss: impl Fn() + Send + Sync + 'static,
+    ) -> RedisResult<MultiplexedConnection> {
+        let mut config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(limit))
+            .set_response_timeout(Some(self.settings.timeouts.response))
+            .set_pipeline_buffer_size(CALLS_WAITING);
+        if self.client.get_connection_info().redis_settings().protocol() == ProtocolVersion::RESP3 {
+            config = config.set_push_sender(move |push: PushInfo| {
+                if push.kind == PushKind::Disconnection {
+                    on_loss();
+                }
+                Ok::<(), redis::aio::SendError>(())
+            });
+        }
+        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        if let Some(name) = &self.settings.client_name {
+            // A user who may not set a name has none.
+            let named = connection.req_packed_command(cmd("CLIENT").arg("SETNAME").arg(name)).await?;
+            drop(named);
+        }
+        if self.settings.reads_from_replicas {
+            // Means something on a replica of a cluster only, and does no harm elsewhere.
+            cmd("READONLY")
+                .exec_async(&mut connection)
+                .await
+                .or_else(|error| if error.code().is_some() { Ok(()) } else { Err(error) })?;
+        }
+        Ok(connection)
+    }
+}
+
+#[cfg(feature = "tls")]
+fn client(info: ConnectionInfo, settings: &Settings) -> Result<Client, Error> {
+    let is_tls = matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. });
+    match &settings.certificates {
+        Some(certificates) if is_tls => Client::build_with_tls(info, certificates.clone()),
+        Some(_) => {
+            return Err(Error::Settings("certificates: expected a rediss:// URL, came another".to_owned()));
+        }
+        None => Client::open(info),
+    }
+    .map_err(|error| Error::Settings(error.to_string()))
+}
+
+#[cfg(not(feature = "tls"))]
+fn client(info: ConnectionInfo, _: &Settings) -> Result<Client, Error> {
+    Client::open(info).map_err(|error| Error::Settings(error.to_string()))
+}

@@ -1,0 +1,321 @@
+//! A connection that comes back when it is lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, RedisResult, cmd};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::endpoint::Endpoint;
+use super::request::{Attempt, Request};
+use super::sentinel::Sentinels;
+use super::settings::Settings;
+use crate::error::{self, CallKind, Error};
+
+/// Pauses between attempts to connect grow from the first to the second, with jitter of up to as much again,
+/// so that a fleet does not come back all at once.
+const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(300));
+/// A connection that lasts shorter than this is not worth a quick attempt at the next one.
+const STABLE: Duration = Duration::from_secs(1);
+/// How often Sentinels are asked who the primary is.
+const PRIMARY_CHECK: Duration = Duration::from_secs(1);
+
+/// What to connect to.
+pub(super) enum Place {
+    /// One server, whatever it is.
+    Server(Endpoint),
+    /// The primary of the moment, or a replica of it.
+    Watched(Sentinels),
+}
+
+impl Place {
+    fn settings(&self) -> Arc<Settings> {
+        match self {
+            Self::Server(endpoint) => endpoint.settings.clone(),
+            Self::Watched(sentinels) => sentinels.settings(),
+        }
+    }
+
+    fn address(&self) -> String {
+        match self {
+            Self::Server(endpoint) => endpoint.address(),
+            Self::Watched(sentinels) => sentinels.address(),
+        }
+    }
+
+    /// Connects. `status` learns of the loss of the connection by its number.
+    async fn connect(
+        &mut self,
+        limit: Duration,
+        status: &Arc<Status>,
+        number: u64,
+    ) -> RedisResult<MultiplexedConnection> {
+        let status = status.clone();
+        let on_loss = move || status.lost(number);
+        match self {
+            Self::Server(endpoint) => endpoint.connect(limit, on_loss).await,
+            Self::Watched(sentinels) => sentinels.connect(limit, on_loss).await,
+        }
+    }
+}
+
+/// The connection of the moment. It is replaced as a whole, so that a call takes it without a lock.
+struct Link {
+    /// 0 for none, 1 for the first connection, more for each that follows.
+    number: u64,
+    connection: Option<MultiplexedConnection>,
+    /// Why the server let nobody in after this connection was lost: a wrong password, say.
+    refusal: Option<RedisError>,
+}
+
+/// What calls and the task that keeps the connection tell each other.
+#[derive(Default)]
+struct Status {
+    /// Number of the last connection that is known to be lost.
+    last_lost: AtomicU64,
+    loss: Notify,
+    /// There is another [`Link`].
+    change: Notify,
+}
+
+impl Status {
+    fn lost(&self, number: u64) {
+        self.last_lost.fetch_max(number, Ordering::Relaxed);
+        self.loss.notify_one();
+    }
+
+    fn is_lost(&self, number: u64) -> bool {
+        number <= self.last_lost.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection that comes back, to one place.
+pub(crate) struct Kept {
+    address: String,
+    host: String,
+    settings: Arc<Settings>,
+    /// Whether a primary that turns out to be none is to be looked for elsewhere.
+    follows_primary: bool,
+    link: Arc<ArcSwap<Link>>,
+    status: Arc<Status>,
+    keeper: AbortHandle,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+impl Kept {
+    /// Connects once, so that a wrong address or password shows at once.
+    pub(super) async fn open(mut place: Place) -> Result<Self, Error> {
+        let status = Arc::new(Status::default());
+        let limit = place.settings().timeouts.connect;
+        let first = place.connect(limit, &status, 1).await;
+        let connection = first.map_err(|error| error::of_connecting(error, place.address()))?;
+        Ok(Self::with(place, Link { number: 1, connection: Some(connection), refusal: None }, status))
+    }
+
+    /// Connects in the background.
+    pub(super) fn start(place: Place) -> Self {
+        let nothing = Link { number: 0, connection: None, refusal: None };
+        Self::with(place, nothing, Arc::new(Status::default()))
+    }
+
+    fn with(place: Place, link: Link, status: Arc<Status>) -> Self {
+        let (address, settings) = (place.address(), place.settings());
+        let (host, follows_primary) = match &place {
+            Place::Server(endpoint) => (endpoint.host(), false),
+            Place::Watched(_) => (String::new(), true),
+        };
+        let link = Arc::new(ArcSwap::from_pointee(link));
+        let keeper = tokio::spawn(keep(place, link.clone(), status.clone())).abort_handle();
+        Self { address, host, settings, follows_primary, link, status, keeper }
+    }
+
+    /// Sends a request and waits for its reply, for the next connection too while nothing can have been
+    /// changed.
+    ///
+    /// A write is sent at most once. What has certainly not been carried out, and a read that lost its
+    /// connection, is tried again until the time to connect is over.
+    pub(super) async fn call(&self, request: &Request<'_>) -> Attempt {
+        let started = Instant::now();
+        let mut pauses = pauses();
+        loop {
+            let attempt = self.attempt(request, false, self.time_to_wait(started)).await;
+            let may_repeat = match &attempt {
+                Attempt::Lost(error) => {
+                    request.kind == CallKind::Read && !error.is_timeout() && error.is_io_error()
+                }
+                Attempt::Replied(Err(error)) => self.follows_primary && error::is_passing(error),
+                Attempt::Replied(Ok(_)) | Attempt::NotSent | Attempt::Refused(_) => false,
+            };
+            if !may_repeat || self.time_to_wait(started).is_zero() {
+                return attempt;
+            }
+            if let Attempt::Replied(_) = attempt {
+                sleep(pauses.next().unwrap_or(RECONNECT_PAUSE.1).min(self.time_to_wait(started))).await;
+            }
+        }
+    }
+
+    /// Sends a request once, if there is a connection or comes one in time.
+    pub(super) async fn attempt(&self, request: &Request<'_>, asking: bool, wait: Duration) -> Attempt {
+        let current = match self.current() {
+            Some(current) => Ok(current),
+            None => self.next(wait).await,
+        };
+        let (number, mut connection) = match current {
+            Ok(current) => current,
+            Err(attempt) => return attempt,
+        };
+        let attempt = request.send(&mut connection, asking, self.settings.acknowledgement).await;
+        let is_to_be_replaced = match &attempt {
+            // Replies that are late or unreadable say as little of the next ones as none at all.
+            Attempt::Lost(_) => true,
+            // The primary is another server by now.
+            Attempt::Replied(Err(error)) => self.follows_primary && error.code() == Some("READONLY"),
+            _ => false,
+        };
+        if is_to_be_replaced {
+            self.status.lost(number);
+        }
+        attempt
+    }
+
+    /// The host of a server that is always the same.
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.current().is_some()
+    }
+
+    /// The connection, unless it is lost.
+    fn current(&self) -> Option<(u64, MultiplexedConnection)> {
+        let link = self.link.load();
+        if self.status.is_lost(link.number) {
+            return None;
+        }
+        link.connection.clone().map(|connection| (link.number, connection))
+    }
+
+    /// How long a call may still wait for a connection.
+    fn time_to_wait(&self, started: Instant) -> Duration {
+        self.settings.timeouts.connect.saturating_sub(started.elapsed())
+    }
+
+    /// Waits for the connection after the one that is lost.
+    async fn next(&self, wait: Duration) -> Result<(u64, MultiplexedConnection), Attempt> {
+        let started = Instant::now();
+        loop {
+            let mut changed = std::pin::pin!(self.status.change.notified());
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            if let Some(current) = self.current() {
+                return Ok(current);
+            }
+            if let Some(refusal) = &self.link.load().refusal {
+                return Err(Attempt::Refused(error::of_connecting(refusal.clone(), self.address.clone())));
+            }
+            let in_time = timeout(wait.saturating_sub(started.elapsed()), changed).await;
+            in_time.map_err(|_| Attempt::NotSent)?;
+        }
+    }
+}
+
+/// Replaces the connection whenever it is lost. One task for all clones, so that they reconnect as one.
+async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
+    // One attempt that hangs must not take all the time that a call waits.
+    let limit = place.settings().timeouts.connect.mul_f32(0.5);
+    let mut pauses = pauses();
+    let mut made = Instant::now();
+    let mut number = link.load().number;
+    // Without a first connection, nothing was lost that would be worth a pause.
+    let mut is_first = number == 0;
+    loop {
+        let lost = link.load_full();
+        until_lost(&mut place, &lost, &status).await;
+        if made.elapsed() >= STABLE || is_first {
+            pauses = self::pauses();
+        } else {
+            sleep(pauses.next().unwrap_or(RECONNECT_PAUSE.1)).await;
+        }
+        is_first = false;
+        made = Instant::now();
+        // Each attempt has a number of its own: one that fails may tell of its loss later.
+        number = number.wrapping_add(1);
+        let link_of = |attempt: RedisResult<MultiplexedConnection>| match attempt {
+            Ok(connection) => Link { number, connection: Some(connection), refusal: None },
+            Err(error) => Link {
+                number: lost.number,
+                connection: lost.connection.clone(),
+                refusal: (!error::is_of_the_moment(&error)).then_some(error),
+            },
+        };
+        link.store(Arc::new(link_of(place.connect(limit, &status, number).await)));
+        status.change.notify_waiters();
+    }
+}
+
+/// Waits until a connection is lost, and looks after it meanwhile: a host that is silent is found out, and so
+/// is a primary that is none any more.
+async fn until_lost(place: &mut Place, link: &Link, status: &Status) {
+    let keep_alive = place.settings().timeouts.keep_alive;
+    let interval = match place {
+        Place::Server(_) => keep_alive,
+        Place::Watched(_) => keep_alive.min(PRIMARY_CHECK),
+    };
+    let mut heard = Instant::now();
+    while !status.is_lost(link.number) {
+        if timeout(interval, status.loss.notified()).await.is_ok() {
+            continue;
+        }
+        let Some(connection) = &link.connection else { continue };
+        let is_silent = heard.elapsed() >= keep_alive;
+        let is_well = async {
+            if is_silent && !answers(connection.clone()).await {
+                return false;
+            }
+            match place {
+                Place::Server(_) => true,
+                Place::Watched(sentinels) => !sentinels.name_another().await,
+            }
+        };
+        tokio::select! {
+            is_well = is_well => {
+                if !is_well {
+                    status.lost(link.number);
+                } else if is_silent {
+                    heard = Instant::now();
+                }
+            }
+            // A call was faster to find out.
+            () = status.loss.notified() => {}
+        }
+    }
+}
+
+/// Whether a server answers at all, be it with an error.
+async fn answers(mut connection: MultiplexedConnection) -> bool {
+    cmd("PING").exec_async(&mut connection).await.map_or_else(|error| error.code().is_some(), |()| true)
+}
+
+/// Pauses between attempts at what fails.
+pub(super) fn pauses() -> impl Iterator<Item = Duration> {
+    let (shortest, longest) = RECONNECT_PAUSE;
+    ExponentialBuilder::default()
+        .with_min_delay(shortest)
+        .with_max_delay(longest)
+        .without_max_times()
+        .with_jitter()
+        .build()
+}

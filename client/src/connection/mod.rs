@@ -1,0 +1,129 @@
+//! The connections to the servers: how they are opened, kept, and what a call does while one is lost.
+
+mod cluster;
+mod endpoint;
+mod kept;
+mod request;
+mod sentinel;
+mod settings;
+mod topology;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pmcp_tasks::StorageError;
+use redis::aio::MultiplexedConnection;
+use tokio::time::Instant;
+
+use self::cluster::Cluster;
+use self::endpoint::Endpoint;
+use self::kept::{Kept, Place};
+use self::request::Attempt;
+use self::sentinel::{Sentinels, Wanted};
+use crate::address::Address;
+use crate::error::{self, CallKind, Error};
+
+pub(crate) use request::{Reply, Request};
+pub(crate) use settings::{Acknowledgement, Settings};
+
+/// Connections that all clones of a backend share; calls made at the same time are pipelined on them.
+#[derive(Clone)]
+pub(crate) enum Connection {
+    /// One server. The connection comes back by itself.
+    Server(Arc<Kept>),
+    /// The primary of the moment, and one of its replicas where reads may go there.
+    Sentinel(Arc<Watched>),
+    /// The nodes of a cluster.
+    Cluster(Arc<Cluster>),
+    /// Somebody else's: when it is lost, it stays lost.
+    Given(MultiplexedConnection),
+}
+
+/// What Sentinels watch.
+pub(crate) struct Watched {
+    primary: Kept,
+    replica: Option<Kept>,
+}
+
+impl Connection {
+    /// Connects once, so that a wrong address or password shows at once.
+    pub(crate) async fn open(address: Address, settings: Settings) -> Result<Self, Error> {
+        settings.check()?;
+        let settings = Arc::new(settings);
+        match address {
+            Address::Server(_) if settings.reads_from_replicas => Err(Error::Settings(
+                "reads from replicas: expected a cluster or Sentinels, came one server".to_owned(),
+            )),
+            Address::Server(info) => {
+                let place = Place::Server(Endpoint::new(info, settings)?);
+                Ok(Self::Server(Arc::new(Kept::open(place).await?)))
+            }
+            Address::Sentinel(address) => {
+                let to = |wanted| Sentinels::new(&address, wanted, settings.clone());
+                let primary = Kept::open(Place::Watched(to(Wanted::Primary)?)).await?;
+                let replica = if settings.reads_from_replicas {
+                    Some(Kept::start(Place::Watched(to(Wanted::Replica)?)))
+                } else {
+                    None
+                };
+                Ok(Self::Sentinel(Arc::new(Watched { primary, replica })))
+            }
+            Address::Cluster(seeds) => {
+                let seeds = seeds.into_iter().map(|seed| Endpoint::new(seed, settings.clone()));
+                let seeds = seeds.collect::<Result<_, _>>()?;
+                Ok(Self::Cluster(Arc::new(Cluster::open(seeds, settings).await?)))
+            }
+        }
+    }
+
+    /// Sends a command and waits for its reply.
+    ///
+    /// A write is sent at most once, unless the server says that it did nothing. What has certainly not been
+    /// carried out, and a read that lost its connection, waits for the server to be back until the time to
+    /// connect is over.
+    pub(crate) async fn call(&self, request: &Request<'_>) -> Result<Reply, StorageError> {
+        let started = Instant::now();
+        let attempt = match self {
+            Self::Given(connection) => request.send(&mut connection.clone(), false, None).await,
+            Self::Server(server) => server.call(request).await,
+            Self::Sentinel(watched) => watched.call(request).await,
+            Self::Cluster(cluster) => cluster.call(request).await,
+        };
+        match attempt {
+            Attempt::Replied(reply) => reply.map_err(error::of_reply),
+            Attempt::Lost(error) => Err(error::of_loss(error, request.kind, request.key).into()),
+            Attempt::NotSent => Err(Error::NotConnected { waited: started.elapsed() }.into()),
+            Attempt::Refused(error) => Err(error.into()),
+        }
+    }
+
+    /// How many servers share the keys.
+    pub(crate) fn shards(&self) -> usize {
+        match self {
+            Self::Cluster(cluster) => cluster.shards(),
+            _ => 1,
+        }
+    }
+
+    /// Number of the server that has a key.
+    pub(crate) fn shard_of(&self, key: &str) -> Option<usize> {
+        match self {
+            Self::Cluster(cluster) => cluster.shard_of(key),
+            _ => Some(0),
+        }
+    }
+}
+
+impl Watched {
+    async fn call(&self, request: &Request<'_>) -> Attempt {
+        if let Some(replica) = &self.replica
+            && request.kind == CallKind::Read
+        {
+            let attempt = replica.attempt(request, false, Duration::ZERO).await;
+            if attempt.is_worth_something() {
+                return attempt;
+            }
+        }
+        self.primary.call(request).await
+    }
+}

@@ -1,0 +1,123 @@
+//! One call: what is sent, and what came of it.
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{Cmd, RedisError, RedisResult, Value};
+
+use super::settings::Acknowledgement;
+use crate::error::{CallKind, Error};
+
+/// A command on its way.
+#[derive(Clone, Copy)]
+pub(crate) struct Request<'c> {
+    pub(crate) command: &'c Cmd,
+    pub(crate) kind: CallKind,
+    /// The key as the caller knows it, for errors.
+    pub(crate) key: &'c str,
+    /// The key that decides which node of a cluster is asked.
+    pub(crate) routed_by: &'c str,
+}
+
+/// What the server said, and what its replicas did.
+pub(crate) struct Reply {
+    pub(crate) value: Value,
+    /// Replicas that were to have the write in time, and how many had; none where that was not asked for or
+    /// enough have it.
+    pub(crate) too_few_replicas: Option<(u16, i64)>,
+}
+
+impl Reply {
+    /// Of a write that was made: whether enough replicas have it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotReplicated`].
+    pub(crate) fn check_replicas(&self, key: &str) -> Result<(), Error> {
+        match self.too_few_replicas {
+            None => Ok(()),
+            Some((expected, acknowledged)) => {
+                Err(Error::NotReplicated { key: key.to_owned(), expected, acknowledged })
+            }
+        }
+    }
+}
+
+/// What came of sending a request to a server once.
+pub(super) enum Attempt {
+    /// The server replied, be it with an error.
+    Replied(RedisResult<Reply>),
+    /// Sent, and no reply came.
+    Lost(RedisError),
+    /// There was no connection in time, so nothing was sent.
+    NotSent,
+    /// The server lets nobody in, so nothing was sent.
+    Refused(Error),
+}
+
+impl Attempt {
+    /// Of a read from a replica: whether it found what was asked for. What it did not find may be new.
+    pub(super) fn is_worth_something(&self) -> bool {
+        match self {
+            Self::Replied(Ok(reply)) => match &reply.value {
+                Value::Nil => false,
+                Value::Array(elements) => !elements.is_empty(),
+                _ => true,
+            },
+            _ => false,
+        }
+    }
+}
+
+impl Request<'_> {
+    /// Sends the command; `asking` says that a redirect has led here while a slot moves.
+    pub(super) async fn send(
+        &self,
+        connection: &mut MultiplexedConnection,
+        asking: bool,
+        acknowledgement: Option<Acknowledgement>,
+    ) -> Attempt {
+        let acknowledgement = acknowledgement.filter(|_| self.kind == CallKind::Write);
+        let replies = if asking || acknowledgement.is_some() {
+            self.send_with(connection, asking, acknowledgement).await
+        } else {
+            connection.req_packed_command(self.command).await.map(|value| (value, None))
+        };
+        match replies {
+            Err(error) => Attempt::Lost(error),
+            Ok((value, acknowledged)) => Attempt::Replied(value.extract_error().map(|value| {
+                let expected = acknowledgement.map(|acknowledgement| acknowledgement.replicas);
+                let too_few_replicas =
+                    expected.zip(acknowledged).filter(|(expected, came)| *came < i64::from(*expected));
+                Reply { value, too_few_replicas }
+            })),
+        }
+    }
+
+    /// Sends the command between others that belong to it, so that nobody else's comes between.
+    async fn send_with(
+        &self,
+        connection: &mut MultiplexedConnection,
+        asking: bool,
+        acknowledgement: Option<Acknowledgement>,
+    ) -> RedisResult<(Value, Option<i64>)> {
+        let mut pipeline = redis::pipe();
+        if asking {
+            pipeline.cmd("ASKING");
+        }
+        pipeline.add_command(self.command.clone());
+        if let Some(Acknowledgement { replicas, within }) = acknowledgement {
+            pipeline.cmd("WAIT").arg(replicas).arg(within.as_millis().max(1).to_string());
+        }
+        let count = pipeline.cmd_iter().count();
+        let mut replies = connection.req_packed_commands(&pipeline, 0, count).await?.into_iter();
+        if asking {
+            replies.next();
+        }
+        let value = replies.next().unwrap_or(Value::Nil);
+        // A reply that is no number acknowledges nothing.
+        let acknowledged = acknowledgement.map(|_| match replies.next() {
+            Some(Value::Int(replicas)) => replicas,
+            _ => 0,
+        });
+        Ok((value, acknowledged))
+    }
+}

@@ -1,0 +1,67 @@
+//! How to connect, and what calls may expect of a connection.
+
+use std::time::Duration;
+
+use crate::error::Error;
+
+/// How long to wait.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timeouts {
+    pub(crate) connect: Duration,
+    pub(crate) response: Duration,
+    /// How long a connection may be left alone before it is asked for a sign of life.
+    pub(crate) keep_alive: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            response: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(15),
+        }
+    }
+}
+
+/// How many replicas are to have a write before it counts as made, and how long they have for it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Acknowledgement {
+    pub(crate) replicas: u16,
+    pub(crate) within: Duration,
+}
+
+/// What all connections of a backend have in common.
+#[derive(Clone, Default)]
+pub(crate) struct Settings {
+    pub(crate) timeouts: Timeouts,
+    /// For `CLIENT LIST`.
+    pub(crate) client_name: Option<String>,
+    pub(crate) acknowledgement: Option<Acknowledgement>,
+    pub(crate) reads_from_replicas: bool,
+    /// User, if it is not the default one, and password of the Sentinels themselves.
+    pub(crate) sentinel_login: Option<(Option<String>, String)>,
+    #[cfg(feature = "tls")]
+    pub(crate) certificates: Option<redis::TlsCertificates>,
+}
+
+impl Settings {
+    /// # Errors
+    ///
+    /// [`Error::Settings`] where they cannot be kept.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        // As CLIENT SETNAME has it.
+        let is_printable = |name: &String| name.bytes().all(|byte| byte.is_ascii_graphic());
+        if !self.client_name.iter().all(is_printable) {
+            return Err(Error::Settings(
+                "client name: expected printable characters without spaces, came others".to_owned(),
+            ));
+        }
+        let Some(acknowledgement) = self.acknowledgement else { return Ok(()) };
+        if acknowledgement.within.is_zero() || acknowledgement.within >= self.timeouts.response {
+            return Err(Error::Settings(
+                "time for replicas: expected more than 0 and less than the response timeout".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+}

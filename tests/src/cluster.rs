@@ -1,0 +1,158 @@
+//! Clusters of real servers.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::holds_within;
+use crate::server::{Server, ServerOptions};
+
+const SLOTS: usize = 16_384;
+/// How long nodes may take to agree. Generous: it is only waited for when broken.
+const AGREEMENT: Duration = Duration::from_secs(60);
+
+/// Nodes that know each other. They end with it.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Primaries first, then their replicas in the same order.
+    pub servers: Vec<Server>,
+}
+
+impl Cluster {
+    /// Primaries with the same number of slots, each with so many replicas.
+    #[must_use]
+    pub fn start(primaries: usize, replicas: usize) -> Self {
+        let bounds: Vec<_> = (0..=primaries).map(|number| SLOTS * number / primaries).collect();
+        let slots = bounds.windows(2).map(|pair| Some((pair[0], pair[1] - 1))).collect::<Vec<_>>();
+        Self::form(&slots, replicas)
+    }
+
+    /// Primaries of which the first has all slots.
+    #[must_use]
+    pub fn start_lopsided(primaries: usize) -> Self {
+        let mut slots = vec![None; primaries];
+        slots[0] = Some((0, SLOTS - 1));
+        Self::form(&slots, 0)
+    }
+
+    /// Three primaries that all tests which run at the moment have in common.
+    #[must_use]
+    pub fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let cluster = Arc::new(Self::start(3, 0));
+            *shared = Arc::downgrade(&cluster);
+            cluster
+        })
+    }
+
+    fn form(slots: &[Option<(usize, usize)>], replicas: usize) -> Self {
+        let count = slots.len() * (1 + replicas);
+        let cluster =
+            Self { servers: (0..count).map(|_| Server::start_with(&Self::node_options())).collect() };
+        for (number, server) in cluster.servers.iter().enumerate() {
+            let mut wire = server.wire();
+            // Two of the same epoch would have to settle that first.
+            wire.call(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]);
+            if let Some(Some((first, last))) = slots.get(number) {
+                let slots = ["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()];
+                assert_eq!(wire.call(&slots), "+OK\r\n");
+            }
+            cluster.servers[0].meet(server);
+        }
+        cluster.wait_until_all_know(count);
+        for (number, replica) in cluster.servers[slots.len()..].iter().enumerate() {
+            replica.replicate(&cluster.servers[number / replicas]);
+        }
+        cluster.wait_until_settled();
+        cluster
+    }
+
+    /// What its nodes are started with.
+    #[must_use]
+    pub fn node_options() -> ServerOptions {
+        ServerOptions::default().set("cluster-enabled", "yes").set("cluster-node-timeout", "2000")
+    }
+
+    /// Where clients find it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let nodes: Vec<_> =
+            self.servers.iter().map(|server| format!("127.0.0.1:{}", server.port())).collect();
+        format!("redis+cluster://{}", nodes.join(","))
+    }
+
+    fn wait_until_all_know(&self, nodes: usize) {
+        let know = || {
+            self.servers.iter().all(|server| {
+                server.wire().call(&["CLUSTER", "INFO"]).contains(&format!("cluster_known_nodes:{nodes}\r"))
+            })
+        };
+        assert!(holds_within(AGREEMENT, know), "the nodes do not find each other");
+    }
+
+    /// Waits until all nodes agree about all slots, and all replicas follow their primaries.
+    ///
+    /// # Panics
+    ///
+    /// Where they do not.
+    pub fn wait_until_settled(&self) {
+        let settled = || {
+            let views: Vec<_> = self.servers.iter().map(Server::view_of_slots).collect();
+            views.iter().all(|view| view.as_ref().is_some_and(|view| Some(view) == views[0].as_ref()))
+        };
+        assert!(holds_within(AGREEMENT, settled), "the nodes do not agree: {}", self.servers[0].nodes());
+    }
+}
+
+impl Server {
+    /// What `CLUSTER NODES` says.
+    #[must_use]
+    pub fn nodes(&self) -> String {
+        self.wire().call(&["CLUSTER", "NODES"])
+    }
+
+    /// By which other nodes know it.
+    #[must_use]
+    pub fn node_id(&self) -> String {
+        self.wire().call(&["CLUSTER", "MYID"]).lines().nth(1).unwrap().to_owned()
+    }
+
+    /// Makes another server a node of the same cluster.
+    pub fn meet(&self, other: &Self) {
+        let port = other.port().to_string();
+        let met = self.wire().call(&["CLUSTER", "MEET", "127.0.0.1", &port, other.cluster_port()]);
+        assert_eq!(met, "+OK\r\n");
+    }
+
+    /// Becomes a replica of another node.
+    pub fn replicate(&self, primary: &Self) {
+        let id = primary.node_id();
+        // Refused until the node is known.
+        let replicates = || self.wire().call(&["CLUSTER", "REPLICATE", &id]) == "+OK\r\n";
+        assert!(holds_within(AGREEMENT, replicates), "no replica: {}", self.nodes());
+    }
+
+    /// Which node has which slots, as this one sees it; none while it is not well.
+    fn view_of_slots(&self) -> Option<Vec<String>> {
+        let mut wire = self.wire();
+        let is_ok = wire.call(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
+        let replication = wire.call(&["INFO", "replication"]);
+        let follows = !replication.contains("role:slave") || replication.contains("master_link_status:up");
+        if !is_ok || !follows {
+            return None;
+        }
+        let nodes = wire.call(&["CLUSTER", "NODES"]);
+        let mut view: Vec<_> = nodes.lines().filter_map(owner_and_slots).collect();
+        view.sort();
+        Some(view)
+    }
+}
+
+/// Of a line of `CLUSTER NODES`: id, role, whose replica, slots.
+fn owner_and_slots(line: &str) -> Option<String> {
+    let words: Vec<_> = line.split(' ').collect();
+    let [id, _, flags, primary, _, _, _, _, slots @ ..] = words.as_slice() else { return None };
+    let flags = flags.trim_start_matches("myself,");
+    Some(format!("{id} {flags} {primary} {}", slots.join(" ")))
+}

@@ -1,0 +1,130 @@
+//! A cluster is one backend like any other: every owner works, owners share the nodes, the same rules hold.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pmcp_tasks::StorageError;
+use pmcp_tasks::store::backend::StorageBackend;
+use pmcptask_client::{Error, RedisBackend};
+use pmcptask_tests::conformance::{Difference, Subject};
+use pmcptask_tests::{Cluster, Server, conformance_suite, holds_within};
+use uuid::Uuid;
+
+fn reason(error: &StorageError) -> &Error {
+    error.source().and_then(|source| source.downcast_ref()).unwrap()
+}
+
+struct InCluster;
+
+impl Subject for InCluster {
+    type Backend = RedisBackend;
+
+    async fn backend() -> Self::Backend {
+        // Ends with the test's thread.
+        thread_local! { static CLUSTER: Arc<Cluster> = Cluster::shared(); }
+        let url = CLUSTER.with(|cluster| cluster.url());
+        RedisBackend::builder(url).prefix(format!("test-{}", Uuid::new_v4())).connect().await.unwrap()
+    }
+
+    fn why_it_differs(_: Difference) -> Option<&'static str> {
+        None
+    }
+}
+
+conformance_suite!(in_cluster, InCluster);
+
+fn keys_of(server: &Server) -> usize {
+    server.wire().call(&["DBSIZE"]).trim().trim_start_matches(':').parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_owner_works_and_owners_share_the_nodes() {
+    let cluster = Cluster::start(3, 0);
+    let backend = RedisBackend::new(&cluster.url()).await.unwrap();
+    let strange = ["", "}", "{", "{}", "{a}", "}{", "a{b}c", "x}y{z", "{{a}}", "tenant:alice", "ö |", "_{_}"];
+    let many = (0..200).map(|n| format!("owner-{n}"));
+    let owners: Vec<_> = strange.map(str::to_owned).into_iter().chain(many).collect();
+    for owner in &owners {
+        for task in ["a", "b"] {
+            assert_eq!(backend.put(&format!("{owner}:{task}"), owner.as_bytes()).await.unwrap(), 1);
+        }
+        let one = format!("{owner}:a");
+        assert_eq!(backend.put_if_version(&one, b"again", 1).await.unwrap(), 2, "{owner}");
+    }
+    for owner in &owners {
+        let listed = backend.list_by_prefix(&format!("{owner}:")).await.unwrap();
+        let listed: Vec<_> = listed.iter().map(|(key, task)| (key.as_str(), task.version)).collect();
+        assert_eq!(listed, [(&*format!("{owner}:a"), 2), (&*format!("{owner}:b"), 1)]);
+        assert!(backend.delete(&format!("{owner}:a")).await.unwrap());
+    }
+    // A task and an index each.
+    let shares: Vec<_> = cluster.servers.iter().map(keys_of).collect();
+    assert_eq!(shares.iter().sum::<usize>(), 2 * owners.len());
+    assert!(shares.iter().all(|share| *share > owners.len() / 3), "{shares:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_that_answers_is_enough_to_find_the_others() {
+    let cluster = Cluster::start(3, 0);
+    let seed = cluster.servers[1].port();
+    // Nobody listens at the first.
+    for url in [
+        format!("redis+cluster://127.0.0.1:1,127.0.0.1:{seed}"),
+        format!("redis://127.0.0.1:{seed}?cluster"),
+        format!("redis://127.0.0.1:{seed}/0?cluster=true&protocol=resp2"),
+    ] {
+        let backend = RedisBackend::new(&url).await.unwrap();
+        for owner in 0..20 {
+            backend.put(&format!("{owner}:t"), b"data").await.unwrap();
+        }
+        backend.check_health().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_shows_at_construction() {
+    let connect = async |url: String| RedisBackend::new(&url).await.unwrap_err();
+    let server = Server::start();
+    let error = connect(format!("redis+cluster://127.0.0.1:{}", server.port())).await;
+    assert!(matches!(reason(&error), Error::NotACluster { .. }), "{error}");
+    let error = connect("redis+cluster://127.0.0.1:1,127.0.0.1:2".to_owned()).await;
+    assert!(matches!(reason(&error), Error::NoServer { .. }), "{error}");
+    let lone = Server::start_with(&Cluster::node_options());
+    let error = connect(format!("redis+cluster://127.0.0.1:{}", lone.port())).await;
+    assert!(error.to_string().contains("no node of a cluster with slots"), "{error}");
+    let locked = Server::start_with(&Cluster::node_options().set("requirepass", "secret"));
+    let error = connect(format!("redis+cluster://:wrong@127.0.0.1:{}", locked.port())).await;
+    assert!(matches!(reason(&error), Error::Authentication { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn url_of_one_server_that_is_a_node_is_told_apart() {
+    let cluster = Cluster::start(3, 0);
+    // Whether the connection fails or a call depends on the slots of their keys.
+    let error = match RedisBackend::new(&cluster.servers[0].url()).await {
+        Err(error) => error,
+        Ok(backend) => backend.put("owner:t", b"data").await.unwrap_err(),
+    };
+    assert!(error.to_string().contains("redis+cluster://"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_without_the_module_is_found_at_construction() {
+    let mut cluster = Cluster::start(2, 0);
+    let bare = Server::start_with(&Cluster::node_options().without_module());
+    cluster.servers[0].meet(&bare);
+    cluster.servers.push(bare);
+    let id = cluster.servers[2].node_id();
+    let knows = |server: &Server| server.nodes().contains(&id);
+    assert!(holds_within(Duration::from_secs(20), || cluster.servers.iter().all(knows)));
+    for server in &cluster.servers {
+        assert_eq!(server.wire().call(&["CLUSTER", "SETSLOT", "0", "NODE", &id]), "+OK\r\n");
+    }
+    cluster.wait_until_settled();
+    let error = RedisBackend::new(&cluster.url()).await.unwrap_err();
+    assert!(matches!(reason(&error), Error::ModuleNotLoaded), "{error}");
+}
