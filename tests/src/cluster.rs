@@ -8,7 +8,7 @@ use crate::server::{Server, ServerOptions};
 
 const SLOTS: usize = 16_384;
 /// How long nodes may take to agree. Generous: it is only waited for when broken.
-const AGREEMENT: Duration = Duration::from_secs(60);
+const AGREEMENT: Duration = Duration::from_mins(1);
 
 /// Nodes that know each other. They end with it.
 #[derive(Debug)]
@@ -71,7 +71,11 @@ impl Cluster {
     /// What its nodes are started with.
     #[must_use]
     pub fn node_options() -> ServerOptions {
-        ServerOptions::default().set("cluster-enabled", "yes").set("cluster-node-timeout", "2000")
+        ServerOptions::default()
+            .set("cluster-enabled", "yes")
+            .set("cluster-node-timeout", "2000")
+            // A replica need not wait for others.
+            .set("repl-diskless-sync-delay", "0")
     }
 
     /// Where clients find it.
@@ -105,7 +109,68 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Runs `redis-cli --cluster`, as an operator would.
+    ///
+    /// # Panics
+    ///
+    /// Where it fails.
+    pub fn operate(&self, what: &str, options: &[&str]) {
+        // It refuses to work while nodes disagree.
+        self.wait_until_settled();
+        let entry = format!("127.0.0.1:{}", self.servers[0].port());
+        let mut arguments = vec!["--cluster", what];
+        // Its arguments come before the node that is asked, where there are any.
+        let (before, after) =
+            options.split_at(options.iter().take_while(|option| !option.starts_with("--")).count());
+        arguments.extend(before);
+        arguments.push(&entry);
+        arguments.extend(after);
+        let output = self.servers[0].cli(&arguments);
+        let said = String::from_utf8_lossy(&output.stdout);
+        let said = said.lines().rev().take(20).collect::<Vec<_>>();
+        assert!(output.status.success(), "redis-cli --cluster {what}: {said:#?}");
+    }
+
+    /// Has slots moved from one node to another, key by key.
+    pub fn reshard(&self, slots: usize, from: &Server, to: &Server) {
+        let (from, to, slots) = (from.node_id(), to.node_id(), slots.to_string());
+        let options =
+            ["--cluster-from", &from, "--cluster-to", &to, "--cluster-slots", &slots, "--cluster-yes"];
+        self.operate("reshard", &options);
+    }
+
+    /// Every task's key, and the index entry of every task as a task's key, of all primaries, sorted. Where both
+    /// are the same, index and hashes agree.
+    #[must_use]
+    pub fn hashes_and_entries(&self) -> (Vec<String>, Vec<String>) {
+        let (mut hashes, mut entries) = (Vec::new(), Vec::new());
+        for server in self.servers.iter().filter(|server| server.is_primary()) {
+            let mut connection = server.connection();
+            let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
+            for key in keys {
+                let Some((prefix, owner)) = key.split_once(":idx:") else {
+                    hashes.push(key);
+                    continue;
+                };
+                let members: Vec<String> =
+                    redis::cmd("ZRANGE").arg(&key).arg(0).arg(-1).query(&mut connection).unwrap();
+                entries.extend(members.iter().map(|member| format!("{prefix}:tasks:{owner}:{member}")));
+            }
+        }
+        hashes.sort();
+        entries.sort();
+        (hashes, entries)
+    }
+}
+
 impl Server {
+    /// Whether it takes writes.
+    #[must_use]
+    pub fn is_primary(&self) -> bool {
+        self.wire().call(&["INFO", "replication"]).contains("role:master")
+    }
+
     /// What `CLUSTER NODES` says.
     #[must_use]
     pub fn nodes(&self) -> String {

@@ -4,6 +4,7 @@
 //! - [`Cluster`]: several of them, which share the keys.
 //! - [`Wire`]: replies byte by byte, as any client gets them.
 //! - [`Proxy`]: a connection to a server that goes wrong on purpose.
+//! - [`Load`]: clients at work, which keep account of what must be there.
 //! - [`conformance`]: what every `StorageBackend` has to do.
 //! - [`model`]: what the contract says of every reply and every key.
 //!
@@ -13,12 +14,14 @@
 
 mod cluster;
 pub mod conformance;
+mod load;
 pub mod model;
 mod proxy;
 mod server;
 mod wire;
 
 pub use cluster::Cluster;
+pub use load::{Account, Load};
 pub use proxy::{Fault, Proxy};
 pub use server::{Server, ServerOptions, StartError};
 pub use wire::Wire;

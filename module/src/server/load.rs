@@ -1,7 +1,8 @@
 //! Loading and unloading.
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
+use std::ptr;
 
 use redis_module::raw;
 
@@ -97,8 +98,12 @@ pub(crate) unsafe fn on_load<M: Module>(
     log_panics(&context);
     // Writes say themselves what they modified. The module keeps nothing about keys that loading another
     // data set in the background could make wrong.
-    let options =
+    let mut options =
         raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED | raw::REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD;
+    if is_valkey() {
+        // Keys of a slot that is on its way are another node's to this module until the slot has arrived.
+        options |= VALKEY_OPTIONS_HANDLE_ATOMIC_SLOT_MIGRATION;
+    }
     // SAFETY: the context is that of the running call.
     unsafe { (context.api.set_module_options)(raw, options.cast_signed()) };
     // SAFETY: the server passes `argc` arguments, alive for this call.
@@ -114,6 +119,19 @@ pub(crate) unsafe fn on_load<M: Module>(
             failed
         }
     }
+}
+
+/// Valkey 9 refuses `CLUSTER MIGRATESLOTS` while a module is loaded that does not set it. In Redis, which asks
+/// nothing of the kind, the bit may come to mean something else.
+const VALKEY_OPTIONS_HANDLE_ATOMIC_SLOT_MIGRATION: u32 = 1 << 5;
+
+/// Valkey has its functions under names of its own too.
+fn is_valkey() -> bool {
+    let mut function: *mut c_void = ptr::null_mut();
+    // SAFETY: the pointer was filled in when the module was initialized and is copied out.
+    let Some(get_api) = (unsafe { raw::RedisModule_GetApi }) else { return false };
+    // SAFETY: the name is a C string, and there is room for the pointer that the server writes.
+    unsafe { get_api(c"ValkeyModule_SetModuleOptions".as_ptr(), (&raw mut function).cast()) == OK }
 }
 
 /// Makes `$module` what the server finds in this library.

@@ -1,0 +1,319 @@
+//! Clients that write and read while the servers change under them, and keep account of what must be there.
+//!
+//! Each client has owners of its own, so it knows the state of each of their tasks, and what each call has to
+//! reply. A task of which the outcome of a write is unknown may be in either state from then on; the client
+//! leaves it alone and makes a new one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error as _;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use pmcp_tasks::StorageError;
+use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
+use pmcptask_client::{Error, RedisBackend};
+use tokio::task::JoinHandle;
+
+const OWNERS_OF_A_CLIENT: usize = 8;
+const TASKS_OF_AN_OWNER: usize = 4;
+/// After an error, a client does what a careful user would: it waits a moment.
+const AFTER_AN_ERROR: Duration = Duration::from_millis(10);
+
+/// Version and data; none where there is no task.
+type State = Option<(u64, Vec<u8>)>;
+
+/// Clients at work.
+pub struct Load {
+    clients: Vec<JoinHandle<Account>>,
+    ends: Arc<AtomicBool>,
+    successes: Arc<AtomicUsize>,
+}
+
+impl Load {
+    /// Sets clients to work, one for each backend.
+    #[must_use]
+    pub fn start(backends: Vec<RedisBackend>) -> Self {
+        let (ends, successes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let start = |(number, backend)| {
+            let client = Client {
+                backend,
+                number,
+                random: 0x9E37_79B9_7F4A_7C15 ^ number as u64,
+                made: 0,
+                account: Account::default(),
+                successes: successes.clone(),
+            };
+            tokio::spawn(client.work(ends.clone()))
+        };
+        Self { clients: backends.into_iter().enumerate().map(start).collect(), ends, successes }
+    }
+
+    /// Waits until so many more calls have succeeded.
+    pub async fn go_on_for(&self, calls: usize) {
+        let limit = Duration::from_mins(1);
+        let (before, started) = (self.successes.load(Ordering::SeqCst), Instant::now());
+        while self.successes.load(Ordering::SeqCst) < before + calls {
+            assert!(started.elapsed() < limit, "the clients do not recover");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends the work, and compares what is there with what has to be.
+    pub async fn end(self, backend: &RedisBackend) -> Account {
+        self.ends.store(true, Ordering::SeqCst);
+        let mut whole = Account::default();
+        for client in self.clients {
+            whole.add(client.await.unwrap());
+        }
+        whole.compare(backend).await;
+        whole
+    }
+}
+
+/// What clients have done and seen.
+#[derive(Default)]
+pub struct Account {
+    /// Calls that succeeded.
+    pub operations: usize,
+    /// Calls that failed, by the name of the error.
+    pub errors: BTreeMap<String, usize>,
+    /// The longest time for which a client had no call succeed.
+    pub longest_outage: Duration,
+    /// Writes that were acknowledged, and replaced by nothing, and are not there.
+    pub lost: usize,
+    /// Whatever must not be, in words.
+    pub violations: Vec<String>,
+    /// What each task may be now.
+    tasks: BTreeMap<String, Vec<State>>,
+    owners: BTreeSet<String>,
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let errors: Vec<_> = self.errors.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        let errors = if errors.is_empty() { "none".to_owned() } else { errors.join(", ") };
+        write!(
+            f,
+            "operations {}; errors: {errors}; longest unavailability {} ms; lost {}; violations {:?}",
+            self.operations,
+            self.longest_outage.as_millis(),
+            self.lost,
+            self.violations,
+        )
+    }
+}
+
+impl Account {
+    /// Nothing was lost, and nothing was that must not be.
+    ///
+    /// # Panics
+    ///
+    /// Where it was.
+    pub fn assert_nothing_lost(&self) {
+        assert!(self.lost == 0 && self.violations.is_empty(), "{self}");
+        assert!(self.operations > 0);
+    }
+
+    fn add(&mut self, other: Self) {
+        self.operations += other.operations;
+        for (name, count) in other.errors {
+            *self.errors.entry(name).or_default() += count;
+        }
+        self.longest_outage = self.longest_outage.max(other.longest_outage);
+        self.violations.extend(other.violations);
+        self.tasks.extend(other.tasks);
+        self.owners.extend(other.owners);
+    }
+
+    async fn compare(&mut self, backend: &RedisBackend) {
+        for (key, states) in &self.tasks {
+            let found = state_of(backend.get(key).await).unwrap_or_else(|error| panic!("{key}: {error}"));
+            if !states.contains(&found) {
+                self.lost += 1;
+                let [found, states] = [vec![found], states.clone()].map(|states| versions(&states));
+                self.violations.push(format!("{key} is {found:?} instead of {states:?}"));
+            }
+        }
+        for owner in &self.owners {
+            let listed = backend.list_by_prefix(&format!("{owner}:")).await.unwrap();
+            let keys: BTreeSet<_> = listed.iter().map(|(key, _)| key.as_str()).collect();
+            if keys.len() != listed.len() {
+                self.violations.push(format!("{owner} has a task twice in its list"));
+            }
+            let first = format!("{owner}:");
+            for (key, states) in self.tasks.iter().filter(|(key, _)| key.starts_with(&first)) {
+                let must = !states.contains(&None);
+                let may = states.iter().any(Option::is_some);
+                if (must && !keys.contains(key.as_str())) || (!may && keys.contains(key.as_str())) {
+                    self.violations.push(format!("{key} and the list of its owner do not agree"));
+                }
+            }
+        }
+    }
+}
+
+fn versions(states: &[State]) -> Vec<u64> {
+    states.iter().map(|state| state.as_ref().map_or(0, |(version, _)| *version)).collect()
+}
+
+fn state_of(read: Result<VersionedRecord, StorageError>) -> Result<State, StorageError> {
+    match read {
+        Ok(task) => Ok(Some((task.version, task.data))),
+        Err(StorageError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+struct Client {
+    backend: RedisBackend,
+    number: usize,
+    random: u64,
+    /// Tasks made until now, so that each has an id of its own.
+    made: usize,
+    account: Account,
+    successes: Arc<AtomicUsize>,
+}
+
+impl Client {
+    async fn work(mut self, ends: Arc<AtomicBool>) -> Account {
+        let mut tasks: Vec<_> =
+            (0..OWNERS_OF_A_CLIENT * TASKS_OF_AN_OWNER).map(|n| self.new_task(n)).collect();
+        let mut last_success = Instant::now();
+        while !ends.load(Ordering::SeqCst) {
+            let number = self.next_random(tasks.len());
+            let key = tasks[number].clone();
+            match self.step(&key).await {
+                Ok(()) => {
+                    self.account.operations += 1;
+                    self.account.longest_outage = self.account.longest_outage.max(last_success.elapsed());
+                    last_success = Instant::now();
+                    self.successes.fetch_add(1, Ordering::SeqCst);
+                }
+                Err(is_unknown) => {
+                    if is_unknown {
+                        tasks[number] = self.new_task(number);
+                    }
+                    tokio::time::sleep(AFTER_AN_ERROR).await;
+                }
+            }
+        }
+        self.account
+    }
+
+    fn new_task(&mut self, number: usize) -> String {
+        let owner = format!("client:{}:{}", self.number, number % OWNERS_OF_A_CLIENT);
+        self.made += 1;
+        let key = format!("{owner}:task-{}", self.made);
+        self.account.owners.insert(owner);
+        self.account.tasks.insert(key.clone(), vec![None]);
+        key
+    }
+
+    /// xorshift: the same calls in the same order in each run.
+    fn next_random(&mut self, below: usize) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        usize::try_from(self.random >> 33).unwrap() % below
+    }
+
+    /// One call. Of an error, whether the outcome is unknown.
+    async fn step(&mut self, key: &str) -> Result<(), bool> {
+        let [before] = self.account.tasks[key].as_slice() else { panic!("{key} was to be left alone") };
+        let before = before.clone();
+        let version = before.as_ref().map_or(0, |(version, _)| *version);
+        let data = format!("{key} {}", self.next_random(1 << 30)).into_bytes();
+        let after = Some((version + 1, data.clone()));
+        let what = self.next_random(100);
+        match (what, &before) {
+            (0..10, _) => match state_of(self.backend.get(key).await) {
+                Ok(found) => {
+                    if found != before {
+                        self.violated(format!("{key} was read as {found:?} instead of {before:?}"));
+                    }
+                    Ok(())
+                }
+                Err(error) => self.failed(key, &error, vec![before]),
+            },
+            (10..15, _) => match self.backend.list_by_prefix(owner_of(key)).await {
+                Ok(listed) => {
+                    let found = listed.iter().filter(|(listed, _)| listed == key);
+                    let found: Vec<_> =
+                        found.map(|(_, task)| Some((task.version, task.data.clone()))).collect();
+                    if found != before.iter().cloned().map(Some).collect::<Vec<_>>() {
+                        self.violated(format!("{key} was listed as {found:?} instead of {before:?}"));
+                    }
+                    Ok(())
+                }
+                Err(error) => self.failed(key, &error, vec![before]),
+            },
+            (15..20, Some(_)) => match self.backend.delete(key).await {
+                Ok(is_deleted) => {
+                    if !is_deleted {
+                        self.violated(format!("{key} was gone before it was deleted"));
+                    }
+                    self.account.tasks.insert(key.to_owned(), vec![None]);
+                    Ok(())
+                }
+                Err(error) => self.failed(key, &error, vec![before, None]),
+            },
+            (20..90, Some(_)) => {
+                let written = self.backend.put_if_version(key, &data, version).await;
+                self.written(key, written, before, after)
+            }
+            _ => {
+                let written = self.backend.put(key, &data).await;
+                self.written(key, written, before, after)
+            }
+        }
+    }
+
+    fn written(
+        &mut self,
+        key: &str,
+        written: Result<u64, StorageError>,
+        before: State,
+        after: State,
+    ) -> Result<(), bool> {
+        match written {
+            Ok(version) => {
+                if after.as_ref().is_none_or(|(expected, _)| *expected != version) {
+                    self.violated(format!("{key} is at version {version} after a write to {before:?}"));
+                }
+                self.account.tasks.insert(key.to_owned(), vec![after]);
+                Ok(())
+            }
+            Err(error) => self.failed(key, &error, vec![before, after]),
+        }
+    }
+
+    /// Takes note of an error. `states`: what the task may be in, if the outcome is unknown; the first is the
+    /// one before the call.
+    fn failed(&mut self, key: &str, error: &StorageError, states: Vec<State>) -> Result<(), bool> {
+        let reason = error.source().and_then(|source| source.downcast_ref::<Error>());
+        let Some(reason) = reason else {
+            // Nobody else writes to this task.
+            self.violated(format!("{key}: {error}"));
+            return Err(false);
+        };
+        let name = format!("{reason:?}");
+        let name = name.split([' ', '(', '{']).next().unwrap_or_default().to_owned();
+        *self.account.errors.entry(name).or_default() += 1;
+        let is_unknown = reason.outcome_is_unknown();
+        if is_unknown {
+            self.account.tasks.insert(key.to_owned(), states);
+        }
+        Err(is_unknown)
+    }
+
+    fn violated(&mut self, what: String) {
+        self.account.violations.push(what);
+    }
+}
+
+/// The prefix of a key's owner: `owner:`.
+fn owner_of(key: &str) -> &str {
+    key.rfind(':').map_or(key, |colon| &key[..=colon])
+}

@@ -1,0 +1,191 @@
+//! Three primaries and three replicas under load, while slots move, a primary dies, nodes come and go: every
+//! acknowledged write stays, a client's own CAS never conflicts, index and hashes agree.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::time::Duration;
+
+use pmcptask_client::RedisBackend;
+use pmcptask_tests::{Cluster, Load, Server, holds_within};
+
+const CLIENTS: usize = 4;
+/// Calls before, and after, something changes.
+const A_WHILE: usize = 1_000;
+/// Slots of one in sixteen keys.
+const SLOTS: usize = 1_024;
+
+/// Writes count once a replica has them: without that, a failover may lose the last ones.
+async fn backend(cluster: &Cluster) -> RedisBackend {
+    let builder = RedisBackend::builder(cluster.url()).wait_for_replicas(1, Duration::from_secs(1));
+    builder.connect().await.unwrap()
+}
+
+async fn load(cluster: &Cluster) -> Load {
+    let mut backends = Vec::new();
+    for _ in 0..CLIENTS {
+        backends.push(backend(cluster).await);
+    }
+    Load::start(backends)
+}
+
+/// Ends the load, shows the counts, and looks at everything that is there.
+async fn end(what: &str, load: Load, cluster: &Cluster) {
+    load.go_on_for(A_WHILE).await;
+    let account = load.end(&backend(cluster).await).await;
+    println!("{what}: {account}");
+    account.assert_nothing_lost();
+    let agree = || {
+        let (hashes, entries) = cluster.hashes_and_entries();
+        hashes == entries
+    };
+    assert!(holds_within(Duration::from_secs(1), agree), "{:#?}", cluster.hashes_and_entries());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_that_move_key_by_key_lose_nothing() {
+    let cluster = Cluster::start(3, 1);
+    let load = load(&cluster).await;
+    load.go_on_for(A_WHILE).await;
+    let [first, second, third] = [0, 1, 2].map(|number| &cluster.servers[number]);
+    for (from, to) in [(first, second), (second, third), (third, first)] {
+        cluster.reshard(SLOTS, from, to);
+    }
+    cluster.operate("rebalance", &["--cluster-threshold", "1"]);
+    end("slots moved key by key", load, &cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slot_that_is_half_moved_for_a_while_loses_nothing() {
+    let cluster = Cluster::start(3, 1);
+    let load = load(&cluster).await;
+    load.go_on_for(A_WHILE).await;
+    let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
+    let [from, to] = [first.node_id(), second.node_id()];
+    for slot in occupied_slots(first).iter().take(3).map(String::as_str) {
+        assert_eq!(second.wire().call(&["CLUSTER", "SETSLOT", slot, "IMPORTING", &from]), "+OK\r\n");
+        assert_eq!(first.wire().call(&["CLUSTER", "SETSLOT", slot, "MIGRATING", &to]), "+OK\r\n");
+        // Half of an owner's keys, then for a while none, then all that are left, new ones too.
+        migrate(first, second, slot, 2);
+        load.go_on_for(A_WHILE / 2).await;
+        while migrate(first, second, slot, 100) {}
+        load.go_on_for(A_WHILE / 2).await;
+        for server in [second, first] {
+            assert_eq!(server.wire().call(&["CLUSTER", "SETSLOT", slot, "NODE", &to]), "+OK\r\n");
+        }
+    }
+    cluster.wait_until_settled();
+    end("slots half moved", load, &cluster).await;
+}
+
+/// Slots of a node that have keys.
+fn occupied_slots(server: &Server) -> Vec<String> {
+    let mut connection = server.connection();
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*:idx:*").query(&mut connection).unwrap();
+    let slot = |key: &String| {
+        let slot: i64 = redis::cmd("CLUSTER").arg("KEYSLOT").arg(key).query(&mut connection).unwrap();
+        slot.to_string()
+    };
+    keys.iter().map(slot).collect()
+}
+
+/// Moves up to `most` keys of a slot; false if there was none.
+fn migrate(from: &Server, to: &Server, slot: &str, most: usize) -> bool {
+    let mut connection = from.connection();
+    let mut keys = redis::cmd("CLUSTER");
+    let keys: Vec<String> = keys.arg("GETKEYSINSLOT").arg(slot).arg(most).query(&mut connection).unwrap();
+    if !keys.is_empty() {
+        let mut migrate = redis::cmd("MIGRATE");
+        migrate.arg("127.0.0.1").arg(to.port()).arg("").arg(0).arg(5000).arg("KEYS").arg(&keys);
+        migrate.exec(&mut connection).unwrap();
+    }
+    !keys.is_empty()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_that_move_at_once_lose_nothing() {
+    let cluster = Cluster::start(3, 1);
+    let load = load(&cluster).await;
+    load.go_on_for(A_WHILE).await;
+    let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
+    let moved = move_at_once(first, second);
+    end("slots moved at once", load, &cluster).await;
+    if !moved {
+        println!(
+            "skipped: {} has no atomic slot migration",
+            Cluster::node_options().server_program().display()
+        );
+    }
+}
+
+/// Moves the first slots from one node to another as one; false where the server has no such thing.
+fn move_at_once(from: &Server, to: &Server) -> bool {
+    let last = (SLOTS - 1).to_string();
+    let id = to.node_id();
+    let valkey = from.wire().call(&["CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", "0", &last, "NODE", &id]);
+    if valkey != "+OK\r\n" {
+        let redis = to.wire().call(&["CLUSTER", "MIGRATION", "IMPORT", "0", &last]);
+        if redis.starts_with('-') {
+            assert!(redis.contains("nknown subcommand"), "{redis}");
+            return false;
+        }
+    }
+    let has =
+        || to.nodes().lines().any(|line| line.contains("myself") && line.contains(&format!(" 0-{last}")));
+    assert!(holds_within(Duration::from_secs(30), has), "{}", to.nodes());
+    true
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn primary_that_dies_loses_nothing_that_was_acknowledged() {
+    let mut cluster = Cluster::start(3, 1);
+    let load = load(&cluster).await;
+    load.go_on_for(A_WHILE).await;
+    cluster.servers[0].kill();
+    let promoted = || cluster.servers[3].is_primary();
+    assert!(holds_within(Duration::from_secs(30), promoted), "{}", cluster.servers[3].nodes());
+    // Reads go on. Writes to the shard that has one node left wait in vain for another to have them.
+    load.go_on_for(CLIENTS).await;
+    cluster.servers[0].restart();
+    cluster.wait_until_settled();
+    assert!(!cluster.servers[0].is_primary());
+    end("a primary died", load, &cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failover_by_hand_loses_nothing() {
+    let cluster = Cluster::start(3, 1);
+    let load = load(&cluster).await;
+    load.go_on_for(A_WHILE).await;
+    for replica in [3, 4, 5] {
+        assert_eq!(cluster.servers[replica].wire().call(&["CLUSTER", "FAILOVER"]), "+OK\r\n");
+        assert!(holds_within(Duration::from_secs(30), || cluster.servers[replica].is_primary()));
+    }
+    cluster.wait_until_settled();
+    end("replicas took over by hand", load, &cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_that_joins_and_leaves_loses_nothing() {
+    let mut cluster = Cluster::start(3, 1);
+    let load = load(&cluster).await;
+    load.go_on_for(A_WHILE).await;
+    let joining = Server::start_with(&Cluster::node_options());
+    cluster.servers[0].meet(&joining);
+    cluster.servers.push(joining);
+    let id = cluster.servers[6].node_id();
+    let known = |cluster: &Cluster| cluster.servers.iter().all(|server| server.nodes().contains(&id));
+    assert!(holds_within(Duration::from_secs(30), || known(&cluster)));
+    cluster.wait_until_settled();
+    cluster.reshard(SLOTS, &cluster.servers[0], &cluster.servers[6]);
+    load.go_on_for(A_WHILE).await;
+    cluster.reshard(SLOTS, &cluster.servers[6], &cluster.servers[1]);
+    cluster.wait_until_settled();
+    let leaving = cluster.servers.pop().unwrap();
+    let entry = format!("127.0.0.1:{}", cluster.servers[0].port());
+    let left = leaving.cli(&["--cluster", "del-node", &entry, &id]);
+    assert!(left.status.success(), "{}", String::from_utf8_lossy(&left.stdout));
+    drop(leaving);
+    cluster.wait_until_settled();
+    end("a node joined and left", load, &cluster).await;
+}
