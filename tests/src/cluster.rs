@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::holds_within;
+use crate::proxy::Proxy;
 use crate::server::{Server, ServerOptions};
 
 const SLOTS: usize = 16_384;
@@ -110,6 +111,29 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// Puts a proxy before each node, which clients are told to go through.
+    ///
+    /// # Panics
+    ///
+    /// Where the nodes do not tell.
+    #[must_use]
+    pub fn put_behind_proxies(&self) -> Vec<Proxy> {
+        let proxies: Vec<_> = self.servers.iter().map(|server| Proxy::to(server.port())).collect();
+        for (server, proxy) in self.servers.iter().zip(&proxies) {
+            let port = proxy.port().to_string();
+            let announced = server.wire().call(&["CONFIG", "SET", "cluster-announce-port", &port]);
+            assert_eq!(announced, "+OK\r\n");
+        }
+        let all_tell = || {
+            self.servers.iter().all(|server| {
+                let nodes = server.nodes();
+                proxies.iter().all(|proxy| nodes.contains(&format!(":{}@", proxy.port())))
+            })
+        };
+        assert!(holds_within(AGREEMENT, all_tell), "{}", self.servers[0].nodes());
+        proxies
+    }
+
     /// Runs `redis-cli --cluster`, as an operator would.
     ///
     /// # Panics
@@ -169,6 +193,12 @@ impl Server {
     #[must_use]
     pub fn is_primary(&self) -> bool {
         self.wire().call(&["INFO", "replication"]).contains("role:master")
+    }
+
+    /// Whether a key is this node's.
+    #[must_use]
+    pub fn has_slot_of(&self, key: &str) -> bool {
+        !self.wire().call(&["GET", key]).starts_with("-MOVED")
     }
 
     /// What `CLUSTER NODES` says.

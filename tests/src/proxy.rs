@@ -75,6 +75,12 @@ impl Proxy {
         Self { port, shared }
     }
 
+    /// Its port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Where clients find the proxy.
     #[must_use]
     pub fn url(&self) -> String {

@@ -11,7 +11,7 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
 use pmcptask_tests::conformance::{Difference, Subject};
-use pmcptask_tests::{Cluster, Server, conformance_suite, holds_within};
+use pmcptask_tests::{Cluster, Fault, Proxy, Server, conformance_suite, holds_within};
 use uuid::Uuid;
 
 fn reason(error: &StorageError) -> &Error {
@@ -36,6 +36,89 @@ impl Subject for InCluster {
 }
 
 conformance_suite!(in_cluster, InCluster);
+
+// A write is made once, whatever happens to its reply.
+
+/// A cluster behind proxies, and a backend that gives up soon.
+async fn behind_proxies() -> (Cluster, Vec<Proxy>, RedisBackend) {
+    let cluster = Cluster::start(3, 0);
+    let proxies = cluster.put_behind_proxies();
+    let seed = format!("redis+cluster://127.0.0.1:{}", proxies[0].port());
+    let backend = RedisBackend::builder(seed).response_timeout(Duration::from_millis(300));
+    (cluster, proxies, backend.connect().await.unwrap())
+}
+
+fn set_all(proxies: &[Proxy], fault: &Fault) {
+    for proxy in proxies {
+        proxy.set(fault.clone());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_whose_reply_is_lost_is_made_once_and_its_outcome_is_unknown() {
+    let (_cluster, proxies, backend) = behind_proxies().await;
+    // Late replies are as good as lost: nobody waits for them any more.
+    for fault in [Fault::LoseReply(1), Fault::Delay(Duration::from_millis(700))] {
+        for owner in 0..6 {
+            let key = format!("{owner}:t");
+            let before = backend.put(&key, b"before").await.unwrap();
+            set_all(&proxies, &fault);
+            let error = backend.put(&key, b"put").await.unwrap_err();
+            assert!(reason(&error).outcome_is_unknown(), "{error}");
+            set_all(&proxies, &Fault::None);
+            assert_eq!(backend.get(&key).await.unwrap().version, before + 1);
+            set_all(&proxies, &fault);
+            // Not a conflict with itself.
+            let error = backend.put_if_version(&key, b"cas", before + 1).await.unwrap_err();
+            assert!(reason(&error).outcome_is_unknown(), "{error}");
+            set_all(&proxies, &Fault::None);
+            let task = backend.get(&key).await.unwrap();
+            assert_eq!((task.version, task.data.as_slice()), (before + 2, &b"cas"[..]));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_that_was_redirected_is_made_once_too() {
+    let (cluster, proxies, backend) = behind_proxies().await;
+    let [from, to] = [0, 1].map(|number| &cluster.servers[number]);
+    let owner = (0..).map(|n| n.to_string()).find(|owner| from.has_slot_of(&format!("{{{owner}}}"))).unwrap();
+    let key = format!("{owner}:t");
+    assert_eq!(backend.put(&key, b"one").await.unwrap(), 1);
+    let slot = from.wire().call(&["CLUSTER", "KEYSLOT", &owner]).trim().trim_start_matches(':').to_owned();
+    let [from_id, to_id] = [from, to].map(Server::node_id);
+    assert_eq!(to.wire().call(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]), "+OK\r\n");
+    assert_eq!(from.wire().call(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]), "+OK\r\n");
+    let [task, index] = [format!("pmcp:tasks:{{{owner}}}:t"), format!("pmcp:idx:{{{owner}}}")];
+    let port = to.port().to_string();
+    let moved = ["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS", &task, &index];
+    assert_eq!(from.wire().call(&moved), "+OK\r\n");
+    // By ASK first; once the slot has arrived, by MOVED.
+    for version in [2, 4] {
+        assert_eq!(backend.put_if_version(&key, b"here", version - 1).await.unwrap(), version);
+        proxies[1].set(Fault::LoseReply(1));
+        let error = backend.put_if_version(&key, b"lost", version).await.unwrap_err();
+        assert!(reason(&error).outcome_is_unknown(), "{error}");
+        assert_eq!(backend.get(&key).await.unwrap().version, version + 1);
+        for server in [to, from] {
+            assert_eq!(server.wire().call(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]), "+OK\r\n");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn read_whose_reply_is_lost_is_read_again() {
+    let (_cluster, proxies, backend) = behind_proxies().await;
+    for owner in 0..6 {
+        let key = format!("{owner}:t");
+        backend.put(&key, b"data").await.unwrap();
+        set_all(&proxies, &Fault::LoseReply(1));
+        assert_eq!(backend.get(&key).await.unwrap().data, b"data");
+        set_all(&proxies, &Fault::LoseReply(1));
+        assert_eq!(backend.list_by_prefix(&format!("{owner}:")).await.unwrap().len(), 1);
+        set_all(&proxies, &Fault::None);
+    }
+}
 
 fn keys_of(server: &Server) -> usize {
     server.wire().call(&["DBSIZE"]).trim().trim_start_matches(':').parse().unwrap()
