@@ -237,19 +237,14 @@ impl Client {
                 }
                 Err(error) => self.failed(key, &error, vec![before]),
             },
-            (10..15, _) => match self.backend.list_by_prefix(owner_of(key)).await {
+            (10..25, _) => match self.backend.list_by_prefix(owner_of(key)).await {
                 Ok(listed) => {
-                    let found = listed.iter().filter(|(listed, _)| listed == key);
-                    let found: Vec<_> =
-                        found.map(|(_, task)| Some((task.version, task.data.clone()))).collect();
-                    if found != before.iter().cloned().map(Some).collect::<Vec<_>>() {
-                        self.violated(format!("{key} was listed as {found:?} instead of {before:?}"));
-                    }
+                    self.check_list(owner_of(key), &listed);
                     Ok(())
                 }
                 Err(error) => self.failed(key, &error, vec![before]),
             },
-            (15..20, Some(_)) => match self.backend.delete(key).await {
+            (25..30, Some(_)) => match self.backend.delete(key).await {
                 Ok(is_deleted) => {
                     if !is_deleted {
                         self.violated(format!("{key} was gone before it was deleted"));
@@ -259,7 +254,7 @@ impl Client {
                 }
                 Err(error) => self.failed(key, &error, vec![before, None]),
             },
-            (20..90, Some(_)) => {
+            (30..90, Some(_)) => {
                 let written = self.backend.put_if_version(key, &data, version).await;
                 self.written(key, written, before, after)
             }
@@ -268,6 +263,24 @@ impl Client {
                 self.written(key, written, before, after)
             }
         }
+    }
+
+    /// All tasks of an owner of which the state is known, and each once.
+    fn check_list(&mut self, owner: &str, listed: &[(String, VersionedRecord)]) {
+        let mut violations = Vec::new();
+        for (key, states) in self.account.tasks.iter().filter(|(key, _)| key.starts_with(owner)) {
+            let [known] = states.as_slice() else { continue };
+            let found: Vec<_> = listed.iter().filter(|(listed, _)| listed == key).collect();
+            let is_right = match (known, found.as_slice()) {
+                (None, []) => true,
+                (Some((version, data)), [(_, task)]) => (version, data) == (&task.version, &task.data),
+                _ => false,
+            };
+            if !is_right {
+                violations.push(format!("{key} was listed as {found:?} instead of {known:?}"));
+            }
+        }
+        self.account.violations.extend(violations);
     }
 
     fn written(
