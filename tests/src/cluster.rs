@@ -228,6 +228,35 @@ impl Server {
         assert!(holds_within(AGREEMENT, replicates), "no replica: {}", self.nodes());
     }
 
+    /// The slot of a key.
+    #[must_use]
+    pub fn slot_of(&self, key: &str) -> String {
+        self.wire().call(&["CLUSTER", "KEYSLOT", key]).trim().trim_start_matches(':').to_owned()
+    }
+
+    /// Marks a slot as on its way to another node.
+    pub fn start_moving(&self, slot: &str, to: &Self) {
+        let [from_id, to_id] = [self, to].map(Self::node_id);
+        let importing = to.wire().call(&["CLUSTER", "SETSLOT", slot, "IMPORTING", &from_id]);
+        let migrating = self.wire().call(&["CLUSTER", "SETSLOT", slot, "MIGRATING", &to_id]);
+        assert_eq!((importing.as_str(), migrating.as_str()), ("+OK\r\n", "+OK\r\n"));
+    }
+
+    /// Moves keys of a slot that is on its way, as `redis-cli --cluster reshard` does.
+    pub fn migrate(&self, keys: &[&str], to: &Self) {
+        let port = to.port().to_string();
+        let command = [&["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"], keys].concat();
+        assert_eq!(self.wire().call(&command), "+OK\r\n");
+    }
+
+    /// Tells both nodes that a slot has arrived.
+    pub fn stop_moving(&self, slot: &str, to: &Self) {
+        let id = to.node_id();
+        for server in [to, self] {
+            assert_eq!(server.wire().call(&["CLUSTER", "SETSLOT", slot, "NODE", &id]), "+OK\r\n");
+        }
+    }
+
     /// Which node has which slots, as this one sees it; none while it is not well.
     fn view_of_slots(&self) -> Option<Vec<String>> {
         let mut wire = self.wire();

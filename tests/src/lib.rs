@@ -2,6 +2,7 @@
 //!
 //! - [`Server`]: a Redis or Valkey server of one's own, with the module, in a temporary folder.
 //! - [`Cluster`]: several of them, which share the keys.
+//! - [`Watched`]: a primary and its replicas, which Sentinels watch.
 //! - [`Wire`]: replies byte by byte, as any client gets them.
 //! - [`Proxy`]: a connection to a server that goes wrong on purpose.
 //! - [`Load`]: clients at work, which keep account of what must be there.
@@ -17,12 +18,14 @@ pub mod conformance;
 mod load;
 pub mod model;
 mod proxy;
+mod sentinel;
 mod server;
 mod wire;
 
 pub use cluster::Cluster;
 pub use load::{Account, Load};
 pub use proxy::{Fault, Proxy};
+pub use sentinel::Watched;
 pub use server::{Server, ServerOptions, StartError};
 pub use wire::Wire;
 

@@ -55,13 +55,20 @@ pub struct ServerOptions {
     module: Option<PathBuf>,
     settings: Vec<(String, String)>,
     variables: Vec<(String, OsString)>,
+    is_sentinel: bool,
 }
 
 impl Default for ServerOptions {
     /// The server to test with and the module, nothing saved to disk.
     fn default() -> Self {
         let program = env::var_os(SERVER_VARIABLE).unwrap_or_else(|| OsString::from("redis-server"));
-        Self { program: program.into(), module: Some(module()), settings: Vec::new(), variables: Vec::new() }
+        Self {
+            program: program.into(),
+            module: Some(module()),
+            settings: Vec::new(),
+            variables: Vec::new(),
+            is_sentinel: false,
+        }
     }
 }
 
@@ -70,6 +77,14 @@ impl ServerOptions {
     #[must_use]
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs the server as a Sentinel, which watches others. Its settings go into a file, where it keeps what it
+    /// finds out.
+    #[must_use]
+    pub fn sentinel(mut self) -> Self {
+        self.is_sentinel = true;
         self
     }
 
@@ -238,6 +253,18 @@ impl Server {
             .args(arguments)
             .output()
             .expect("redis-cli can be run")
+    }
+
+    /// One number of `INFO pmcptask`.
+    ///
+    /// # Panics
+    ///
+    /// Where there is none of that name.
+    #[must_use]
+    pub fn counter(&self, name: &str) -> u64 {
+        let info = self.wire().call(&["INFO", "pmcptask"]);
+        let line = info.lines().find_map(|line| line.strip_prefix(&format!("pmcptask_{name}:")));
+        line.and_then(|number| number.trim().parse().ok()).expect("the module counts it")
     }
 
     /// The number of its process.
@@ -433,12 +460,17 @@ fn spawn(options: &ServerOptions, folder: &Path, port: u16) -> Result<Child, Sta
     let log = File::options().create(true).append(true).open(folder.join(LOG))?;
     let mut command = Command::new(&options.program);
     command.envs(options.variables.iter().map(|(name, value)| (name, value)));
-    command
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
-        .arg(folder)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    if options.is_sentinel {
+        command.arg(write_sentinel_file(options, folder, port)?).arg("--sentinel");
+    } else {
+        add_settings(&mut command, options, folder, port);
+    }
+    command.spawn().map_err(|error| StartError::NoServer(options.program.clone(), error))
+}
+
+fn add_settings(command: &mut Command, options: &ServerOptions, folder: &Path, port: u16) {
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"]).arg(folder);
     for (name, value) in &options.settings {
         command.arg(format!("--{name}"));
         // Words of one setting are arguments of their own; an empty value is one empty word.
@@ -451,7 +483,17 @@ fn spawn(options: &ServerOptions, folder: &Path, port: u16) -> Result<Child, Sta
     if let Some(module) = &options.module {
         command.arg("--loadmodule").arg(module);
     }
-    command.spawn().map_err(|error| StartError::NoServer(options.program.clone(), error))
+}
+
+/// Writes the file of a Sentinel, unless it has one from before.
+fn write_sentinel_file(options: &ServerOptions, folder: &Path, port: u16) -> io::Result<PathBuf> {
+    let path = folder.join("sentinel.conf");
+    if !path.exists() {
+        let settings = options.settings.iter().map(|(name, value)| format!("{name} {value}\n"));
+        let own = format!("port {port}\nbind 127.0.0.1\ndir {}\n", folder.display());
+        fs::write(&path, own + &settings.collect::<String>())?;
+    }
+    Ok(path)
 }
 
 fn free_port() -> io::Result<u16> {

@@ -37,6 +37,64 @@ impl Subject for InCluster {
 
 conformance_suite!(in_cluster, InCluster);
 
+/// Three primaries with a replica each, and a backend that reads from those.
+async fn with_replicas() -> (Cluster, RedisBackend) {
+    let cluster = Cluster::start(3, 1);
+    // A replica to which nothing has been replicated is not told of.
+    let writing = RedisBackend::new(&cluster.url()).await.unwrap();
+    for owner in 0..20 {
+        writing.put(&format!("{owner}:first"), b"data").await.unwrap();
+    }
+    let slots = || cluster.servers[0].wire().call(&["CLUSTER", "SLOTS"]);
+    let ports: Vec<_> = cluster.servers.iter().map(|server| format!(":{}\r\n", server.port())).collect();
+    assert!(holds_within(Duration::from_secs(20), || ports.iter().all(|port| slots().contains(port))));
+    let builder = RedisBackend::builder(cluster.url()).wait_for_replicas(1, Duration::from_secs(1));
+    let backend = builder.read_from_replicas(true).connect().await.unwrap();
+    let is_connected = |server: &Server| server.wire().call(&["CLIENT", "LIST"]).contains("resp=3");
+    assert!(holds_within(Duration::from_secs(5), || cluster.servers[3..].iter().all(is_connected)));
+    (cluster, backend)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn read_goes_to_a_replica_where_that_is_wanted() {
+    let (cluster, backend) = with_replicas().await;
+    let reads = |servers: &[Server]| -> u64 {
+        servers.iter().map(|server| server.counter("get_hits") + server.counter("lists")).sum()
+    };
+    for owner in 0..20 {
+        let (key, prefix) = (format!("{owner}:t"), format!("{owner}:"));
+        backend.put(&key, b"data").await.unwrap();
+        assert_eq!(backend.get(&key).await.unwrap().data, b"data");
+        assert_eq!(backend.list_by_prefix(&prefix).await.unwrap().len(), 2);
+        // What a replica does not have may be new: the primary is asked too.
+        assert!(matches!(backend.get("none:t").await, Err(StorageError::NotFound { .. })));
+    }
+    let (primaries, replicas) = cluster.servers.split_at(3);
+    assert_eq!((reads(primaries), reads(replicas)), (0, 40));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replica_never_lists_less_than_there_is_while_a_slot_moves() {
+    let (cluster, backend) = with_replicas().await;
+    backend.put("owner:a", b"data").await.unwrap();
+    backend.put("owner:b", b"data").await.unwrap();
+    let number = (0..3).find(|number| cluster.servers[*number].has_slot_of("{owner}")).unwrap();
+    let [from, replica, to] = [number, number + 3, (number + 1) % 3].map(|number| &cluster.servers[number]);
+    let slot = from.slot_of("owner");
+    from.start_moving(&slot, to);
+    from.migrate(&["pmcp:tasks:{owner}:a"], to);
+    // The replica is told that the hash has gone, but not that it has moved.
+    let mut wire = replica.wire();
+    assert_eq!(wire.call(&["READONLY"]), "+OK\r\n");
+    let list = || wire.call(&["PMCPTASK.LIST", "pmcp:idx:{owner}"]).starts_with("-TRYAGAIN ");
+    assert!(holds_within(Duration::from_secs(5), list));
+    assert_eq!(backend.get("owner:a").await.unwrap().data, b"data");
+    from.migrate(&["pmcp:tasks:{owner}:b", "pmcp:idx:{owner}"], to);
+    assert_eq!(backend.list_by_prefix("owner:").await.unwrap().len(), 2);
+    from.stop_moving(&slot, to);
+    assert_eq!(backend.list_by_prefix("owner:").await.unwrap().len(), 2);
+}
+
 // A write is made once, whatever happens to its reply.
 
 /// A cluster behind proxies, and a backend that gives up soon.
@@ -82,17 +140,14 @@ async fn write_whose_reply_is_lost_is_made_once_and_its_outcome_is_unknown() {
 async fn write_that_was_redirected_is_made_once_too() {
     let (cluster, proxies, backend) = behind_proxies().await;
     let [from, to] = [0, 1].map(|number| &cluster.servers[number]);
-    let owner = (0..).map(|n| n.to_string()).find(|owner| from.has_slot_of(&format!("{{{owner}}}"))).unwrap();
+    let owner =
+        (0..1_000).map(|n| n.to_string()).find(|owner| from.has_slot_of(&format!("{{{owner}}}"))).unwrap();
     let key = format!("{owner}:t");
     assert_eq!(backend.put(&key, b"one").await.unwrap(), 1);
-    let slot = from.wire().call(&["CLUSTER", "KEYSLOT", &owner]).trim().trim_start_matches(':').to_owned();
-    let [from_id, to_id] = [from, to].map(Server::node_id);
-    assert_eq!(to.wire().call(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]), "+OK\r\n");
-    assert_eq!(from.wire().call(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]), "+OK\r\n");
+    let slot = from.slot_of(&owner);
+    from.start_moving(&slot, to);
     let [task, index] = [format!("pmcp:tasks:{{{owner}}}:t"), format!("pmcp:idx:{{{owner}}}")];
-    let port = to.port().to_string();
-    let moved = ["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS", &task, &index];
-    assert_eq!(from.wire().call(&moved), "+OK\r\n");
+    from.migrate(&[&task, &index], to);
     // By ASK first; once the slot has arrived, by MOVED.
     for version in [2, 4] {
         assert_eq!(backend.put_if_version(&key, b"here", version - 1).await.unwrap(), version);
@@ -100,9 +155,7 @@ async fn write_that_was_redirected_is_made_once_too() {
         let error = backend.put_if_version(&key, b"lost", version).await.unwrap_err();
         assert!(reason(&error).outcome_is_unknown(), "{error}");
         assert_eq!(backend.get(&key).await.unwrap().version, version + 1);
-        for server in [to, from] {
-            assert_eq!(server.wire().call(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]), "+OK\r\n");
-        }
+        from.stop_moving(&slot, to);
     }
 }
 

@@ -27,20 +27,9 @@ impl Pair {
 
     /// Marks the slot of the keys as on its way from the first node to the second.
     fn start_moving(&self) -> String {
-        let [first, second] = [&self.first, &self.second].map(Server::node_id);
-        let slot = self.first.wire().call(&["CLUSTER", "KEYSLOT", INDEX]);
-        let slot = slot.trim().trim_start_matches(':').to_owned();
-        let importing = self.second.wire().call(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &first]);
-        let migrating = self.first.wire().call(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &second]);
-        assert_eq!((importing.as_str(), migrating.as_str()), ("+OK\r\n", "+OK\r\n"));
+        let slot = self.first.slot_of(INDEX);
+        self.first.start_moving(&slot, &self.second);
         slot
-    }
-
-    /// Moves keys as `redis-cli --cluster reshard` does.
-    fn migrate(&self, keys: &[&str]) {
-        let port = self.second.port().to_string();
-        let command = [&["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"], keys].concat();
-        assert_eq!(self.first.wire().call(&command), "+OK\r\n");
     }
 }
 
@@ -81,7 +70,7 @@ fn nothing_is_dropped_while_a_slot_moves_and_index_and_tasks_arrive_whole() {
     let slot = pair.start_moving();
     // The hash leaves first: to this node it looks deleted. A prefix that is new makes it look at all
     // indexes, as a restart would.
-    pair.migrate(&[TASK]);
+    pair.first.migrate(&[TASK], &pair.second);
     put_elsewhere(&mut wire);
     assert!(
         !holds_within(PROMISED, || entries(&mut wire) != ["other", "t"]),
@@ -92,18 +81,15 @@ fn nothing_is_dropped_while_a_slot_moves_and_index_and_tasks_arrive_whole() {
     // A list without the task that has left would be wrong.
     let listed = wire.call(&["PMCPTASK.LIST", INDEX]);
     assert!(listed.starts_with("-TRYAGAIN ") && listed.contains(TASK), "{listed}");
-    pair.migrate(&[INDEX]);
+    pair.first.migrate(&[INDEX], &pair.second);
     let mut there = pair.second.wire();
     assert_eq!(there.call(&["ASKING"]), "+OK\r\n");
     let listed = there.call(&["PMCPTASK.LIST", INDEX]);
     assert!(listed.starts_with("-TRYAGAIN ") && listed.contains(OTHER), "{listed}");
-    pair.migrate(&[OTHER]);
+    pair.first.migrate(&[OTHER], &pair.second);
     assert_eq!(there.call(&["ASKING"]), "+OK\r\n");
     assert_eq!(there.call(&["PMCPTASK.LIST", INDEX]).matches("data").count(), 2);
-    let second = pair.second.node_id();
-    for server in [&pair.second, &pair.first] {
-        assert_eq!(server.wire().call(&["CLUSTER", "SETSLOT", &slot, "NODE", &second]), "+OK\r\n");
-    }
+    pair.first.stop_moving(&slot, &pair.second);
     let mut wire = pair.second.wire();
     assert!(holds_within(Duration::from_secs(5), || wire
         .call(&["PMCPTASK.GET", TASK])

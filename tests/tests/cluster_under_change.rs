@@ -61,18 +61,14 @@ async fn slot_that_is_half_moved_for_a_while_loses_nothing() {
     let load = load(&cluster).await;
     load.go_on_for(A_WHILE).await;
     let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
-    let [from, to] = [first.node_id(), second.node_id()];
     for slot in occupied_slots(first).iter().take(3).map(String::as_str) {
-        assert_eq!(second.wire().call(&["CLUSTER", "SETSLOT", slot, "IMPORTING", &from]), "+OK\r\n");
-        assert_eq!(first.wire().call(&["CLUSTER", "SETSLOT", slot, "MIGRATING", &to]), "+OK\r\n");
+        first.start_moving(slot, second);
         // Half of an owner's keys, then for a while none, then all that are left, new ones too.
         migrate(first, second, slot, 2);
         load.go_on_for(A_WHILE / 2).await;
         while migrate(first, second, slot, 100) {}
         load.go_on_for(A_WHILE / 2).await;
-        for server in [second, first] {
-            assert_eq!(server.wire().call(&["CLUSTER", "SETSLOT", slot, "NODE", &to]), "+OK\r\n");
-        }
+        first.stop_moving(slot, second);
     }
     cluster.wait_until_settled();
     end("slots half moved", load, &cluster).await;
@@ -80,24 +76,17 @@ async fn slot_that_is_half_moved_for_a_while_loses_nothing() {
 
 /// Slots of a node that have keys.
 fn occupied_slots(server: &Server) -> Vec<String> {
-    let mut connection = server.connection();
-    let keys: Vec<String> = redis::cmd("KEYS").arg("*:idx:*").query(&mut connection).unwrap();
-    let slot = |key: &String| {
-        let slot: i64 = redis::cmd("CLUSTER").arg("KEYSLOT").arg(key).query(&mut connection).unwrap();
-        slot.to_string()
-    };
-    keys.iter().map(slot).collect()
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*:idx:*").query(&mut server.connection()).unwrap();
+    keys.iter().map(|key| server.slot_of(key)).collect()
 }
 
 /// Moves up to `most` keys of a slot; false if there was none.
 fn migrate(from: &Server, to: &Server, slot: &str, most: usize) -> bool {
-    let mut connection = from.connection();
     let mut keys = redis::cmd("CLUSTER");
-    let keys: Vec<String> = keys.arg("GETKEYSINSLOT").arg(slot).arg(most).query(&mut connection).unwrap();
+    keys.arg("GETKEYSINSLOT").arg(slot).arg(most);
+    let keys: Vec<String> = keys.query(&mut from.connection()).unwrap();
     if !keys.is_empty() {
-        let mut migrate = redis::cmd("MIGRATE");
-        migrate.arg("127.0.0.1").arg(to.port()).arg("").arg(0).arg(5000).arg("KEYS").arg(&keys);
-        migrate.exec(&mut connection).unwrap();
+        from.migrate(&keys.iter().map(String::as_str).collect::<Vec<_>>(), to);
     }
     !keys.is_empty()
 }

@@ -22,7 +22,7 @@ use super::topology::{self, Location, SLOTS, Shard, slot_of};
 use crate::error::{self, CallKind, Error};
 
 /// How often a node is asked for the slots without a cause: replicas come and go without redirects.
-const SURVEY: Duration = Duration::from_secs(30);
+const SURVEY: Duration = Duration::from_secs(10);
 /// Least time from one survey to the next, however many calls want one.
 const SURVEY_PAUSE: Duration = Duration::from_millis(50);
 /// How long one node may take to tell the slots.

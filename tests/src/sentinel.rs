@@ -1,0 +1,118 @@
+//! A primary and its replicas, and the Sentinels that watch them.
+
+use std::time::Duration;
+
+use crate::holds_within;
+use crate::server::{Server, ServerOptions};
+
+/// The name under which Sentinels know the primary.
+const SERVICE: &str = "tasks";
+/// How long they may take to find each other. Generous: it is only waited for when broken.
+const AGREEMENT: Duration = Duration::from_mins(1);
+/// Sentinels that have to agree that the primary is down.
+const QUORUM: usize = 2;
+
+/// Servers that Sentinels watch. All end with it.
+#[derive(Debug)]
+pub struct Watched {
+    /// The first is the primary at the start.
+    pub servers: Vec<Server>,
+    /// Those who watch.
+    pub sentinels: Vec<Server>,
+}
+
+impl Watched {
+    /// One primary, so many replicas, and three Sentinels.
+    #[must_use]
+    pub fn start(replicas: usize) -> Self {
+        // A replica need not wait for others.
+        let options = ServerOptions::default().set("repl-diskless-sync-delay", "0");
+        Self::start_with(&options, &ServerOptions::default().without_module().sentinel(), replicas)
+    }
+
+    /// With settings of one's own for servers and Sentinels.
+    #[must_use]
+    pub fn start_with(server: &ServerOptions, sentinel: &ServerOptions, replicas: usize) -> Self {
+        let mut servers = vec![Server::start_with(server)];
+        let primary = servers[0].port().to_string();
+        let replica = server.clone().set("replicaof", &format!("127.0.0.1 {primary}"));
+        servers.extend((0..replicas).map(|_| Server::start_with(&replica)));
+        let sentinel = sentinel
+            .clone()
+            .set("sentinel monitor", &format!("{SERVICE} 127.0.0.1 {primary} {QUORUM}"))
+            .set("sentinel down-after-milliseconds", &format!("{SERVICE} 1500"))
+            .set("sentinel failover-timeout", &format!("{SERVICE} 10000"));
+        let sentinels = (0..=QUORUM).map(|_| Server::start_with(&sentinel)).collect();
+        let watched = Self { servers, sentinels };
+        watched.wait_until_settled();
+        watched
+    }
+
+    /// Where clients find the primary.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis+sentinel://{}/{SERVICE}", self.hosts().join(","))
+    }
+
+    /// Host and port of each Sentinel.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<String> {
+        self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port())).collect()
+    }
+
+    /// Waits until each Sentinel knows all servers and all others, and all servers but one are replicas that
+    /// follow it.
+    ///
+    /// # Panics
+    ///
+    /// Where that does not come.
+    pub fn wait_until_settled(&self) {
+        let others = self.sentinels.len() - 1;
+        let replicas = self.servers.len() - 1;
+        let is_settled = || {
+            let all_follow = self.servers.iter().filter(|server| server.is_primary()).count() == 1
+                && self.servers.iter().all(Server::follows_or_leads);
+            let known = format!("slaves={replicas},sentinels={}", others + 1);
+            let all_know = self.sentinels.iter().all(|sentinel| {
+                let mut wire = sentinel.wire();
+                // Sentinels with a password of their own are not asked.
+                let info = wire.call(&["INFO", "sentinel"]);
+                info.starts_with("-NOAUTH") || (info.contains("status=ok") && info.contains(&known))
+            });
+            all_follow && all_know
+        };
+        assert!(
+            holds_within(AGREEMENT, is_settled),
+            "not settled: {}",
+            self.sentinels[0].wire().call(&["INFO", "sentinel"])
+        );
+    }
+
+    /// Has the Sentinels make a replica the primary, as an operator would, and waits for it.
+    ///
+    /// # Panics
+    ///
+    /// Where they do not.
+    pub fn fail_over(&self) {
+        let before = self.primary();
+        // Refused for a moment after another one.
+        let asked = || self.sentinels[0].wire().call(&["SENTINEL", "FAILOVER", SERVICE]) == "+OK\r\n";
+        assert!(holds_within(AGREEMENT, asked), "{}", self.sentinels[0].log());
+        assert!(holds_within(AGREEMENT, || self.primary() != before), "{}", self.sentinels[0].log());
+    }
+
+    /// Port of the primary as the first Sentinel knows it.
+    #[must_use]
+    pub fn primary(&self) -> String {
+        let reply = self.sentinels[0].wire().call(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE]);
+        reply.lines().last().unwrap_or_default().to_owned()
+    }
+}
+
+impl Server {
+    /// True of a primary, and of a replica that is up to date.
+    fn follows_or_leads(&self) -> bool {
+        let info = self.wire().call(&["INFO", "replication"]);
+        info.contains("role:master") || info.contains("master_link_status:up")
+    }
+}

@@ -1,0 +1,255 @@
+//! A primary and its replicas behind Sentinels: the backend finds the primary, and follows it when it is another.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::error::Error as _;
+use std::time::{Duration, Instant};
+
+use pmcp_tasks::StorageError;
+use pmcp_tasks::store::backend::StorageBackend;
+use pmcptask_client::{Error, RedisBackend};
+use pmcptask_tests::{Fault, Load, Proxy, Server, ServerOptions, Watched, holds_within};
+
+fn reason(error: &StorageError) -> &Error {
+    error.source().and_then(|source| source.downcast_ref()).unwrap()
+}
+
+const CLIENTS: usize = 4;
+/// Calls before, and after, something changes.
+const A_WHILE: usize = 1_000;
+
+/// Writes count once so many replicas have them: without that, a failover may lose the last ones.
+async fn backend(watched: &Watched, replicas: u16) -> RedisBackend {
+    let builder = RedisBackend::builder(watched.url()).wait_for_replicas(replicas, Duration::from_secs(1));
+    builder.connect().await.unwrap()
+}
+
+async fn load(watched: &Watched, replicas: u16) -> Load {
+    let mut backends = Vec::new();
+    for _ in 0..CLIENTS {
+        backends.push(backend(watched, replicas).await);
+    }
+    let load = Load::start(backends);
+    load.go_on_for(A_WHILE).await;
+    load
+}
+
+async fn end(what: &str, load: Load, watched: &Watched) {
+    load.go_on_for(A_WHILE).await;
+    let account = load.end(&backend(watched, 1).await).await;
+    println!("{what}: {account}");
+    account.assert_nothing_lost();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn primary_that_dies_loses_nothing_that_was_acknowledged() {
+    let mut watched = Watched::start(2);
+    // The Sentinels choose the replica that has most.
+    let load = load(&watched, 1).await;
+    let before = watched.primary();
+    watched.servers[0].kill();
+    assert!(holds_within(Duration::from_secs(30), || watched.primary() != before));
+    load.go_on_for(A_WHILE).await;
+    // It comes back as a primary that nobody takes for one, and is made a replica.
+    watched.servers[0].restart();
+    watched.wait_until_settled();
+    end("a primary died", load, &watched).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failover_by_hand_loses_nothing_that_all_replicas_had() {
+    let watched = Watched::start(2);
+    // For a moment there are two primaries. The old one may keep all replicas but the one that was promoted.
+    let load = load(&watched, 2).await;
+    for _ in 0..2 {
+        watched.fail_over();
+        watched.wait_until_settled();
+        load.go_on_for(A_WHILE).await;
+    }
+    end("replicas took over by hand", load, &watched).await;
+}
+
+/// The old primary does not hear of the failover, and its clients do not notice either.
+#[tokio::test(flavor = "multi_thread")]
+async fn primary_that_was_cut_off_and_replaced_is_left() {
+    let watched = Watched::start(1);
+    let backend = RedisBackend::new(&watched.url()).await.unwrap();
+    backend.put("owner:t", b"one").await.unwrap();
+    let old = &watched.servers[0];
+    // It stays a primary, and says so, as far as the Sentinels let it.
+    watched.fail_over();
+    assert_eq!(old.wire().call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
+    let new = &watched.servers[1];
+    // They ask the Sentinels every second.
+    let follows = || {
+        let held = new.wire().call(&["CLIENT", "LIST"]);
+        held.contains("lib-name=pmcptask-client") || held.matches("resp=3").count() > 0
+    };
+    assert!(holds_within(Duration::from_secs(5), follows), "{}", new.wire().call(&["CLIENT", "LIST"]));
+    backend.put("owner:t", b"two").await.unwrap();
+    assert!(new.wire().call(&["PMCPTASK.GET", "pmcp:tasks:owner:t"]).contains("two"));
+    assert!(!old.wire().call(&["PMCPTASK.GET", "pmcp:tasks:owner:t"]).contains("two"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_is_a_replica_by_now_is_not_written_to() {
+    let watched = Watched::start(1);
+    let limit = Duration::from_millis(500);
+    let builder = RedisBackend::builder(watched.url()).connect_timeout(limit);
+    let backend = builder.connect().await.unwrap();
+    backend.put("owner:t", b"one").await.unwrap();
+    // Behind the back of the Sentinels, which need a while to put it right.
+    let port = watched.servers[1].port().to_string();
+    assert_eq!(watched.servers[0].wire().call(&["REPLICAOF", "127.0.0.1", &port]), "+OK\r\n");
+    let started = Instant::now();
+    let error = backend.put("owner:t", b"two").await.unwrap_err();
+    assert!(!reason(&error).outcome_is_unknown(), "{error}");
+    assert!(started.elapsed() < limit + Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinel_that_is_away_or_silent_holds_nobody_up() {
+    let mut watched = Watched::start(0);
+    watched.sentinels[1].kill();
+    let silent = Proxy::to_nobody(Fault::Silence);
+    let hosts = watched.hosts();
+    let url = format!("redis+sentinel://127.0.0.1:1,127.0.0.1:{},{}/tasks", silent.port(), hosts.join(","));
+    let started = Instant::now();
+    let backend = RedisBackend::new(&url).await.unwrap();
+    backend.put("owner:t", b"one").await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinel_that_has_missed_a_failover_is_not_believed() {
+    let watched = Watched::start(1);
+    let old = watched.primary();
+    watched.fail_over();
+    watched.wait_until_settled();
+    // It still names the old primary, and no number of a configuration.
+    let stale = Proxy::to(watched.sentinels[2].port());
+    let reply = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{old}\r\n", old.len()).into_bytes();
+    stale.set(Fault::Answer { command: "SENTINEL", reply });
+    assert_eq!(watched.servers[0].wire().call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
+    let hosts = watched.hosts();
+    let url = format!("redis+sentinel://127.0.0.1:{},{},{}/tasks", stale.port(), hosts[0], hosts[1]);
+    for _ in 0..5 {
+        let backend = RedisBackend::new(&url).await.unwrap();
+        backend.put("owner:t", b"one").await.unwrap();
+    }
+    let version = |server: &Server| server.wire().call(&["HGET", "pmcp:tasks:owner:t", "version"]);
+    assert_eq!(version(&watched.servers[1]), "$1\r\n5\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn read_goes_to_a_replica_where_that_is_wanted() {
+    let watched = Watched::start(1);
+    let wanted =
+        RedisBackend::builder(watched.url()).read_from_replicas(true).wait_for_replicas(1, ACKNOWLEDGED);
+    let wanted = wanted.connect().await.unwrap();
+    let usual = RedisBackend::new(&watched.url()).await.unwrap();
+    let [primary, replica] = [0, 1].map(|number| &watched.servers[number]);
+    let reads = |server: &Server| server.counter("get_hits") + server.counter("lists");
+    wanted.put("owner:t", b"one").await.unwrap();
+    // The connection to the replica is made in the background.
+    assert!(holds_within(Duration::from_secs(5), || replica
+        .wire()
+        .call(&["CLIENT", "LIST"])
+        .contains("resp=3")));
+    for _ in 0..10 {
+        assert_eq!(wanted.get("owner:t").await.unwrap().data, b"one");
+        assert_eq!(wanted.list_by_prefix("owner:").await.unwrap().len(), 1);
+    }
+    assert_eq!((reads(primary), reads(replica)), (0, 20));
+    usual.get("owner:t").await.unwrap();
+    assert_eq!((reads(primary), reads(replica)), (1, 20));
+    // What the replica does not have, the primary may.
+    assert_eq!(replica.wire().call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
+    usual.put("owner:new", b"two").await.unwrap();
+    assert_eq!(wanted.get("owner:new").await.unwrap().data, b"two");
+    assert!(matches!(wanted.get("owner:none").await, Err(StorageError::NotFound { .. })));
+}
+
+const ACKNOWLEDGED: Duration = Duration::from_secs(1);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_from_replicas_need_replicas_that_are_known() {
+    let server = Server::start();
+    let error = RedisBackend::builder(server.url()).read_from_replicas(true).connect().await.unwrap_err();
+    assert!(matches!(reason(&error), Error::Settings(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_that_too_few_replicas_have_says_so() {
+    let mut watched = Watched::start(1);
+    let within = Duration::from_millis(200);
+    let backend = RedisBackend::builder(watched.url()).wait_for_replicas(1, within).connect().await.unwrap();
+    assert_eq!(backend.put("owner:t", b"one").await.unwrap(), 1);
+    watched.servers[1].kill();
+    let calls = async {
+        [
+            backend.put("owner:t", b"two").await.err(),
+            backend.put_if_version("owner:t", b"three", 2).await.err(),
+            backend.delete("owner:t").await.err(),
+        ]
+    };
+    for error in calls.await.map(Option::unwrap) {
+        assert!(
+            matches!(reason(&error), Error::NotReplicated { expected: 1, acknowledged: 0, .. }),
+            "{error}"
+        );
+        assert!(reason(&error).outcome_is_unknown());
+    }
+    // What has written nothing has nothing to replicate.
+    assert!(!backend.delete("owner:t").await.unwrap());
+    let conflict = backend.put_if_version("owner:t", b"four", 9).await.unwrap_err();
+    assert!(matches!(conflict, StorageError::VersionConflict { actual: 0, .. }), "{conflict}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_for_replicas_is_less_than_that_for_the_reply() {
+    let server = Server::start();
+    for within in [Duration::ZERO, Duration::from_secs(10)] {
+        let error =
+            RedisBackend::builder(server.url()).wait_for_replicas(1, within).connect().await.unwrap_err();
+        assert!(matches!(reason(&error), Error::Settings(_)), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_shows_at_construction() {
+    let watched = Watched::start(0);
+    let hosts = watched.hosts().join(",");
+    let error = RedisBackend::new(&format!("redis+sentinel://{hosts}/other")).await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NoPrimary { .. }), "{error}");
+    assert!(error.to_string().contains("other"), "{error}");
+    let error = RedisBackend::new("redis+sentinel://127.0.0.1:1/tasks").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NoPrimary { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_and_sentinels_have_passwords_of_their_own() {
+    let server = ServerOptions::default()
+        .set("requirepass", "servers")
+        .set("masterauth", "servers")
+        .set("repl-diskless-sync-delay", "0");
+    let sentinel = ServerOptions::default().without_module().sentinel().set("requirepass", "sentinels");
+    let mut watched = vec![Server::start_with(&server)];
+    let port = watched[0].port();
+    let sentinel = sentinel
+        .set("sentinel monitor", &format!("tasks 127.0.0.1 {port} 1"))
+        .set("sentinel auth-pass", "tasks servers");
+    watched.push(Server::start_with(&sentinel));
+    let url = format!("redis+sentinel://:servers@127.0.0.1:{}/tasks/3", watched[1].port());
+    let error = RedisBackend::new(&url).await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NoPrimary { .. }), "{error}");
+    let wrong = url.replace(":servers", ":wrong");
+    let error = RedisBackend::builder(wrong).sentinel_login(None, "sentinels").connect().await.unwrap_err();
+    assert!(matches!(reason(&error), Error::Authentication { .. }), "{error}");
+    let backend = RedisBackend::builder(&url).sentinel_login(None, "sentinels").connect().await.unwrap();
+    backend.put("owner:t", b"one").await.unwrap();
+    let mut wire = watched[0].wire();
+    wire.call(&["AUTH", "servers"]);
+    assert!(wire.call(&["INFO", "keyspace"]).contains("db3:keys=2"));
+}
