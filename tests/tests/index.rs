@@ -165,9 +165,10 @@ fn entry_of_an_evicted_task_goes() {
     // A part of what the tasks take has to go.
     let limit = info_memory(&mut wire) - 100_000;
     wire.call(&["CONFIG", "SET", "maxmemory", &limit.to_string()]);
-    assert!(holds_within(Duration::from_secs(5), || {
-        wire.call(&["PMCPTASK.GET", "pmcp:tasks:o0:t0"]) == "$-1\r\n"
-    }));
+    // Which ones go is chance: the server compares a few that it draws.
+    assert!(holds_within(Duration::from_secs(5), || !wire
+        .call(&["INFO", "stats"])
+        .contains("evicted_keys:0\r\n")));
     wire.call(&["CONFIG", "SET", "maxmemory", "0"]);
     assert!(holds_within(PROMISED, || orphans(&mut wire) == 0));
     assert!(info(&mut wire, "index_entries_reclaimed") > 0);
