@@ -101,6 +101,8 @@ pub(crate) fn list<'c>(
         options.after.map(|(created_ms, task_id)| Position::Task { created_ms, task_id: task_id.to_vec() });
     let mut name = Vec::new();
     let may_be_elsewhere = OnceCell::new();
+    // One moment for all tasks.
+    let now_ms = context.now_ms();
     while listed.len() < wanted {
         let missing = wanted.saturating_sub(listed.len());
         let entries = entries_after(index, after.as_ref(), options.newest_first, missing);
@@ -115,7 +117,7 @@ pub(crate) fn list<'c>(
             if !permissions.may_read(task_name.as_ref()) {
                 return Err(Refusal::NoPermission { key: name });
             }
-            match record::read(context, task_name.as_ref()) {
+            match record::read(context, task_name.as_ref(), now_ms) {
                 Ok(Some(record)) => listed.push(Listed { task_id, created_ms, record }),
                 Err(refusal) if refusal.code() == Code::Corrupt => {
                     statistics::CORRUPT_RECORDS_SKIPPED.increment();
@@ -158,19 +160,20 @@ pub(crate) fn entries_after<'c>(
     entries
 }
 
-/// Whether fewer than `limit` tasks of an index are live.
+/// Whether fewer than `limit` tasks of an index are live at `now_ms`.
 pub(crate) fn has_fewer_live_tasks(
     context: &Context,
     index: &Key<'_>,
     key: &IndexKey<'_>,
     limit: usize,
+    now_ms: i64,
 ) -> bool {
     let mut name = Vec::new();
     let live = entries_after(index, None, false, usize::MAX)
         .iter()
         .filter(|entry| {
             key.write_task_key(entry.task_id.bytes(), &mut name)
-                && record::is_live(context, context.create_string(&name).as_ref())
+                && record::is_live(context, context.create_string(&name).as_ref(), now_ms)
         })
         .take(limit)
         .count();

@@ -12,19 +12,23 @@ pub(crate) struct Record<'c> {
     pub(crate) data: OwnedString<'c>,
 }
 
-/// Reads a task; None where there is none, or none any more.
+/// Reads a task; None where there is none, or none any more at `now_ms`.
 ///
 /// # Errors
 ///
 /// [`Refusal::WrongType`] and [`Refusal::Corrupt`].
-pub(crate) fn read<'c>(context: &'c Context, name: StringRef<'_>) -> Result<Option<Record<'c>>, Refusal> {
+pub(crate) fn read<'c>(
+    context: &'c Context,
+    name: StringRef<'_>,
+    now_ms: i64,
+) -> Result<Option<Record<'c>>, Refusal> {
     let Some(hash) = Key::open_for_reading(context, name) else { return Ok(None) };
     if hash.kind() != Kind::Hash {
         return Err(Refusal::WrongType);
     }
     let [version, data, expires_at] =
         hash.hash_fields([VERSION.get(context), DATA.get(context), EXPIRES_AT.get(context)]);
-    if has_lapsed(expires_at.as_ref(), context.now_ms()) {
+    if has_lapsed(expires_at.as_ref(), now_ms) {
         return Ok(None);
     }
     let version = version_of(version.as_ref(), name)?;
@@ -32,11 +36,11 @@ pub(crate) fn read<'c>(context: &'c Context, name: StringRef<'_>) -> Result<Opti
     Ok(Some(Record { version, data }))
 }
 
-/// Whether a key holds a task that has not expired.
-pub(crate) fn is_live(context: &Context, name: StringRef<'_>) -> bool {
+/// Whether a key holds a task that has not expired at `now_ms`.
+pub(crate) fn is_live(context: &Context, name: StringRef<'_>, now_ms: i64) -> bool {
     Key::open_for_reading(context, name).is_some_and(|hash| {
         let [expires_at] = hash.hash_fields([EXPIRES_AT.get(context)]);
-        hash.kind() == Kind::Hash && !has_lapsed(expires_at.as_ref(), context.now_ms())
+        hash.kind() == Kind::Hash && !has_lapsed(expires_at.as_ref(), now_ms)
     })
 }
 

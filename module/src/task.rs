@@ -152,7 +152,7 @@ impl<'c> OpenTask<'c> {
             effects::deleted(self.context, self.task_name);
         }
         self.set_fields(version, data, expires_at_ms, stored);
-        self.set_expiry(expires_at_ms, now_ms);
+        self.set_expiry(expires_at_ms, is_new);
         if let Some(created_ms) = created_ms {
             let task_id = self.task_id.as_ref();
             index::insert_entry(self.context, &mut self.index, self.index_name, task_id, created_ms);
@@ -166,8 +166,9 @@ impl<'c> OpenTask<'c> {
     fn check_room_for_one_more(&self, allowed: i64) -> Result<(), Refusal> {
         let allowed_tasks = usize::try_from(allowed).unwrap_or(usize::MAX);
         // Entries are at least as many as live tasks, so most calls need not look at the tasks.
-        if self.index.len() < allowed_tasks
-            || index::has_fewer_live_tasks(self.context, &self.index, &self.index_key, allowed_tasks)
+        let (context, index) = (self.context, &self.index);
+        if index.len() < allowed_tasks
+            || index::has_fewer_live_tasks(context, index, &self.index_key, allowed_tasks, self.now_ms)
         {
             Ok(())
         } else {
@@ -207,12 +208,13 @@ impl<'c> OpenTask<'c> {
         effects::fields_set(self.context, self.task_name, fields);
     }
 
-    fn set_expiry(&mut self, expires_at_ms: Option<i64>, now_ms: i64) {
-        if self.hash.expiry() != expires_at_ms {
+    fn set_expiry(&mut self, expires_at_ms: Option<i64>, is_new: bool) {
+        let before = if is_new { None } else { self.hash.expiry() };
+        if before != expires_at_ms {
             self.hash.set_expiry(expires_at_ms);
             effects::expiry_set(self.context, self.task_name, expires_at_ms);
             if let Some(expires_at_ms) = expires_at_ms {
-                reclaim::expects_expiry(self.context, expires_at_ms, self.task_name, now_ms);
+                reclaim::expects_expiry(self.context, expires_at_ms, self.task_name, self.now_ms);
             }
         }
     }

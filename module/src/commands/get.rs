@@ -28,7 +28,7 @@ impl TaskCommand for Get {
         let task_key = required(arguments, 1, "task-key")?;
         let key = TaskKey::parse(task_key.bytes())?;
 
-        if let Some(record) = record::read(context, task_key)? {
+        if let Some(record) = record::read(context, task_key, context.now_ms())? {
             reclaim::serve(context, key.prefix);
             statistics::GET_HITS.increment();
             context.reply_array(2);

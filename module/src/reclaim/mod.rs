@@ -93,7 +93,10 @@ fn lacks_entry(context: &Context, index: &IndexKey<'_>, task_id: &[u8]) -> bool 
 
 /// Puts a live task into its index, where its record or else the clock says.
 fn restore_entry(context: &Context, task_name: &[u8], index: &IndexKey<'_>, task_id: &[u8]) {
-    let Ok(Some(task)) = record::read(context, context.create_string(task_name).as_ref()) else { return };
+    let Ok(Some(task)) = record::read(context, context.create_string(task_name).as_ref(), context.now_ms())
+    else {
+        return;
+    };
     let created_ms = Envelope::read(task.data.bytes()).created_at_ms.unwrap_or_else(|| context.now_ms());
     let mut name = Vec::new();
     index.write(&mut name);
