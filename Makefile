@@ -22,7 +22,7 @@ demo: prerequisites ## Show an MCP server whose tasks survive it
 	cargo run --locked --quiet --package pmcptask-client --example mcp_task_demo
 
 test: prerequisites ## Run all tests against real servers
-	cargo test --locked --workspace --features pmcptask-tests/redis-tests,pmcptask-client/tls
+	cargo test --locked --workspace --all-features
 
 build: prerequisites ## Build the module in release mode
 	cargo build --locked --release --package pmcptask
@@ -34,7 +34,8 @@ install: build ## Install the module under PREFIX (/usr/local) and print the lin
 
 lint: prerequisites ## Check format, lints and dependencies
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets --features pmcptask-tests/redis-tests,pmcptask-client/tls -- -D warnings
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+	cargo clippy --locked --package pmcptask-client -- -D warnings
 	cargo deny --all-features check
 
 fuzz: prerequisites ## Fuzz argument grammar and record envelope for FUZZ_SECONDS (60) each

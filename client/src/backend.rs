@@ -11,9 +11,11 @@ use redis::Cmd;
 use redis::aio::MultiplexedConnection;
 
 use crate::address::Address;
+use crate::breaker::Breaker;
 use crate::commands::{self, Moments};
 use crate::connection::{Connection, Reply, Request};
 use crate::error::{CallKind, Error};
+use crate::observe;
 use crate::replies::{self, CasOutcome};
 
 /// Whether keys carry their owner as a hash tag.
@@ -69,6 +71,7 @@ impl HashTags {
 #[derive(Clone)]
 pub struct RedisBackend {
     connection: Connection,
+    breaker: Breaker,
     keyspace: Result<Keyspace, PrefixError>,
     hash_tags: HashTags,
 }
@@ -80,7 +83,8 @@ impl RedisBackend {
     /// other timeouts than its own. Prefer [`RedisBackend::new`].
     #[must_use]
     pub fn with_connection(connection: MultiplexedConnection) -> Self {
-        Self::from_parts(Connection::Given(connection), Keyspace::default(), HashTags::default())
+        let (keyspace, hash_tags) = (Keyspace::default(), HashTags::default());
+        Self::from_parts(Connection::Given(connection), Breaker::default(), keyspace, hash_tags)
     }
 
     /// Sets what all keys start with; `pmcp` unless set.
@@ -93,11 +97,17 @@ impl RedisBackend {
         self
     }
 
-    pub(crate) fn from_parts(connection: Connection, keyspace: Keyspace, hash_tags: HashTags) -> Self {
-        Self { connection, keyspace: Ok(keyspace), hash_tags }
+    pub(crate) fn from_parts(
+        connection: Connection,
+        breaker: Breaker,
+        keyspace: Keyspace,
+        hash_tags: HashTags,
+    ) -> Self {
+        Self { connection, breaker, keyspace: Ok(keyspace), hash_tags }
     }
 
-    /// Makes sure that the server, or each primary of a cluster, answers and knows the module's commands.
+    /// Makes sure that the server, or each primary of a cluster, answers and knows the module's commands: it gets a
+    /// `PING` and a `PMCPTASK.GET`. A circuit breaker lets both through.
     ///
     /// # Errors
     ///
@@ -113,29 +123,35 @@ impl RedisBackend {
             }
             let task_key = keyspace.task_key(&owner.to_string(), "health-check");
             if self.connection.shard_of(&task_key).is_some_and(|shard| unchecked.remove(&shard)) {
-                self.check_module(&task_key).await?;
+                self.check(&redis::cmd("PING"), &task_key).await?;
+                // The only way to find out that works everywhere: hosted servers deny MODULE LIST.
+                if let Some(reply) = self.check(&commands::get(&task_key), &task_key).await? {
+                    replies::record(reply.value)?;
+                }
             }
         }
         Ok(())
     }
 
-    /// Finds out whether a server knows the module's commands, by calling one: hosted servers deny
-    /// `MODULE LIST`.
-    async fn check_module(&self, task_key: &str) -> Result<(), StorageError> {
-        match self.read(&commands::get(task_key), task_key, task_key).await {
-            Ok(reply) => Ok(replies::record(reply.value).map(drop)?),
-            // A user who may not read this key may well read others; the module is there.
-            Err(error) if is_permission_error(&error) => Ok(()),
+    /// The reply of the server that has a key; none where the user may not ask. Such a user may well do other
+    /// things, and the server is there.
+    async fn check(&self, command: &Cmd, task_key: &str) -> Result<Option<Reply>, StorageError> {
+        let request = Request { command, kind: CallKind::Check, key: task_key, routed_by: task_key };
+        match self.connection.call(&request).await {
+            Ok(reply) => Ok(Some(reply)),
+            Err(error) if matches!(Error::of(&error), Some(Error::NoPermission { .. })) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     async fn read(&self, command: &Cmd, key: &str, routed_by: &str) -> Result<Reply, StorageError> {
-        self.connection.call(&Request { command, kind: CallKind::Read, key, routed_by }).await
+        let request = Request { command, kind: CallKind::Read, key, routed_by };
+        self.breaker.guard(self.connection.call(&request)).await
     }
 
     async fn write(&self, command: &Cmd, key: &str, routed_by: &str) -> Result<Reply, StorageError> {
-        self.connection.call(&Request { command, kind: CallKind::Write, key, routed_by }).await
+        let request = Request { command, kind: CallKind::Write, key, routed_by };
+        self.breaker.guard(self.connection.call(&request)).await
     }
 
     fn keyspace(&self) -> Result<&Keyspace, Error> {
@@ -148,12 +164,6 @@ impl RedisBackend {
         let (owner, task_id) = split_composite(key)?;
         Ok((keyspace.task_key(owner, task_id), keyspace.index_key(owner)))
     }
-}
-
-fn is_permission_error(error: &StorageError) -> bool {
-    use std::error::Error as _;
-    let source = error.source().and_then(|source| source.downcast_ref::<Error>());
-    matches!(source, Some(Error::NoPermission { .. }))
 }
 
 impl fmt::Debug for RedisBackend {
@@ -169,19 +179,25 @@ impl fmt::Debug for RedisBackend {
 #[async_trait]
 impl StorageBackend for RedisBackend {
     async fn get(&self, key: &str) -> Result<VersionedRecord, StorageError> {
-        let (task_key, _) = self.keys_of(key)?;
-        let reply = self.read(&commands::get(&task_key), key, &task_key).await?;
-        replies::record(reply.value)?.ok_or_else(|| StorageError::NotFound { key: key.to_owned() })
+        observe::call("PMCPTASK.GET", key, async {
+            let (task_key, _) = self.keys_of(key)?;
+            let reply = self.read(&commands::get(&task_key), key, &task_key).await?;
+            replies::record(reply.value)?.ok_or_else(|| StorageError::NotFound { key: key.to_owned() })
+        })
+        .await
     }
 
     async fn put(&self, key: &str, data: &[u8]) -> Result<u64, StorageError> {
-        let (task_key, index_key) = self.keys_of(key)?;
-        let moments = Moments::of(data).map_err(Error::from)?;
-        let put = commands::put(&task_key, &index_key, data, moments);
-        let reply = self.write(&put, key, &task_key).await?;
-        let too_few_replicas = reply.check_replicas(key);
-        let version = replies::version("PMCPTASK.PUT", reply.value)?;
-        Ok(too_few_replicas.map(|()| version)?)
+        observe::call("PMCPTASK.PUT", key, async {
+            let (task_key, index_key) = self.keys_of(key)?;
+            let moments = Moments::of(data).map_err(Error::from)?;
+            let put = commands::put(&task_key, &index_key, data, moments);
+            let reply = self.write(&put, key, &task_key).await?;
+            let too_few_replicas = reply.check_replicas(key);
+            let version = replies::version("PMCPTASK.PUT", reply.value)?;
+            Ok(too_few_replicas.map(|()| version)?)
+        })
+        .await
     }
 
     async fn put_if_version(
@@ -190,37 +206,48 @@ impl StorageBackend for RedisBackend {
         data: &[u8],
         expected_version: u64,
     ) -> Result<u64, StorageError> {
-        let (task_key, index_key) = self.keys_of(key)?;
-        let moments = Moments::of(data).map_err(Error::from)?;
-        let cas = commands::cas(&task_key, &index_key, expected_version, data, moments);
-        let reply = self.write(&cas, key, &task_key).await?;
-        let too_few_replicas = reply.check_replicas(key);
-        match replies::cas(reply.value)? {
-            CasOutcome::Won(version) => Ok(too_few_replicas.map(|()| version)?),
-            CasOutcome::Lost(actual) => {
-                Err(StorageError::VersionConflict { key: key.to_owned(), expected: expected_version, actual })
+        observe::call("PMCPTASK.CAS", key, async {
+            let (task_key, index_key) = self.keys_of(key)?;
+            let moments = Moments::of(data).map_err(Error::from)?;
+            let cas = commands::cas(&task_key, &index_key, expected_version, data, moments);
+            let reply = self.write(&cas, key, &task_key).await?;
+            let too_few_replicas = reply.check_replicas(key);
+            match replies::cas(reply.value)? {
+                CasOutcome::Won(version) => Ok(too_few_replicas.map(|()| version)?),
+                CasOutcome::Lost(actual) => Err(StorageError::VersionConflict {
+                    key: key.to_owned(),
+                    expected: expected_version,
+                    actual,
+                }),
             }
-        }
+        })
+        .await
     }
 
     async fn delete(&self, key: &str) -> Result<bool, StorageError> {
-        let (task_key, index_key) = self.keys_of(key)?;
-        let del = commands::del(&task_key, &index_key);
-        let reply = self.write(&del, key, &task_key).await?;
-        let too_few_replicas = reply.check_replicas(key);
-        let is_deleted = replies::deleted(reply.value)?;
-        if is_deleted {
-            too_few_replicas?;
-        }
-        Ok(is_deleted)
+        observe::call("PMCPTASK.DEL", key, async {
+            let (task_key, index_key) = self.keys_of(key)?;
+            let del = commands::del(&task_key, &index_key);
+            let reply = self.write(&del, key, &task_key).await?;
+            let too_few_replicas = reply.check_replicas(key);
+            let is_deleted = replies::deleted(reply.value)?;
+            if is_deleted {
+                too_few_replicas?;
+            }
+            Ok(is_deleted)
+        })
+        .await
     }
 
     async fn list_by_prefix(&self, prefix: &str) -> Result<Vec<(String, VersionedRecord)>, StorageError> {
-        let owner = prefix.strip_suffix(':').ok_or(Error::ListPrefix)?;
-        let index_key = self.keyspace()?.index_key(owner);
-        let reply = self.read(&commands::list(&index_key), prefix, &index_key).await?;
-        let tasks = replies::list(reply.value)?;
-        Ok(tasks.into_iter().map(|(task_id, record)| ([prefix, &task_id].concat(), record)).collect())
+        observe::call("PMCPTASK.LIST", prefix, async {
+            let owner = prefix.strip_suffix(':').ok_or(Error::ListPrefix)?;
+            let index_key = self.keyspace()?.index_key(owner);
+            let reply = self.read(&commands::list(&index_key), prefix, &index_key).await?;
+            let tasks = replies::list(reply.value)?;
+            Ok(tasks.into_iter().map(|(task_id, record)| ([prefix, &task_id].concat(), record)).collect())
+        })
+        .await
     }
 
     /// Always 0: the server expires tasks, and the module their index entries.

@@ -8,6 +8,7 @@ use pmcptask_schema::Keyspace;
 
 use crate::address::Address;
 use crate::backend::{HashTags, RedisBackend};
+use crate::breaker::Breaker;
 use crate::connection::{Acknowledgement, Connection, Settings};
 use crate::error::Error;
 
@@ -127,6 +128,13 @@ impl RedisBackendBuilder {
         self
     }
 
+    /// Has calls fail at once, with [`Error::CircuitOpen`], while the server does not answer. Off unless set.
+    #[cfg(feature = "circuit-breaker")]
+    pub fn circuit_breaker(mut self, breaker: crate::CircuitBreaker) -> Self {
+        self.settings.circuit_breaker = Some(breaker);
+        self
+    }
+
     /// User and password of the Sentinels themselves, if they have one: the URL's are those of the servers.
     pub fn sentinel_login(mut self, user: Option<&str>, password: impl Into<String>) -> Self {
         self.settings.sentinel_login = Some((user.map(str::to_owned), password.into()));
@@ -167,8 +175,9 @@ impl RedisBackendBuilder {
         let address = Address::parse(&self.url)?;
         let hash_tags = self.hash_tags.unwrap_or_else(|| HashTags::of(&address));
         let keyspace = hash_tags.keyspace(self.prefix).map_err(|error| Error::Settings(error.to_string()))?;
+        let breaker = Breaker::of(&self.settings);
         let connection = Connection::open(address, self.settings).await?;
-        let backend = RedisBackend::from_parts(connection, keyspace, hash_tags);
+        let backend = RedisBackend::from_parts(connection, breaker, keyspace, hash_tags);
         backend.check_health().await?;
         Ok(backend)
     }

@@ -5,19 +5,7 @@ use std::time::Duration;
 use pmcp_tasks::StorageError;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-/// Why a call failed; the source of every [`StorageError::Backend`] of this crate.
-///
-/// ```
-/// # use pmcp_tasks::StorageError;
-/// use std::error::Error as _;
-///
-/// fn may_have_been_written(error: &StorageError) -> bool {
-///     error
-///         .source()
-///         .and_then(|source| source.downcast_ref::<pmcptask_client::Error>())
-///         .is_some_and(pmcptask_client::Error::outcome_is_unknown)
-/// }
-/// ```
+/// Why a call failed; the source of every [`StorageError::Backend`] of this crate; [`Error::of`] finds it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -30,6 +18,18 @@ pub enum Error {
         /// Host and port, or path of the socket.
         address: String,
         /// What the operating system said.
+        source: RedisError,
+    },
+    /// Client and server do not trust each other's certificates, or one of them does not speak TLS. Nothing was
+    /// sent.
+    #[cfg(feature = "tls")]
+    #[error(
+        "no TLS connection to {address} could be made, check the certificates and their authority: {source}"
+    )]
+    Tls {
+        /// Host and port, or the name of a service and its Sentinels.
+        address: String,
+        /// What is wrong with the certificate or the connection.
         source: RedisError,
     },
     /// The server wants another user name or password. Nothing was changed.
@@ -67,6 +67,9 @@ pub enum Error {
         /// How long the call has waited.
         waited: Duration,
     },
+    /// The circuit breaker has seen the server fail: nothing was sent, and nothing will be for a moment.
+    #[error("the Redis server has failed to answer: nothing is sent for a moment")]
+    CircuitOpen,
     /// The server's ACL does not allow this user the command or the key. Nothing was changed.
     #[error("the Redis user may not do this: {source}")]
     NoPermission {
@@ -180,6 +183,33 @@ pub enum Error {
 }
 
 impl Error {
+    /// The source of a [`StorageError::Backend`] of this crate.
+    ///
+    /// ```
+    /// # use pmcp_tasks::StorageError;
+    /// fn may_have_been_written(error: &StorageError) -> bool {
+    ///     pmcptask_client::Error::of(error).is_some_and(pmcptask_client::Error::outcome_is_unknown)
+    /// }
+    /// ```
+    #[must_use]
+    pub fn of(error: &StorageError) -> Option<&Self> {
+        std::error::Error::source(error).and_then(|source| source.downcast_ref())
+    }
+
+    /// True where nothing came back from the server, or there was none.
+    #[cfg(feature = "circuit-breaker")]
+    pub(crate) fn says_server_is_away(&self) -> bool {
+        matches!(
+            self,
+            Self::NoServer { .. }
+                | Self::NoPrimary { .. }
+                | Self::NotConnected { .. }
+                | Self::ClusterDown { .. }
+                | Self::OutcomeUnknown { .. }
+                | Self::NoReply { .. }
+        )
+    }
+
     /// True where a write may or may not have been carried out: read the task to find out.
     #[must_use]
     pub fn outcome_is_unknown(&self) -> bool {
@@ -204,13 +234,15 @@ impl From<Error> for StorageError {
 pub(crate) enum CallKind {
     Read,
     Write,
+    /// Reads nothing of interest, and finds out whether the server that is written to is well.
+    Check,
 }
 
 /// Gives the loss of a reply its meaning.
 pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str) -> Error {
     match kind {
         CallKind::Write => Error::OutcomeUnknown { key: key.to_owned(), source: error },
-        CallKind::Read => Error::NoReply { key: key.to_owned(), source: error },
+        CallKind::Read | CallKind::Check => Error::NoReply { key: key.to_owned(), source: error },
     }
 }
 
@@ -242,8 +274,22 @@ pub(crate) fn of_connecting(error: RedisError, address: String) -> Error {
         ErrorKind::InvalidClientConfig => Error::Settings(error.to_string()),
         ErrorKind::MasterNameNotFoundBySentinel => Error::NoPrimary { address, source: error },
         _ if error.code().is_some() => of_server(error),
+        #[cfg(feature = "tls")]
+        _ if is_of_tls(&error) => Error::Tls { address, source: error },
         _ => Error::NoServer { address, source: error },
     }
+}
+
+/// True where TLS itself has failed, and not the connection below it.
+#[cfg(feature = "tls")]
+fn is_of_tls(error: &RedisError) -> bool {
+    use std::error::Error;
+    type Shared = std::sync::Arc<dyn Error + Send + Sync>;
+
+    let source = error.source().and_then(|source| source.downcast_ref::<Shared>());
+    let io = source.and_then(|source| source.downcast_ref::<std::io::Error>());
+    let inner = io.and_then(std::io::Error::get_ref);
+    inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some()
 }
 
 /// Gives an error reply its meaning. But for DEFECT, the server sends one before it has changed anything.

@@ -17,17 +17,27 @@
 //!
 //! # Features
 //!
-//! - `tls`: `rediss://` URLs.
+//! - `tls`: `rediss://` URLs, private authorities and client certificates, with rustls. Where the process has chosen
+//!   no `CryptoProvider` before it connects, this chooses that of `ring`.
+//! - `tracing`: a span for each call, with its command, key and outcome, and an event for each connection that is
+//!   lost or made again.
+//! - `metrics`: `pmcptask_calls_total` (labels `command`, `outcome`), `pmcptask_call_seconds` (`command`),
+//!   `pmcptask_connections_lost_total` and `pmcptask_reconnects_total`.
+//! - `circuit-breaker`: [`RedisBackendBuilder::circuit_breaker`](RedisBackendBuilder).
 
 mod address;
 mod backend;
+mod breaker;
 mod builder;
 mod commands;
 mod connection;
 mod error;
+mod observe;
 mod replies;
 
 pub use backend::{HashTags, RedisBackend};
+#[cfg(feature = "circuit-breaker")]
+pub use breaker::CircuitBreaker;
 pub use builder::RedisBackendBuilder;
 pub use error::Error;
 

@@ -22,9 +22,15 @@ impl Cluster {
     /// Primaries with the same number of slots, each with so many replicas.
     #[must_use]
     pub fn start(primaries: usize, replicas: usize) -> Self {
+        Self::start_with(&Self::node_options(), primaries, replicas)
+    }
+
+    /// With settings of one's own.
+    #[must_use]
+    pub fn start_with(options: &ServerOptions, primaries: usize, replicas: usize) -> Self {
         let bounds: Vec<_> = (0..=primaries).map(|number| SLOTS * number / primaries).collect();
         let slots = bounds.windows(2).map(|pair| Some((pair[0], pair[1] - 1))).collect::<Vec<_>>();
-        Self::form(&slots, replicas)
+        Self::form(options, &slots, replicas)
     }
 
     /// Primaries of which the first has all slots.
@@ -32,7 +38,7 @@ impl Cluster {
     pub fn start_lopsided(primaries: usize) -> Self {
         let mut slots = vec![None; primaries];
         slots[0] = Some((0, SLOTS - 1));
-        Self::form(&slots, 0)
+        Self::form(&Self::node_options(), &slots, 0)
     }
 
     /// Three primaries that all tests which run at the moment have in common.
@@ -47,10 +53,9 @@ impl Cluster {
         })
     }
 
-    fn form(slots: &[Option<(usize, usize)>], replicas: usize) -> Self {
+    fn form(options: &ServerOptions, slots: &[Option<(usize, usize)>], replicas: usize) -> Self {
         let count = slots.len() * (1 + replicas);
-        let cluster =
-            Self { servers: (0..count).map(|_| Server::start_with(&Self::node_options())).collect() };
+        let cluster = Self { servers: (0..count).map(|_| Server::start_with(options)).collect() };
         for (number, server) in cluster.servers.iter().enumerate() {
             let mut wire = server.wire();
             // Two of the same epoch would have to settle that first.

@@ -17,6 +17,7 @@ mod cluster;
 pub mod conformance;
 mod load;
 pub mod model;
+mod outcome;
 mod proxy;
 mod sentinel;
 mod server;
@@ -24,6 +25,7 @@ mod wire;
 
 pub use cluster::Cluster;
 pub use load::{Account, Load};
+pub use outcome::{reason, show, skipped};
 pub use proxy::{Fault, Proxy};
 pub use sentinel::Watched;
 pub use server::{Server, ServerOptions, StartError};

@@ -5,7 +5,6 @@
 //! leaves it alone and makes a new one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error as _;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -305,7 +304,7 @@ impl Client {
     /// Takes note of an error. `states`: what the task may be in, if the outcome is unknown; the first is the
     /// one before the call.
     fn failed(&mut self, key: &str, error: &StorageError, states: Vec<State>) -> Result<(), bool> {
-        let reason = error.source().and_then(|source| source.downcast_ref::<Error>());
+        let reason = Error::of(error);
         let Some(reason) = reason else {
             // Nobody else writes to this task.
             self.violated(format!("{key}: {error}"));

@@ -192,6 +192,9 @@ impl Server {
                 // By default it is 10000 more, for which a port from the OS may be too large.
                 options = options.set("cluster-port", &free_port()?.to_string());
             }
+            if options.setting("tls-cert-file").is_some() {
+                options = options.set("tls-port", &free_port()?.to_string());
+            }
             let process = spawn(&options, folder.path(), port)?;
             let mut server = Self { options, folder, process, port };
             match server.wait_until_ready() {
@@ -239,6 +242,16 @@ impl Server {
     #[must_use]
     pub fn cluster_port(&self) -> &str {
         self.options.setting("cluster-port").expect("the server is a node of a cluster")
+    }
+
+    /// The port on which it speaks TLS.
+    ///
+    /// # Panics
+    ///
+    /// Where it has no certificate.
+    #[must_use]
+    pub fn tls_port(&self) -> &str {
+        self.options.setting("tls-port").expect("the server has a certificate")
     }
 
     /// Runs `redis-cli` with the server.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
-use pmcptask_tests::{Server, ServerOptions, Wire, holds_within};
+use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, reason};
 
 /// All that a user needs for the tasks of one owner.
 const ALICE: &str = "~pmcp:tasks:alice:* ~pmcp:idx:alice -@all +pmcptask.put +pmcptask.cas +pmcptask.get \
@@ -304,10 +304,6 @@ fn list_that_is_denied_a_task_is_in_the_acl_log() {
 }
 
 // The same through the client.
-
-fn reason(error: &StorageError) -> &Error {
-    error.source().and_then(|source| source.downcast_ref()).unwrap_or_else(|| panic!("{error:?}"))
-}
 
 /// The errors of the three writes to a task, none of which may tell its record.
 async fn write_errors(backend: &RedisBackend, key: &str) -> [StorageError; 3] {

@@ -12,11 +12,7 @@ use std::time::{Duration, Instant};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
-use pmcptask_tests::{Fault, Proxy, Server, ServerOptions, holds_within};
-
-fn reason(error: &StorageError) -> &Error {
-    error.source().and_then(|source| source.downcast_ref()).unwrap()
-}
+use pmcptask_tests::{Fault, Proxy, Server, ServerOptions, holds_within, reason};
 
 fn durable() -> ServerOptions {
     ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always")

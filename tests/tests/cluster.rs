@@ -3,7 +3,6 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +10,8 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
 use pmcptask_tests::conformance::{Difference, Subject};
-use pmcptask_tests::{Cluster, Fault, Proxy, Server, conformance_suite, holds_within};
+use pmcptask_tests::{Cluster, Fault, Proxy, Server, conformance_suite, holds_within, reason};
 use uuid::Uuid;
-
-fn reason(error: &StorageError) -> &Error {
-    error.source().and_then(|source| source.downcast_ref()).unwrap()
-}
 
 struct InCluster;
 

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use pmcptask_client::RedisBackend;
-use pmcptask_tests::{Cluster, Load, Server, holds_within};
+use pmcptask_tests::{Cluster, Load, Server, holds_within, show, skipped};
 
 const CLIENTS: usize = 4;
 /// Calls before, and after, something changes.
@@ -33,7 +33,7 @@ async fn load(cluster: &Cluster) -> Load {
 async fn end(what: &str, load: Load, cluster: &Cluster) {
     load.go_on_for(A_WHILE).await;
     let account = load.end(&backend(cluster).await).await;
-    println!("{what}: {account}");
+    show(&format!("{what}: {account}"));
     account.assert_nothing_lost();
     let agree = || {
         let (hashes, entries) = cluster.hashes_and_entries();
@@ -100,10 +100,7 @@ async fn slots_that_move_at_once_lose_nothing() {
     let moved = move_at_once(first, second);
     end("slots moved at once", load, &cluster).await;
     if !moved {
-        println!(
-            "skipped: {} has no atomic slot migration",
-            Cluster::node_options().server_program().display()
-        );
+        skipped("slots_that_move_at_once_lose_nothing", "the server has no atomic slot migration");
     }
 }
 

@@ -3,17 +3,12 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::error::Error as _;
 use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
-use pmcptask_tests::{Fault, Load, Proxy, Server, ServerOptions, Watched, holds_within};
-
-fn reason(error: &StorageError) -> &Error {
-    error.source().and_then(|source| source.downcast_ref()).unwrap()
-}
+use pmcptask_tests::{Fault, Load, Proxy, Server, ServerOptions, Watched, holds_within, reason, show};
 
 const CLIENTS: usize = 4;
 /// Calls before, and after, something changes.
@@ -38,7 +33,7 @@ async fn load(watched: &Watched, replicas: u16) -> Load {
 async fn end(what: &str, load: Load, watched: &Watched) {
     load.go_on_for(A_WHILE).await;
     let account = load.end(&backend(watched, 1).await).await;
-    println!("{what}: {account}");
+    show(&format!("{what}: {account}"));
     account.assert_nothing_lost();
 }
 

@@ -139,7 +139,7 @@ impl Cluster {
             let may_repeat = match &attempt {
                 Attempt::Replied(Err(error)) => redirect.is_some() || error::is_passing(error),
                 Attempt::Lost(error) => {
-                    request.kind == CallKind::Read && !error.is_timeout() && error.is_io_error()
+                    request.kind != CallKind::Write && !error.is_timeout() && error.is_io_error()
                 }
                 Attempt::NotSent => true,
                 Attempt::Replied(Ok(_)) | Attempt::Refused(_) => false,

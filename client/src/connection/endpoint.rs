@@ -30,7 +30,8 @@ impl Endpoint {
     pub(crate) fn new(info: ConnectionInfo, settings: Arc<Settings>) -> Result<Self, Error> {
         let redis =
             info.redis_settings().clone().set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
-        let silence = settings.timeouts.keep_alive;
+        // In whole seconds, of which the operating system wants one at least.
+        let silence = settings.timeouts.keep_alive.max(Duration::from_secs(1));
         let keep_alive = TcpKeepalive::new().with_time(silence).with_interval(silence).with_retries(PROBES);
         let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keep_alive);
         let client = client(info.set_redis_settings(redis).set_tcp_settings(tcp), &settings)?;
@@ -92,6 +93,11 @@ impl Endpoint {
 #[cfg(feature = "tls")]
 fn client(info: ConnectionInfo, settings: &Settings) -> Result<Client, Error> {
     let is_tls = matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. });
+    // The redis crate takes that of the process, and panics where there is none.
+    if is_tls && rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Somebody else may be faster, with one that is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
     match &settings.certificates {
         Some(certificates) if is_tls => Client::build_with_tls(info, certificates.clone()),
         Some(_) => {

@@ -17,6 +17,7 @@ use super::request::{Attempt, Request};
 use super::sentinel::Sentinels;
 use super::settings::Settings;
 use crate::error::{self, CallKind, Error};
+use crate::observe;
 
 /// Pauses between attempts to connect grow from the first to the second, with jitter of up to as much again,
 /// so that a fleet does not come back all at once.
@@ -152,7 +153,7 @@ impl Kept {
             let attempt = self.attempt(request, false, self.time_to_wait(started)).await;
             let may_repeat = match &attempt {
                 Attempt::Lost(error) => {
-                    request.kind == CallKind::Read && !error.is_timeout() && error.is_io_error()
+                    request.kind != CallKind::Write && !error.is_timeout() && error.is_io_error()
                 }
                 Attempt::Replied(Err(error)) => self.follows_primary && error::is_passing(error),
                 Attempt::Replied(Ok(_)) | Attempt::NotSent | Attempt::Refused(_) => false,
@@ -239,11 +240,17 @@ async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
     let mut pauses = pauses();
     let mut made = Instant::now();
     let mut number = link.load().number;
+    let address = place.address();
     // Without a first connection, nothing was lost that would be worth a pause.
     let mut is_first = number == 0;
+    let mut is_told = is_first;
     loop {
         let lost = link.load_full();
         until_lost(&mut place, &lost, &status).await;
+        if !is_told {
+            observe::lost(&address);
+            is_told = true;
+        }
         if made.elapsed() >= STABLE || is_first {
             pauses = self::pauses();
         } else {
@@ -261,7 +268,14 @@ async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
                 refusal: (!error::is_of_the_moment(&error)).then_some(error),
             },
         };
-        link.store(Arc::new(link_of(place.connect(limit, &status, number).await)));
+        let next = link_of(place.connect(limit, &status, number).await);
+        if next.number == number {
+            if lost.number != 0 {
+                observe::reconnected(&address);
+            }
+            is_told = false;
+        }
+        link.store(Arc::new(next));
         status.change.notify_waiters();
     }
 }

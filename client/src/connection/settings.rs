@@ -40,6 +40,8 @@ pub(crate) struct Settings {
     pub(crate) reads_from_replicas: bool,
     /// User, if it is not the default one, and password of the Sentinels themselves.
     pub(crate) sentinel_login: Option<(Option<String>, String)>,
+    #[cfg(feature = "circuit-breaker")]
+    pub(crate) circuit_breaker: Option<crate::CircuitBreaker>,
     #[cfg(feature = "tls")]
     pub(crate) certificates: Option<redis::TlsCertificates>,
 }
@@ -56,6 +58,12 @@ impl Settings {
                 "client name: expected printable characters without spaces, came others".to_owned(),
             ));
         }
+        #[cfg(feature = "circuit-breaker")]
+        if let Some(circuit_breaker) = &self.circuit_breaker {
+            circuit_breaker.check()?;
+        }
+        #[cfg(feature = "tls")]
+        self.certificates.iter().try_for_each(check_roots)?;
         let Some(acknowledgement) = self.acknowledgement else { return Ok(()) };
         if acknowledgement.within.is_zero() || acknowledgement.within >= self.timeouts.response {
             return Err(Error::Settings(
@@ -64,4 +72,18 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// The redis crate would trust nobody where there is no certificate, and say so only when it connects.
+#[cfg(feature = "tls")]
+fn check_roots(certificates: &redis::TlsCertificates) -> Result<(), Error> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
+
+    let Some(roots) = &certificates.root_cert else { return Ok(()) };
+    let mut roots = CertificateDer::pem_slice_iter(roots).peekable();
+    if roots.peek().is_some() && roots.all(|root| root.is_ok()) {
+        return Ok(());
+    }
+    Err(Error::Settings("root certificates: expected at least one certificate in PEM, came none".to_owned()))
 }

@@ -1,0 +1,76 @@
+//! What calls and connections tell whoever watches them: spans and events with the feature `tracing`, counters
+//! and histograms with the feature `metrics`. Keys are shown, data never.
+
+use pmcp_tasks::StorageError;
+
+/// Watches one call of the trait.
+pub(crate) async fn call<T>(
+    command: &'static str,
+    key: &str,
+    call: impl Future<Output = Result<T, StorageError>>,
+) -> Result<T, StorageError> {
+    #[cfg(feature = "metrics")]
+    let started = std::time::Instant::now();
+
+    #[cfg(feature = "tracing")]
+    let result = {
+        use tracing::Instrument as _;
+        let span = tracing::debug_span!(
+            "pmcptask",
+            db.system.name = "redis",
+            db.operation.name = command,
+            key,
+            outcome = tracing::field::Empty,
+        );
+        let result = call.instrument(span.clone()).await;
+        span.record("outcome", outcome(&result));
+        result
+    };
+    #[cfg(not(feature = "tracing"))]
+    let result = {
+        let _ = key;
+        call.await
+    };
+
+    #[cfg(feature = "metrics")]
+    {
+        let outcome = outcome(&result);
+        metrics::counter!("pmcptask_calls_total", "command" => command, "outcome" => outcome).increment(1);
+        metrics::histogram!("pmcptask_call_seconds", "command" => command).record(started.elapsed());
+    }
+    #[cfg(not(feature = "metrics"))]
+    let _ = command;
+
+    result
+}
+
+/// How a call ended, in a word.
+#[cfg(any(feature = "tracing", feature = "metrics"))]
+fn outcome<T>(result: &Result<T, StorageError>) -> &'static str {
+    match result {
+        Ok(_) => "ok",
+        Err(StorageError::NotFound { .. }) => "not_found",
+        Err(StorageError::VersionConflict { .. }) => "conflict",
+        Err(StorageError::CapacityExceeded { .. }) => "capacity",
+        Err(error) if crate::Error::of(error).is_some_and(crate::Error::outcome_is_unknown) => "unknown",
+        Err(_) => "failed",
+    }
+}
+
+/// A connection is lost, and about to be replaced.
+pub(crate) fn lost(address: &str) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(server.address = address, "connection lost");
+    #[cfg(feature = "metrics")]
+    metrics::counter!("pmcptask_connections_lost_total").increment(1);
+    let _ = address;
+}
+
+/// There is a connection again.
+pub(crate) fn reconnected(address: &str) {
+    #[cfg(feature = "tracing")]
+    tracing::info!(server.address = address, "connected again");
+    #[cfg(feature = "metrics")]
+    metrics::counter!("pmcptask_reconnects_total").increment(1);
+    let _ = address;
+}

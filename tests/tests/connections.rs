@@ -1,0 +1,135 @@
+//! How connections are named, looked after and checked.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::time::{Duration, Instant};
+
+use pmcp_tasks::store::backend::StorageBackend;
+use pmcptask_client::{Error, RedisBackend};
+use pmcptask_tests::{Cluster, Fault, Proxy, Server, ServerOptions, Watched, holds_within, reason, skipped};
+
+const NAME: &str = "worker-7";
+
+/// The lines of `CLIENT LIST` of connections with that name.
+fn named(server: &Server) -> Vec<String> {
+    let held = server.wire().call(&["CLIENT", "LIST"]);
+    held.lines().filter(|line| line.contains(&format!(" name={NAME} "))).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_say_whose_they_are_wherever_they_go() {
+    let mut server = Server::start();
+    let backend = RedisBackend::builder(server.url()).client_name(NAME).connect().await.unwrap();
+    assert_eq!(named(&server).len(), 1);
+    server.kill();
+    server.restart();
+    backend.put("owner:t", b"data").await.unwrap();
+    let lines = named(&server);
+    assert_eq!(lines.len(), 1);
+    if server.wire().call(&["CLIENT", "SETINFO", "lib-name", "x"]) == "+OK\r\n" {
+        let library = format!("lib-name=pmcptask-client lib-ver={}", env!("CARGO_PKG_VERSION"));
+        assert!(lines[0].contains(&library), "{lines:?}");
+    } else {
+        skipped("connections_say_whose_they_are", "the server has no CLIENT SETINFO");
+    }
+
+    let cluster = Cluster::start(3, 0);
+    let _backend = RedisBackend::builder(cluster.url()).client_name(NAME).connect().await.unwrap();
+    assert!(holds_within(Duration::from_secs(5), || cluster
+        .servers
+        .iter()
+        .all(|node| named(node).len() == 1)));
+
+    let watched = Watched::start(0);
+    let _backend = RedisBackend::builder(watched.url()).client_name(NAME).connect().await.unwrap();
+    assert_eq!(named(&watched.servers[0]).len(), 1);
+    // As many as agree were enough.
+    assert!(watched.sentinels.iter().filter(|sentinel| named(sentinel).len() == 1).count() >= 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn name_that_the_server_would_refuse_is_refused_before() {
+    let server = Server::start();
+    for name in ["two words", "line\n", "ö"] {
+        let error = RedisBackend::builder(server.url()).client_name(name).connect().await.unwrap_err();
+        assert!(matches!(reason(&error), Error::Settings(_)), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connection_that_has_fallen_silent_is_replaced_before_a_call_needs_it() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let builder = RedisBackend::builder(proxy.url()).keep_alive(Duration::from_millis(200));
+    let backend = builder.response_timeout(Duration::from_millis(300)).connect().await.unwrap();
+    // Half open: nobody closes it, and nothing comes through.
+    proxy.set(Fault::Silence);
+    let before = proxy.accepted();
+    assert!(holds_within(Duration::from_secs(5), || proxy.accepted() > before));
+    proxy.set(Fault::None);
+    // The attempts that were swallowed end by themselves.
+    let accepted = |server: &Server| server.wire().call(&["CLIENT", "LIST"]).matches("resp=3").count();
+    if server.wire().call(&["CLIENT", "LIST"]).contains(" resp=") {
+        assert!(holds_within(Duration::from_secs(5), || accepted(&server) > 0));
+    }
+    let started = Instant::now();
+    backend.put("owner:t", b"data").await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connection_that_is_well_is_left_alone_though_its_user_may_not_ping() {
+    let server = Server::start();
+    let rules = ["on", "nopass", "~*", "-@all", "+pmcptask.get"];
+    assert_eq!(server.wire().call(&[&["ACL", "SETUSER", "limited"][..], &rules].concat()), "+OK\r\n");
+    let proxy = Proxy::to(server.port());
+    for user in ["", "limited:any@"] {
+        let url = proxy.url().replace("//", &format!("//{user}"));
+        let builder = RedisBackend::builder(url).keep_alive(Duration::from_millis(20));
+        let backend = builder.connect().await.unwrap();
+        let before = proxy.accepted();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(proxy.accepted(), before);
+        backend.check_health().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_check_tells_what_is_wrong() {
+    let mut server = Server::start();
+    let builder = RedisBackend::builder(server.url()).connect_timeout(Duration::from_millis(300));
+    let backend = builder.connect().await.unwrap();
+    backend.check_health().await.unwrap();
+    server.kill();
+    let error = backend.check_health().await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NotConnected { .. } | Error::NoReply { .. }), "{error}");
+    server.restart();
+    backend.check_health().await.unwrap();
+
+    // A server that answers a PING is not enough.
+    let bare = Server::start_with(&ServerOptions::default().without_module());
+    let proxy = Proxy::to(bare.port());
+    proxy.set(Fault::Answer { command: "PMCPTASK.GET", reply: b"*-1\r\n".to_vec() });
+    let backend = RedisBackend::new(&proxy.url()).await.unwrap();
+    proxy.set(Fault::None);
+    let error = backend.check_health().await.unwrap_err();
+    assert!(matches!(reason(&error), Error::ModuleNotLoaded), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_check_asks_every_primary_and_no_replica() {
+    let cluster = Cluster::start(3, 1);
+    let builder = RedisBackend::builder(cluster.url()).read_from_replicas(true);
+    let backend = builder.connect_timeout(Duration::from_millis(500)).connect().await.unwrap();
+    let checks = |server: &Server| -> u64 {
+        let calls = server.wire().call(&["INFO", "commandstats"]);
+        let calls = calls.lines().find_map(|line| line.strip_prefix("cmdstat_pmcptask.get:calls="));
+        calls.map_or(0, |calls| calls.split(',').next().unwrap().parse().unwrap())
+    };
+    let before: Vec<_> = cluster.servers.iter().map(checks).collect();
+    backend.check_health().await.unwrap();
+    let after: Vec<_> = cluster.servers.iter().map(checks).collect();
+    let asked: Vec<_> = before.iter().zip(&after).map(|(before, after)| after - before).collect();
+    assert_eq!(asked, [1, 1, 1, 0, 0, 0]);
+}
