@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test build install lint fuzz valgrind bench bench-instructions bench-growth bench-micro prerequisites
+.PHONY: help run demo test build install hash-tags lint fuzz valgrind bench bench-instructions bench-growth bench-micro prerequisites
 
 # Server to run or test with, port, data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -31,6 +31,10 @@ install: build ## Install the module under PREFIX (/usr/local) and print the lin
 	install -D -m 755 '$(module)' '$(DESTDIR)$(installed)'
 	@echo 'Add this line to redis.conf and restart the server:'
 	@echo '  loadmodule $(installed)'
+
+hash-tags: prerequisites ## Move the tasks of URL= to keys with hash tags, as a cluster needs them; TO=off: back; KEYS=: prefix
+	@cargo run --locked --quiet --release --package pmcptask-client --features tls --bin pmcptask-hash-tags -- \
+	  '$(or $(TO),on)' '$(or $(URL),$(error URL= is missing: make hash-tags URL=redis://127.0.0.1:6379))' '$(or $(KEYS),pmcp)'
 
 lint: prerequisites ## Check format, lints and dependencies
 	cargo fmt --all --check

@@ -61,6 +61,12 @@ pub enum Error {
         /// How the reply was lost.
         source: RedisError,
     },
+    /// The connection was lost while keys were moved: those that were not will be by another run.
+    #[error("the connection was lost before all keys were moved, run it again: {source}")]
+    Interrupted {
+        /// How the connection was lost.
+        source: RedisError,
+    },
     /// No connection came back in time. Nothing was sent.
     #[error("not connected to the Redis server for {} ms: nothing was sent", waited.as_millis())]
     NotConnected {
@@ -290,6 +296,21 @@ fn is_of_tls(error: &RedisError) -> bool {
     let io = source.and_then(|source| source.downcast_ref::<std::io::Error>());
     let inner = io.and_then(std::io::Error::get_ref);
     inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some()
+}
+
+/// Gives the failure of a move of keys its meaning, of which the error may be that of a pipeline.
+pub(crate) fn of_move(error: RedisError) -> Error {
+    let replies = error.clone().into_server_errors();
+    match replies.as_deref() {
+        Some([(_, reply), ..]) => of_server(reply.clone().into()),
+        _ => Error::Interrupted { source: error },
+    }
+}
+
+/// True where a pipeline, or a command, has met a key of another type.
+pub(crate) fn is_wrong_type(error: &RedisError) -> bool {
+    let replies = error.clone().into_server_errors();
+    replies.iter().any(|replies| replies.iter().any(|(_, reply)| reply.code() == "WRONGTYPE"))
 }
 
 /// Gives an error reply its meaning. But for DEFECT, the server sends one before it has changed anything.

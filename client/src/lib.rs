@@ -32,6 +32,7 @@ mod builder;
 mod commands;
 mod connection;
 mod error;
+mod key_move;
 mod observe;
 mod replies;
 
@@ -40,6 +41,7 @@ pub use backend::{HashTags, RedisBackend};
 pub use breaker::CircuitBreaker;
 pub use builder::RedisBackendBuilder;
 pub use error::Error;
+pub use key_move::KeyMove;
 
 /// The version of the redis crate that [`RedisBackend::with_connection`] takes a connection of.
 pub use redis;

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::wire::Wire;
+
 /// What the proxy does with what comes through it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
@@ -23,6 +25,13 @@ pub enum Fault {
     Silence,
     /// Connections are closed as soon as they are accepted.
     Close,
+    /// Before the next command of this name reaches the server, somebody else's does.
+    Before {
+        /// The command's name, in capitals.
+        command: &'static str,
+        /// What somebody else sends.
+        other: Vec<String>,
+    },
     /// Commands whose names start with `command` do not reach the server and have this reply instead.
     Answer {
         /// Start of a command's name, in capitals; empty for all commands.
@@ -224,6 +233,13 @@ impl Shared {
             }
             Fault::Answer { command, reply } if request.name.starts_with(*command) => {
                 Fate::Answered(reply.clone())
+            }
+            Fault::Before { command, other } if request.name == *command => {
+                let mut wire = self.server.map(Wire::open).expect("there is a server").expect("it is there");
+                let reply = wire.call(other);
+                assert!(!reply.starts_with('-'), "{reply}");
+                *fault = Fault::None;
+                Fate::Forwarded
             }
             Fault::Silence => Fate::Swallowed,
             _ => Fate::Forwarded,

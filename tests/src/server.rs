@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -187,14 +188,7 @@ impl Server {
         loop {
             let folder = tempfile::Builder::new().prefix("pmcptask-").tempdir()?;
             let port = free_port()?;
-            let mut options = options.clone();
-            if options.setting("cluster-enabled") == Some("yes") {
-                // By default it is 10000 more, for which a port from the OS may be too large.
-                options = options.set("cluster-port", &free_port()?.to_string());
-            }
-            if options.setting("tls-cert-file").is_some() {
-                options = options.set("tls-port", &free_port()?.to_string());
-            }
+            let options = with_free_ports(options)?;
             let process = spawn(&options, folder.path(), port)?;
             let mut server = Self { options, folder, process, port };
             match server.wait_until_ready() {
@@ -261,11 +255,27 @@ impl Server {
     /// Where there is none.
     #[must_use]
     pub fn cli(&self, arguments: &[&str]) -> Output {
-        Command::new(self.options.cli_program())
+        self.cli_answering(arguments, "")
+    }
+
+    /// Runs `redis-cli` with the server and answers what it asks.
+    ///
+    /// # Panics
+    ///
+    /// Where there is none.
+    #[must_use]
+    pub fn cli_answering(&self, arguments: &[&str], answers: &str) -> Output {
+        let mut cli = Command::new(self.options.cli_program())
             .args(["-p", &self.port.to_string()])
             .args(arguments)
-            .output()
-            .expect("redis-cli can be run")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("redis-cli can be run");
+        // One that asks nothing may have ended by now.
+        let _ = cli.stdin.take().expect("it is piped").write_all(answers.as_bytes());
+        cli.wait_with_output().expect("the process is ours")
     }
 
     /// One number of `INFO pmcptask`.
@@ -443,6 +453,16 @@ impl Server {
     ///
     /// Where it does not start.
     pub fn restart(&mut self) {
+        self.restart_with(&self.options.clone());
+    }
+
+    /// Starts the server again with other settings, in its folder and on its port, once it has ended.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not start.
+    pub fn restart_with(&mut self, options: &ServerOptions) {
+        self.options = with_free_ports(options).expect("the OS has free ports");
         self.process =
             spawn(&self.options, self.folder.path(), self.port).expect("the server has run before");
         self.wait_until_ready().unwrap_or_else(|error| panic!("{error}"));
@@ -507,6 +527,21 @@ fn write_sentinel_file(options: &ServerOptions, folder: &Path, port: u16) -> io:
         fs::write(&path, own + &settings.collect::<String>())?;
     }
     Ok(path)
+}
+
+/// Gives a server the ports that it needs besides its own, unless it has them.
+fn with_free_ports(options: &ServerOptions) -> io::Result<ServerOptions> {
+    let mut options = options.clone();
+    // By default that of the cluster is 10000 more, for which a port from the OS may be too large.
+    for (name, is_needed) in [
+        ("cluster-port", options.setting("cluster-enabled") == Some("yes")),
+        ("tls-port", options.setting("tls-cert-file").is_some()),
+    ] {
+        if is_needed && options.setting(name).is_none() {
+            options = options.set(name, &free_port()?.to_string());
+        }
+    }
+    Ok(options)
 }
 
 fn free_port() -> io::Result<u16> {

@@ -50,6 +50,15 @@ impl Place {
         }
     }
 
+    /// Connects for whoever will notice the loss of the connection.
+    pub(super) async fn connect_once(&mut self, limit: Duration) -> Result<MultiplexedConnection, Error> {
+        let connected = match self {
+            Self::Server(endpoint) => endpoint.connect(limit, || ()).await,
+            Self::Watched(sentinels) => sentinels.connect(limit, || ()).await,
+        };
+        connected.map_err(|error| error::of_connecting(error, self.address()))
+    }
+
     /// Connects. `status` learns of the loss of the connection by its number.
     async fn connect(
         &mut self,

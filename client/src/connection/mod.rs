@@ -76,6 +76,31 @@ impl Connection {
         }
     }
 
+    /// A connection for one's own use, which does not come back, to one server or the primary that Sentinels know.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Connection::open`]; [`Error::Settings`] for a cluster.
+    pub(crate) async fn open_alone(
+        address: Address,
+        settings: Settings,
+    ) -> Result<MultiplexedConnection, Error> {
+        settings.check()?;
+        let (limit, settings) = (settings.timeouts.connect, Arc::new(settings));
+        let mut place = match address {
+            Address::Server(info) => Place::Server(Endpoint::new(info, settings)?),
+            Address::Sentinel(address) => {
+                Place::Watched(Sentinels::new(&address, Wanted::Primary, settings)?)
+            }
+            Address::Cluster(_) => {
+                return Err(Error::Settings(
+                    "URL: expected one server or Sentinels, came a cluster".to_owned(),
+                ));
+            }
+        };
+        place.connect_once(limit).await
+    }
+
     /// Sends a command and waits for its reply.
     ///
     /// A write is sent at most once, unless the server says that it did nothing. What has certainly not been

@@ -258,12 +258,32 @@ impl Keyspace {
     fn around(&self, owner: &str) -> [&'static str; 2] {
         if !self.has_hash_tags {
             ["", ""]
-        } else if owner.is_empty() || owner.starts_with('}') {
-            ["_{_}", ""]
+        } else if takes_stand_in(owner) {
+            [STAND_IN, ""]
         } else {
             ["{", "}"]
         }
     }
+}
+
+/// The hash tag before an owner that would make its own one void.
+const STAND_IN: &str = "_{_}";
+
+fn takes_stand_in(owner: &str) -> bool {
+    owner.is_empty() || owner.starts_with('}')
+}
+
+/// The owner whose hash tag, or whatever stands for it, an owner's part of a key is; None where it is none.
+///
+/// Without hash tags, an owner `{alice}` has the same keys as `alice` has with them. A key alone does not tell
+/// which of them it is.
+#[must_use]
+pub fn owner_in_hash_tag(part: &str) -> Option<&str> {
+    if let Some(owner) = part.strip_prefix(STAND_IN) {
+        return Some(owner).filter(|owner| takes_stand_in(owner));
+    }
+    let owner = part.strip_prefix('{')?.strip_suffix('}')?;
+    (!takes_stand_in(owner)).then_some(owner)
 }
 
 impl Default for Keyspace {
@@ -384,6 +404,13 @@ mod tests {
         assert_eq!(split_composite(":t"), Ok(("", "t")));
     }
 
+    #[test]
+    fn owner_without_a_hash_tag_is_told_apart() {
+        for part in ["", "alice", "{", "}", "{}", "{alice", "a{b}", "{a}b", "{}}", "_{_}a", "_{}"] {
+            assert_eq!(owner_in_hash_tag(part), None, "{part}");
+        }
+    }
+
     proptest! {
         #[test]
         fn keys_are_taken_apart_as_they_were_made(
@@ -416,6 +443,7 @@ mod tests {
             let task_key = TaskKey::parse(task.as_bytes()).unwrap();
             prop_assert_eq!(IndexKey::parse(index.as_bytes()).unwrap().check_holds(&task_key), Ok(()));
             prop_assert_eq!(owner == other, index == keyspace.index_key(&other));
+            prop_assert_eq!(owner_in_hash_tag(str::from_utf8(task_key.owner).unwrap()), Some(owner.as_str()));
         }
 
         #[test]

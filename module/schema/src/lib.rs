@@ -13,7 +13,9 @@ mod envelope;
 mod keys;
 
 pub use envelope::{Envelope, ExpiryError};
-pub use keys::{CompositeKeyError, IndexKey, KeyError, Keyspace, PrefixError, TaskKey, split_composite};
+pub use keys::{
+    CompositeKeyError, IndexKey, KeyError, Keyspace, PrefixError, TaskKey, owner_in_hash_tag, split_composite,
+};
 
 /// The fields of a task's hash.
 pub mod fields {

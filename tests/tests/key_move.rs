@@ -1,0 +1,397 @@
+//! Tasks of a data set move to keys with hash tags and back: all of them, as they are, whatever happens meanwhile.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use pmcp_tasks::StorageError;
+use pmcp_tasks::store::backend::StorageBackend;
+use pmcptask_client::{Error, HashTags, KeyMove, RedisBackend};
+use pmcptask_tests::{Cluster, Fault, Proxy, Server, ServerOptions, Watched, holds_within, now_ms, reason};
+
+const OWNERS: [&str; 12] =
+    ["alice", "", "}", "{", "{}", "}{", "a{b}c", "tenant:alice", "a:b:c", "ö |", "x}y{z", "tenant"];
+
+async fn backend(server: &Server, hash_tags: HashTags) -> RedisBackend {
+    RedisBackend::builder(server.url()).hash_tags(hash_tags).connect().await.unwrap()
+}
+
+async fn move_keys(server: &Server, hash_tags: HashTags) -> KeyMove {
+    RedisBackend::builder(server.url()).hash_tags(hash_tags).move_keys().await.unwrap()
+}
+
+/// Some tasks of every owner, with and without an expiry, some of them written more than once.
+async fn fill(backend: &RedisBackend) {
+    for owner in OWNERS {
+        for n in 0..5 {
+            let key = format!("{owner}:t{n}");
+            let expiry = now_ms() / 1_000 + 3_600 + n;
+            let record = match n {
+                0 => "no JSON".to_owned(),
+                1 => r#"{"expiresAt":null}"#.to_owned(),
+                _ => format!(
+                    r#"{{"ownerId":"{owner}","expiresAt":"{}.25Z"}}"#,
+                    chrono::DateTime::from_timestamp(expiry, 0).unwrap().format("%Y-%m-%dT%H:%M:%S")
+                ),
+            };
+            for _ in 0..=n {
+                backend.put(&key, record.as_bytes()).await.unwrap();
+            }
+        }
+    }
+}
+
+/// All that a backend shows of the owners, in its order.
+async fn shown(backend: &RedisBackend) -> Vec<(String, u64, Vec<u8>)> {
+    let mut shown = Vec::new();
+    for owner in OWNERS {
+        let listed = backend.list_by_prefix(&format!("{owner}:")).await.unwrap();
+        shown.extend(listed.into_iter().map(|(key, task)| (key, task.version, task.data)));
+    }
+    shown
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_task_of_every_owner_moves_as_it_is_and_back() {
+    let server = Server::start();
+    let (plain, tagged) = (backend(&server, HashTags::Off).await, backend(&server, HashTags::On).await);
+    fill(&plain).await;
+    let mut wire = server.wire();
+    // Neither another prefix nor other applications are touched.
+    for strangers in [
+        &["PMCPTASK.PUT", "other:tasks:alice:t", "other:idx:alice", "x"][..],
+        &["HSET", "pmcp:tasks", "f", "v"],
+        &["SET", "pmcp:tasks:alice:string", "s"],
+        &["HSET", "xpmcp:tasks:alice:t", "f", "v"],
+    ] {
+        assert!(!wire.call(strangers).starts_with('-'));
+    }
+    let (before, keys) = (shown(&plain).await, server.dump(0));
+    assert_eq!(before.len(), 5 * OWNERS.len());
+
+    let done = move_keys(&server, HashTags::On).await;
+    assert_eq!((done.moved, done.left.len()), (before.len() as u64, 0), "{done:?}");
+    assert_eq!(shown(&tagged).await, before);
+    assert!(shown(&plain).await.is_empty());
+    // Value and expiry of each key are what they were.
+    let now = server.dump(0);
+    assert_eq!(now.len(), keys.len());
+    let values = |keys: &BTreeMap<String, (Option<Vec<u8>>, i64)>| {
+        let mut values: Vec<_> = keys.values().cloned().collect();
+        values.sort();
+        values
+    };
+    assert_eq!(values(&now), values(&keys));
+    assert_eq!(move_keys(&server, HashTags::On).await, KeyMove::default());
+
+    assert_eq!(move_keys(&server, HashTags::Off).await.moved, before.len() as u64);
+    assert_eq!(server.dump(0), keys);
+    assert_eq!(move_keys(&server, HashTags::Off).await, KeyMove::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owner_in_braces_is_known_by_its_records() {
+    let server = Server::start();
+    let (plain, tagged) = (backend(&server, HashTags::Off).await, backend(&server, HashTags::On).await);
+    let of = |owner: &str| format!(r#"{{"ownerId":"{owner}"}}"#).into_bytes();
+    plain.put("{alice}:one", &of("{alice}")).await.unwrap();
+    tagged.put("alice:two", &of("alice")).await.unwrap();
+    assert_eq!(move_keys(&server, HashTags::On).await.moved, 1);
+    assert_eq!(tagged.get("{alice}:one").await.unwrap().data, of("{alice}"));
+    assert_eq!(tagged.get("alice:two").await.unwrap().data, of("alice"));
+    assert_eq!(move_keys(&server, HashTags::Off).await.moved, 2);
+    assert_eq!(plain.get("{alice}:one").await.unwrap().data, of("{alice}"));
+    assert_eq!(plain.get("alice:two").await.unwrap().data, of("alice"));
+    assert_eq!(move_keys(&server, HashTags::Off).await.moved, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_of_the_lua_scripts_moves_with_its_order() {
+    let server = Server::start();
+    let old = pmcp_tasks::RedisBackend::new(&server.url()).await.unwrap();
+    let created = |n| format!(r#"{{"task":{{"createdAt":"2024-01-0{n}T00:00:00Z"}}}}"#).into_bytes();
+    for (owner, task, n) in
+        [("alice", "z", 1), ("alice", "a", 2), ("tenant:bob", "z", 3), ("tenant:bob", "a", 4)]
+    {
+        old.put(&format!("{owner}:{task}"), &created(n)).await.unwrap();
+    }
+    assert_eq!(move_keys(&server, HashTags::On).await.moved, 4);
+    let tagged = backend(&server, HashTags::On).await;
+    for owner in ["alice", "tenant:bob"] {
+        let listed = tagged.list_by_prefix(&format!("{owner}:")).await.unwrap();
+        let keys: Vec<_> = listed.into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, [format!("{owner}:z"), format!("{owner}:a")]);
+    }
+    let mut left = server.wire();
+    assert_eq!(left.call(&["KEYS", "pmcp:idx:[^{]*"]), "*0\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_needs_no_module_for_it() {
+    let server = Server::start_with(&ServerOptions::default().without_module());
+    let old = pmcp_tasks::RedisBackend::new(&server.url()).await.unwrap();
+    for owner in ["alice", "tenant:bob"] {
+        old.put(&format!("{owner}:t"), br#"{"task":{"createdAt":"2023-11-14T22:13:20Z"}}"#).await.unwrap();
+    }
+    assert_eq!(move_keys(&server, HashTags::On).await.moved, 2);
+    let mut wire = server.wire();
+    for owner in ["alice", "tenant:bob"] {
+        let index = format!("pmcp:idx:{{{owner}}}");
+        assert_eq!(wire.call(&["ZSCORE", &index, "t"]), "$13\r\n1700000000000\r\n", "{owner}");
+    }
+    assert_eq!(wire.call(&["DBSIZE"]), ":4\r\n");
+}
+
+/// What somebody else does between the look at a task and its move.
+#[tokio::test(flavor = "multi_thread")]
+async fn write_at_the_last_moment_counts() {
+    let [task, index] = ["pmcp:tasks:alice:t", "pmcp:idx:alice"];
+    let [new_task, new_index] = ["pmcp:tasks:{alice}:t", "pmcp:idx:{alice}"];
+    let put = |task, index| vec!["PMCPTASK.PUT", task, index, "other"];
+    // What is found under the old name and the new one afterwards, and what has moved.
+    for (other, plain_version, tagged_version, moved) in [
+        (put(task, index), 0, 2, 1),
+        (put(new_task, new_index), 1, 1, 0),
+        (vec!["PMCPTASK.DEL", task, index], 0, 0, 0),
+        // One that the scan has not seen.
+        (put("pmcp:tasks:alice:u", index), 0, 1, 2),
+    ] {
+        let server = Server::start();
+        let (plain, tagged) = (backend(&server, HashTags::Off).await, backend(&server, HashTags::On).await);
+        plain.put("alice:t", b"data").await.unwrap();
+        let proxy = Proxy::to(server.port());
+        let words = other.iter().map(|word| (*word).to_owned()).collect();
+        proxy.set(Fault::Before { command: "MULTI", other: words });
+        let done = RedisBackend::builder(proxy.url()).hash_tags(HashTags::On).move_keys().await.unwrap();
+        assert_eq!(done.moved, moved, "{other:?}");
+        for (backend, expected) in [(&plain, plain_version), (&tagged, tagged_version)] {
+            let version = backend.get("alice:t").await.map_or(0, |task| task.version);
+            assert_eq!(version, expected, "{other:?}");
+            let listed = backend.list_by_prefix("alice:").await.unwrap();
+            let listed = listed.iter().find(|(key, _)| key == "alice:t").map_or(0, |(_, task)| task.version);
+            assert_eq!(listed, expected, "{other:?}");
+        }
+        assert_eq!(server.wire().call(&["EXISTS", new_index]), format!(":{}\r\n", tagged_version.min(1)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn task_is_never_replaced_and_what_is_in_its_way_is_named() {
+    let server = Server::start();
+    let (plain, tagged) = (backend(&server, HashTags::Off).await, backend(&server, HashTags::On).await);
+    plain.put("alice:both", b"old").await.unwrap();
+    tagged.put("alice:both", b"new").await.unwrap();
+    plain.put("bob:t", b"of bob").await.unwrap();
+    plain.put("carol:t", b"of carol").await.unwrap();
+    let mut wire = server.wire();
+    wire.call(&["SET", "pmcp:idx:{bob}", "no index"]);
+    let done = move_keys(&server, HashTags::On).await;
+    assert_eq!(done.moved, 1);
+    assert_eq!(done.left.iter().collect::<Vec<_>>(), ["pmcp:tasks:alice:both", "pmcp:tasks:bob:t"]);
+    assert_eq!(plain.get("alice:both").await.unwrap().data, b"old");
+    assert_eq!(tagged.get("alice:both").await.unwrap().data, b"new");
+    assert_eq!(plain.get("bob:t").await.unwrap().data, b"of bob");
+    assert_eq!(tagged.get("carol:t").await.unwrap().data, b"of carol");
+    // Once they are out of the way, another run moves the others.
+    wire.call(&["DEL", "pmcp:idx:{bob}"]);
+    tagged.delete("alice:both").await.unwrap();
+    assert_eq!(move_keys(&server, HashTags::On).await.moved, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn move_that_is_interrupted_anywhere_goes_on_where_it_was() {
+    const TASKS: usize = 300;
+    let server = Server::start();
+    let (plain, tagged) = (backend(&server, HashTags::Off).await, backend(&server, HashTags::On).await);
+    for n in 0..TASKS {
+        plain.put(&format!("owner-{}:t{n}", n % 7), n.to_string().as_bytes()).await.unwrap();
+    }
+    let proxy = Proxy::to(server.port());
+    let mut interruptions = 0;
+    loop {
+        let moving = RedisBackend::builder(proxy.url()).hash_tags(HashTags::On).move_keys();
+        let cut = async {
+            // Later each time: it has to read what has moved already.
+            tokio::time::sleep(Duration::from_millis(10 * (interruptions + 1))).await;
+            proxy.cut();
+        };
+        match tokio::join!(moving, cut).0 {
+            Ok(done) => {
+                assert!(done.left.is_empty());
+                break;
+            }
+            Err(error) => {
+                // At once: while it connects.
+                assert!(
+                    matches!(reason(&error), Error::Interrupted { .. } | Error::NoServer { .. }),
+                    "{error}"
+                );
+                interruptions += 1;
+            }
+        }
+        // Each task is under one of its names, and listed there.
+        let mut count = 0;
+        for n in 0..7 {
+            for backend in [&plain, &tagged] {
+                count += backend.list_by_prefix(&format!("owner-{n}:")).await.unwrap().len();
+            }
+        }
+        assert_eq!(count, TASKS);
+    }
+    assert!(interruptions > 0);
+    for n in 0..TASKS {
+        let task = tagged.get(&format!("owner-{}:t{n}", n % 7)).await.unwrap();
+        assert_eq!((task.version, task.data), (1, n.to_string().into_bytes()));
+    }
+}
+
+/// What a writer knows of its tasks: version and data of the last write that was acknowledged.
+type Written = BTreeMap<String, (u64, Vec<u8>)>;
+
+/// Makes tasks and writes to them, as if nothing happened, until told to stop.
+async fn write(backend: RedisBackend, name: &'static str, ends: Arc<AtomicBool>) -> Written {
+    let mut written = Written::new();
+    for n in 0.. {
+        if ends.load(Ordering::SeqCst) {
+            break;
+        }
+        let key = format!("owner-{}:{name}-{}", n % 3, n / 10);
+        let data = format!("{name} {n}").into_bytes();
+        let known = written.get(&key).map_or(0, |(version, _)| *version);
+        let wrote = if known == 0 {
+            backend.put(&key, &data).await
+        } else {
+            backend.put_if_version(&key, &data, known).await
+        };
+        match wrote {
+            Ok(version) => {
+                assert_eq!(version, known + 1, "{key}");
+                written.insert(key, (version, data));
+            }
+            // It has moved: it is no task of this writer's any more.
+            Err(StorageError::VersionConflict { actual: 0, .. }) => {}
+            Err(error) => panic!("{key}: {error}"),
+        }
+    }
+    written
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_write_is_lost_though_clients_of_both_settings_go_on_writing() {
+    let server = Server::start();
+    let (plain, tagged) = (backend(&server, HashTags::Off).await, backend(&server, HashTags::On).await);
+    let ends = Arc::new(AtomicBool::new(false));
+    let writers = [(plain.clone(), "old"), (plain.clone(), "old-too"), (tagged.clone(), "new")];
+    let writers = writers.map(|(backend, name)| tokio::spawn(write(backend, name, ends.clone())));
+    let mut moved = 0;
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        // It ends while they write, or not at all: somebody always has another one.
+        let moving = RedisBackend::builder(server.url()).hash_tags(HashTags::On).move_keys();
+        let _ = tokio::time::timeout(Duration::from_millis(500), moving).await;
+    }
+    ends.store(true, Ordering::SeqCst);
+    let mut written = Written::new();
+    for writer in writers {
+        written.extend(writer.await.unwrap());
+    }
+    let done = move_keys(&server, HashTags::On).await;
+    moved += done.moved;
+    assert!(done.left.is_empty(), "{done:?}");
+    assert!(moved > 0 && written.len() > 100, "{moved} of {}", written.len());
+    for (key, (version, data)) in &written {
+        let task = tagged.get(key).await.unwrap_or_else(|error| panic!("{key}: {error}"));
+        assert_eq!((task.version, &task.data), (*version, data), "{key}");
+    }
+    let mut listed = 0;
+    for n in 0..3 {
+        listed += tagged.list_by_prefix(&format!("owner-{n}:")).await.unwrap().len();
+        assert!(plain.list_by_prefix(&format!("owner-{n}:")).await.unwrap().is_empty());
+    }
+    assert_eq!(listed, written.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn primary_behind_sentinels_is_moved_too_and_a_cluster_or_nothing_is_refused() {
+    let watched = Watched::start(0);
+    let plain = RedisBackend::new(&watched.url()).await.unwrap();
+    plain.put("owner:t", b"data").await.unwrap();
+    let moving = RedisBackend::builder(watched.url()).hash_tags(HashTags::On).move_keys();
+    assert_eq!(moving.await.unwrap().moved, 1);
+    let error = RedisBackend::builder("redis+cluster://127.0.0.1:1").move_keys().await.unwrap_err();
+    assert!(matches!(reason(&error), Error::Settings(_)), "{error}");
+    let error = RedisBackend::builder("redis://127.0.0.1:1").move_keys().await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NoServer { .. }), "{error}");
+    let silent = Proxy::to_nobody(Fault::Silence);
+    let builder = RedisBackend::builder(silent.url()).connect_timeout(Duration::from_millis(200));
+    let error = builder.move_keys().await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NoServer { .. }), "{error}");
+}
+
+/// The way from one server to a cluster that docs/operations.md describes.
+#[tokio::test(flavor = "multi_thread")]
+async fn data_of_one_server_becomes_a_cluster() {
+    let mut first = Server::start_with(&ServerOptions::default().set("appendonly", "yes"));
+    let plain = backend(&first, HashTags::Off).await;
+    fill(&plain).await;
+    let before = shown(&plain).await;
+    assert!(move_keys(&first, HashTags::On).await.left.is_empty());
+    first.stop();
+    first.restart_with(&Cluster::node_options().set("appendonly", "yes"));
+    // The node has taken the slots of which it has keys; it takes the others, too.
+    let mut cluster = Cluster { servers: vec![first] };
+    let entry = format!("127.0.0.1:{}", cluster.servers[0].port());
+    let fixed = cluster.servers[0].cli_answering(&["--cluster", "fix", &entry], "yes\n");
+    assert!(fixed.status.success(), "{}", String::from_utf8_lossy(&fixed.stdout));
+    for _ in 0..2 {
+        let joining = Server::start_with(&Cluster::node_options());
+        cluster.servers[0].meet(&joining);
+        cluster.servers.push(joining);
+    }
+    let ids: Vec<_> = cluster.servers.iter().map(Server::node_id).collect();
+    let knows = |server: &Server| ids.iter().all(|id| server.nodes().contains(id));
+    assert!(holds_within(Duration::from_secs(30), || cluster.servers.iter().all(knows)));
+    cluster.wait_until_settled();
+    cluster.operate("rebalance", &["--cluster-use-empty-masters"]);
+    cluster.wait_until_settled();
+    let backend = RedisBackend::new(&cluster.url()).await.unwrap();
+    assert_eq!(shown(&backend).await, before);
+    let keys = |server: &Server| server.wire().call(&["DBSIZE"]);
+    assert!(cluster.servers.iter().all(|server| keys(server) != ":0\r\n"));
+    let (hashes, entries) = cluster.hashes_and_entries();
+    assert_eq!(hashes, entries);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn command_moves_keys_and_says_what_it_did() {
+    let server = Server::start();
+    let (plain, tagged) = (backend(&server, HashTags::Off).await, backend(&server, HashTags::On).await);
+    plain.put("alice:one", b"data").await.unwrap();
+    plain.put("alice:two", b"data").await.unwrap();
+    tagged.put("alice:two", b"data").await.unwrap();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(&cargo);
+        // As the test itself was built, so that nothing is built anew.
+        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+        command.args(["run", "--quiet", "--manifest-path", manifest, "--all-features"]);
+        command.args(["--bin", "pmcptask-hash-tags", "--"]);
+        let output = command.args(arguments).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    let (code, said, warned) = run(&["on", &server.url()]);
+    assert_eq!((code, said.as_str()), (1, "1 tasks moved\n"), "{warned}");
+    assert!(warned.ends_with("another key is in the way: pmcp:tasks:alice:two\n"), "{warned}");
+    tagged.delete("alice:two").await.unwrap();
+    assert_eq!(run(&["on", &server.url(), "pmcp"]), (0, "1 tasks moved\n".to_owned(), String::new()));
+    assert_eq!(run(&["on", &server.url(), "other"]).1, "0 tasks moved\n");
+    assert_eq!(run(&["off", &server.url()]).1, "2 tasks moved\n");
+    assert_eq!(run(&["of", &server.url()]).0, 2);
+    assert_eq!(run(&["on", "redis://127.0.0.1:1"]).0, 1);
+}
