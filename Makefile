@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test build install hash-tags lint fuzz valgrind bench bench-instructions bench-growth bench-micro prerequisites
+.PHONY: help run demo test test-servers build install hash-tags lint fuzz valgrind bench bench-instructions bench-growth bench-micro prerequisites
 
 # Server to run or test with, port, data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -10,6 +10,9 @@ PREFIX ?= /usr/local
 
 target := $(or $(CARGO_TARGET_DIR),target)
 module := $(abspath $(target))/release/libpmcptask.so
+# Servers to test with, one a line: name and path.
+servers := $(or $(SERVERS),$(target)/servers/servers)
+valkey := $(firstword $(abspath $(wildcard $(target)/servers/valkey-9-newest/valkey-server)) $(shell command -v valkey-server))
 installed := $(PREFIX)/lib/redis/modules/libpmcptask.so
 
 help: ## Show this list
@@ -23,6 +26,19 @@ demo: prerequisites ## Show an MCP server whose tasks survive it
 
 test: prerequisites ## Run all tests against real servers
 	cargo test --locked --workspace --all-features
+ifndef PMCPTASK_SERVER
+ifdef valkey
+	PMCPTASK_SERVER='$(valkey)' cargo test --locked --package pmcptask-tests --all-features
+else
+	@echo 'There is no valkey-server at hand, so all ran with redis-server alone. make test-servers gets more servers.'
+endif
+endif
+
+test-servers: prerequisites $(servers) ## Run the suites on each server of SERVERS= (Debian: gets eight); ONLY=, SUITES= limit that
+	@scripts/test-servers.sh '$(servers)'
+
+$(target)/servers/servers:
+	@scripts/get-servers.sh '$(@D)'
 
 build: prerequisites ## Build the module in release mode
 	cargo build --locked --release --package pmcptask

@@ -262,6 +262,16 @@ pub(crate) fn of_reply(error: RedisError) -> StorageError {
     }
 }
 
+/// The same in a cluster, of which every node is in reach: one that sends a call elsewhere until there is no time
+/// left has a slot that moves.
+pub(crate) fn of_reply_in_cluster(error: RedisError) -> StorageError {
+    if matches!(error.code(), Some("MOVED" | "ASK")) {
+        Error::SlotMoving { source: error }.into()
+    } else {
+        of_reply(error)
+    }
+}
+
 /// True for an error reply of a server that has done nothing, and that may do it, or another may, in a moment: it
 /// is becoming a replica or has just become one, is loading its data, or its slots are on their way.
 pub(crate) fn is_passing(error: &RedisError) -> bool {

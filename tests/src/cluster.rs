@@ -197,7 +197,7 @@ impl Server {
     /// Whether it takes writes.
     #[must_use]
     pub fn is_primary(&self) -> bool {
-        self.wire().call(&["INFO", "replication"]).contains("role:master")
+        self.replication().contains("role:master")
     }
 
     /// Whether a key is this node's.
@@ -266,9 +266,7 @@ impl Server {
     fn view_of_slots(&self) -> Option<Vec<String>> {
         let mut wire = self.wire();
         let is_ok = wire.call(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
-        let replication = wire.call(&["INFO", "replication"]);
-        let follows = !replication.contains("role:slave") || replication.contains("master_link_status:up");
-        if !is_ok || !follows {
+        if !is_ok || !self.follows_or_leads() {
             return None;
         }
         let nodes = wire.call(&["CLUSTER", "NODES"]);

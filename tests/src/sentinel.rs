@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::holds_within;
 use crate::server::{Server, ServerOptions};
+use crate::wire::Wire;
 
 /// The name under which Sentinels know the primary.
 const SERVICE: &str = "tasks";
@@ -101,18 +102,25 @@ impl Watched {
         assert!(holds_within(AGREEMENT, || self.primary() != before), "{}", self.sentinels[0].log());
     }
 
+    /// Makes a server a primary behind the back of the Sentinels.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not become one.
+    pub fn make_primary(&self, server: usize) {
+        let port = self.servers[server].port();
+        // Those who have just made it a replica cut its connections.
+        let made = || {
+            let reply = Wire::open(port).and_then(|mut wire| wire.try_call(&["REPLICAOF", "NO", "ONE"]));
+            reply.is_ok_and(|reply| reply == "+OK\r\n")
+        };
+        assert!(holds_within(AGREEMENT, made), "{}", self.servers[server].log());
+    }
+
     /// Port of the primary as the first Sentinel knows it.
     #[must_use]
     pub fn primary(&self) -> String {
         let reply = self.sentinels[0].wire().call(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE]);
         reply.lines().last().unwrap_or_default().to_owned()
-    }
-}
-
-impl Server {
-    /// True of a primary, and of a replica that is up to date.
-    fn follows_or_leads(&self) -> bool {
-        let info = self.wire().call(&["INFO", "replication"]);
-        info.contains("role:master") || info.contains("master_link_status:up")
     }
 }

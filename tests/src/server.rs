@@ -290,6 +290,21 @@ impl Server {
         line.and_then(|number| number.trim().parse().ok()).expect("the module counts it")
     }
 
+    /// What it says of its replication; nothing while it does not answer: Sentinels cut the connections to a primary
+    /// that they replace.
+    #[must_use]
+    pub fn replication(&self) -> String {
+        let asked = Wire::open(self.port).and_then(|mut wire| wire.try_call(&["INFO", "replication"]));
+        asked.unwrap_or_default()
+    }
+
+    /// True of a primary, and of a replica that is up to date.
+    #[must_use]
+    pub fn follows_or_leads(&self) -> bool {
+        let replication = self.replication();
+        replication.contains("role:master") || replication.contains("master_link_status:up")
+    }
+
     /// The number of its process.
     #[must_use]
     pub fn process_id(&self) -> u32 {

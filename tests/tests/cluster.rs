@@ -168,6 +168,30 @@ async fn read_whose_reply_is_lost_is_read_again() {
     }
 }
 
+/// The server itself lets nobody make a key beside others of a slot that is on its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn new_task_waits_for_its_slot_and_says_so_if_it_waits_in_vain() {
+    let cluster = Cluster::start(3, 0);
+    let builder = RedisBackend::builder(cluster.url()).connect_timeout(Duration::from_millis(500));
+    let backend = builder.connect().await.unwrap();
+    let number = (0..3).find(|number| cluster.servers[*number].has_slot_of("{owner}")).unwrap();
+    let [from, to] = [number, (number + 1) % 3].map(|number| &cluster.servers[number]);
+    let slot = from.slot_of("owner");
+    from.start_moving(&slot, to);
+    for asked in [backend.put("owner:t", b"data").await, backend.put_if_version("owner:t", b"data", 1).await]
+    {
+        let error = asked.unwrap_err();
+        assert!(matches!(reason(&error), Error::SlotMoving { .. }), "{error}");
+    }
+    let waiting = tokio::spawn({
+        let backend = RedisBackend::new(&cluster.url()).await.unwrap();
+        async move { backend.put("owner:t", b"data").await }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    from.stop_moving(&slot, to);
+    assert_eq!(waiting.await.unwrap().unwrap(), 1);
+}
+
 fn keys_of(server: &Server) -> usize {
     server.wire().call(&["DBSIZE"]).trim().trim_start_matches(':').parse().unwrap()
 }

@@ -74,7 +74,7 @@ async fn primary_that_was_cut_off_and_replaced_is_left() {
     let old = &watched.servers[0];
     // It stays a primary, and says so, as far as the Sentinels let it.
     watched.fail_over();
-    assert_eq!(old.wire().call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
+    watched.make_primary(0);
     let new = &watched.servers[1];
     // They ask the Sentinels every second.
     let follows = || {
@@ -126,7 +126,7 @@ async fn sentinel_that_has_missed_a_failover_is_not_believed() {
     let stale = Proxy::to(watched.sentinels[2].port());
     let reply = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{old}\r\n", old.len()).into_bytes();
     stale.set(Fault::Answer { command: "SENTINEL", reply });
-    assert_eq!(watched.servers[0].wire().call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
+    watched.make_primary(0);
     let hosts = watched.hosts();
     let url = format!("redis+sentinel://127.0.0.1:{},{},{}/tasks", stale.port(), hosts[0], hosts[1]);
     for _ in 0..5 {

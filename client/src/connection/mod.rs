@@ -115,7 +115,10 @@ impl Connection {
             Self::Cluster(cluster) => cluster.call(request).await,
         };
         match attempt {
-            Attempt::Replied(reply) => reply.map_err(error::of_reply),
+            Attempt::Replied(reply) => reply.map_err(|error| match self {
+                Self::Cluster(_) => error::of_reply_in_cluster(error),
+                _ => error::of_reply(error),
+            }),
             Attempt::Lost(error) => Err(error::of_loss(error, request.kind, request.key).into()),
             Attempt::NotSent => Err(Error::NotConnected { waited: started.elapsed() }.into()),
             Attempt::Refused(error) => Err(error.into()),

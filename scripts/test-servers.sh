@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# test-servers.sh FILE: runs every suite that needs a server with each server that FILE names (a line each: a name, and
+# the path of the server), and prints a table. SUITES and ONLY limit it to some suites and servers. One build of the
+# module is loaded by all of them.
+set -euo pipefail
+list=${1:?usage: test-servers.sh FILE}
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}
+logs=$target/servers/logs
+mkdir -p "$logs"
+rm -f "$logs"/*
+
+suites=(${SUITES:-$(basename -s .rs tests/tests/*.rs)})
+mapfile -t names < <(awk '{ print $1 }' "$list" | if [[ -n ${ONLY:-} ]]; then grep -xE "${ONLY// /|}"; else cat; fi)
+
+cargo test --locked --quiet --package pmcptask-tests --all-features --no-run
+
+# verdict LOG: passed and failed tests of a run, and whether there were any.
+verdict() {
+  local result
+  result=$(grep '^test result:' "$1" | tail -n 1) || { echo 'did not run'; return; }
+  sed -E 's/^test result: ok\. ([0-9]+) passed.*/\1/; s/^test result: FAILED\. ([0-9]+) passed; ([0-9]+) failed.*/**\2 failed**, \1/' \
+    <<<"$result"
+}
+
+failed=0
+for name in "${names[@]}"; do
+  server=$(awk -v name="$name" '$1 == name { print $2 }' "$list")
+  for suite in "${suites[@]}"; do
+    log=$logs/$name.$suite
+    PMCPTASK_SERVER=$server cargo test --locked --package pmcptask-tests --all-features --test "$suite" \
+      >"$log" 2>&1 </dev/null || failed=1
+    echo "$name $suite: $(verdict "$log")"
+  done
+done
+
+{
+  echo "| suite | $(printf '%s | ' "${names[@]}")"
+  echo "|---|$(printf -- '---|%.0s' "${names[@]}")"
+  for suite in "${suites[@]}"; do
+    row="| $suite |"
+    for name in "${names[@]}"; do row+=" $(verdict "$logs/$name.$suite") |"; done
+    echo "$row"
+  done
+  echo
+  echo 'Skipped, because the server lacks it:'
+  grep -H '^skipped: ' "$logs"/* | sed -E "s|^$logs/([^:]*)\.[a-z_]+:skipped: |- \1: |" | sort -u || echo '- nothing'
+} | tee "$target/servers/table.md"
+[[ $failed -eq 0 ]] || { echo "Some tests failed; what they said is in $logs." >&2; exit 1; }
