@@ -122,8 +122,11 @@ pub(crate) fn list<'c>(
                 Err(refusal) if refusal.code() == Code::Corrupt => {
                     statistics::CORRUPT_RECORDS_SKIPPED.increment();
                 }
-                // All are of one slot, so what holds for one holds for all.
-                Ok(None) if *may_be_elsewhere.get_or_init(|| reclaim::may_be_elsewhere(context, &name)) => {
+                // All are of one slot, so what holds for one holds for all. A hash that has outlived its task is here.
+                Ok(None)
+                    if *may_be_elsewhere.get_or_init(|| reclaim::may_be_elsewhere(context, &name))
+                        && Key::open_for_reading(context, task_name.as_ref()).is_none() =>
+                {
                     return Err(Refusal::MayBeElsewhere { key: name });
                 }
                 // No hash, or a key of another type, which is no hash either.

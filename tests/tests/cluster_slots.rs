@@ -127,3 +127,35 @@ fn entries_of_settled_slots_go_while_another_slot_moves() {
     assert_eq!(wire.call(&["CLUSTER", "SETSLOT", &slot, "STABLE"]), "+OK\r\n");
     assert!(holds_within(PROMISED, || entries(&mut wire) == ["other"]));
 }
+
+#[test]
+fn task_that_has_ended_holds_no_list_up_while_its_slot_moves() {
+    let pair = Pair::start();
+    let mut wire = pair.first.wire();
+    put(&mut wire, OTHER);
+    put(&mut wire, TASK);
+    pair.start_moving();
+    // It expires here, so it is not at the other node.
+    assert_eq!(wire.call(&["PEXPIRE", TASK, "50"]), ":1\r\n");
+    let lists_one = |wire: &mut Wire| wire.call(&["PMCPTASK.LIST", INDEX]).matches("data").count() == 1;
+    assert!(holds_within(PROMISED, || lists_one(&mut wire)), "{}", wire.call(&["PMCPTASK.LIST", INDEX]));
+    assert_eq!(entries(&mut wire), ["other"]);
+    // This one has outlived its expiry, because somebody took the key's away.
+    assert_eq!(wire.call(&["HSET", OTHER, "expires_at", "1"]), ":1\r\n");
+    assert_eq!(wire.call(&["PMCPTASK.LIST", INDEX]), "*0\r\n");
+}
+
+#[test]
+fn entry_whose_task_has_gone_on_its_way_goes_once_the_slot_has_arrived() {
+    let pair = Pair::start();
+    let mut wire = pair.first.wire();
+    put(&mut wire, OTHER);
+    put(&mut wire, TASK);
+    let slot = pair.start_moving();
+    pair.first.migrate(&[OTHER, INDEX], &pair.second);
+    // To the first node it may have moved; the second one has never had it.
+    assert_eq!(wire.call(&["DEL", TASK]), ":1\r\n");
+    pair.first.stop_moving(&slot, &pair.second);
+    let mut wire = pair.second.wire();
+    assert!(holds_within(Duration::from_secs(3), || entries(&mut wire) == ["other"]));
+}

@@ -215,15 +215,19 @@ impl Keyspace {
     ///
     /// [`PrefixError::InTheWayOfHashTags`] where the prefix holds a brace that makes owners' tags void.
     pub fn with_hash_tags(mut self) -> Result<Self, PrefixError> {
-        // What counts is the first opening brace of a key, and the first closing one after it.
-        let tag = self.prefix.split_once('{').map(|(_, rest)| rest.split_once('}'));
-        match tag {
-            None => {}
-            Some(Some((tag, _))) if !tag.is_empty() => {}
-            Some(_) => return Err(PrefixError::InTheWayOfHashTags(self.prefix)),
+        if self.prefix.contains('{') && !self.prefix_is_hash_tag() {
+            return Err(PrefixError::InTheWayOfHashTags(self.prefix));
         }
         self.has_hash_tags = true;
         Ok(self)
+    }
+
+    /// Whether the prefix holds a whole hash tag, which then is that of all keys.
+    #[must_use]
+    pub fn prefix_is_hash_tag(&self) -> bool {
+        // What counts is the first opening brace of a key, and the first closing one after it.
+        let tag = self.prefix.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
+        tag.is_some_and(|(tag, _)| !tag.is_empty())
     }
 
     /// Whether keys hold their owner in a hash tag.

@@ -47,6 +47,8 @@ const VERIFY_EVERY_MS: i64 = 15 * 60 * 1000;
 /// A task that expires within this time is noted as a deadline, in ms: three walks, or more where a walk
 /// takes longer.
 const SHORTEST_HORIZON_MS: i64 = 3 * WALK_EVERY_MS;
+/// How often a node of a cluster looks whether it has got slots, in ms.
+const LOOK_AT_SLOTS_EVERY_MS: i64 = 1_000;
 /// Index entries that are looked at before the clock is.
 const ENTRIES_AT_ONCE: usize = 64;
 
@@ -58,6 +60,9 @@ struct Patrol {
     requested: Option<Purpose>,
     next_walk_ms: i64,
     next_verification_ms: i64,
+    /// In a cluster: this node's ranges of slots, when they were looked at last.
+    slots: Vec<(i64, i64)>,
+    next_look_at_slots_ms: i64,
 }
 
 /// One walk over all keys of all databases.
@@ -86,6 +91,8 @@ impl Patrol {
         requested: None,
         next_walk_ms: 0,
         next_verification_ms: 0,
+        slots: Vec::new(),
+        next_look_at_slots_ms: 0,
     };
 
     /// The walk to go on with, if there is one.
@@ -163,10 +170,11 @@ fn step(context: &Context) {
         return;
     }
     reclaim_expired(context);
+    let slots = Slots::of(context);
+    look_at_slots(context, &slots);
     // Taken out while it works: looking at keys leads back into this module.
     let walk = PATROL.borrow_mut(context).and_then(|mut patrol| patrol.take_walk(context));
     let Some(mut walk) = walk else { return };
-    let slots = Slots::of(context);
     // However much there was to reclaim, the walk gets on.
     let started = Instant::now();
     let mut is_done = false;
@@ -184,6 +192,28 @@ fn step(context: &Context) {
         patrol.walk = Some(walk);
     }
     patrol.tell_whether_pending();
+}
+
+/// Slots that have arrived are verified: what has gone on their way, both nodes have left to the other.
+fn look_at_slots(context: &Context, slots: &Slots<'_>) {
+    if !context.is_cluster() {
+        return;
+    }
+    let now_ms = context.now_ms();
+    let has_others = PATROL.borrow_mut(context).is_some_and(|mut patrol| {
+        if now_ms < patrol.next_look_at_slots_ms {
+            return false;
+        }
+        patrol.next_look_at_slots_ms = now_ms.saturating_add(LOOK_AT_SLOTS_EVERY_MS);
+        let has_others = patrol.slots != slots.own();
+        if has_others {
+            patrol.slots = slots.own().to_vec();
+        }
+        has_others
+    });
+    if has_others {
+        request(context, Purpose::Verify);
+    }
 }
 
 fn reclaim_expired(context: &Context) {
@@ -266,7 +296,7 @@ fn put_right(context: &Context, slots: &Slots<'_>, task_name: &[u8]) {
     match slots.role_for(task_name) {
         Role::Owner => agree(context, task_name),
         // Once the slot has arrived, it is settled whose task this is.
-        Role::Moving => suspect(context, task_name),
+        Role::Moving => suspect(context, task_name, false),
         Role::Stranger => {}
     }
 }

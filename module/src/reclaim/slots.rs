@@ -34,8 +34,16 @@ impl<'c> Slots<'c> {
         if !self.context.is_cluster() {
             return Role::Owner;
         }
-        let table = self.table.get_or_init(|| Table::read(&self.context.cluster_nodes()));
-        self.context.cluster_slot(key).map_or(Role::Stranger, |slot| table.role_for(slot))
+        self.context.cluster_slot(key).map_or(Role::Stranger, |slot| self.table().role_for(slot))
+    }
+
+    /// First and last slot of each range of this node.
+    pub(super) fn own(&self) -> &[(i64, i64)] {
+        &self.table().own
+    }
+
+    fn table(&self) -> &Table {
+        self.table.get_or_init(|| Table::read(&self.context.cluster_nodes()))
     }
 }
 

@@ -23,8 +23,13 @@ const MOST: usize = 100_000;
 /// How soon to try again while the server must not write, or a key's slot is on its way, in ms.
 const RETRY_MS: i64 = 100;
 
-/// A task key and its database.
-type Suspect = (i32, Vec<u8>);
+/// A task key that may have gone or come.
+struct Suspect {
+    database: i32,
+    name: Vec<u8>,
+    /// It has gone for good, so it is not to be expected at another node.
+    has_ended: bool,
+}
 
 struct Suspects {
     keys: VecDeque<Suspect>,
@@ -76,7 +81,7 @@ fn note(context: &Context, event: &KeyEvent<'_>) {
     let name = event.key.bytes();
     if let Ok(key) = TaskKey::parse(name) {
         if serves(context, key.prefix) {
-            suspect(context, name);
+            suspect(context, name, event.has_ended);
         }
     } else if IndexKey::parse(name).is_ok_and(|key| serves(context, key.prefix)) {
         // Evicted, say, while its tasks are still there.
@@ -88,18 +93,20 @@ fn note(context: &Context, event: &KeyEvent<'_>) {
 /// which the client that it replaces may know the task.
 pub(crate) fn note_deleted(context: &Context, task_name: &[u8]) {
     if TaskKey::parse(task_name).is_ok_and(|key| key.owner.contains(&b':')) {
-        suspect(context, task_name);
+        suspect(context, task_name, true);
     }
 }
 
-/// Has a task's entry put right as soon as it can be judged.
-pub(super) fn suspect(context: &Context, task_name: &[u8]) {
+/// Has a task's entry put right as soon as it can be judged: while its slot is on its way, only if it is known to
+/// have ended.
+pub(super) fn suspect(context: &Context, task_name: &[u8], has_ended: bool) {
     let Some(mut suspects) = SUSPECTS.borrow_mut(context) else { return };
     if suspects.len() >= MOST {
         suspects.clear();
         patrol::request(context, Purpose::VerifyUrgently);
     }
-    suspects.keys.push_back((context.selected_database(), task_name.to_vec()));
+    let database = context.selected_database();
+    suspects.keys.push_back(Suspect { database, name: task_name.to_vec(), has_ended });
     if !suspects.timer_runs {
         suspects.timer_runs = true;
         start_timer(context, 0, put_batch_right);
@@ -133,16 +140,17 @@ fn advance(context: &Context) -> bool {
     };
     let slots = Slots::of(context);
     let mut has_advanced = false;
-    for (database, name) in batch {
-        if !context.select_database(database) {
+    for suspect in batch {
+        if !context.select_database(suspect.database) {
             continue;
         }
-        match slots.role_for(&name) {
-            Role::Owner => agree(context, &name),
+        match slots.role_for(&suspect.name) {
+            Role::Owner => agree(context, &suspect.name),
+            Role::Moving if suspect.has_ended => agree(context, &suspect.name),
             Role::Stranger => {}
             Role::Moving => {
                 if let Some(mut suspects) = SUSPECTS.borrow_mut(context) {
-                    suspects.waiting.push_back((database, name));
+                    suspects.waiting.push_back(suspect);
                 }
                 continue;
             }

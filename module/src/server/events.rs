@@ -15,6 +15,8 @@ use super::string::StringRef;
 /// to it whole (renamed, moved, copied or restored).
 pub(crate) struct KeyEvent<'c> {
     pub(crate) key: StringRef<'c>,
+    /// It has expired or was evicted: wherever its slot is on the way to, it is gone.
+    pub(crate) has_ended: bool,
 }
 
 type Handler = fn(&Context, &KeyEvent<'_>);
@@ -50,10 +52,11 @@ unsafe extern "C" fn key_event(
     let (true, Some(key), Some(handler)) = (is_meant, NonNull::new(key), HANDLER.get()) else {
         return OK;
     };
+    let has_ended = matches!(event.to_bytes(), b"expired" | b"evicted");
     // SAFETY: the server passes the context of this call.
     if let Some(context) = unsafe { Context::enter(raw) } {
         // SAFETY: the server keeps the key's name alive for this call.
-        let event = KeyEvent { key: unsafe { StringRef::new(context.api, key) } };
+        let event = KeyEvent { key: unsafe { StringRef::new(context.api, key) }, has_ended };
         if catch_unwind(AssertUnwindSafe(|| handler(&context, &event))).is_err() {
             context
                 .log_warning("pmcptask: the handler of a key event panicked; this is a defect of the module");
