@@ -1,6 +1,5 @@
 //! [`RedisBackend`]: the storage backend.
 
-use std::collections::HashSet;
 use std::fmt;
 
 use async_trait::async_trait;
@@ -114,20 +113,22 @@ impl RedisBackend {
     /// [`StorageError::Backend`], with an [`Error`] as its source that says what is wrong.
     pub async fn check_health(&self) -> Result<(), StorageError> {
         /// More owners than it takes to hit the one slot of a shard that has no other.
-        const OWNERS: u32 = 1_000_000;
+        const OWNERS: u32 = 200_000;
         let keyspace = self.keyspace()?;
-        let mut unchecked: HashSet<_> = (0..self.connection.shards()).collect();
-        for owner in 0..OWNERS {
-            if unchecked.is_empty() {
-                break;
+        // Where the prefix decides for all owners, all keys are at one server.
+        let owners = if keyspace.prefix_is_hash_tag() { 1 } else { OWNERS };
+        let keys = (0..owners).map(|owner| keyspace.task_key(&owner.to_string(), "health-check"));
+        for task_key in self.connection.one_key_of_each_shard(keys) {
+            self.check(&redis::cmd("PING"), &task_key).await?;
+            // The only way to find out that works everywhere: hosted servers deny MODULE LIST.
+            if let Some(reply) = self.check(&commands::get(&task_key), &task_key).await? {
+                replies::record(reply.value)?;
             }
-            let task_key = keyspace.task_key(&owner.to_string(), "health-check");
-            if self.connection.shard_of(&task_key).is_some_and(|shard| unchecked.remove(&shard)) {
-                self.check(&redis::cmd("PING"), &task_key).await?;
-                // The only way to find out that works everywhere: hosted servers deny MODULE LIST.
-                if let Some(reply) = self.check(&commands::get(&task_key), &task_key).await? {
-                    replies::record(reply.value)?;
-                }
+            if self.connection.waits_for_replicas()
+                && self.check(&commands::wait(), &task_key).await?.is_none()
+            {
+                let expected = "writes that wait for replicas: expected a user who may WAIT, came another";
+                return Err(Error::Settings(expected.to_owned()).into());
             }
         }
         Ok(())

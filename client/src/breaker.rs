@@ -6,21 +6,22 @@ use {crate::Error, recloser::AsyncRecloser, recloser::Recloser, std::time::Durat
 
 use crate::connection::Settings;
 
-/// When calls fail at once. Only a server that does not answer counts as a failure, and no refusal does.
+/// When calls fail at once. Only a server that does not answer counts as a failure, or a cluster that is down, and no
+/// other refusal does; nor does a call that its caller has given up.
 ///
 /// A backend and its clones have one breaker, also where they talk to many nodes: one shard of three that is away
 /// fails a third of the calls.
 #[cfg(feature = "circuit-breaker")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CircuitBreaker {
-    /// How many of the last calls are looked at, once there were so many, 1 at least; 20 unless set.
+    /// How many of the last calls are looked at, once there were so many, from 1 to 100,000; 20 unless set.
     pub calls: usize,
     /// What share of them has to fail, more than 0 and at most 1; 0.5 unless set.
     pub failure_rate: f32,
-    /// For how long calls fail at once then, before they are let through again; 1 s unless set.
+    /// For how long calls fail at once then, before they are let through again, at most a day; 1 s unless set.
     pub pause: Duration,
-    /// How many calls have to have ended then, 1 at least, before the next one decides whether the server is back; 3
-    /// unless set.
+    /// How many calls have to have ended then, from 1 to 100,000, before the next one decides whether the server is
+    /// back; 3 unless set.
     pub trials: usize,
 }
 
@@ -37,8 +38,14 @@ impl CircuitBreaker {
     ///
     /// [`Error::Settings`] where a number is out of its range.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.calls == 0 || self.trials == 0 {
-            return Err(Error::Settings("circuit breaker: expected at least 1 call and 1 trial".to_owned()));
+        // What the library would panic for.
+        let counts = 1..=100_000;
+        if !counts.contains(&self.calls) || !counts.contains(&self.trials) {
+            let expected = "circuit breaker: expected from 1 to 100,000 calls and trials";
+            return Err(Error::Settings(expected.to_owned()));
+        }
+        if self.pause > Duration::from_hours(24) {
+            return Err(Error::Settings("circuit breaker: expected a pause of at most a day".to_owned()));
         }
         if self.failure_rate > 0.0 && self.failure_rate <= 1.0 {
             return Ok(());

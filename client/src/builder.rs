@@ -111,7 +111,8 @@ impl RedisBackendBuilder {
     /// fails with [`Error::NotReplicated`], although it was made. Not done unless set.
     ///
     /// Replication is asynchronous: without this, the last writes before a failover may be lost. It costs each
-    /// write a round trip to the replicas, during which the connection serves nobody else.
+    /// write a round trip to the replicas. Such writes have a connection of their own, on which one waits for the
+    /// other: while replicas are missing, each holds the next ones up for `within`. Reads go on.
     pub fn wait_for_replicas(mut self, replicas: u16, within: Duration) -> Self {
         self.settings.acknowledgement = Some(Acknowledgement { replicas, within });
         self
@@ -178,6 +179,7 @@ impl RedisBackendBuilder {
     /// was written is lost: a task that it finds where it was moves afterwards, and one that it makes anew, because it
     /// has moved already, is left where it is, and told of ([`KeyMove::left`](crate::KeyMove::left)).
     ///
+    /// It ends once it finds nothing more to move, so not while somebody goes on making tasks under the old keys.
     /// Takes O(n), n keys of the database, at some 5,000 tasks per second, without stopping the server for longer
     /// than a task takes.
     ///
@@ -204,6 +206,7 @@ impl RedisBackendBuilder {
         let address = Address::parse(&self.url)?;
         let hash_tags = self.hash_tags.unwrap_or_else(|| HashTags::of(&address));
         let keyspace = hash_tags.keyspace(self.prefix).map_err(|error| Error::Settings(error.to_string()))?;
+        self.settings.check()?;
         let breaker = Breaker::of(&self.settings);
         let connection = Connection::open(address, self.settings).await?;
         let backend = RedisBackend::from_parts(connection, breaker, keyspace, hash_tags);

@@ -57,6 +57,11 @@ pub(crate) fn list(index_key: &str) -> Cmd {
     command("PMCPTASK.LIST", &[index_key.as_bytes()], 0)
 }
 
+/// `WAIT` that waits for nothing, to find out whether the user may.
+pub(crate) fn wait() -> Cmd {
+    command("WAIT", &[b"0", b"1"], 0)
+}
+
 /// When a record's task expires and was created. It goes out with the record, so that the server need not
 /// look into it.
 #[derive(Debug, Clone, Copy)]

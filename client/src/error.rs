@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pmcp_tasks::StorageError;
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{ErrorKind, RedisError};
 
 /// Why a call failed; the source of every [`StorageError::Backend`] of this crate; [`Error::of`] finds it.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +120,7 @@ pub enum Error {
     },
     /// No node could serve the key in the time that the call could wait: after a failure, until a replica has
     /// taken over. Nothing was changed.
-    #[error("the Redis cluster cannot serve the key right now: {source}")]
+    #[error("the key cannot be served right now: {source}")]
     ClusterDown {
         /// What the server said.
         source: RedisError,
@@ -280,7 +280,8 @@ pub(crate) fn is_passing(error: &RedisError) -> bool {
 
 /// True for a failure to connect that says nothing of the next attempt.
 pub(crate) fn is_of_the_moment(error: &RedisError) -> bool {
-    error.is_io_error() || error.kind() == ErrorKind::MasterNameNotFoundBySentinel || is_passing(error)
+    !matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig)
+        && !matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED"))
 }
 
 /// Gives the error of an attempt to connect its meaning.
@@ -312,6 +313,9 @@ fn is_of_tls(error: &RedisError) -> bool {
 pub(crate) fn of_move(error: RedisError) -> Error {
     let replies = error.clone().into_server_errors();
     match replies.as_deref() {
+        Some([(_, reply), ..]) if matches!(reply.code(), "MOVED" | "CROSSSLOT") => {
+            Error::Settings("URL: expected one server or Sentinels, came a node of a cluster".to_owned())
+        }
         Some([(_, reply), ..]) => of_server(reply.clone().into()),
         _ => Error::Interrupted { source: error },
     }
@@ -325,9 +329,9 @@ pub(crate) fn is_wrong_type(error: &RedisError) -> bool {
 
 /// Gives an error reply its meaning. But for DEFECT, the server sends one before it has changed anything.
 fn of_server(error: RedisError) -> Error {
-    let is_unknown_command = error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
-        && error.detail().is_some_and(|detail| detail.starts_with("unknown command"));
-    if is_unknown_command {
+    let unknown_command = error.detail().and_then(|detail| detail.strip_prefix("unknown command"));
+    let is_ours = |name: &str| name.trim_start_matches([' ', '\'', '`']).starts_with("PMCPTASK.");
+    if unknown_command.is_some_and(is_ours) {
         // The server repeats the arguments, the record among them: that text goes no further.
         return Error::ModuleNotLoaded;
     }

@@ -3,7 +3,7 @@
 //! Each task is renamed by one transaction of plain commands, with its entry in the index: it is never under both
 //! names, nor under none. What a run has not come to, the next one finds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use pmcptask_schema::{IndexKey, Keyspace, TaskKey, fields, owner_in_hash_tag};
 use redis::aio::MultiplexedConnection;
@@ -33,9 +33,12 @@ pub(crate) async fn move_all(
     target: &Keyspace,
 ) -> Result<KeyMove, Error> {
     let mut done = KeyMove::default();
+    let mut moved_here = HashSet::new();
     loop {
         let before = done.moved;
-        move_those_found(connection, target, &mut done).await.map_err(error::of_move)?;
+        // What is still in the way is found again.
+        done.left.clear();
+        move_those_found(connection, target, &mut done, &mut moved_here).await.map_err(error::of_move)?;
         // Others may have written under old names behind the back of the scan.
         if done.moved == before {
             return Ok(done);
@@ -47,6 +50,7 @@ async fn move_those_found(
     connection: &mut MultiplexedConnection,
     target: &Keyspace,
     done: &mut KeyMove,
+    moved_here: &mut HashSet<String>,
 ) -> Result<(), RedisError> {
     let pattern = escape(target.prefix()) + ":tasks:*";
     let mut cursor = 0_u64;
@@ -60,15 +64,22 @@ async fn move_those_found(
                 let outcome = match Names::of(key, own_braces, target) {
                     Found::Elsewhere | Found::InPlace => continue,
                     Found::Unreadable => Moved::InTheWay,
-                    Found::ToMove(names) => names.move_task(connection).await?,
+                    // An owner in braces that stands there without its hash tag by now.
+                    Found::ToMove(names) if moved_here.contains(&*String::from_utf8_lossy(&names.task)) => {
+                        continue;
+                    }
+                    Found::ToMove(names) => {
+                        let moved = names.move_task(connection).await?;
+                        if owner_in_braces(names.new_task.as_bytes()).is_some() && !target.has_hash_tags() {
+                            moved_here.insert(names.new_task);
+                        }
+                        moved
+                    }
                 };
                 let key = String::from_utf8_lossy(key);
                 match outcome {
-                    Moved::Yes => {
-                        done.left.remove(&*key);
-                        done.moved = done.moved.saturating_add(1);
-                    }
-                    Moved::Gone => drop(done.left.remove(&*key)),
+                    Moved::Yes => done.moved = done.moved.saturating_add(1),
+                    Moved::Gone => {}
                     Moved::InTheWay => drop(done.left.insert(key.into_owned())),
                 }
             }

@@ -175,17 +175,31 @@ impl Cluster {
     pub fn hashes_and_entries(&self) -> (Vec<String>, Vec<String>) {
         let (mut hashes, mut entries) = (Vec::new(), Vec::new());
         for server in self.servers.iter().filter(|server| server.is_primary()) {
-            let mut connection = server.connection();
-            let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
-            for key in keys {
-                let Some((prefix, owner)) = key.split_once(":idx:") else {
-                    hashes.push(key);
-                    continue;
-                };
-                let members: Vec<String> =
-                    redis::cmd("ZRANGE").arg(&key).arg(0).arg(-1).query(&mut connection).unwrap();
-                entries.extend(members.iter().map(|member| format!("{prefix}:tasks:{owner}:{member}")));
-            }
+            let of_server = server.hashes_and_entries();
+            hashes.extend(of_server.0);
+            entries.extend(of_server.1);
+        }
+        hashes.sort();
+        entries.sort();
+        (hashes, entries)
+    }
+}
+
+impl Server {
+    /// Every task's key, and the index entry of every task as a task's key, sorted.
+    #[must_use]
+    pub fn hashes_and_entries(&self) -> (Vec<String>, Vec<String>) {
+        let (mut hashes, mut entries) = (Vec::new(), Vec::new());
+        let mut connection = self.connection();
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
+        for key in keys {
+            let Some((prefix, owner)) = key.split_once(":idx:") else {
+                hashes.push(key);
+                continue;
+            };
+            let members: Vec<String> =
+                redis::cmd("ZRANGE").arg(&key).arg(0).arg(-1).query(&mut connection).unwrap();
+            entries.extend(members.iter().map(|member| format!("{prefix}:tasks:{owner}:{member}")));
         }
         hashes.sort();
         entries.sort();

@@ -15,10 +15,25 @@ use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 use pmcptask_client::{Error, RedisBackend};
 use tokio::task::JoinHandle;
 
-const OWNERS_OF_A_CLIENT: usize = 8;
-const TASKS_OF_AN_OWNER: usize = 4;
+/// Together with those of the others, so many that any sixteenth of the slots has some.
+const OWNERS_OF_A_CLIENT: usize = 64;
+const TASKS_OF_AN_OWNER: usize = 2;
+/// A part of the tasks expires so soon, in ms.
+const SOON: std::ops::Range<usize> = 50..1_000;
 /// After an error, a client does what a careful user would: it waits a moment.
 const AFTER_AN_ERROR: Duration = Duration::from_millis(10);
+
+/// How calls may fail while servers change.
+const EXPECTED: [&str; 8] = [
+    "NotConnected",
+    "OutcomeUnknown",
+    "NoReply",
+    "NotReplicated",
+    "SlotMoving",
+    "ClusterDown",
+    "ReadOnly",
+    "Loading",
+];
 
 /// Version and data; none where there is no task.
 type State = Option<(u64, Vec<u8>)>;
@@ -27,14 +42,16 @@ type State = Option<(u64, Vec<u8>)>;
 pub struct Load {
     clients: Vec<JoinHandle<Account>>,
     ends: Arc<AtomicBool>,
-    successes: Arc<AtomicUsize>,
+    /// Calls of each client that have succeeded.
+    successes: Vec<Arc<AtomicUsize>>,
 }
 
 impl Load {
     /// Sets clients to work, one for each backend.
     #[must_use]
     pub fn start(backends: Vec<RedisBackend>) -> Self {
-        let (ends, successes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let ends = Arc::new(AtomicBool::new(false));
+        let successes: Vec<_> = backends.iter().map(|_| Arc::new(AtomicUsize::new(0))).collect();
         let start = |(number, backend)| {
             let client = Client {
                 backend,
@@ -42,19 +59,21 @@ impl Load {
                 random: 0x9E37_79B9_7F4A_7C15 ^ number as u64,
                 made: 0,
                 account: Account::default(),
-                successes: successes.clone(),
+                successes: successes[number].clone(),
             };
             tokio::spawn(client.work(ends.clone()))
         };
         Self { clients: backends.into_iter().enumerate().map(start).collect(), ends, successes }
     }
 
-    /// Waits until so many more calls have succeeded.
+    /// Waits until so many more calls have succeeded, and of each client its share of them.
     pub async fn go_on_for(&self, calls: usize) {
         let limit = Duration::from_mins(1);
-        let (before, started) = (self.successes.load(Ordering::SeqCst), Instant::now());
-        while self.successes.load(Ordering::SeqCst) < before + calls {
-            assert!(started.elapsed() < limit, "the clients do not recover");
+        let share = calls.div_ceil(self.successes.len());
+        let counts = || self.successes.iter().map(|count| count.load(Ordering::SeqCst)).collect::<Vec<_>>();
+        let (before, started) = (counts(), Instant::now());
+        while counts().iter().zip(&before).any(|(count, before)| *count < before + share) {
+            assert!(started.elapsed() < limit, "a client does not recover: {before:?}, now {:?}", counts());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -183,19 +202,18 @@ impl Client {
         while !ends.load(Ordering::SeqCst) {
             let number = self.next_random(tasks.len());
             let key = tasks[number].clone();
-            match self.step(&key).await {
-                Ok(()) => {
-                    self.account.operations += 1;
-                    self.account.longest_outage = self.account.longest_outage.max(last_success.elapsed());
-                    last_success = Instant::now();
-                    self.successes.fetch_add(1, Ordering::SeqCst);
-                }
-                Err(is_unknown) => {
-                    if is_unknown {
-                        tasks[number] = self.new_task(number);
-                    }
-                    tokio::time::sleep(AFTER_AN_ERROR).await;
-                }
+            let succeeded = self.step(&key).await;
+            self.account.longest_outage = self.account.longest_outage.max(last_success.elapsed());
+            if self.account.tasks[&key].len() > 1 {
+                // Nobody knows which of these it is.
+                tasks[number] = self.new_task(number);
+            }
+            if succeeded {
+                self.account.operations += 1;
+                last_success = Instant::now();
+                self.successes.fetch_add(1, Ordering::SeqCst);
+            } else {
+                tokio::time::sleep(AFTER_AN_ERROR).await;
             }
         }
         self.account
@@ -218,13 +236,21 @@ impl Client {
         usize::try_from(self.random >> 33).unwrap() % below
     }
 
-    /// One call. Of an error, whether the outcome is unknown.
-    async fn step(&mut self, key: &str) -> Result<(), bool> {
+    /// One call; false if it failed.
+    async fn step(&mut self, key: &str) -> bool {
         let [before] = self.account.tasks[key].as_slice() else { panic!("{key} was to be left alone") };
         let before = before.clone();
         let version = before.as_ref().map_or(0, |(version, _)| *version);
-        let data = format!("{key} {}", self.next_random(1 << 30)).into_bytes();
-        let after = Some((version + 1, data.clone()));
+        let number = self.next_random(1 << 30);
+        let expires_at = self.is_to_expire().then(|| self.moment_soon());
+        let data = match &expires_at {
+            Some(at) => format!(r#"{{"number":{number},"expiresAt":"{at}"}}"#).into_bytes(),
+            None => format!("{key} {number}").into_bytes(),
+        };
+        let mut after = vec![Some((version + 1, data.clone()))];
+        if expires_at.is_some() {
+            after.push(None);
+        }
         let what = self.next_random(100);
         match (what, &before) {
             (0..10, _) => match state_of(self.backend.get(key).await) {
@@ -232,14 +258,14 @@ impl Client {
                     if found != before {
                         self.violated(format!("{key} was read as {found:?} instead of {before:?}"));
                     }
-                    Ok(())
+                    true
                 }
                 Err(error) => self.failed(key, &error, vec![before]),
             },
             (10..25, _) => match self.backend.list_by_prefix(owner_of(key)).await {
                 Ok(listed) => {
                     self.check_list(owner_of(key), &listed);
-                    Ok(())
+                    true
                 }
                 Err(error) => self.failed(key, &error, vec![before]),
             },
@@ -249,7 +275,7 @@ impl Client {
                         self.violated(format!("{key} was gone before it was deleted"));
                     }
                     self.account.tasks.insert(key.to_owned(), vec![None]);
-                    Ok(())
+                    true
                 }
                 Err(error) => self.failed(key, &error, vec![before, None]),
             },
@@ -287,37 +313,49 @@ impl Client {
         key: &str,
         written: Result<u64, StorageError>,
         before: State,
-        after: State,
-    ) -> Result<(), bool> {
+        after: Vec<State>,
+    ) -> bool {
         match written {
             Ok(version) => {
-                if after.as_ref().is_none_or(|(expected, _)| *expected != version) {
+                if version != before.as_ref().map_or(0, |(version, _)| *version) + 1 {
                     self.violated(format!("{key} is at version {version} after a write to {before:?}"));
                 }
-                self.account.tasks.insert(key.to_owned(), vec![after]);
-                Ok(())
+                self.account.tasks.insert(key.to_owned(), after);
+                true
             }
-            Err(error) => self.failed(key, &error, vec![before, after]),
+            Err(error) => self.failed(key, &error, [vec![before], after].concat()),
         }
     }
 
     /// Takes note of an error. `states`: what the task may be in, if the outcome is unknown; the first is the
     /// one before the call.
-    fn failed(&mut self, key: &str, error: &StorageError, states: Vec<State>) -> Result<(), bool> {
+    fn failed(&mut self, key: &str, error: &StorageError, states: Vec<State>) -> bool {
         let reason = Error::of(error);
         let Some(reason) = reason else {
             // Nobody else writes to this task.
             self.violated(format!("{key}: {error}"));
-            return Err(false);
+            return false;
         };
         let name = format!("{reason:?}");
         let name = name.split([' ', '(', '{']).next().unwrap_or_default().to_owned();
+        if !EXPECTED.contains(&name.as_str()) {
+            self.violated(format!("{key}: {error}"));
+        }
         *self.account.errors.entry(name).or_default() += 1;
-        let is_unknown = reason.outcome_is_unknown();
-        if is_unknown {
+        if reason.outcome_is_unknown() {
             self.account.tasks.insert(key.to_owned(), states);
         }
-        Err(is_unknown)
+        false
+    }
+
+    fn is_to_expire(&mut self) -> bool {
+        self.next_random(10) == 0
+    }
+
+    fn moment_soon(&mut self) -> String {
+        let soon = SOON.start + self.next_random(SOON.end - SOON.start);
+        let at_ms = crate::now_ms() + i64::try_from(soon).unwrap();
+        chrono::DateTime::from_timestamp_millis(at_ms).unwrap().to_rfc3339()
     }
 
     fn violated(&mut self, what: String) {

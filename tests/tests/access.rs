@@ -388,7 +388,9 @@ async fn server_that_loads_its_data_says_so_and_then_answers() {
         .set("key-load-delay", "2000")
         .set("loading-process-events-interval-bytes", "1024");
     let mut server = Server::start_with(&options);
-    let backend = RedisBackend::new(&server.url()).await.unwrap();
+    let waiting = |limit| RedisBackend::builder(server.url()).connect_timeout(limit).connect();
+    let backend = waiting(Duration::from_millis(100)).await.unwrap();
+    let patient = waiting(Duration::from_secs(30)).await.unwrap();
     let mut filling = redis::pipe();
     for n in 0..500 {
         filling.cmd("PMCPTASK.PUT").arg(format!("pmcp:tasks:o:t{n}")).arg("pmcp:idx:o").arg("d".repeat(500));
@@ -401,6 +403,8 @@ async fn server_that_loads_its_data_says_so_and_then_answers() {
         server
     });
     let mut kinds = Vec::new();
+    // A server that restarts costs those who can wait no call.
+    let in_the_end = tokio::spawn(async move { patient.put("o:patient", b"data").await });
     while !restarting.is_finished() {
         for error in [backend.get("o:t7").await.err(), backend.put("o:new", b"secret").await.err()] {
             let Some(error) = error else { continue };
@@ -414,6 +418,7 @@ async fn server_that_loads_its_data_says_so_and_then_answers() {
     let server = restarting.await.unwrap();
     let loading = kinds.iter().filter(|error| matches!(reason(error), Error::Loading { .. })).count();
     assert!(loading >= 2, "{kinds:?}");
+    assert_eq!(in_the_end.await.unwrap().unwrap(), 1);
     let started = Instant::now();
     assert_eq!(backend.get("o:t7").await.unwrap().version, 1);
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());

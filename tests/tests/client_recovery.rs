@@ -398,10 +398,11 @@ async fn server_that_pauses_its_clients_fails_calls_in_time_and_recovers() {
     assert!(reason(&put.unwrap_err()).outcome_is_unknown());
     assert!(matches!(reason(&get.unwrap_err()), Error::NoReply { .. }));
     assert!(matches!(reason(&list.unwrap_err()), Error::NoReply { .. }));
-    // Comes once the pause is over; the write that has waited is carried out by then, once.
+    // Comes once the pause is over; the write that has waited is carried out by then, once or not at all.
     wire.call(&["PING"]);
-    assert_eq!(backend.get("o:t").await.unwrap().version, 2);
-    assert_eq!(backend.put("o:t", b"three").await.unwrap(), 3);
+    let version = backend.get("o:t").await.unwrap().version;
+    assert!((1..=2).contains(&version), "{version}");
+    assert_eq!(backend.put("o:t", b"three").await.unwrap(), version + 1);
 }
 
 // Servers that refuse for a while.

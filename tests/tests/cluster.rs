@@ -4,7 +4,7 @@
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
@@ -45,8 +45,15 @@ async fn with_replicas() -> (Cluster, RedisBackend) {
     assert!(holds_within(Duration::from_secs(20), || ports.iter().all(|port| slots().contains(port))));
     let builder = RedisBackend::builder(cluster.url()).wait_for_replicas(1, Duration::from_secs(1));
     let backend = builder.read_from_replicas(true).connect().await.unwrap();
-    let is_connected = |server: &Server| server.wire().call(&["CLIENT", "LIST"]).contains("resp=3");
-    assert!(holds_within(Duration::from_secs(5), || cluster.servers[3..].iter().all(is_connected)));
+    // Connections to replicas are made in the background; reads of other tasks show when they are there.
+    let reads = |server: &Server| server.counter("get_hits") > 0;
+    let started = Instant::now();
+    while !cluster.servers[3..].iter().all(reads) {
+        assert!(started.elapsed() < Duration::from_secs(20), "no replica is read from");
+        for owner in 0..20 {
+            backend.get(&format!("{owner}:first")).await.unwrap();
+        }
+    }
     (cluster, backend)
 }
 
@@ -56,6 +63,8 @@ async fn read_goes_to_a_replica_where_that_is_wanted() {
     let reads = |servers: &[Server]| -> u64 {
         servers.iter().map(|server| server.counter("get_hits") + server.counter("lists")).sum()
     };
+    let (primaries, replicas) = cluster.servers.split_at(3);
+    let before = (reads(primaries), reads(replicas));
     for owner in 0..20 {
         let (key, prefix) = (format!("{owner}:t"), format!("{owner}:"));
         backend.put(&key, b"data").await.unwrap();
@@ -64,8 +73,7 @@ async fn read_goes_to_a_replica_where_that_is_wanted() {
         // What a replica does not have may be new: the primary is asked too.
         assert!(matches!(backend.get("none:t").await, Err(StorageError::NotFound { .. })));
     }
-    let (primaries, replicas) = cluster.servers.split_at(3);
-    assert_eq!((reads(primaries), reads(replicas)), (0, 40));
+    assert_eq!((reads(primaries), reads(replicas)), (before.0, before.1 + 40));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,6 +109,15 @@ async fn behind_proxies() -> (Cluster, Vec<Proxy>, RedisBackend) {
     (cluster, proxies, backend.connect().await.unwrap())
 }
 
+/// Waits until late replies, which hold up those that follow on their connection, are through.
+async fn let_late_replies_through(proxies: &[Proxy], backend: &RedisBackend) {
+    set_all(proxies, &Fault::None);
+    let started = Instant::now();
+    while let Err(error) = backend.check_health().await {
+        assert!(started.elapsed() < Duration::from_secs(20), "{error}");
+    }
+}
+
 fn set_all(proxies: &[Proxy], fault: &Fault) {
     for proxy in proxies {
         proxy.set(fault.clone());
@@ -118,13 +135,13 @@ async fn write_whose_reply_is_lost_is_made_once_and_its_outcome_is_unknown() {
             set_all(&proxies, &fault);
             let error = backend.put(&key, b"put").await.unwrap_err();
             assert!(reason(&error).outcome_is_unknown(), "{error}");
-            set_all(&proxies, &Fault::None);
+            let_late_replies_through(&proxies, &backend).await;
             assert_eq!(backend.get(&key).await.unwrap().version, before + 1);
             set_all(&proxies, &fault);
             // Not a conflict with itself.
             let error = backend.put_if_version(&key, b"cas", before + 1).await.unwrap_err();
             assert!(reason(&error).outcome_is_unknown(), "{error}");
-            set_all(&proxies, &Fault::None);
+            let_late_replies_through(&proxies, &backend).await;
             let task = backend.get(&key).await.unwrap();
             assert_eq!((task.version, task.data.as_slice()), (before + 2, &b"cas"[..]));
         }
@@ -166,6 +183,42 @@ async fn read_whose_reply_is_lost_is_read_again() {
         assert_eq!(backend.list_by_prefix(&format!("{owner}:")).await.unwrap().len(), 1);
         set_all(&proxies, &Fault::None);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn list_of_a_slot_on_its_way_waits_until_it_is_whole_at_its_new_node() {
+    let cluster = Cluster::start(3, 0);
+    let backend = RedisBackend::builder(cluster.url()).connect_timeout(Duration::from_secs(10));
+    let backend = backend.connect().await.unwrap();
+    for task in ["a", "b"] {
+        backend.put(&format!("owner:{task}"), b"data").await.unwrap();
+    }
+    let number = (0..3).find(|number| cluster.servers[*number].has_slot_of("{owner}")).unwrap();
+    let [from, to] = [number, (number + 1) % 3].map(|number| &cluster.servers[number]);
+    from.start_moving(&from.slot_of("owner"), to);
+    from.migrate(&["pmcp:tasks:{owner}:a", "pmcp:idx:{owner}"], to);
+    let waiting = tokio::spawn({
+        let backend = backend.clone();
+        async move { backend.list_by_prefix("owner:").await }
+    });
+    // Many redirects later.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!waiting.is_finished());
+    from.migrate(&["pmcp:tasks:{owner}:b"], to);
+    assert_eq!(waiting.await.unwrap().unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prefix_that_is_a_hash_tag_puts_all_owners_at_one_node() {
+    let cluster = Cluster::start(3, 0);
+    let started = Instant::now();
+    let backend = RedisBackend::builder(cluster.url()).prefix("{app}").connect().await.unwrap();
+    backend.check_health().await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    for owner in 0..10 {
+        backend.put(&format!("{owner}:t"), b"data").await.unwrap();
+    }
+    assert_eq!(cluster.servers.iter().filter(|server| keys_of(server) > 0).count(), 1);
 }
 
 /// The server itself lets nobody make a key beside others of a slot that is on its way.

@@ -37,7 +37,9 @@ async fn end(what: &str, load: Load, cluster: &Cluster) {
     account.assert_nothing_lost();
     let agree = || {
         let (hashes, entries) = cluster.hashes_and_entries();
-        hashes == entries
+        // Each at one node.
+        let is_twice = hashes.windows(2).any(|pair| pair[0] == pair[1]);
+        !hashes.is_empty() && !is_twice && hashes == entries
     };
     assert!(holds_within(Duration::from_secs(1), agree), "{:#?}", cluster.hashes_and_entries());
 }
@@ -48,9 +50,10 @@ async fn slots_that_move_key_by_key_lose_nothing() {
     let load = load(&cluster).await;
     load.go_on_for(A_WHILE).await;
     let [first, second, third] = [0, 1, 2].map(|number| &cluster.servers[number]);
-    for (from, to) in [(first, second), (second, third), (third, first)] {
+    for (from, to) in [(first, second), (third, first)] {
         cluster.reshard(SLOTS, from, to);
     }
+    // It takes from the second what the third has too few of.
     cluster.operate("rebalance", &["--cluster-threshold", "1"]);
     end("slots moved key by key", load, &cluster).await;
 }
@@ -110,6 +113,7 @@ fn move_at_once(from: &Server, to: &Server) -> bool {
     let id = to.node_id();
     let valkey = from.wire().call(&["CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", "0", &last, "NODE", &id]);
     if valkey != "+OK\r\n" {
+        assert!(valkey.contains("nknown subcommand"), "{valkey}");
         let redis = to.wire().call(&["CLUSTER", "MIGRATION", "IMPORT", "0", &last]);
         if redis.starts_with('-') {
             assert!(redis.contains("nknown subcommand"), "{redis}");
@@ -156,22 +160,27 @@ async fn node_that_joins_and_leaves_loses_nothing() {
     let mut cluster = Cluster::start(3, 1);
     let load = load(&cluster).await;
     load.go_on_for(A_WHILE).await;
-    let joining = Server::start_with(&Cluster::node_options());
-    cluster.servers[0].meet(&joining);
-    cluster.servers.push(joining);
-    let id = cluster.servers[6].node_id();
-    let known = |cluster: &Cluster| cluster.servers.iter().all(|server| server.nodes().contains(&id));
-    assert!(holds_within(Duration::from_secs(30), || known(&cluster)));
+    for _ in 0..2 {
+        let joining = Server::start_with(&Cluster::node_options());
+        cluster.servers[0].meet(&joining);
+        cluster.servers.push(joining);
+    }
+    let ids = [6, 7].map(|number| cluster.servers[number].node_id());
+    let knows = |server: &Server| ids.iter().all(|id| server.nodes().contains(id));
+    assert!(holds_within(Duration::from_secs(30), || cluster.servers.iter().all(knows)));
+    // Without a replica of its own, no write to it would count.
+    cluster.servers[7].replicate(&cluster.servers[6]);
     cluster.wait_until_settled();
     cluster.reshard(SLOTS, &cluster.servers[0], &cluster.servers[6]);
     load.go_on_for(A_WHILE).await;
     cluster.reshard(SLOTS, &cluster.servers[6], &cluster.servers[1]);
     cluster.wait_until_settled();
-    let leaving = cluster.servers.pop().unwrap();
     let entry = format!("127.0.0.1:{}", cluster.servers[0].port());
-    let left = leaving.cli(&["--cluster", "del-node", &entry, &id]);
-    assert!(left.status.success(), "{}", String::from_utf8_lossy(&left.stdout));
-    drop(leaving);
+    for id in ids.iter().rev() {
+        let leaving = cluster.servers.pop().unwrap();
+        let left = leaving.cli(&["--cluster", "del-node", &entry, id]);
+        assert!(left.status.success(), "{}", String::from_utf8_lossy(&left.stdout));
+    }
     cluster.wait_until_settled();
     end("a node joined and left", load, &cluster).await;
 }

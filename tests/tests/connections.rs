@@ -96,10 +96,76 @@ async fn idle_connection_that_is_well_is_left_alone_though_its_user_may_not_ping
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn setting_that_cannot_be_kept_is_refused_before_anything_is_connected() {
+    let builder = || RedisBackend::builder("redis://127.0.0.1:1");
+    for builder in [
+        builder().connect_timeout(Duration::ZERO),
+        builder().response_timeout(Duration::ZERO),
+        builder().keep_alive(Duration::ZERO),
+    ] {
+        let error = builder.connect().await.unwrap_err();
+        assert!(matches!(reason(&error), Error::Settings(_)), "{error}");
+    }
+    // One that the operating system would not take is not passed on.
+    let server = Server::start();
+    RedisBackend::builder(server.url()).keep_alive(Duration::MAX).connect().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_that_waits_for_replicas_holds_no_read_up() {
+    const WITHIN: Duration = Duration::from_secs(2);
+    let server = Server::start();
+    let backend = RedisBackend::builder(server.url()).wait_for_replicas(1, WITHIN).connect().await.unwrap();
+    let writing = tokio::spawn({
+        let backend = backend.clone();
+        async move { backend.put("owner:t", b"data").await }
+    });
+    assert!(holds_within(WITHIN, || server.wire().call(&["EXISTS", "pmcp:tasks:owner:t"]) == ":1\r\n"));
+    let started = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(backend.get("owner:t").await.unwrap().version, 1);
+        assert_eq!(backend.list_by_prefix("owner:").await.unwrap().len(), 1);
+    }
+    assert!(!writing.is_finished() && started.elapsed() < WITHIN / 2, "{:?}", started.elapsed());
+    let error = writing.await.unwrap().unwrap_err();
+    let missing = matches!(reason(&error), Error::NotReplicated { expected: 1, acknowledged: 0, .. });
+    assert!(missing && reason(&error).outcome_is_unknown(), "{error}");
+    // Who may not wait is told before the first write.
+    let rules = ["ACL", "SETUSER", "limited", "on", "nopass", "~*", "+@all", "-wait"];
+    assert_eq!(server.wire().call(&rules), "+OK\r\n");
+    let url = server.url().replace("//", "//limited:any@");
+    let error = RedisBackend::builder(url).wait_for_replicas(1, WITHIN).connect().await.unwrap_err();
+    assert!(error.to_string().contains("WAIT"), "{error}");
+}
+
+/// As behind a name that leads to another server after a failover.
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_takes_no_writes_any_more_is_looked_for_anew() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend = RedisBackend::new(&proxy.url()).await.unwrap();
+    backend.put("owner:t", b"data").await.unwrap();
+    let write = async || {
+        let error = backend.put("owner:t", b"data").await.unwrap_err();
+        assert!(matches!(reason(&error), Error::ReadOnly { .. }), "{error}");
+    };
+    assert_eq!(server.wire().call(&["REPLICAOF", "127.0.0.1", "1"]), "+OK\r\n");
+    let before = proxy.accepted();
+    // Not at once: a server that always was a replica is not to be connected to with every write.
+    for _ in 0..10 {
+        write().await;
+    }
+    assert_eq!(proxy.accepted(), before);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    write().await;
+    assert!(holds_within(Duration::from_secs(2), || proxy.accepted() == before + 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn health_check_tells_what_is_wrong() {
     let mut server = Server::start();
-    let builder = RedisBackend::builder(server.url()).connect_timeout(Duration::from_millis(300));
-    let backend = builder.connect().await.unwrap();
+    let backend = RedisBackend::builder(server.url()).connect_timeout(Duration::from_secs(2));
+    let backend = backend.connect().await.unwrap();
     backend.check_health().await.unwrap();
     server.kill();
     let error = backend.check_health().await.unwrap_err();

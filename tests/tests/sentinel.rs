@@ -35,6 +35,12 @@ async fn end(what: &str, load: Load, watched: &Watched) {
     let account = load.end(&backend(watched, 1).await).await;
     show(&format!("{what}: {account}"));
     account.assert_nothing_lost();
+    let primary = watched.servers.iter().find(|server| server.is_primary()).unwrap();
+    let agree = || {
+        let (hashes, entries) = primary.hashes_and_entries();
+        !hashes.is_empty() && hashes == entries
+    };
+    assert!(holds_within(Duration::from_secs(1), agree), "{:#?}", primary.hashes_and_entries());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,6 +107,8 @@ async fn server_that_is_a_replica_by_now_is_not_written_to() {
     let error = backend.put("owner:t", b"two").await.unwrap_err();
     assert!(!reason(&error).outcome_is_unknown(), "{error}");
     assert!(started.elapsed() < limit + Duration::from_secs(1), "{:?}", started.elapsed());
+    let has = |server: &Server| server.wire().call(&["PMCPTASK.GET", "pmcp:tasks:owner:t"]).contains("two");
+    assert!(!watched.servers.iter().any(has));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,6 +146,36 @@ async fn sentinel_that_has_missed_a_failover_is_not_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn primary_that_was_left_is_not_gone_back_to_by_what_sentinels_remember() {
+    let watched = Watched::start(1);
+    let proxies: Vec<_> = watched.sentinels.iter().map(|sentinel| Proxy::to(sentinel.port())).collect();
+    let hosts: Vec<_> = proxies.iter().map(|proxy| format!("127.0.0.1:{}", proxy.port())).collect();
+    let backend = RedisBackend::new(&format!("redis+sentinel://{}/tasks", hosts.join(","))).await.unwrap();
+    let old = watched.primary();
+    watched.fail_over();
+    watched.wait_until_settled();
+    let writes_to = async |server: &Server| {
+        let before = server.counter("puts");
+        backend.put("owner:t", b"data").await.is_ok() && server.counter("puts") > before
+    };
+    let started = Instant::now();
+    while !writes_to(&watched.servers[1]).await {
+        assert!(started.elapsed() < Duration::from_secs(20), "it does not follow");
+    }
+    // None of them has heard of the failover, and the old primary still says that it is one.
+    let reply = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{old}\r\n", old.len()).into_bytes();
+    for proxy in &proxies {
+        proxy.set(Fault::Answer { command: "SENTINEL", reply: reply.clone() });
+    }
+    watched.make_primary(0);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        assert!(writes_to(&watched.servers[1]).await, "it has gone back");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn read_goes_to_a_replica_where_that_is_wanted() {
     let watched = Watched::start(1);
     let wanted =
@@ -147,18 +185,20 @@ async fn read_goes_to_a_replica_where_that_is_wanted() {
     let [primary, replica] = [0, 1].map(|number| &watched.servers[number]);
     let reads = |server: &Server| server.counter("get_hits") + server.counter("lists");
     wanted.put("owner:t", b"one").await.unwrap();
-    // The connection to the replica is made in the background.
-    assert!(holds_within(Duration::from_secs(5), || replica
-        .wire()
-        .call(&["CLIENT", "LIST"])
-        .contains("resp=3")));
+    // The connection to the replica is made in the background; reads show when it is there.
+    let started = Instant::now();
+    while reads(replica) == 0 {
+        assert!(started.elapsed() < Duration::from_secs(20), "the replica is not read from");
+        wanted.get("owner:t").await.unwrap();
+    }
+    let before = (reads(primary), reads(replica));
     for _ in 0..10 {
         assert_eq!(wanted.get("owner:t").await.unwrap().data, b"one");
         assert_eq!(wanted.list_by_prefix("owner:").await.unwrap().len(), 1);
     }
-    assert_eq!((reads(primary), reads(replica)), (0, 20));
+    assert_eq!((reads(primary), reads(replica)), (before.0, before.1 + 20));
     usual.get("owner:t").await.unwrap();
-    assert_eq!((reads(primary), reads(replica)), (1, 20));
+    assert_eq!((reads(primary), reads(replica)), (before.0 + 1, before.1 + 20));
     // What the replica does not have, the primary may.
     assert_eq!(replica.wire().call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
     usual.put("owner:new", b"two").await.unwrap();
@@ -218,9 +258,10 @@ async fn what_is_wrong_shows_at_construction() {
     let hosts = watched.hosts().join(",");
     let error = RedisBackend::new(&format!("redis+sentinel://{hosts}/other")).await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoPrimary { .. }), "{error}");
-    assert!(error.to_string().contains("other"), "{error}");
+    assert!(error.to_string().contains("other") && error.to_string().contains("no service"), "{error}");
     let error = RedisBackend::new("redis+sentinel://127.0.0.1:1/tasks").await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoPrimary { .. }), "{error}");
+    assert!(error.to_string().contains("no Sentinel answers"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,6 +280,7 @@ async fn servers_and_sentinels_have_passwords_of_their_own() {
     let url = format!("redis+sentinel://:servers@127.0.0.1:{}/tasks/3", watched[1].port());
     let error = RedisBackend::new(&url).await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoPrimary { .. }), "{error}");
+    assert!(error.to_string().contains("sentinel_login"), "{error}");
     let wrong = url.replace(":servers", ":wrong");
     let error = RedisBackend::builder(wrong).sentinel_login(None, "sentinels").connect().await.unwrap_err();
     assert!(matches!(reason(&error), Error::Authentication { .. }), "{error}");

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use redis::{ErrorKind, ServerErrorKind, cmd};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -42,15 +43,24 @@ pub(crate) struct Cluster {
 
 struct Shared {
     settings: Arc<Settings>,
+    /// Where nodes are connected to, whoever's call has led to them.
+    runtime: Handle,
     /// The nodes that the user names; one at least.
     seeds: Vec<Endpoint>,
     view: ArcSwap<View>,
     /// All nodes that are connected to. Locked when nodes come or go and for redirects, not for other calls.
-    nodes: Mutex<HashMap<Location, Node>>,
+    nodes: Mutex<HashMap<(Location, Role), Node>>,
     /// Somebody has seen that the view is outdated.
     outdated: Notify,
     /// There is another view.
     renewed: Notify,
+}
+
+/// What a connection to a node is for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Role {
+    Primary,
+    Replica,
 }
 
 struct Node {
@@ -94,6 +104,7 @@ impl Cluster {
                 Ok(shards) => {
                     let shared = Arc::new(Shared {
                         settings,
+                        runtime: Handle::current(),
                         seeds,
                         view: ArcSwap::default(),
                         nodes: Mutex::default(),
@@ -123,41 +134,47 @@ impl Cluster {
             return reply;
         }
         let started = Instant::now();
-        let (mut pauses, mut redirects) = (pauses(), 0_usize);
-        let mut target = None;
+        let time_left = || self.shared.settings.timeouts.connect.saturating_sub(started.elapsed());
+        let (mut pauses, mut quick_redirects) = (pauses(), QUICK_REDIRECTS);
+        let (mut target, mut refusal) = (None, None);
         loop {
-            let left = self.shared.settings.timeouts.connect.saturating_sub(started.elapsed());
             let (node, asking) = match target.take() {
                 Some((location, asking)) => (self.shared.node(&location), asking),
                 None => (self.primary(slot), false),
             };
             let attempt = match &node {
-                Some(node) => node.attempt(request, asking, NODE_WAIT.min(left)).await,
+                Some(node) => node.attempt(request, asking, NODE_WAIT.min(time_left())).await,
                 None => Attempt::NotSent,
             };
             let redirect = node.and_then(|node| redirect(&attempt, node.host()));
             let may_repeat = match &attempt {
                 Attempt::Replied(Err(error)) => redirect.is_some() || error::is_passing(error),
-                Attempt::Lost(error) => {
-                    request.kind != CallKind::Write && !error.is_timeout() && error.is_io_error()
-                }
+                Attempt::Lost(error) => request.may_be_sent_again_after(error),
                 Attempt::NotSent => true,
                 Attempt::Replied(Ok(_)) | Attempt::Refused(_) => false,
             };
-            // ASK says nothing of the slots: they are where they were.
-            if !matches!(attempt, Attempt::Replied(Ok(_)))
-                && !redirect.as_ref().is_some_and(|(_, asking)| *asking)
-            {
+            let says_nothing_of_the_slots = match &attempt {
+                Attempt::Replied(Ok(_)) => true,
+                // ASK: they are where they were.
+                Attempt::Replied(Err(_)) => redirect.as_ref().map_or(!may_repeat, |(_, asking)| *asking),
+                Attempt::Lost(_) | Attempt::NotSent | Attempt::Refused(_) => false,
+            };
+            if !says_nothing_of_the_slots {
                 self.shared.outdated.notify_one();
             }
+            let left = time_left();
             if !may_repeat || left.is_zero() {
-                return attempt;
+                return attempt.or_what_was_replied(refusal);
             }
-            if redirect.is_some() && redirects < QUICK_REDIRECTS {
-                redirects = redirects.saturating_add(1);
+            if let Attempt::Replied(_) = attempt {
+                refusal = Some(attempt);
+            }
+            if redirect.is_some() && quick_redirects > 0 {
+                quick_redirects = quick_redirects.saturating_sub(1);
                 target = redirect;
                 continue;
             }
+            quick_redirects = QUICK_REDIRECTS;
             let pause = pauses.next().unwrap_or_default().min(left);
             // Whichever is first; then the slot is looked up again.
             let _ = timeout(pause, self.shared.renewed.notified()).await;
@@ -172,22 +189,33 @@ impl Cluster {
             let replicas: Vec<_> = view.shard(slot)?.replicas.iter().filter(connected).collect();
             replicas.get(fastrand::usize(..replicas.len().max(1))).map(|replica| Arc::clone(replica))?
         };
-        let attempt = replica.attempt(request, false, Duration::ZERO).await;
+        // One that hangs must not cost more than the search for a connection.
+        let limit = self.shared.settings.timeouts.connect;
+        let attempt = timeout(limit, replica.attempt(request, false, Duration::ZERO)).await.ok()?;
         attempt.is_worth_something().then_some(attempt)
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.shared.settings
     }
 
     fn primary(&self, slot: u16) -> Option<Arc<Kept>> {
         self.shared.view.load().shard(slot).map(|shard| shard.primary.clone())
     }
 
-    /// How many shards have slots.
-    pub(super) fn shards(&self) -> usize {
-        self.shared.view.load().shards.len()
-    }
-
-    /// Number of the shard that has the slot of a key.
-    pub(super) fn shard_of(&self, key: &str) -> Option<usize> {
-        self.shared.view.load().shard_of_slot.get(usize::from(slot_of(key))).copied().flatten()
+    /// Of some keys, the first of each shard.
+    pub(super) fn one_key_of_each_shard(&self, keys: impl Iterator<Item = String>) -> Vec<String> {
+        let view = self.shared.view.load();
+        let mut found = HashMap::new();
+        for key in keys {
+            if let Some(shard) = view.shard_of_slot.get(usize::from(slot_of(&key))).copied().flatten() {
+                found.entry(shard).or_insert(key);
+            }
+            if found.len() == view.shards.len() {
+                break;
+            }
+        }
+        found.into_values().collect()
     }
 }
 
@@ -207,18 +235,25 @@ impl Shared {
     /// The connection to a node that a redirect names.
     fn node(&self, location: &Location) -> Option<Arc<Kept>> {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        self.node_of(&mut nodes, location)
+        self.node_of(&mut nodes, location, Role::Primary)
     }
 
-    fn node_of(&self, nodes: &mut HashMap<Location, Node>, location: &Location) -> Option<Arc<Kept>> {
-        if let Some(node) = nodes.get_mut(location) {
+    fn node_of(
+        &self,
+        nodes: &mut HashMap<(Location, Role), Node>,
+        location: &Location,
+        role: Role,
+    ) -> Option<Arc<Kept>> {
+        let key = (location.clone(), role);
+        if let Some(node) = nodes.get_mut(&key) {
             node.named = Instant::now();
             return Some(node.connection.clone());
         }
         // A host that is none cannot be connected to; another survey may know better.
         let endpoint = self.seeds.first()?.at(&location.host, location.port).ok()?;
-        let connection = Arc::new(Kept::start(Place::Server(endpoint)));
-        nodes.insert(location.clone(), Node { connection: connection.clone(), named: Instant::now() });
+        let endpoint = if role == Role::Replica { endpoint.for_reads() } else { endpoint };
+        let connection = Arc::new(Kept::start(Place::Server(endpoint), &self.runtime));
+        nodes.insert(key, Node { connection: connection.clone(), named: Instant::now() });
         Some(connection)
     }
 
@@ -227,9 +262,10 @@ impl Shared {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut view = View { shards: Vec::new(), shard_of_slot: vec![None; usize::from(SLOTS)] };
         for shard in shards {
-            let Some(primary) = self.node_of(&mut nodes, &shard.primary) else { continue };
+            let Some(primary) = self.node_of(&mut nodes, &shard.primary, Role::Primary) else { continue };
             let replicas = shard.replicas.iter().filter(|_| self.settings.reads_from_replicas);
-            let replicas = replicas.filter_map(|replica| self.node_of(&mut nodes, replica)).collect();
+            let replicas = replicas.filter_map(|replica| self.node_of(&mut nodes, replica, Role::Replica));
+            let replicas = replicas.collect();
             for (first, last) in &shard.slots {
                 let slots = view.shard_of_slot.get_mut(usize::from(*first)..=usize::from(*last));
                 slots.unwrap_or_default().fill(Some(view.shards.len()));
@@ -270,13 +306,23 @@ impl Shared {
 
 /// Keeps the view up to date.
 async fn survey(shared: Arc<Shared>) {
+    let mut last = Vec::new();
+    let mut pauses = pauses();
     loop {
         // Wanted or not: both are a reason.
         let _ = timeout(SURVEY, shared.outdated.notified()).await;
-        if let Some(shards) = shared.ask().await {
+        let shards = shared.ask().await.unwrap_or_default();
+        if !shards.is_empty() {
             shared.adopt(&shards);
         }
-        sleep(SURVEY_PAUSE).await;
+        // Where nothing is new, or nobody answers, clients are not to make it worse.
+        if shards.is_empty() || shards == last {
+            sleep(pauses.next().unwrap_or(SURVEY_PAUSE)).await;
+        } else {
+            pauses = self::pauses();
+            sleep(SURVEY_PAUSE).await;
+        }
+        last = shards;
     }
 }
 

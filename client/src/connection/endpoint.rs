@@ -10,6 +10,8 @@ use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisResult, cmd,
 };
 
+use tokio::time::timeout;
+
 use super::settings::Settings;
 use crate::address::{at, host_of};
 use crate::error::Error;
@@ -19,23 +21,36 @@ const CALLS_WAITING: usize = 1024;
 /// Probes of the operating system to a host that is silent, a keep-alive's time apart, before it gives up.
 const PROBES: u32 = 2;
 
+/// What the operating system takes as the time of a keep-alive, in whole seconds.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(32_767));
+
 /// Where and how to connect.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     client: Client,
     pub(super) settings: Arc<Settings>,
+    /// For reads from a node of a cluster that is a replica. A primary is not asked like this: one that becomes a
+    /// replica is to send its clients elsewhere.
+    is_for_reads: bool,
 }
 
 impl Endpoint {
     pub(crate) fn new(info: ConnectionInfo, settings: Arc<Settings>) -> Result<Self, Error> {
         let redis =
             info.redis_settings().clone().set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
-        // In whole seconds, of which the operating system wants one at least.
-        let silence = settings.timeouts.keep_alive.max(Duration::from_secs(1));
+        let silence = settings.timeouts.keep_alive.clamp(KEEP_ALIVE.0, KEEP_ALIVE.1);
         let keep_alive = TcpKeepalive::new().with_time(silence).with_interval(silence).with_retries(PROBES);
         let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keep_alive);
         let client = client(info.set_redis_settings(redis).set_tcp_settings(tcp), &settings)?;
-        Ok(Self { client, settings })
+        Ok(Self { client, settings, is_for_reads: false })
+    }
+
+    pub(super) fn for_reads(self) -> Self {
+        Self { is_for_reads: true, ..self }
+    }
+
+    pub(super) fn is_for_reads(&self) -> bool {
+        self.is_for_reads
     }
 
     /// The same way to connect, to another host.
@@ -54,9 +69,18 @@ impl Endpoint {
         host_of(self.client.get_connection_info().addr())
     }
 
-    /// Connects. `on_loss` is called when the connection is found to be lost, which is before the next call
-    /// with RESP3 only.
+    /// Connects, and does all that is to be done before the first call. `on_loss` is called when the connection is
+    /// found to be lost, which is before the next call with RESP3 only.
     pub(crate) async fn connect(
+        &self,
+        limit: Duration,
+        on_loss: impl Fn() + Send + Sync + 'static,
+    ) -> RedisResult<MultiplexedConnection> {
+        let too_late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
+        timeout(limit, self.connect_at_last(limit, on_loss)).await.map_err(too_late)?
+    }
+
+    async fn connect_at_last(
         &self,
         limit: Duration,
         on_loss: impl Fn() + Send + Sync + 'static,
@@ -79,8 +103,7 @@ impl Endpoint {
             let named = connection.req_packed_command(cmd("CLIENT").arg("SETNAME").arg(name)).await?;
             drop(named);
         }
-        if self.settings.reads_from_replicas {
-            // Means something on a replica of a cluster only, and does no harm elsewhere.
+        if self.is_for_reads {
             cmd("READONLY")
                 .exec_async(&mut connection)
                 .await

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, RedisResult, cmd};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -24,10 +25,13 @@ use crate::observe;
 const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(300));
 /// A connection that lasts shorter than this is not worth a quick attempt at the next one.
 const STABLE: Duration = Duration::from_secs(1);
+/// A server that takes no writes may be another one when it is connected to again, but not that soon.
+const OTHER_SERVER: Duration = Duration::from_secs(5);
 /// How often Sentinels are asked who the primary is.
 const PRIMARY_CHECK: Duration = Duration::from_secs(1);
 
 /// What to connect to.
+#[derive(Clone)]
 pub(super) enum Place {
     /// One server, whatever it is.
     Server(Endpoint),
@@ -40,6 +44,13 @@ impl Place {
         match self {
             Self::Server(endpoint) => endpoint.settings.clone(),
             Self::Watched(sentinels) => sentinels.settings(),
+        }
+    }
+
+    fn takes_writes(&self) -> bool {
+        match self {
+            Self::Server(endpoint) => !endpoint.is_for_reads(),
+            Self::Watched(sentinels) => sentinels.is_for_writes(),
         }
     }
 
@@ -80,8 +91,22 @@ struct Link {
     /// 0 for none, 1 for the first connection, more for each that follows.
     number: u64,
     connection: Option<MultiplexedConnection>,
+    since: Instant,
     /// Why the server let nobody in after this connection was lost: a wrong password, say.
     refusal: Option<RedisError>,
+}
+
+/// A connection that a call can use.
+struct Current {
+    number: u64,
+    connection: MultiplexedConnection,
+    since: Instant,
+}
+
+impl Link {
+    fn new(number: u64, connection: Option<MultiplexedConnection>, refusal: Option<RedisError>) -> Self {
+        Self { number, connection, since: Instant::now(), refusal }
+    }
 }
 
 /// What calls and the task that keeps the connection tell each other.
@@ -96,8 +121,10 @@ struct Status {
 
 impl Status {
     fn lost(&self, number: u64) {
-        self.last_lost.fetch_max(number, Ordering::Relaxed);
-        self.loss.notify_one();
+        // Many calls find out about the same loss, some of them much later.
+        if self.last_lost.fetch_max(number, Ordering::Relaxed) < number {
+            self.loss.notify_one();
+        }
     }
 
     fn is_lost(&self, number: u64) -> bool {
@@ -115,6 +142,8 @@ pub(crate) struct Kept {
     link: Arc<ArcSwap<Link>>,
     status: Arc<Status>,
     keeper: AbortHandle,
+    /// Another connection for writes that wait for replicas, during which the server replies to nothing else on it.
+    for_waiting_writes: Option<Box<Kept>>,
 }
 
 impl Drop for Kept {
@@ -130,24 +159,32 @@ impl Kept {
         let limit = place.settings().timeouts.connect;
         let first = place.connect(limit, &status, 1).await;
         let connection = first.map_err(|error| error::of_connecting(error, place.address()))?;
-        Ok(Self::with(place, Link { number: 1, connection: Some(connection), refusal: None }, status))
+        Ok(Self::with(place, Link::new(1, Some(connection), None), status, &Handle::current()))
     }
 
-    /// Connects in the background.
-    pub(super) fn start(place: Place) -> Self {
-        let nothing = Link { number: 0, connection: None, refusal: None };
-        Self::with(place, nothing, Arc::new(Status::default()))
+    /// Connects in the background, on a runtime that lasts as long as the connection is wanted.
+    pub(super) fn start(place: Place, runtime: &Handle) -> Self {
+        Self::with(place, Link::new(0, None, None), Arc::new(Status::default()), runtime)
     }
 
-    fn with(place: Place, link: Link, status: Arc<Status>) -> Self {
+    fn with(place: Place, link: Link, status: Arc<Status>, runtime: &Handle) -> Self {
+        let settings = place.settings();
+        let for_waiting_writes = (settings.acknowledgement.is_some() && place.takes_writes())
+            .then(|| Box::new(Self::alone(place.clone(), Link::new(0, None, None), Arc::default(), runtime)));
+        let mut kept = Self::alone(place, link, status, runtime);
+        kept.for_waiting_writes = for_waiting_writes;
+        kept
+    }
+
+    fn alone(place: Place, link: Link, status: Arc<Status>, runtime: &Handle) -> Self {
         let (address, settings) = (place.address(), place.settings());
         let (host, follows_primary) = match &place {
             Place::Server(endpoint) => (endpoint.host(), false),
             Place::Watched(_) => (String::new(), true),
         };
         let link = Arc::new(ArcSwap::from_pointee(link));
-        let keeper = tokio::spawn(keep(place, link.clone(), status.clone())).abort_handle();
-        Self { address, host, settings, follows_primary, link, status, keeper }
+        let keeper = runtime.spawn(keep(place, link.clone(), status.clone())).abort_handle();
+        Self { address, host, settings, follows_primary, link, status, keeper, for_waiting_writes: None }
     }
 
     /// Sends a request and waits for its reply, for the next connection too while nothing can have been
@@ -157,32 +194,42 @@ impl Kept {
     /// connection, is tried again until the time to connect is over.
     pub(super) async fn call(&self, request: &Request<'_>) -> Attempt {
         let started = Instant::now();
-        let mut pauses = pauses();
+        let (mut pauses, mut refusal) = (pauses(), None);
         loop {
             let attempt = self.attempt(request, false, self.time_to_wait(started)).await;
             let may_repeat = match &attempt {
-                Attempt::Lost(error) => {
-                    request.kind != CallKind::Write && !error.is_timeout() && error.is_io_error()
-                }
-                Attempt::Replied(Err(error)) => self.follows_primary && error::is_passing(error),
+                Attempt::Lost(error) => request.may_be_sent_again_after(error),
+                Attempt::Replied(Err(error)) => error::is_passing(error) && self.may_recover(error),
                 Attempt::Replied(Ok(_)) | Attempt::NotSent | Attempt::Refused(_) => false,
             };
             if !may_repeat || self.time_to_wait(started).is_zero() {
-                return attempt;
+                return attempt.or_what_was_replied(refusal);
             }
             if let Attempt::Replied(_) = attempt {
+                refusal = Some(attempt);
                 sleep(pauses.next().unwrap_or(RECONNECT_PAUSE.1).min(self.time_to_wait(started))).await;
             }
         }
     }
 
+    /// Whether the error reply of a server that has done nothing may be another one soon. The one server of a URL
+    /// that is a replica stays one, for all that this client can do.
+    fn may_recover(&self, error: &RedisError) -> bool {
+        self.follows_primary || error.code() == Some("LOADING")
+    }
+
     /// Sends a request once, if there is a connection or comes one in time.
     pub(super) async fn attempt(&self, request: &Request<'_>, asking: bool, wait: Duration) -> Attempt {
+        let waiting = self.for_waiting_writes.as_deref().filter(|_| request.kind == CallKind::Write);
+        waiting.unwrap_or(self).attempt_here(request, asking, wait).await
+    }
+
+    async fn attempt_here(&self, request: &Request<'_>, asking: bool, wait: Duration) -> Attempt {
         let current = match self.current() {
             Some(current) => Ok(current),
             None => self.next(wait).await,
         };
-        let (number, mut connection) = match current {
+        let Current { number, mut connection, since } = match current {
             Ok(current) => current,
             Err(attempt) => return attempt,
         };
@@ -190,8 +237,10 @@ impl Kept {
         let is_to_be_replaced = match &attempt {
             // Replies that are late or unreadable say as little of the next ones as none at all.
             Attempt::Lost(_) => true,
-            // The primary is another server by now.
-            Attempt::Replied(Err(error)) => self.follows_primary && error.code() == Some("READONLY"),
+            // The primary is another server by now; maybe one that the same name leads to, if not just now.
+            Attempt::Replied(Err(error)) => {
+                error.code() == Some("READONLY") && (self.follows_primary || since.elapsed() >= OTHER_SERVER)
+            }
             _ => false,
         };
         if is_to_be_replaced {
@@ -205,17 +254,22 @@ impl Kept {
         &self.host
     }
 
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     pub(super) fn is_connected(&self) -> bool {
         self.current().is_some()
     }
 
     /// The connection, unless it is lost.
-    fn current(&self) -> Option<(u64, MultiplexedConnection)> {
+    fn current(&self) -> Option<Current> {
         let link = self.link.load();
         if self.status.is_lost(link.number) {
             return None;
         }
-        link.connection.clone().map(|connection| (link.number, connection))
+        let connection = link.connection.clone()?;
+        Some(Current { number: link.number, connection, since: link.since })
     }
 
     /// How long a call may still wait for a connection.
@@ -224,7 +278,7 @@ impl Kept {
     }
 
     /// Waits for the connection after the one that is lost.
-    async fn next(&self, wait: Duration) -> Result<(u64, MultiplexedConnection), Attempt> {
+    async fn next(&self, wait: Duration) -> Result<Current, Attempt> {
         let started = Instant::now();
         loop {
             let mut changed = std::pin::pin!(self.status.change.notified());
@@ -260,26 +314,29 @@ async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
             observe::lost(&address);
             is_told = true;
         }
-        if made.elapsed() >= STABLE || is_first {
+        // Nobody uses it any more but those who wait for a reply: what it still holds back is not to be sent
+        // when the network is back.
+        let (lost_number, was_connected) = (lost.number, lost.connection.is_some());
+        link.store(Arc::new(Link::new(lost_number, None, lost.refusal.clone())));
+        drop(lost);
+        if was_connected && made.elapsed() >= STABLE {
             pauses = self::pauses();
-        } else {
+            // A server that has ended all connections does not get all of them back in the same moment.
+            sleep(RECONNECT_PAUSE.0.mul_f32(fastrand::f32())).await;
+        } else if !is_first {
             sleep(pauses.next().unwrap_or(RECONNECT_PAUSE.1)).await;
         }
         is_first = false;
-        made = Instant::now();
         // Each attempt has a number of its own: one that fails may tell of its loss later.
         number = number.wrapping_add(1);
         let link_of = |attempt: RedisResult<MultiplexedConnection>| match attempt {
-            Ok(connection) => Link { number, connection: Some(connection), refusal: None },
-            Err(error) => Link {
-                number: lost.number,
-                connection: lost.connection.clone(),
-                refusal: (!error::is_of_the_moment(&error)).then_some(error),
-            },
+            Ok(connection) => Link::new(number, Some(connection), None),
+            Err(error) => Link::new(lost_number, None, (!error::is_of_the_moment(&error)).then_some(error)),
         };
         let next = link_of(place.connect(limit, &status, number).await);
         if next.number == number {
-            if lost.number != 0 {
+            made = Instant::now();
+            if lost_number != 0 {
                 observe::reconnected(&address);
             }
             is_told = false;
@@ -304,14 +361,17 @@ async fn until_lost(place: &mut Place, link: &Link, status: &Status) {
         }
         let Some(connection) = &link.connection else { continue };
         let is_silent = heard.elapsed() >= keep_alive;
-        let is_well = async {
-            if is_silent && !answers(connection.clone()).await {
-                return false;
-            }
+        let answers = async { !is_silent || answers(connection.clone()).await };
+        let is_primary = async {
             match place {
                 Place::Server(_) => true,
-                Place::Watched(sentinels) => !sentinels.name_another().await,
+                Place::Watched(sentinels) => sentinels.is_still_right(connection.clone()).await,
             }
+        };
+        // Whichever finds out first that something is wrong.
+        let is_well = async {
+            let well = |is_well| if is_well { Ok(()) } else { Err(()) };
+            tokio::try_join!(async { well(answers.await) }, async { well(is_primary.await) }).is_ok()
         };
         tokio::select! {
             is_well = is_well => {

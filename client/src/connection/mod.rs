@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use pmcp_tasks::StorageError;
 use redis::aio::MultiplexedConnection;
-use tokio::time::Instant;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, timeout};
 
 use self::cluster::Cluster;
 use self::endpoint::Endpoint;
@@ -48,7 +49,6 @@ pub(crate) struct Watched {
 impl Connection {
     /// Connects once, so that a wrong address or password shows at once.
     pub(crate) async fn open(address: Address, settings: Settings) -> Result<Self, Error> {
-        settings.check()?;
         let settings = Arc::new(settings);
         match address {
             Address::Server(_) if settings.reads_from_replicas => Err(Error::Settings(
@@ -62,7 +62,7 @@ impl Connection {
                 let to = |wanted| Sentinels::new(&address, wanted, settings.clone());
                 let primary = Kept::open(Place::Watched(to(Wanted::Primary)?)).await?;
                 let replica = if settings.reads_from_replicas {
-                    Some(Kept::start(Place::Watched(to(Wanted::Replica)?)))
+                    Some(Kept::start(Place::Watched(to(Wanted::Replica)?), &Handle::current()))
                 } else {
                     None
                 };
@@ -125,20 +125,23 @@ impl Connection {
         }
     }
 
-    /// How many servers share the keys.
-    pub(crate) fn shards(&self) -> usize {
+    /// Of some keys, the first of each server that shares them with others.
+    pub(crate) fn one_key_of_each_shard(&self, mut keys: impl Iterator<Item = String>) -> Vec<String> {
         match self {
-            Self::Cluster(cluster) => cluster.shards(),
-            _ => 1,
+            Self::Cluster(cluster) => cluster.one_key_of_each_shard(keys),
+            _ => keys.next().into_iter().collect(),
         }
     }
 
-    /// Number of the server that has a key.
-    pub(crate) fn shard_of(&self, key: &str) -> Option<usize> {
-        match self {
-            Self::Cluster(cluster) => cluster.shard_of(key),
-            _ => Some(0),
-        }
+    /// Whether writes are to wait for replicas.
+    pub(crate) fn waits_for_replicas(&self) -> bool {
+        let settings = match self {
+            Self::Server(server) => server.settings(),
+            Self::Sentinel(watched) => watched.primary.settings(),
+            Self::Cluster(cluster) => cluster.settings(),
+            Self::Given(_) => return false,
+        };
+        settings.acknowledgement.is_some()
     }
 }
 
@@ -147,8 +150,12 @@ impl Watched {
         if let Some(replica) = &self.replica
             && request.kind == CallKind::Read
         {
-            let attempt = replica.attempt(request, false, Duration::ZERO).await;
-            if attempt.is_worth_something() {
+            // One that hangs must not cost more than the search for a connection.
+            let asked =
+                timeout(replica.settings().timeouts.connect, replica.attempt(request, false, Duration::ZERO));
+            if let Ok(attempt) = asked.await
+                && attempt.is_worth_something()
+            {
                 return attempt;
             }
         }

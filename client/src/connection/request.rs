@@ -45,7 +45,7 @@ impl Reply {
 pub(super) enum Attempt {
     /// The server replied, be it with an error.
     Replied(RedisResult<Reply>),
-    /// Sent, and no reply came.
+    /// Handed over to be sent, and no reply came.
     Lost(RedisError),
     /// There was no connection in time, so nothing was sent.
     NotSent,
@@ -54,6 +54,14 @@ pub(super) enum Attempt {
 }
 
 impl Attempt {
+    /// The same, unless nothing was sent this time, and the server had refused it before: that says more.
+    pub(super) fn or_what_was_replied(self, refusal: Option<Self>) -> Self {
+        match (self, refusal) {
+            (Self::NotSent, Some(refusal)) => refusal,
+            (attempt, _) => attempt,
+        }
+    }
+
     /// Of a read from a replica: whether it found what was asked for. What it did not find may be new.
     pub(super) fn is_worth_something(&self) -> bool {
         match self {
@@ -68,6 +76,11 @@ impl Attempt {
 }
 
 impl Request<'_> {
+    /// Whether it may be sent again although it may have been carried out. One that took too long would again.
+    pub(super) fn may_be_sent_again_after(&self, loss: &RedisError) -> bool {
+        self.kind != CallKind::Write && !loss.is_timeout() && loss.is_io_error()
+    }
+
     /// Sends the command; `asking` says that a redirect has led here while a slot moves.
     pub(super) async fn send(
         &self,

@@ -36,23 +36,78 @@ pub(super) struct Sentinels {
     server: Endpoint,
     wanted: Wanted,
     /// Where the last connection went to.
-    current: Option<Location>,
+    current: Option<Answer>,
+    /// Sentinels that have not answered yet: those of an earlier round are not asked twice.
+    asking: JoinSet<Asked>,
+    round: u64,
+}
+
+impl Clone for Sentinels {
+    fn clone(&self) -> Self {
+        Self {
+            service: self.service.clone(),
+            asked: self
+                .asked
+                .iter()
+                .map(|sentinel| Sentinel { is_asked: false, ..sentinel.clone() })
+                .collect(),
+            server: self.server.clone(),
+            wanted: self.wanted,
+            current: None,
+            asking: JoinSet::new(),
+            round: 0,
+        }
+    }
 }
 
 #[derive(Clone)]
 struct Sentinel {
     endpoint: Endpoint,
     connection: Option<MultiplexedConnection>,
+    is_asked: bool,
+}
+
+/// What came of asking one of the Sentinels.
+struct Asked {
+    number: usize,
+    round: u64,
+    /// To ask it again.
+    connection: Option<MultiplexedConnection>,
+    answer: Result<Answer, NoAnswer>,
 }
 
 /// Host and port.
 type Location = (String, u16);
 
 /// What a Sentinel says.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Answer {
     /// The configuration's number: it grows with each failover.
     epoch: u64,
     location: Location,
+}
+
+/// Why a Sentinel says nothing of use. Those that follow say more than those before.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum NoAnswer {
+    Silence,
+    UnknownService,
+    NoHealthyReplica,
+    Refusal(String),
+}
+
+impl From<NoAnswer> for RedisError {
+    fn from(why: NoAnswer) -> Self {
+        let kind = ErrorKind::MasterNameNotFoundBySentinel;
+        match why {
+            NoAnswer::Silence => (kind, "no Sentinel answers").into(),
+            NoAnswer::UnknownService => (kind, "the Sentinels know no service of this name").into(),
+            NoAnswer::NoHealthyReplica => (kind, "the Sentinels know no healthy replica").into(),
+            NoAnswer::Refusal(reply) => {
+                (kind, "a Sentinel refuses to answer, see sentinel_login", reply).into()
+            }
+        }
+    }
 }
 
 impl Sentinels {
@@ -61,7 +116,6 @@ impl Sentinels {
         wanted: Wanted,
         settings: Arc<Settings>,
     ) -> Result<Self, Error> {
-        let own = Arc::new(Settings { reads_from_replicas: false, ..Settings::clone(&settings) });
         let sentinels = address.sentinels.iter().map(|info| {
             let mut login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
             if let Some((user, password)) = &settings.sentinel_login {
@@ -70,14 +124,26 @@ impl Sentinels {
                     login = login.set_username(user);
                 }
             }
-            let endpoint = Endpoint::new(info.clone().set_redis_settings(login), own.clone())?;
-            Ok(Sentinel { endpoint, connection: None })
+            let endpoint = Endpoint::new(info.clone().set_redis_settings(login), settings.clone())?;
+            Ok(Sentinel { endpoint, connection: None, is_asked: false })
         });
         let sentinels: Vec<_> = sentinels.collect::<Result<_, Error>>()?;
         let no_sentinel = || Error::Settings("URL: expected at least one Sentinel, came none".to_owned());
         let like = address.sentinels.first().ok_or_else(no_sentinel)?;
         let server = Endpoint::new(like.clone().set_redis_settings(address.login.clone()), settings)?;
-        Ok(Self { service: address.service.as_str().into(), asked: sentinels, server, wanted, current: None })
+        Ok(Self {
+            service: address.service.as_str().into(),
+            asked: sentinels,
+            server,
+            wanted,
+            current: None,
+            asking: JoinSet::new(),
+            round: 0,
+        })
+    }
+
+    pub(super) fn is_for_writes(&self) -> bool {
+        self.wanted == Wanted::Primary
     }
 
     pub(super) fn settings(&self) -> Arc<Settings> {
@@ -96,76 +162,113 @@ impl Sentinels {
         limit: Duration,
         on_loss: impl Fn() + Send + Sync + 'static,
     ) -> RedisResult<MultiplexedConnection> {
-        let location = self.locate().await?;
-        let endpoint = self.server.at(&location.0, location.1);
-        let endpoint = endpoint.map_err(|error| {
+        let answer = self.locate().await?;
+        let (host, port) = &answer.location;
+        let endpoint = self.server.at(host, *port).map_err(|error| {
             RedisError::from((ErrorKind::InvalidClientConfig, "a Sentinel's answer", error.to_string()))
         })?;
         let mut connection = endpoint.connect(limit, on_loss).await?;
-        if !has_role(&mut connection, self.wanted).await? {
-            return Err(unknown("the server is not what the Sentinels say"));
+        let too_late = |_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
+        if !timeout(limit, has_role(&mut connection, self.wanted)).await.map_err(too_late)?? {
+            let why = "the server is not what the Sentinels say";
+            return Err((ErrorKind::MasterNameNotFoundBySentinel, why).into());
         }
-        self.current = Some(location);
+        self.current = Some(answer);
         Ok(connection)
     }
 
-    /// True once the Sentinels name another primary than the one that was connected to.
-    pub(super) async fn name_another(&mut self) -> bool {
-        // Replicas are as good as each other.
-        self.wanted == Wanted::Primary
-            && self.locate().await.is_ok_and(|location| self.current.as_ref() != Some(&location))
+    /// Whether the server that was connected to is still the one to talk to.
+    pub(super) async fn is_still_right(&mut self, mut connection: MultiplexedConnection) -> bool {
+        match self.wanted {
+            // A Sentinel that has not heard of the last failover names another one, too.
+            Wanted::Primary => self.locate().await.map_or(true, |answer| {
+                self.current
+                    .as_ref()
+                    .is_none_or(|current| answer.epoch < current.epoch || answer.location == current.location)
+            }),
+            // Replicas are as good as each other, while they are some. One that is silent is found out otherwise.
+            Wanted::Replica => has_role(&mut connection, self.wanted).await.unwrap_or(true),
+        }
     }
 
-    async fn locate(&mut self) -> RedisResult<Location> {
-        let mut asking = JoinSet::new();
-        for (number, sentinel) in self.asked.iter().cloned().enumerate() {
-            let (service, wanted) = (self.service.clone(), self.wanted);
-            asking.spawn(async move { (number, ask(sentinel, &service, wanted).await) });
+    /// Asks all Sentinels at once, and believes the latest of the first majority that answers.
+    async fn locate(&mut self) -> RedisResult<Answer> {
+        self.round = self.round.wrapping_add(1);
+        for (number, sentinel) in self.asked.iter_mut().enumerate().filter(|(_, sentinel)| !sentinel.is_asked)
+        {
+            sentinel.is_asked = true;
+            let (round, service, wanted) = (self.round, self.service.clone(), self.wanted);
+            let (endpoint, connection) = (sentinel.endpoint.clone(), sentinel.connection.clone());
+            self.asking.spawn(async move {
+                let (connection, answer) = ask(endpoint, connection, &service, wanted).await;
+                Asked { number, round, connection, answer }
+            });
         }
         let started = Instant::now();
-        let (mut best, mut answers) = (None, 0_usize);
-        while let Ok(Some(answered)) =
-            timeout(ANSWER.saturating_sub(started.elapsed()), asking.join_next()).await
+        let (mut best, mut answers, mut why_not) = (None, 0_usize, NoAnswer::Silence);
+        while let Ok(Some(asked)) =
+            timeout(ANSWER.saturating_sub(started.elapsed()), self.asking.join_next()).await
         {
-            let Ok((number, (connection, answer))) = answered else { continue };
+            let Ok(Asked { number, round, connection, answer }) = asked else { continue };
             if let Some(sentinel) = self.asked.get_mut(number) {
-                sentinel.connection = connection;
+                (sentinel.connection, sentinel.is_asked) = (connection, false);
             }
-            let Some(answer) = answer else { continue };
-            answers = answers.saturating_add(1);
-            if best.as_ref().is_none_or(|best: &Answer| best.epoch < answer.epoch) {
-                best = Some(answer);
+            match answer {
+                // Too old to be believed; it will be asked again.
+                _ if round != self.round => continue,
+                Err(why) => why_not = why_not.max(why),
+                Ok(answer) => {
+                    answers = answers.saturating_add(1);
+                    if best.as_ref().is_none_or(|best: &Answer| best.epoch < answer.epoch) {
+                        best = Some(answer);
+                    }
+                }
             }
-            // No failover happens without a majority, so one of these knows of the last.
             if answers > self.asked.len() / 2 {
                 break;
             }
         }
-        best.map(|best| best.location).ok_or_else(|| unknown("no Sentinel knows the server"))
+        best.ok_or_else(|| why_not.into())
     }
-}
-
-fn unknown(why: &'static str) -> RedisError {
-    (ErrorKind::MasterNameNotFoundBySentinel, why).into()
 }
 
 /// Asks one Sentinel; what comes back besides is the connection to ask again.
 async fn ask(
-    sentinel: Sentinel,
+    endpoint: Endpoint,
+    connection: Option<MultiplexedConnection>,
     service: &str,
     wanted: Wanted,
-) -> (Option<MultiplexedConnection>, Option<Answer>) {
-    let connection = match sentinel.connection {
-        Some(connection) => Some(connection),
-        None => sentinel.endpoint.connect(ANSWER, || ()).await.ok(),
+) -> (Option<MultiplexedConnection>, Result<Answer, NoAnswer>) {
+    let connected = match connection {
+        Some(connection) => Ok(connection),
+        None => endpoint.connect(ANSWER, || ()).await,
     };
-    let Some(mut connection) = connection else { return (None, None) };
-    let asked = timeout(ANSWER, ask_for(&mut connection, service, wanted)).await;
-    match asked {
+    let mut connection = match connected {
+        Ok(connection) => connection,
+        Err(error) => return (None, Err(no_answer(&error))),
+    };
+    match timeout(ANSWER, ask_for(&mut connection, service, wanted)).await {
         Ok(Ok(answer)) => (Some(connection), answer),
-        // It does not know the service.
-        Ok(Err(error)) if error.code().is_some() => (Some(connection), None),
-        _ => (None, None),
+        Ok(Err(error)) if error.clone().into_server_errors().is_some() => {
+            (Some(connection), Err(no_answer(&error)))
+        }
+        _ => (None, Err(NoAnswer::Silence)),
+    }
+}
+
+/// What an error says: that of one command or of several.
+fn no_answer(error: &RedisError) -> NoAnswer {
+    let replies = error.clone().into_server_errors();
+    let Some([(_, reply), ..]) = replies.as_deref() else {
+        // The redis crate's own words for a refused login.
+        let is_login = error.kind() == ErrorKind::AuthenticationFailed;
+        return if is_login { NoAnswer::Refusal(error.to_string()) } else { NoAnswer::Silence };
+    };
+    let text = reply.details().unwrap_or_default();
+    if text.contains("No such master") {
+        NoAnswer::UnknownService
+    } else {
+        NoAnswer::Refusal(format!("{} {text}", reply.code()))
     }
 }
 
@@ -173,7 +276,7 @@ async fn ask_for(
     connection: &mut MultiplexedConnection,
     service: &str,
     wanted: Wanted,
-) -> RedisResult<Option<Answer>> {
+) -> RedisResult<Result<Answer, NoAnswer>> {
     let (location, master): (Option<Location>, HashMap<String, String>) = redis::pipe()
         // In the middle of a failover this is the new primary already.
         .cmd("SENTINEL")
@@ -186,13 +289,13 @@ async fn ask_for(
         .await?;
     let epoch = master.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
     if wanted == Wanted::Primary {
-        return Ok(location.map(|location| Answer { epoch, location }));
+        return Ok(location.map(|location| Answer { epoch, location }).ok_or(NoAnswer::UnknownService));
     }
     let replicas: Vec<HashMap<String, String>> =
         cmd("SENTINEL").arg("REPLICAS").arg(service).query_async(connection).await?;
     let healthy: Vec<_> = replicas.iter().filter_map(location_of_healthy_replica).collect();
     let location = healthy.get(fastrand::usize(..healthy.len().max(1))).cloned();
-    Ok(location.map(|location| Answer { epoch, location }))
+    Ok(location.map(|location| Answer { epoch, location }).ok_or(NoAnswer::NoHealthyReplica))
 }
 
 fn location_of_healthy_replica(replica: &HashMap<String, String>) -> Option<Location> {
@@ -208,11 +311,15 @@ fn location_of_healthy_replica(replica: &HashMap<String, String>) -> Option<Loca
 async fn has_role(connection: &mut MultiplexedConnection, wanted: Wanted) -> RedisResult<bool> {
     match cmd("ROLE").query_async::<Vec<Value>>(connection).await {
         Ok(role) => {
-            let name = if wanted == Wanted::Primary { "master" } else { "slave" };
-            Ok(matches!(role.first(), Some(Value::BulkString(role)) if role == name.as_bytes()))
+            let says = |place: usize, word: &str| matches!(role.get(place), Some(Value::BulkString(said)) if said == word.as_bytes());
+            Ok(match wanted {
+                Wanted::Primary => says(0, "master"),
+                // Of one whose link is cut, what it has grows old.
+                Wanted::Replica => says(0, "slave") && says(3, "connected"),
+            })
         }
-        // A user who may not ask is told by the first write.
-        Err(error) if error.code() == Some("NOPERM") => Ok(true),
+        // A user who may not ask, or a server that has no such command, is told by the first write.
+        Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => Ok(true),
         Err(error) => Err(error),
     }
 }

@@ -64,6 +64,14 @@ impl Settings {
         }
         #[cfg(feature = "tls")]
         self.certificates.iter().try_for_each(check_roots)?;
+        let Timeouts { connect, response, keep_alive } = self.timeouts;
+        for (name, duration) in
+            [("connect timeout", connect), ("response timeout", response), ("keep-alive", keep_alive)]
+        {
+            if duration.is_zero() {
+                return Err(Error::Settings(format!("{name}: expected more than 0, came 0")));
+            }
+        }
         let Some(acknowledgement) = self.acknowledgement else { return Ok(()) };
         if acknowledgement.within.is_zero() || acknowledgement.within >= self.timeouts.response {
             return Err(Error::Settings(

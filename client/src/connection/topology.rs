@@ -25,10 +25,15 @@ pub(super) struct Location {
 }
 
 impl Location {
-    /// Reads `host:port`, as redirects have it. An empty host is that of the node which sent the redirect.
+    /// Reads `host:port`, as redirects have it. An empty host is that of the node which sent the redirect; `?` is one
+    /// that this node does not know.
     pub(super) fn parse(text: &str, sender: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
-        let host = if host.is_empty() { sender } else { host };
+        let host = match host {
+            "" => sender,
+            "?" => return None,
+            host => host,
+        };
         Some(Self { host: host.to_owned(), port: port.parse().ok()? })
     }
 }
@@ -53,7 +58,7 @@ pub(super) fn read(reply: &Value, sender: &str) -> Option<Vec<Shard>> {
             return None;
         };
         let slots = (u16::try_from(*first).ok()?, u16::try_from(*last).ok()?);
-        let primary = location(primary, sender)?;
+        let Some(primary) = location(primary, sender) else { continue };
         let shard = shards.entry(primary.clone()).or_insert_with(|| Shard {
             primary,
             replicas: replicas.iter().filter_map(|replica| location(replica, sender)).collect(),
@@ -67,19 +72,38 @@ pub(super) fn read(reply: &Value, sender: &str) -> Option<Vec<Shard>> {
     (!shards.is_empty()).then_some(shards)
 }
 
-/// Host, port, and more that is not needed here. A host that the cluster does not know, or has not been told, is
-/// that of the sender.
+/// Host, port, id, and what else is known of a node. One without a host is the sender itself.
 fn location(node: &Value, sender: &str) -> Option<Location> {
     let Value::Array(node) = node else { return None };
-    let [host, Value::Int(port), ..] = node.as_slice() else { return None };
-    let host = match host {
-        Value::BulkString(host) => std::str::from_utf8(host).ok()?,
-        Value::SimpleString(host) => host,
-        Value::Nil => "",
-        _ => return None,
+    let [host, Value::Int(port), more @ ..] = node.as_slice() else { return None };
+    let host = match text(host)? {
+        "" => sender,
+        // It has a name that the sender has not been told; but maybe its address is known.
+        "?" => address(more.get(1)?)?,
+        host => host,
     };
-    let host = if host.is_empty() || host == "?" { sender } else { host };
     Some(Location { host: host.to_owned(), port: u16::try_from(*port).ok()? })
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(text) => std::str::from_utf8(text).ok(),
+        Value::SimpleString(text) => Some(text),
+        Value::Nil => Some(""),
+        _ => None,
+    }
+}
+
+/// The `ip` among what a node is known by besides.
+fn address(known: &Value) -> Option<&str> {
+    let is_ip = |name: &Value| text(name) == Some("ip");
+    match known {
+        Value::Map(pairs) => text(&pairs.iter().find(|(name, _)| is_ip(name))?.1),
+        Value::Array(words) => {
+            text(words.chunks_exact(2).find(|pair| pair.first().is_some_and(is_ip))?.last()?)
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -133,6 +157,20 @@ mod tests {
     }
 
     #[test]
+    fn node_with_an_unknown_name_is_found_by_its_address() {
+        let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let ip = [bulk("ip"), bulk("10.0.0.2")];
+        let flat = Value::Array(ip.to_vec());
+        let [name, address] = ip;
+        let map = Value::Map(vec![(name, address)]);
+        for (known, host) in [(flat, Some("10.0.0.2")), (map, Some("10.0.0.2")), (Value::Array(vec![]), None)]
+        {
+            let node = Value::Array(vec![bulk("?"), Value::Int(1), bulk("id"), known]);
+            assert_eq!(location(&node, "sender").map(|location| location.host).as_deref(), host);
+        }
+    }
+
+    #[test]
     fn reply_that_names_no_slot_is_none() {
         let bad =
             Value::Array(vec![Value::Array(vec![Value::Int(0), Value::Int(99_999), node(Value::Nil, 1)])]);
@@ -147,5 +185,6 @@ mod tests {
         assert_eq!(Location::parse("::1:7000", "h"), Some(at("::1", 7000)));
         assert_eq!(Location::parse(":7000", "h"), Some(at("h", 7000)));
         assert_eq!(Location::parse("nonsense", "h"), None);
+        assert_eq!(Location::parse("?:7000", "h"), None);
     }
 }
