@@ -44,7 +44,7 @@ for name in "${names[@]}"; do
 done
 
 {
-  echo "| suite | $(printf '%s | ' "${names[@]}")"
+  echo "| suite |$(printf ' %s |' "${names[@]}")"
   echo "|---|$(printf -- '---|%.0s' "${names[@]}")"
   for suite in "${suites[@]}"; do
     row="| $suite |"
