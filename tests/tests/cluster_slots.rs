@@ -159,3 +159,24 @@ fn entry_whose_task_has_gone_on_its_way_goes_once_the_slot_has_arrived() {
     let mut wire = pair.second.wire();
     assert!(holds_within(Duration::from_secs(3), || entries(&mut wire) == ["other"]));
 }
+
+/// Whatever went while the slots were on their way, and whoever was told of it.
+#[test]
+fn node_whose_slots_have_changed_verifies_its_indexes() {
+    let pair = Pair::start();
+    let mut wire = pair.first.wire();
+    // So many keys, all in one slot, that a look at them takes a while.
+    let keys: Vec<_> = (0..30_000).map(|n| format!("{{alice}}:{n}")).collect();
+    for key in &keys {
+        wire.send(&["SET", key, "x"]).unwrap();
+    }
+    for _ in &keys {
+        assert_eq!(wire.receive().unwrap(), "+OK\r\n");
+    }
+    let verifies = |server: &Server| server.counter("verification_pending") == 1;
+    assert!(holds_within(Duration::from_secs(30), || !verifies(&pair.first)));
+    let empty = pair.first.slot_of("{bob}");
+    assert_eq!(wire.call(&["CLUSTER", "DELSLOTS", &empty]), "+OK\r\n");
+    assert!(holds_within(Duration::from_secs(3), || verifies(&pair.first)));
+    assert!(holds_within(Duration::from_secs(30), || !verifies(&pair.first)));
+}

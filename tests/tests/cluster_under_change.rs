@@ -6,14 +6,17 @@
 
 use std::time::Duration;
 
+use pmcp_tasks::store::backend::StorageBackend as _;
 use pmcptask_client::RedisBackend;
-use pmcptask_tests::{Cluster, Load, Server, holds_within, show, skipped};
+use pmcptask_tests::{Cluster, Load, Server, holds_within, now_ms, show, skipped};
 
 const CLIENTS: usize = 4;
 /// Calls before, and after, something changes.
 const A_WHILE: usize = 1_000;
 /// Slots of one in sixteen keys.
 const SLOTS: usize = 1_024;
+/// Half of what one of two nodes has.
+const HALF: usize = 4_096;
 
 /// Writes count once a replica has them: without that, a failover may lose the last ones.
 async fn backend(cluster: &Cluster) -> RedisBackend {
@@ -100,7 +103,7 @@ async fn slots_that_move_at_once_lose_nothing() {
     let load = load(&cluster).await;
     load.go_on_for(A_WHILE).await;
     let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
-    let moved = move_at_once(first, second);
+    let moved = move_at_once(SLOTS, first, second);
     end("slots moved at once", load, &cluster).await;
     if !moved {
         skipped("slots_that_move_at_once_lose_nothing", "the server has no atomic slot migration");
@@ -108,8 +111,8 @@ async fn slots_that_move_at_once_lose_nothing() {
 }
 
 /// Moves the first slots from one node to another as one; false where the server has no such thing.
-fn move_at_once(from: &Server, to: &Server) -> bool {
-    let last = (SLOTS - 1).to_string();
+fn move_at_once(slots: usize, from: &Server, to: &Server) -> bool {
+    let last = (slots - 1).to_string();
     let id = to.node_id();
     let valkey = from.wire().call(&["CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", "0", &last, "NODE", &id]);
     if valkey != "+OK\r\n" {
@@ -183,4 +186,31 @@ async fn node_that_joins_and_leaves_loses_nothing() {
     }
     cluster.wait_until_settled();
     end("a node joined and left", load, &cluster).await;
+}
+
+/// The new node has not heard of what goes between the first copy and the last moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn task_that_ends_while_its_slot_moves_at_once_leaves_no_entry() {
+    let cluster = Cluster::start(2, 0);
+    let backend = RedisBackend::new(&cluster.url()).await.unwrap();
+    let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
+    // So much that the copy takes its time.
+    let ballast = vec![b'x'; 200_000];
+    let owners: Vec<_> = (0..400).map(|n| format!("owner-{n}")).collect();
+    let soon = |ms: i64| {
+        let at = chrono::DateTime::from_timestamp_millis(now_ms() + ms).unwrap().to_rfc3339();
+        format!(r#"{{"expiresAt":"{at}"}}"#).into_bytes()
+    };
+    for (owner, n) in owners.iter().zip(0..) {
+        backend.put(&format!("{owner}:stays"), &ballast).await.unwrap();
+        backend.put(&format!("{owner}:ends"), &soon(500 + 4 * n)).await.unwrap();
+    }
+    if !move_at_once(HALF, first, second) {
+        skipped("task_that_ends_while_its_slot_moves_at_once", "the server has no atomic slot migration");
+    }
+    let agree = || {
+        let (hashes, entries) = cluster.hashes_and_entries();
+        hashes.len() == owners.len() && hashes == entries
+    };
+    assert!(holds_within(Duration::from_secs(10), agree), "{:#?}", cluster.hashes_and_entries());
 }
