@@ -109,15 +109,6 @@ async fn behind_proxies() -> (Cluster, Vec<Proxy>, RedisBackend) {
     (cluster, proxies, backend.connect().await.unwrap())
 }
 
-/// Waits until late replies, which hold up those that follow on their connection, are through.
-async fn let_late_replies_through(proxies: &[Proxy], backend: &RedisBackend) {
-    set_all(proxies, &Fault::None);
-    let started = Instant::now();
-    while let Err(error) = backend.check_health().await {
-        assert!(started.elapsed() < Duration::from_secs(20), "{error}");
-    }
-}
-
 fn set_all(proxies: &[Proxy], fault: &Fault) {
     for proxy in proxies {
         proxy.set(fault.clone());
@@ -135,17 +126,44 @@ async fn write_whose_reply_is_lost_is_made_once_and_its_outcome_is_unknown() {
             set_all(&proxies, &fault);
             let error = backend.put(&key, b"put").await.unwrap_err();
             assert!(reason(&error).outcome_is_unknown(), "{error}");
-            let_late_replies_through(&proxies, &backend).await;
+            set_all(&proxies, &Fault::None);
             assert_eq!(backend.get(&key).await.unwrap().version, before + 1);
             set_all(&proxies, &fault);
             // Not a conflict with itself.
             let error = backend.put_if_version(&key, b"cas", before + 1).await.unwrap_err();
             assert!(reason(&error).outcome_is_unknown(), "{error}");
-            let_late_replies_through(&proxies, &backend).await;
+            set_all(&proxies, &Fault::None);
             let task = backend.get(&key).await.unwrap();
             assert_eq!((task.version, task.data.as_slice()), (before + 2, &b"cas"[..]));
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_knocks_now_and_then_at_a_cluster_that_lets_nobody_in() {
+    let (_cluster, proxies, backend) = behind_proxies().await;
+    set_all(&proxies, &Fault::Close);
+    proxies.iter().for_each(Proxy::cut);
+    let is_away = |error: &Error| matches!(error, Error::NotConnected { .. });
+    for owner in 0..6 {
+        // The first call to each node may be what finds out.
+        while !is_away(reason(&backend.put(&format!("{owner}:t"), b"data").await.unwrap_err())) {}
+    }
+    let before = proxies[0].accepted();
+    let calls: Vec<_> = (0..64)
+        .map(|n| {
+            let backend = backend.clone();
+            tokio::spawn(async move { backend.put(&format!("{n}:t"), b"data").await })
+        })
+        .collect();
+    for call in calls {
+        assert!(call.await.unwrap().is_err());
+    }
+    let knocks = proxies[0].accepted() - before;
+    // All calls together, in two seconds, for the node's own connection and to find out about the others.
+    assert!((1..20).contains(&knocks), "{knocks} attempts to connect");
+    set_all(&proxies, &Fault::None);
+    backend.put("owner:t", b"data").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -306,23 +306,19 @@ impl Shared {
 
 /// Keeps the view up to date.
 async fn survey(shared: Arc<Shared>) {
-    let mut last = Vec::new();
     let mut pauses = pauses();
     loop {
         // Wanted or not: both are a reason.
         let _ = timeout(SURVEY, shared.outdated.notified()).await;
-        let shards = shared.ask().await.unwrap_or_default();
-        if !shards.is_empty() {
+        if let Some(shards) = shared.ask().await {
             shared.adopt(&shards);
-        }
-        // Where nothing is new, or nobody answers, clients are not to make it worse.
-        if shards.is_empty() || shards == last {
-            sleep(pauses.next().unwrap_or(SURVEY_PAUSE)).await;
-        } else {
             pauses = self::pauses();
+            // No longer: a replica that takes over is to be found at once.
             sleep(SURVEY_PAUSE).await;
+        } else {
+            // Where nobody answers, all clients together are not to make it worse.
+            sleep(pauses.next().unwrap_or(SURVEY_PAUSE)).await;
         }
-        last = shards;
     }
 }
 
