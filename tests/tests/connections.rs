@@ -188,14 +188,20 @@ async fn health_check_asks_every_primary_and_no_replica() {
     let cluster = Cluster::start(3, 1);
     let builder = RedisBackend::builder(cluster.url()).read_from_replicas(true);
     let backend = builder.connect_timeout(Duration::from_millis(500)).connect().await.unwrap();
-    let checks = |server: &Server| -> u64 {
-        let calls = server.wire().call(&["INFO", "commandstats"]);
-        let calls = calls.lines().find_map(|line| line.strip_prefix("cmdstat_pmcptask.get:calls="));
-        calls.map_or(0, |calls| calls.split(',').next().unwrap().parse().unwrap())
+    let calls_of = |command: &str| -> Vec<u64> {
+        let calls = |server: &Server| {
+            let calls = server.wire().call(&["INFO", "commandstats"]);
+            let of_command = format!("cmdstat_{command}:calls=");
+            let calls = calls.lines().find_map(|line| line.strip_prefix(&of_command));
+            calls.map_or(0, |calls| calls.split(',').next().unwrap().parse().unwrap())
+        };
+        cluster.servers.iter().map(calls).collect()
     };
-    let before: Vec<_> = cluster.servers.iter().map(checks).collect();
+    let before = ["ping", "pmcptask.get"].map(calls_of);
     backend.check_health().await.unwrap();
-    let after: Vec<_> = cluster.servers.iter().map(checks).collect();
-    let asked: Vec<_> = before.iter().zip(&after).map(|(before, after)| after - before).collect();
-    assert_eq!(asked, [1, 1, 1, 0, 0, 0]);
+    for (command, before) in ["ping", "pmcptask.get"].into_iter().zip(before) {
+        let asked: Vec<_> =
+            calls_of(command).iter().zip(before).map(|(after, before)| after - before).collect();
+        assert_eq!(asked, [1, 1, 1, 0, 0, 0], "{command}");
+    }
 }

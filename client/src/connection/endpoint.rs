@@ -116,7 +116,7 @@ impl Endpoint {
 #[cfg(feature = "tls")]
 fn client(info: ConnectionInfo, settings: &Settings) -> Result<Client, Error> {
     let is_tls = matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. });
-    // The redis crate takes that of the process, and panics where there is none.
+    // The redis crate has rustls choose one, which panics where other crates of the program have brought a second.
     if is_tls && rustls::crypto::CryptoProvider::get_default().is_none() {
         // Somebody else may be faster, with one that is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
