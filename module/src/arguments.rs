@@ -42,45 +42,53 @@ fn shown(came: &[u8]) -> String {
     }
 }
 
+/// A number and the argument that says it, in the one form that this grammar takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Number<A> {
+    pub(crate) value: i64,
+    pub(crate) argument: A,
+}
+
 /// When a task is to expire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Expiry {
+pub(crate) enum Expiry<A> {
     /// As the record says.
     FromRecord,
     /// Never.
     Never,
     /// At this time, ms since the epoch.
-    At(i64),
+    At(Number<A>),
 }
 
 /// The options of PUT and CAS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WriteOptions {
-    pub(crate) expiry: Expiry,
+pub(crate) struct WriteOptions<A> {
+    pub(crate) expiry: Expiry<A>,
     /// Creation time of a task that enters the index, ms since the epoch.
-    pub(crate) created_ms: Option<i64>,
+    pub(crate) created_ms: Option<Number<A>>,
     /// How many live tasks the owner may have, a new one included.
     pub(crate) max_tasks: Option<i64>,
 }
 
-impl WriteOptions {
+impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
     /// Reads the options of PUT.
-    pub(crate) fn of_put<'a>(options: impl Iterator<Item = &'a [u8]>) -> Result<Self, ArgumentError> {
+    pub(crate) fn of_put(options: impl Iterator<Item = A>) -> Result<Self, ArgumentError> {
         Self::parse(options, true, "PXAT, PERSIST, CREATED or MAXTASKS")
     }
 
     /// Reads the options of CAS, which creates no task.
-    pub(crate) fn of_cas<'a>(options: impl Iterator<Item = &'a [u8]>) -> Result<Self, ArgumentError> {
+    pub(crate) fn of_cas(options: impl Iterator<Item = A>) -> Result<Self, ArgumentError> {
         Self::parse(options, false, "PXAT, PERSIST or CREATED")
     }
 
-    fn parse<'a>(
-        mut options: impl Iterator<Item = &'a [u8]>,
+    fn parse(
+        mut options: impl Iterator<Item = A>,
         creates: bool,
         known: &'static str,
     ) -> Result<Self, ArgumentError> {
         let mut read = Self { expiry: Expiry::FromRecord, created_ms: None, max_tasks: None };
         while let Some(option) = options.next() {
+            let option = option.as_ref();
             if is(option, "PXAT") {
                 let at = number("PXAT", MILLISECONDS, options.next(), i64::MAX)?;
                 read.set_expiry(Expiry::At(at), option)?;
@@ -91,7 +99,7 @@ impl WriteOptions {
                 set_once("CREATED", &mut read.created_ms, created)?;
             } else if creates && is(option, "MAXTASKS") {
                 let max = number("MAXTASKS", COUNT, options.next(), i64::MAX)?;
-                set_once("MAXTASKS", &mut read.max_tasks, max)?;
+                set_once("MAXTASKS", &mut read.max_tasks, max.value)?;
             } else {
                 return Err(ArgumentError::new("option", known, option));
             }
@@ -99,8 +107,8 @@ impl WriteOptions {
         Ok(read)
     }
 
-    fn set_expiry(&mut self, expiry: Expiry, option: &[u8]) -> Result<(), ArgumentError> {
-        if self.expiry != Expiry::FromRecord {
+    fn set_expiry(&mut self, expiry: Expiry<A>, option: &[u8]) -> Result<(), ArgumentError> {
+        if !matches!(self.expiry, Expiry::FromRecord) {
             return Err(ArgumentError::new("expiry", "PXAT or PERSIST, one of them and once", option));
         }
         self.expiry = expiry;
@@ -132,10 +140,10 @@ impl<'a> ListOptions<'a> {
                 let task_id = options
                     .next()
                     .ok_or_else(|| ArgumentError::missing("AFTER", "a task id after the creation time"))?;
-                set_once("AFTER", &mut read.after, (created, task_id))?;
+                set_once("AFTER", &mut read.after, (created.value, task_id))?;
             } else if is(option, "COUNT") {
                 let count = number("COUNT", COUNT, options.next(), i64::MAX)?;
-                set_once("COUNT", &mut read.count, count)?;
+                set_once("COUNT", &mut read.count, count.value)?;
             } else {
                 return Err(ArgumentError::new("option", "REV, AFTER or COUNT", option));
             }
@@ -150,23 +158,24 @@ const COUNT: &str = "an integer from 0 to 9223372036854775807";
 
 /// Reads the version that CAS expects.
 pub(crate) fn expected_version(argument: &[u8]) -> Result<i64, ArgumentError> {
-    number("expected-version", COUNT, Some(argument), i64::MAX)
+    Ok(number("expected-version", COUNT, Some(argument), i64::MAX)?.value)
 }
 
 fn is(option: &[u8], name: &str) -> bool {
     option.eq_ignore_ascii_case(name.as_bytes())
 }
 
-fn number(
-    argument: &'static str,
+fn number<A: AsRef<[u8]> + Copy>(
+    name: &'static str,
     expected: &'static str,
-    value: Option<&[u8]>,
+    argument: Option<A>,
     highest: i64,
-) -> Result<i64, ArgumentError> {
-    let value = value.ok_or_else(|| ArgumentError::missing(argument, expected))?;
-    parse_decimal(value)
-        .filter(|number| *number <= highest)
-        .ok_or_else(|| ArgumentError::new(argument, expected, value))
+) -> Result<Number<A>, ArgumentError> {
+    let argument = argument.ok_or_else(|| ArgumentError::missing(name, expected))?;
+    match parse_decimal(argument.as_ref()) {
+        Some(value) if value <= highest => Ok(Number { value, argument }),
+        _ => Err(ArgumentError::new(name, expected, argument.as_ref())),
+    }
 }
 
 fn set_once<T>(argument: &'static str, place: &mut Option<T>, value: T) -> Result<(), ArgumentError> {
@@ -182,9 +191,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn put(options: &[&str]) -> Result<WriteOptions, String> {
-        WriteOptions::of_put(options.iter().map(|option| option.as_bytes()))
-            .map_err(|error| error.to_string())
+    fn put<'a>(options: &[&'a str]) -> Result<WriteOptions<&'a str>, String> {
+        WriteOptions::of_put(options.iter().copied()).map_err(|error| error.to_string())
     }
 
     fn list<'a>(options: &[&'a str]) -> Result<ListOptions<'a>, String> {
@@ -193,7 +201,11 @@ mod tests {
 
     #[test]
     fn options_come_in_any_order_and_case() {
-        let expected = WriteOptions { expiry: Expiry::At(5), created_ms: Some(0), max_tasks: Some(i64::MAX) };
+        let expected = WriteOptions {
+            expiry: Expiry::At(Number { value: 5, argument: "5" }),
+            created_ms: Some(Number { value: 0, argument: "0" }),
+            max_tasks: Some(i64::MAX),
+        };
         assert_eq!(put(&["PXAT", "5", "CREATED", "0", "MAXTASKS", "9223372036854775807"]), Ok(expected));
         assert_eq!(put(&["maxtasks", "9223372036854775807", "Created", "0", "pxAT", "5"]), Ok(expected));
         assert_eq!(put(&["persist"]).unwrap().expiry, Expiry::Never);

@@ -3,17 +3,47 @@
 
 use pmcptask_schema::fields;
 
+use crate::arguments::Number;
 use crate::server::{Context, Literal, StringRef};
 
 /// Fields of the hash.
 pub(crate) static VERSION: Literal = Literal::new(fields::VERSION);
 pub(crate) static DATA: Literal = Literal::new(fields::DATA);
 pub(crate) static EXPIRES_AT: Literal = Literal::new(fields::EXPIRES_AT);
+/// The version of each new task.
+pub(crate) static FIRST_VERSION: Literal = Literal::new("1");
 
-/// Frees the names of the fields, before the module is unloaded.
+/// Frees these strings, before the module is unloaded.
 pub(crate) fn forget(context: &mut Context) {
-    for name in [&VERSION, &DATA, &EXPIRES_AT] {
-        name.forget(context);
+    for literal in [&VERSION, &DATA, &EXPIRES_AT, &FIRST_VERSION] {
+        literal.forget(context);
+    }
+}
+
+/// A time in ms since the epoch.
+#[derive(Clone, Copy)]
+pub(crate) struct Moment<'a> {
+    pub(crate) ms: i64,
+    /// The command's argument that says it, where one does. It is told on as it came, which saves a string.
+    argument: Option<StringRef<'a>>,
+}
+
+impl Moment<'_> {
+    pub(crate) fn new(ms: i64) -> Self {
+        Self { ms, argument: None }
+    }
+
+    fn told(self, context: &Context, tell: impl FnOnce(StringRef<'_>)) {
+        match self.argument {
+            Some(argument) => tell(argument),
+            None => tell(context.create_decimal(self.ms).as_ref()),
+        }
+    }
+}
+
+impl<'a> From<Number<StringRef<'a>>> for Moment<'a> {
+    fn from(Number { value: ms, argument }: Number<StringRef<'a>>) -> Self {
+        Self { ms, argument: Some(argument) }
     }
 }
 
@@ -42,9 +72,9 @@ pub(crate) fn expires_at_removed(context: &Context, task: StringRef<'_>) {
 }
 
 /// The key's expiry was set or removed.
-pub(crate) fn expiry_set(context: &Context, task: StringRef<'_>, at_ms: Option<i64>) {
-    match at_ms {
-        Some(at_ms) => context.replicate_number(c"PEXPIREAT", task, at_ms),
+pub(crate) fn expiry_set(context: &Context, task: StringRef<'_>, at: Option<Moment<'_>>) {
+    match at {
+        Some(at) => at.told(context, |at_ms| context.replicate(c"PEXPIREAT", [task, at_ms])),
         None => context.replicate(c"PERSIST", [task]),
     }
 }
@@ -55,8 +85,8 @@ pub(crate) fn deleted(context: &Context, task: StringRef<'_>) {
 }
 
 /// The task entered the index, or its entry got another creation time.
-pub(crate) fn indexed(context: &Context, index: StringRef<'_>, task_id: StringRef<'_>, created_ms: i64) {
-    context.replicate_scored(c"ZADD", index, created_ms, task_id);
+pub(crate) fn indexed(context: &Context, index: StringRef<'_>, task_id: StringRef<'_>, created: Moment<'_>) {
+    created.told(context, |created_ms| context.replicate(c"ZADD", [index, created_ms, task_id]));
 }
 
 /// The task left the index.

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use pmcptask_schema::IndexKey;
 
 use crate::arguments::ListOptions;
-use crate::effects;
+use crate::effects::{self, Moment};
 use crate::record::{self, Record};
 use crate::refusal::{Code, Refusal};
 use crate::server::{Context, Key, OwnedString, StringRef, Walk};
@@ -99,7 +99,7 @@ pub(crate) fn list<'c>(
     let mut listed = Vec::new();
     let mut after =
         options.after.map(|(created_ms, task_id)| Position::Task { created_ms, task_id: task_id.to_vec() });
-    let mut name = Vec::new();
+    let mut keys = key.task_keys();
     let may_be_elsewhere = OnceCell::new();
     // One moment for all tasks.
     let now_ms = context.now_ms();
@@ -110,12 +110,10 @@ pub(crate) fn list<'c>(
         after = entries.last().map(Entry::position);
         for entry in entries {
             let (created_ms, task_id) = (entry.created_ms(), entry.task_id);
-            if !key.write_task_key(task_id.bytes(), &mut name) {
-                continue;
-            }
-            let task_name = context.create_string(&name);
+            let Some(name) = keys.of_task(task_id.bytes()) else { continue };
+            let task_name = context.create_string(name);
             if !permissions.may_read(task_name.as_ref()) {
-                return Err(Refusal::NoPermission { key: name });
+                return Err(Refusal::NoPermission { key: name.to_vec() });
             }
             match record::read(context, task_name.as_ref(), now_ms) {
                 Ok(Some(record)) => listed.push(Listed { task_id, created_ms, record }),
@@ -124,10 +122,10 @@ pub(crate) fn list<'c>(
                 }
                 // All are of one slot, so what holds for one holds for all. A hash that has outlived its task is here.
                 Ok(None)
-                    if *may_be_elsewhere.get_or_init(|| reclaim::may_be_elsewhere(context, &name))
+                    if *may_be_elsewhere.get_or_init(|| reclaim::may_be_elsewhere(context, name))
                         && Key::open_for_reading(context, task_name.as_ref()).is_none() =>
                 {
-                    return Err(Refusal::MayBeElsewhere { key: name });
+                    return Err(Refusal::MayBeElsewhere { key: name.to_vec() });
                 }
                 // No hash, or a key of another type, which is no hash either.
                 Ok(None) | Err(_) => {}
@@ -171,12 +169,12 @@ pub(crate) fn has_fewer_live_tasks(
     limit: usize,
     now_ms: i64,
 ) -> bool {
-    let mut name = Vec::new();
+    let mut keys = key.task_keys();
     let live = entries_after(index, None, false, usize::MAX)
         .iter()
         .filter(|entry| {
-            key.write_task_key(entry.task_id.bytes(), &mut name)
-                && record::is_live(context, context.create_string(&name).as_ref(), now_ms)
+            keys.of_task(entry.task_id.bytes())
+                .is_some_and(|name| record::is_live(context, context.create_string(name).as_ref(), now_ms))
         })
         .take(limit)
         .count();
@@ -189,12 +187,12 @@ pub(crate) fn insert_entry(
     index: &mut Key<'_>,
     index_name: StringRef<'_>,
     task_id: StringRef<'_>,
-    created_ms: i64,
+    created: Moment<'_>,
 ) {
     // Exact: a creation time is at most 2^53-1.
     #[allow(clippy::cast_precision_loss)]
-    index.set_score(task_id, created_ms as f64);
-    effects::indexed(context, index_name, task_id, created_ms);
+    index.set_score(task_id, created.ms as f64);
+    effects::indexed(context, index_name, task_id, created);
     context.signal_modified(index_name);
 }
 

@@ -35,7 +35,7 @@ pub(crate) fn panic_if_asked() {
 ///
 /// The sentence for the log that says what is wrong.
 pub(crate) fn register(context: &Context, arguments: &Arguments<'_>) -> Result<(), String> {
-    let mut arguments = arguments.from(0);
+    let mut arguments = arguments.bytes_from(0);
     while let Some(name) = arguments.next() {
         if !name.eq_ignore_ascii_case(MAX_RECORD_BYTES.name.to_bytes()) {
             return Err(format!(

@@ -6,7 +6,7 @@ use std::ffi::CStr;
 use pmcptask_schema::{Envelope, ExpiryError, IndexKey, TaskKey, expires_at_seconds, parse_decimal};
 
 use crate::arguments::{Expiry, WriteOptions};
-use crate::effects::{self, DATA, EXPIRES_AT, VERSION};
+use crate::effects::{self, DATA, EXPIRES_AT, FIRST_VERSION, Moment, VERSION};
 use crate::index;
 use crate::reclaim;
 use crate::record::{has_lapsed, version_of};
@@ -124,7 +124,7 @@ impl<'c> OpenTask<'c> {
         &mut self,
         stored: Stored,
         data: StringRef<'_>,
-        options: &WriteOptions,
+        options: &WriteOptions<StringRef<'_>>,
         event: &CStr,
     ) -> Result<i64, Refusal> {
         check_size(data)?;
@@ -134,16 +134,16 @@ impl<'c> OpenTask<'c> {
         // The entry of a task that has gone is no entry: a new task of this name has its own creation time.
         let entry = if is_new { None } else { self.index.score(self.task_id.as_ref()) };
         let moments = Moments::of(options, data);
-        let expires_at_ms = moments.expires_at_ms()?;
-        let created_ms = match entry {
+        let expires_at = moments.expires_at()?;
+        let created = match entry {
             Some(_) => None,
-            None => Some(moments.created_ms(now_ms)),
+            None => Some(moments.created(now_ms)),
         };
         if let (true, Some(allowed)) = (is_new, options.max_tasks) {
             self.check_room_for_one_more(allowed)?;
         }
 
-        if expires_at_ms.is_some_and(|at| at <= now_ms) {
+        if expires_at.is_some_and(|at| at.ms <= now_ms) {
             self.remove_all();
             return Ok(version);
         }
@@ -151,11 +151,11 @@ impl<'c> OpenTask<'c> {
             self.hash.delete();
             effects::deleted(self.context, self.task_name);
         }
-        self.set_fields(version, data, expires_at_ms, stored);
-        self.set_expiry(expires_at_ms, is_new);
-        if let Some(created_ms) = created_ms {
+        self.set_fields(version, data, expires_at.map(|at| at.ms), stored);
+        self.set_expiry(expires_at, is_new);
+        if let Some(created) = created {
             let task_id = self.task_id.as_ref();
-            index::insert_entry(self.context, &mut self.index, self.index_name, task_id, created_ms);
+            index::insert_entry(self.context, &mut self.index, self.index_name, task_id, created);
         }
         self.context.signal_modified(self.task_name);
         self.context.notify(event, self.task_name);
@@ -178,8 +178,14 @@ impl<'c> OpenTask<'c> {
 
     fn set_fields(&mut self, version: i64, data: StringRef<'_>, expires_at_ms: Option<i64>, stored: Stored) {
         let context = self.context;
-        let version = context.create_decimal(version);
-        let version = (VERSION.get(context), version.as_ref());
+        let later_version;
+        let version = if version == 1 {
+            FIRST_VERSION.get(context)
+        } else {
+            later_version = context.create_decimal(version);
+            later_version.as_ref()
+        };
+        let version = (VERSION.get(context), version);
         let data = (DATA.get(context), data);
         // A long value makes the server turn a new hash into a table. It has less to turn where that one comes
         // first.
@@ -208,11 +214,12 @@ impl<'c> OpenTask<'c> {
         effects::fields_set(self.context, self.task_name, fields);
     }
 
-    fn set_expiry(&mut self, expires_at_ms: Option<i64>, is_new: bool) {
+    fn set_expiry(&mut self, expires_at: Option<Moment<'_>>, is_new: bool) {
         let before = if is_new { None } else { self.hash.expiry() };
+        let expires_at_ms = expires_at.map(|at| at.ms);
         if before != expires_at_ms {
             self.hash.set_expiry(expires_at_ms);
-            effects::expiry_set(self.context, self.task_name, expires_at_ms);
+            effects::expiry_set(self.context, self.task_name, expires_at);
             if let Some(expires_at_ms) = expires_at_ms {
                 reclaim::expects_expiry(self.context, expires_at_ms, self.task_name, self.now_ms);
             }
@@ -252,13 +259,13 @@ fn check_size(data: StringRef<'_>) -> Result<(), Refusal> {
 /// When the task expires and was created, by options or record. The record is looked into at most once,
 /// and only where the options do not say.
 struct Moments<'a> {
-    options: &'a WriteOptions,
+    options: &'a WriteOptions<StringRef<'a>>,
     data: StringRef<'a>,
     envelope: OnceCell<Envelope>,
 }
 
 impl<'a> Moments<'a> {
-    fn of(options: &'a WriteOptions, data: StringRef<'a>) -> Self {
+    fn of(options: &'a WriteOptions<StringRef<'a>>, data: StringRef<'a>) -> Self {
         Self { options, data, envelope: OnceCell::new() }
     }
 
@@ -266,15 +273,18 @@ impl<'a> Moments<'a> {
         self.envelope.get_or_init(|| Envelope::read(self.data.bytes()))
     }
 
-    fn expires_at_ms(&self) -> Result<Option<i64>, ExpiryError> {
+    fn expires_at(&self) -> Result<Option<Moment<'a>>, ExpiryError> {
         match self.options.expiry {
-            Expiry::At(at_ms) => Ok(Some(at_ms)),
+            Expiry::At(at) => Ok(Some(at.into())),
             Expiry::Never => Ok(None),
-            Expiry::FromRecord => self.envelope().expires_at_ms,
+            Expiry::FromRecord => Ok(self.envelope().expires_at_ms?.map(Moment::new)),
         }
     }
 
-    fn created_ms(&self, now_ms: i64) -> i64 {
-        self.options.created_ms.or_else(|| self.envelope().created_at_ms).unwrap_or(now_ms)
+    fn created(&self, now_ms: i64) -> Moment<'a> {
+        match self.options.created_ms {
+            Some(created) => created.into(),
+            None => Moment::new(self.envelope().created_at_ms.unwrap_or(now_ms)),
+        }
     }
 }

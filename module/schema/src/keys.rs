@@ -116,26 +116,34 @@ impl<'a> IndexKey<'a> {
         }
     }
 
-    /// Writes the key of one of the owner's tasks into `key`, in place of what it held. False, and an
-    /// empty key, where `task_id` cannot be a task id: with a colon in it, the key would be another
-    /// owner's.
+    /// Makes the keys of the owner's tasks.
     #[must_use]
-    pub fn write_task_key(&self, task_id: &[u8], key: &mut Vec<u8>) -> bool {
-        key.clear();
-        if task_id.is_empty() || task_id.contains(&b':') {
-            return false;
-        }
-        self.write_key_of_member(task_id, key);
-        true
+    pub fn task_keys(&self) -> OwnersTaskKeys {
+        let key = [self.prefix, TASKS, self.owner, b":"].concat();
+        OwnersTaskKeys { common: key.len(), key }
+    }
+}
+
+/// Makes the keys of one owner's tasks, one at a time and all in the same memory.
+#[derive(Debug)]
+pub struct OwnersTaskKeys {
+    key: Vec<u8>,
+    /// What all of them start with ends here.
+    common: usize,
+}
+
+impl OwnersTaskKeys {
+    /// The key of a task; None where `task_id` cannot be a task id: with a colon in it, the key would be another
+    /// owner's.
+    pub fn of_task(&mut self, task_id: &[u8]) -> Option<&[u8]> {
+        if task_id.is_empty() || task_id.contains(&b':') { None } else { Some(self.of_member(task_id)) }
     }
 
-    /// Writes the key that a member of the index names into `key`, in place of what it held; see
-    /// [`TaskKey::old_entry`] for members with colons.
-    pub fn write_key_of_member(&self, member: &[u8], key: &mut Vec<u8>) {
-        key.clear();
-        for part in [self.prefix, TASKS, self.owner, b":", member] {
-            key.extend_from_slice(part);
-        }
+    /// The key that a member of the index names; see [`TaskKey::old_entry`] for members with colons.
+    pub fn of_member(&mut self, member: &[u8]) -> &[u8] {
+        self.key.truncate(self.common);
+        self.key.extend_from_slice(member);
+        &self.key
     }
 }
 
@@ -342,12 +350,11 @@ mod tests {
 
     #[test]
     fn member_of_an_index_with_a_colon_names_no_task() {
-        let index = IndexKey { prefix: b"p", owner: b"a" };
-        let mut key = b"before".to_vec();
-        assert!(!index.write_task_key(b"b:t", &mut key) && key.is_empty());
-        assert!(!index.write_task_key(b"", &mut key));
-        assert!(index.write_task_key(b"t", &mut key));
-        assert_eq!(key, b"p:tasks:a:t");
+        let mut keys = IndexKey { prefix: b"p", owner: b"a" }.task_keys();
+        assert_eq!(keys.of_task(b"b:t"), None);
+        assert_eq!(keys.of_task(b""), None);
+        assert_eq!(keys.of_task(b"t1"), Some(&b"p:tasks:a:t1"[..]));
+        assert_eq!(keys.of_task(b"u"), Some(&b"p:tasks:a:u"[..]));
     }
 
     #[test]
@@ -355,9 +362,7 @@ mod tests {
         let task = TaskKey::parse(b"p:tasks:a:b:c:t").unwrap();
         let (index, member) = task.old_entry().unwrap();
         assert_eq!((index.owner, member.as_slice()), (&b"a"[..], &b"b:c:t"[..]));
-        let mut key = Vec::new();
-        index.write_key_of_member(&member, &mut key);
-        assert_eq!(key, b"p:tasks:a:b:c:t");
+        assert_eq!(index.task_keys().of_member(&member), b"p:tasks:a:b:c:t");
         assert_eq!(TaskKey::parse(b"p:tasks:a:t").unwrap().old_entry(), None);
     }
 
@@ -429,9 +434,9 @@ mod tests {
             );
             let index_key = IndexKey::parse(index.as_bytes()).unwrap();
             prop_assert_eq!(index_key.check_holds(&task_key), Ok(()));
+            let mut keys = index_key.task_keys();
+            prop_assert_eq!(keys.of_task(task_id.as_bytes()), Some(task.as_bytes()));
             let mut made = Vec::new();
-            prop_assert!(index_key.write_task_key(task_id.as_bytes(), &mut made));
-            prop_assert_eq!(&made, task.as_bytes());
             IndexKey::of(&task_key).write(&mut made);
             prop_assert_eq!(made, index.into_bytes());
         }

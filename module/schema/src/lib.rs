@@ -14,7 +14,8 @@ mod keys;
 
 pub use envelope::{Envelope, ExpiryError};
 pub use keys::{
-    CompositeKeyError, IndexKey, KeyError, Keyspace, PrefixError, TaskKey, owner_in_hash_tag, split_composite,
+    CompositeKeyError, IndexKey, KeyError, Keyspace, OwnersTaskKeys, PrefixError, TaskKey, owner_in_hash_tag,
+    split_composite,
 };
 
 /// The fields of a task's hash.
@@ -57,16 +58,25 @@ pub fn parse_version(stored: &[u8]) -> Option<i64> {
     (version > 0).then_some(version)
 }
 
+/// The digits of 2^63-1.
+const LONGEST: usize = 19;
+
 /// Reads a decimal integer from 0 to 2^63-1, with no sign, space or leading zero.
 #[must_use]
 pub fn parse_decimal(digits: &[u8]) -> Option<i64> {
-    match digits {
-        [] | [b'0', _, ..] => None,
-        _ => digits.iter().try_fold(0_i64, |value, digit| {
-            let digit = char::from(*digit).to_digit(10)?;
-            value.checked_mul(10)?.checked_add(i64::from(digit))
-        }),
+    if digits.is_empty() || digits.len() > LONGEST || matches!(digits, [b'0', _, ..]) {
+        return None;
     }
+    let mut value = 0_u64;
+    for digit in digits {
+        let digit = digit.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        // Cannot wrap: as many digits as that are below 2^64.
+        value = value.wrapping_mul(10).wrapping_add(u64::from(digit));
+    }
+    i64::try_from(value).ok()
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ impl TaskCommand for List {
 
     fn run(context: &Context, arguments: &Arguments<'_>) -> Result<(), Refusal> {
         let index_name = required(arguments, 1, "index-key")?;
-        let options = ListOptions::parse(arguments.from(2))?;
+        let options = ListOptions::parse(arguments.bytes_from(2))?;
         let key = IndexKey::parse(index_name.bytes())?;
 
         let listed = match Key::open_for_reading(context, index_name) {

@@ -22,6 +22,7 @@ mod suspects;
 use pmcptask_schema::{Envelope, IndexKey, TaskKey};
 
 use self::slots::{Role, Slots};
+use crate::effects::Moment;
 use crate::index;
 use crate::record;
 use crate::server::{Context, Key, Kind};
@@ -97,13 +98,14 @@ fn restore_entry(context: &Context, task_name: &[u8], index: &IndexKey<'_>, task
     else {
         return;
     };
-    let created_ms = Envelope::read(task.data.bytes()).created_at_ms.unwrap_or_else(|| context.now_ms());
+    let created_ms = Envelope::read(task.data.bytes()).created_at_ms;
+    let created = Moment::new(created_ms.unwrap_or_else(|| context.now_ms()));
     let mut name = Vec::new();
     index.write(&mut name);
     let name = context.create_string(&name);
     let mut index = Key::open_for_writing(context, name.as_ref());
     let task_id = context.create_string(task_id);
-    index::insert_entry(context, &mut index, name.as_ref(), task_id.as_ref(), created_ms);
+    index::insert_entry(context, &mut index, name.as_ref(), task_id.as_ref(), created);
     statistics::INDEX_ENTRIES_RESTORED.increment();
 }
 

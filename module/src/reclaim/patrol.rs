@@ -270,11 +270,11 @@ impl Walk {
             let Some(index) = Key::open_for_reading(context, name.as_ref()) else { return };
             index::entries_after(&index, reached.as_ref(), false, ENTRIES_AT_ONCE)
         };
-        let mut task_name = Vec::new();
+        let mut keys = key.task_keys();
         for entry in &entries {
-            key.write_key_of_member(entry.task_id.bytes(), &mut task_name);
-            if !holds_hash(context, &task_name) {
-                put_right(context, slots, &task_name);
+            let task_name = keys.of_member(entry.task_id.bytes());
+            if !holds_hash(context, task_name) {
+                put_right(context, slots, task_name);
             }
         }
         if entries.len() == ENTRIES_AT_ONCE {

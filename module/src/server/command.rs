@@ -130,8 +130,13 @@ impl<'c> Arguments<'c> {
     }
 
     /// The arguments from `index` on.
-    pub(crate) fn from(&self, index: usize) -> impl Iterator<Item = &'c [u8]> {
-        (index..self.raw.len()).filter_map(|index| Some(self.get(index)?.bytes()))
+    pub(crate) fn from(&self, index: usize) -> impl Iterator<Item = StringRef<'c>> {
+        (index..self.raw.len()).filter_map(|index| self.get(index))
+    }
+
+    /// The bytes of the arguments from `index` on.
+    pub(crate) fn bytes_from(&self, index: usize) -> impl Iterator<Item = &'c [u8]> {
+        self.from(index).map(StringRef::bytes)
     }
 }
 

@@ -10,6 +10,9 @@ use redis_module::raw;
 use super::api::{self, Api, OK};
 use super::string::{OwnedString, StringRef};
 
+/// The letter for a string, as often as one can be given to [`Context::replicate`], and a null byte.
+const STRINGS: &[u8] = b"sssssss\0";
+
 /// The call of the server that is going on.
 pub(crate) struct Context {
     pub(super) api: &'static Api,
@@ -90,33 +93,32 @@ impl Context {
 
     // What others are told.
 
-    /// Tells replicas and the AOF to run `command`. All that one call replicates is one transaction.
+    /// Tells replicas and the AOF to run `command`, with up to seven arguments. All that one call replicates
+    /// is one transaction.
     pub(crate) fn replicate<const N: usize>(&self, command: &CStr, arguments: [StringRef<'_>; N]) {
-        let mut pointers = arguments.map(StringRef::raw);
-        // SAFETY: "v" takes a vector of strings and its length, both given; the strings are alive, and
-        // the server takes references of its own.
-        unsafe { (self.api.replicate)(self.raw, command.as_ptr(), c"v".as_ptr(), pointers.as_mut_ptr(), N) };
-    }
-
-    /// The same with a key and a number, which costs no string.
-    pub(crate) fn replicate_number(&self, command: &CStr, key: StringRef<'_>, number: i64) {
-        // SAFETY: "sl" takes a string and a number, both given; the string is alive, and the server takes a
-        // reference of its own.
-        unsafe { (self.api.replicate)(self.raw, command.as_ptr(), c"sl".as_ptr(), key.raw(), number) };
-    }
-
-    /// The same with a key, a number and a member.
-    pub(crate) fn replicate_scored(
-        &self,
-        command: &CStr,
-        key: StringRef<'_>,
-        number: i64,
-        member: StringRef<'_>,
-    ) {
-        // SAFETY: "sls" takes a string, a number and a string, all given; the strings are alive, and the server
-        // takes references of its own.
+        // One "s" each: the server makes room for as many arguments as there are letters, where a vector ("v")
+        // has it make room twice.
+        let format = const { STRINGS.split_at(STRINGS.len() - 1 - N).1 };
+        let mut words = [std::ptr::null_mut(); 7];
+        for (word, argument) in words.iter_mut().zip(arguments) {
+            *word = argument.raw();
+        }
+        let [word_1, word_2, word_3, word_4, word_5, word_6, word_7] = words;
+        // SAFETY: the format, which ends with the null byte of `STRINGS`, names N strings; they are given first,
+        // and the server reads no more. They are alive, and it takes references of its own.
         unsafe {
-            (self.api.replicate)(self.raw, command.as_ptr(), c"sls".as_ptr(), key.raw(), number, member.raw())
+            (self.api.replicate)(
+                self.raw,
+                command.as_ptr(),
+                format.as_ptr().cast(),
+                word_1,
+                word_2,
+                word_3,
+                word_4,
+                word_5,
+                word_6,
+                word_7,
+            )
         };
     }
 

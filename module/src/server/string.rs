@@ -41,6 +41,12 @@ impl<'c> StringRef<'c> {
     }
 }
 
+impl AsRef<[u8]> for StringRef<'_> {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
 /// A string that this handle frees.
 pub(crate) struct OwnedString<'c> {
     string: StringRef<'c>,
