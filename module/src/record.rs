@@ -1,6 +1,6 @@
 //! A task's hash as it is read.
 
-use pmcptask_schema::{is_past, parse_version};
+use pmcptask_schema::{is_past, parse_expires_at, parse_version};
 
 use crate::effects::{DATA, EXPIRES_AT, VERSION};
 use crate::refusal::Refusal;
@@ -28,7 +28,7 @@ pub(crate) fn read<'c>(
     }
     let [version, data, expires_at] =
         hash.hash_fields([VERSION.get(context), DATA.get(context), EXPIRES_AT.get(context)]);
-    if has_lapsed(expires_at.as_ref(), now_ms) {
+    if ExpiresAt::of(expires_at.as_ref()).is_past(now_ms) {
         return Ok(None);
     }
     let version = version_of(version.as_ref(), name)?;
@@ -40,13 +40,29 @@ pub(crate) fn read<'c>(
 pub(crate) fn is_live(context: &Context, name: StringRef<'_>, now_ms: i64) -> bool {
     Key::open_for_reading(context, name).is_some_and(|hash| {
         let [expires_at] = hash.hash_fields([EXPIRES_AT.get(context)]);
-        hash.kind() == Kind::Hash && !has_lapsed(expires_at.as_ref(), now_ms)
+        hash.kind() == Kind::Hash && !ExpiresAt::of(expires_at.as_ref()).is_past(now_ms)
     })
 }
 
-/// Whether a hash has outlived its task, because somebody else took the key's expiry away.
-pub(crate) fn has_lapsed(expires_at: Option<&OwnedString<'_>>, now_ms: i64) -> bool {
-    expires_at.is_some_and(|seconds| is_past(seconds.bytes(), now_ms))
+/// A hash's field `expires_at`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExpiresAt {
+    Absent,
+    /// In s since the epoch.
+    At(i64),
+    /// Not as this schema writes it.
+    Other,
+}
+
+impl ExpiresAt {
+    pub(crate) fn of(field: Option<&OwnedString<'_>>) -> Self {
+        field.map_or(Self::Absent, |field| parse_expires_at(field.bytes()).map_or(Self::Other, Self::At))
+    }
+
+    /// Whether the hash has outlived its task, because somebody else took the key's expiry away.
+    pub(crate) fn is_past(self, now_ms: i64) -> bool {
+        matches!(self, Self::At(seconds) if is_past(seconds, now_ms))
+    }
 }
 
 /// The version of a hash of this key.

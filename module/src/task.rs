@@ -3,13 +3,13 @@
 use std::cell::OnceCell;
 use std::ffi::CStr;
 
-use pmcptask_schema::{Envelope, ExpiryError, IndexKey, TaskKey, expires_at_seconds, parse_decimal};
+use pmcptask_schema::{Envelope, ExpiryError, IndexKey, TaskKey, expires_at_seconds};
 
 use crate::arguments::{Expiry, WriteOptions};
 use crate::effects::{self, DATA, EXPIRES_AT, FIRST_VERSION, Moment, VERSION};
 use crate::index;
 use crate::reclaim;
-use crate::record::{has_lapsed, version_of};
+use crate::record::{ExpiresAt, version_of};
 use crate::refusal::Refusal;
 use crate::server::{Context, Key, Kind, OwnedString, StringRef};
 use crate::settings::MAX_RECORD_BYTES;
@@ -27,21 +27,6 @@ pub(crate) enum Stored {
         version: i64,
         expires_at: ExpiresAt,
     },
-}
-
-/// The hash's field `expires_at`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ExpiresAt {
-    Absent,
-    /// As this schema writes it, in s since the epoch.
-    At(i64),
-    Other,
-}
-
-impl ExpiresAt {
-    fn of(field: Option<&OwnedString<'_>>) -> Self {
-        field.map_or(Self::Absent, |field| parse_decimal(field.bytes()).map_or(Self::Other, Self::At))
-    }
 }
 
 impl Stored {
@@ -103,14 +88,15 @@ impl<'c> OpenTask<'c> {
         }
         let names = [VERSION.get(self.context), EXPIRES_AT.get(self.context)];
         let [version, expires_at] = self.hash.hash_fields(names);
-        if has_lapsed(expires_at.as_ref(), self.now_ms) {
+        let expires_at = ExpiresAt::of(expires_at.as_ref());
+        if expires_at.is_past(self.now_ms) {
             return Ok(Stored::Lapsed);
         }
         let version = version_of(version.as_ref(), self.task_name)?;
         if !self.hash.hash_has(DATA.get(self.context)) {
             return Err(Refusal::Corrupt { key: self.task_name.bytes().to_vec(), what: "no data" });
         }
-        Ok(Stored::Live { version, expires_at: ExpiresAt::of(expires_at.as_ref()) })
+        Ok(Stored::Live { version, expires_at })
     }
 
     /// Writes a record as the next version of what is stored, 1 for a new task, tells `event` of it, and

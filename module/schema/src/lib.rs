@@ -39,15 +39,21 @@ pub fn expires_at_seconds(expires_at_ms: i64) -> i64 {
     expires_at_ms.div_euclid(1000).saturating_add(i64::from(expires_at_ms.rem_euclid(1000) != 0))
 }
 
-/// Whether a stored [`fields::EXPIRES_AT`] is past: from the millisecond after it on, as the server takes a
-/// key's own expiry. One that is no integer says nothing.
+/// Reads a stored [`fields::EXPIRES_AT`], in s since the epoch. What is no integer in its one form says nothing.
 #[must_use]
-pub fn is_past(expires_at: &[u8], now_ms: i64) -> bool {
-    match expires_at {
-        // Before the epoch.
-        [b'-', digits @ ..] => parse_decimal(digits).is_some(),
-        digits => parse_decimal(digits).is_some_and(|seconds| seconds.saturating_mul(1000) < now_ms),
+pub fn parse_expires_at(stored: &[u8]) -> Option<i64> {
+    match stored {
+        // Before the epoch: others may write that.
+        [b'-', digits @ ..] => parse_decimal(digits).map(i64::wrapping_neg),
+        digits => parse_decimal(digits),
     }
+}
+
+/// Whether a time in s since the epoch is past: from the millisecond after it on, as the server takes a key's own
+/// expiry.
+#[must_use]
+pub fn is_past(expires_at: i64, now_ms: i64) -> bool {
+    expires_at.saturating_mul(1000) < now_ms
 }
 
 /// Reads a stored version: a positive integer up to 2^63-1 in the form that this schema writes, with
@@ -67,20 +73,46 @@ pub fn parse_decimal(digits: &[u8]) -> Option<i64> {
     if digits.is_empty() || digits.len() > LONGEST || matches!(digits, [b'0', _, ..]) {
         return None;
     }
+    let (eights, rest) = digits.as_chunks();
     let mut value = 0_u64;
-    for digit in digits {
+    // Nothing can wrap: as many digits as that are below 2^64.
+    for digits in eights {
+        value = value.wrapping_mul(100_000_000).wrapping_add(eight_digits(*digits)?);
+    }
+    for digit in rest {
         let digit = digit.wrapping_sub(b'0');
         if digit > 9 {
             return None;
         }
-        // Cannot wrap: as many digits as that are below 2^64.
         value = value.wrapping_mul(10).wrapping_add(u64::from(digit));
     }
     i64::try_from(value).ok()
 }
 
+/// Eight digits at once, as a time in ms has them: side by side in one register, made into four numbers of two
+/// digits, then two of four, then one. That takes a fifth of the instructions of one digit after the other.
+fn eight_digits(digits: [u8; 8]) -> Option<u64> {
+    /// The same byte, eight times.
+    const fn each(byte: u8) -> u64 {
+        u64::from_ne_bytes([byte; 8])
+    }
+    let text = u64::from_le_bytes(digits);
+    let ones = text.wrapping_sub(each(b'0'));
+    // Whatever is below '0' or above '9' has set its highest bit in one of the two.
+    if (ones | text.wrapping_add(each(0x7f - b'9'))) & each(0x80) != 0 {
+        return None;
+    }
+    let pairs = ones.wrapping_mul(10).wrapping_add(ones >> 8) & 0x00ff_00ff_00ff_00ff;
+    let fours = pairs.wrapping_mul(100).wrapping_add(pairs >> 16) & 0x0000_ffff_0000_ffff;
+    let eight = fours.wrapping_mul(10_000).wrapping_add(fours >> 32) & 0xffff_ffff;
+    Some(eight)
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -95,19 +127,22 @@ mod tests {
 
     #[test]
     fn expiry_is_past_a_millisecond_after_its_second() {
-        for (expires_at, past) in [
-            ("1", true),
-            ("2", true),
-            ("3", false),
-            ("-5", true),
-            ("0", true),
-            ("", false),
-            ("soon", false),
-            ("-", false),
-        ] {
-            assert_eq!(is_past(expires_at.as_bytes(), 2_001), past, "{expires_at:?}");
+        for (expires_at, past) in
+            [(i64::MIN, true), (-5, true), (0, true), (2, true), (3, false), (i64::MAX, false)]
+        {
+            assert_eq!(is_past(expires_at, 2_001), past, "{expires_at}");
         }
-        assert!(!is_past(b"2", 2_000));
+        assert!(!is_past(2, 2_000));
+    }
+
+    #[test]
+    fn stored_expiry_is_an_integer_in_its_one_form_or_says_nothing() {
+        assert_eq!(parse_expires_at(b"1795258800"), Some(1_795_258_800));
+        assert_eq!(parse_expires_at(b"0"), Some(0));
+        assert_eq!(parse_expires_at(b"-5"), Some(-5));
+        for none in ["", "-", "--5", "+5", "05", "-05", "soon", "1.6e+9"] {
+            assert_eq!(parse_expires_at(none.as_bytes()), None, "{none:?}");
+        }
     }
 
     #[test]
@@ -116,6 +151,27 @@ mod tests {
         assert_eq!(parse_version(b"9223372036854775807"), Some(i64::MAX));
         for bad in ["", "0", "01", "+1", "-1", " 1", "1 ", "1.0", "1e3", "9223372036854775808", "x"] {
             assert_eq!(parse_version(bad.as_bytes()), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn every_byte_but_a_digit_is_refused_in_every_place() {
+        let number = *b"1234567890123456789";
+        assert_eq!(parse_decimal(&number), Some(1_234_567_890_123_456_789));
+        for place in 0..number.len() {
+            for byte in (0..=u8::MAX).filter(|byte| !byte.is_ascii_digit()) {
+                let mut bad = number;
+                bad[place] = byte;
+                assert_eq!(parse_decimal(&bad), None, "{bad:?}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn decimals_are_read_back(number: u64, places in 0..20_u32) {
+            let number = number / 10_u64.pow(places);
+            prop_assert_eq!(parse_decimal(number.to_string().as_bytes()), i64::try_from(number).ok());
         }
     }
 }
