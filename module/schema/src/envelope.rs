@@ -42,9 +42,9 @@ impl Envelope {
         if record.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
             return Self::EMPTY;
         }
-        let Ok(Members { expires_at, created_at }) = serde_json::from_slice(record) else {
-            return Self::EMPTY;
-        };
+        // Text other than UTF-8 is no JSON. To find that out once for all takes less than to ask for each string.
+        let members = str::from_utf8(record).ok().and_then(|record| serde_json::from_str(record).ok());
+        let Some(Members { expires_at, created_at }) = members else { return Self::EMPTY };
         let expires_at_ms = match expires_at {
             Moment::Absent => Ok(None),
             Moment::At(at) => Ok(Some(at.ms_rounded_up())),
@@ -369,6 +369,7 @@ mod tests {
             b"\0{}",
             b"\xff\xfe",
             b"{\"\xff\":1,\"expiresAt\":\"soon\"}",
+            b"{\"a\":\"\xff\",\"expiresAt\":\"soon\"}",
         ] {
             assert_eq!(Envelope::read(record), Envelope::EMPTY, "{record:?}");
         }
@@ -378,6 +379,15 @@ mod tests {
     fn last_of_two_members_counts() {
         assert_eq!(expiry(r#"{"expiresAt":"soon","expiresAt":"1970-01-01T00:00:01Z"}"#), Some(1_000));
         assert_eq!(expiry(r#"{"expiresAt":"1970-01-01T00:00:01Z","expiresAt":null}"#), None);
+        let created = |record: &str| Envelope::read(record.as_bytes()).created_at_ms;
+        let first = r#"{"task":{"createdAt":"1970-01-01T00:00:01Z"},"#;
+        assert_eq!(
+            created(&format!(r#"{first}"task":{{"createdAt":"1970-01-01T00:00:02Z"}}}}"#)),
+            Some(2_000)
+        );
+        for second in ["5", "{}", "null", r#"{"createdAt":null}"#] {
+            assert_eq!(created(&format!(r#"{first}"task":{second}}}"#)), None, "{second}");
+        }
     }
 
     #[test]
