@@ -1,7 +1,8 @@
 //! The two moments that a JSON record carries: `expiresAt` and `task.createdAt`.
 //!
 //! A record is opaque to this project but for these. Everything else in it is skipped without being
-//! decoded, at any depth of nesting, so a record costs one pass over its bytes and no allocation.
+//! decoded, at any depth of nesting, so a record costs one pass over its bytes, one more to see that they are
+//! UTF-8, and no allocation.
 
 use std::fmt;
 
@@ -34,7 +35,7 @@ impl Envelope {
 
     /// Reads the envelope of a record.
     ///
-    /// A record that is no JSON object (other JSON, truncated JSON, any other bytes) has an empty
+    /// A record that is no JSON object (other JSON, truncated JSON, text other than UTF-8, any other bytes) has an empty
     /// envelope. Of a member that stands twice the last one counts, as in `serde_json::Value`.
     #[must_use]
     pub fn read(record: &[u8]) -> Self {
