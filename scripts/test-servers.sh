@@ -12,10 +12,11 @@ mkdir -p "$logs"
 rm -f "$logs"/*
 
 read -ra suites <<<"${SUITES:-$(basename -s .rs tests/tests/*.rs | paste -sd ' ')}"
-names=()
-while read -r name server; do
+names=() programs=()
+# The last line may lack its end.
+while read -r name server || [[ -n $name ]]; do
   [[ -z $server || $name == \#* ]] && continue
-  [[ -z ${ONLY:-} || " $ONLY " == *" $name "* ]] && names+=("$name")
+  [[ -z ${ONLY:-} || " $ONLY " == *" $name "* ]] && names+=("$name") && programs+=("$server")
 done <"$list"
 [[ ${#names[@]} -gt 0 ]] || { echo "$list names no server${ONLY:+ of $ONLY}." >&2; exit 1; }
 
@@ -33,8 +34,8 @@ verdict() {
 }
 
 failed=0
-for name in "${names[@]}"; do
-  server=$(sed -n "s|^$name  *||p" "$list" | head -n 1)
+for at in "${!names[@]}"; do
+  name=${names[at]} server=${programs[at]}
   for suite in "${suites[@]}"; do
     log=$logs/$name.$suite
     PMCPTASK_SERVER=$server cargo test --locked --workspace --all-features --test "$suite" \

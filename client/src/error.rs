@@ -330,7 +330,10 @@ pub(crate) fn is_wrong_type(error: &RedisError) -> bool {
 /// Gives an error reply its meaning. But for DEFECT, the server sends one before it has changed anything.
 fn of_server(error: RedisError) -> Error {
     let unknown_command = error.detail().and_then(|detail| detail.strip_prefix("unknown command"));
-    let is_ours = |name: &str| name.trim_start_matches([' ', '\'', '`']).starts_with("PMCPTASK.");
+    let is_ours = |name: &str| {
+        let name = name.trim_start_matches([' ', '\'', '`']);
+        name.get(.."PMCPTASK.".len()).is_some_and(|start| start.eq_ignore_ascii_case("PMCPTASK."))
+    };
     if unknown_command.is_some_and(is_ours) {
         // The server repeats the arguments, the record among them: that text goes no further.
         return Error::ModuleNotLoaded;
