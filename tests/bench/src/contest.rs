@@ -52,7 +52,7 @@ struct Bare {
 }
 
 /// Any time to come.
-const EXPIRES_AT_MS: i64 = 4_102_444_800_000;
+pub(crate) const EXPIRES_AT_MS: i64 = 4_102_444_800_000;
 
 fn failed(error: redis::RedisError) -> StorageError {
     StorageError::Backend { message: error.to_string(), source: Some(Box::new(error)) }

@@ -11,6 +11,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::Result;
+use crate::contest::EXPIRES_AT_MS;
 use crate::figures::write;
 use crate::machine;
 use crate::pipeline::{Pipeline, Words, batches, words};
@@ -34,10 +35,9 @@ struct CountingServer {
 }
 
 impl CountingServer {
-    fn start() -> Result<Self> {
+    fn start(options: ServerOptions) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/server-under-callgrind.sh");
-        let options = ServerOptions::default();
         let real = options.server_program().to_owned();
         let options = options
             .program(script)
@@ -50,11 +50,11 @@ impl CountingServer {
         Ok(counting)
     }
 
-    /// Has the module look at all keys now, often, so that it need not while commands are counted.
+    /// Has the module, if it is there, look at all keys now, often, so that it need not while commands are counted.
     fn wait_until_settled(&self) {
         let mut wire = self.server.wire();
         wire.call(&["CONFIG", "SET", "hz", "500"]);
-        let is_settled = || wire.call(&["INFO", "pmcptask"]).contains("verification_pending:0");
+        let is_settled = || !wire.call(&["INFO", "pmcptask"]).contains("verification_pending:1");
         assert!(holds_within(Duration::from_mins(2), is_settled), "the module does not settle");
         // Housekeeping once a second.
         wire.call(&["CONFIG", "SET", "hz", "1"]);
@@ -112,14 +112,18 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     if Command::new("valgrind").arg("--version").output().is_err() {
         return Err("valgrind is not installed: it counts the instructions".into());
     }
-    let mut server = CountingServer::start()?;
-    let rows = count_all(&mut server).await?;
+    // The module hears of what others change, and that takes time: they are counted on a server without it.
+    let mut server = CountingServer::start(ServerOptions::default())?;
+    let mut without = CountingServer::start(ServerOptions::default().without_module())?;
+    let mut rows = count_bare(&mut without)?;
+    rows.extend(count_lua(&mut without).await?);
+    rows.extend(count_ours(&mut server).await?);
     let get = |name: &str| rows.iter().find(|row| row.name == name).map_or(f64::NAN, |row| row.instructions);
     for Row { name, instructions } in &rows {
         println!("{name:<34} {instructions:>12.0}");
     }
     let trio_over = get("HSET over") + get("ZADD NX, member there") + get("PEXPIREAT");
-    let trio_new = get("HSET new") + get("ZADD NX, member new") + get("PEXPIREAT");
+    let trio_new = get("HSET new") + get("ZADD NX, member new") + get("PEXPIREAT, the first");
     let hgetall = get("HGETALL") - get("PING");
     let ratios = [
         ("PUT over : Lua", get("PUT over") / get("Lua put over"), "0.28"),
@@ -152,102 +156,122 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     write(folder, "instructions.json", &(serde_json::to_string_pretty(&figures)? + "\n"))
 }
 
-async fn count_all(server: &mut CountingServer) -> Result<Vec<Row>> {
-    let data = record(OWNER, RECORD);
-    let ours =
-        Commands::of(&RedisBackend::new(&server.server.url()).await?, server.server.port(), &data).await?;
-    let lua = pmcp_tasks::RedisBackend::new(&server.server.url()).await?.with_prefix("lua");
-    let lua = Commands::of(&lua, server.server.port(), &data).await?;
-    let put_json = ours.put.without_options(&data);
-    let cas_json = ours.put_if_version.without_options(&data);
-    let id = |n: usize| format!("task-{n:07}");
-    let there = |n: usize| id(n % TASKS);
-    let all = |command: &dyn Fn(usize) -> Words| (0..COMMANDS).map(command).collect::<Vec<_>>();
+/// Counts kinds of commands, each from the same beginning, so that none finds a table half grown by another.
+struct Counting<'a> {
+    server: &'a mut CountingServer,
+    tasks: Vec<Words>,
+    rows: Vec<Row>,
+}
 
-    let mut rows = Vec::new();
-    let mut count = |server: &mut CountingServer, name: &'static str, commands: &[Words]| -> Result<()> {
-        server.wait_until_settled();
-        rows.push(Row { name, instructions: server.count(commands)? });
+impl Counting<'_> {
+    fn count(&mut self, name: &'static str, command: impl Fn(usize) -> Words) -> Result<()> {
+        self.count_times(COMMANDS, name, command)
+    }
+
+    fn count_times(
+        &mut self,
+        times: usize,
+        name: &'static str,
+        command: impl Fn(usize) -> Words,
+    ) -> Result<()> {
+        self.server.run(&[words(&["FLUSHALL"])])?;
+        self.server.run(&self.tasks)?;
+        self.server.wait_until_settled();
+        let commands: Vec<_> = (0..times).map(command).collect();
+        self.rows.push(Row { name, instructions: self.server.count(&commands)? });
         Ok(())
-    };
+    }
+}
 
-    // Both backends' tasks and their bare likeness.
-    let expiry = (pmcptask_tests::now_ms() + 3_600_000).to_string();
-    let seconds = "4102444800";
-    let hset = |key: &str, data: &[u8]| -> Words {
-        let mut command = words(&["HSET", key, "version", "12", "data"]);
-        command.extend([data.to_vec(), b"expires_at".to_vec(), seconds.as_bytes().to_vec()]);
+fn id(n: usize) -> String {
+    format!("task-{n:07}")
+}
+
+/// One of the tasks that are there.
+fn there(n: usize) -> String {
+    id(n % TASKS)
+}
+
+fn new(n: usize) -> String {
+    id(TASKS + n)
+}
+
+/// The version at which the n-th call finds [`there`], if the ones before have written one after the other.
+fn version(n: usize) -> u64 {
+    (n / TASKS + 1) as u64
+}
+
+/// Tasks as the server knows them, without commands that would know of tasks.
+fn count_bare(server: &mut CountingServer) -> Result<Vec<Row>> {
+    let data = record(OWNER, RECORD);
+    let hset = |task: &str, data: &[u8]| -> Words {
+        let mut command = words(&["HSET", &format!("bare:{task}"), "version", "12", "data"]);
+        command.extend([data.to_vec(), b"expires_at".to_vec(), b"4102444800".to_vec()]);
         command
     };
-    let zadd = |member: &str| words(&["ZADD", "bare:idx", "NX", "1795215600000", member]);
-    for n in 0..TASKS {
-        let pexpireat = words(&["PEXPIREAT", &format!("bare:{}", id(n)), &expiry]);
-        let bare = [hset(&format!("bare:{}", id(n)), &data), zadd(&id(n)), pexpireat];
-        server.run(&[&bare[..], &[ours.put.fill(&id(n), 0), lua.put.fill(&id(n), 0)]].concat())?;
+    let zadd = |task: &str| words(&["ZADD", "bare:idx", "NX", "1795215600000", task]);
+    let pexpireat = |task: &str| words(&["PEXPIREAT", &format!("bare:{task}"), &EXPIRES_AT_MS.to_string()]);
+    let tasks = (0..TASKS).flat_map(|n| [hset(&id(n), &data), zadd(&id(n)), pexpireat(&id(n))]).collect();
+    let mut bare = Counting { server, tasks, rows: Vec::new() };
+
+    bare.count("PING", |_| words(&["PING"]))?;
+    bare.count("HSET over", |n| hset(&there(n), &data))?;
+    bare.count("HSET new", |n| hset(&new(n), &data))?;
+    bare.count("ZADD NX, member there", |n| zadd(&there(n)))?;
+    bare.count("ZADD NX, member new", |n| zadd(&new(n)))?;
+    bare.count("PEXPIREAT", |n| pexpireat(&there(n)))?;
+    bare.count("HGETALL", |n| words(&["HGETALL", &format!("bare:{}", there(n))]))?;
+    for (bytes, name) in [(100_000, "HSET 100 KB"), (1_000_000, "HSET 1 MB")] {
+        let large = record(OWNER, bytes);
+        bare.count_times(100, name, |_| hset(&there(0), &large))?;
     }
+    bare.tasks.extend((0..COMMANDS).map(|n| hset(&new(n), &data)));
+    bare.count("PEXPIREAT, the first", |n| pexpireat(&new(n)))?;
+    Ok(bare.rows)
+}
 
-    count(server, "PING", &all(&|_| words(&["PING"])))?;
-    count(server, "HSET over", &all(&|n| hset(&format!("bare:{}", there(n)), &data)))?;
-    count(server, "HSET new", &all(&|n| hset(&format!("bare:new-{}", id(n)), &data)))?;
-    count(server, "ZADD NX, member there", &all(&|n| zadd(&there(n))))?;
-    count(server, "ZADD NX, member new", &all(&|n| zadd(&format!("new-{}", id(n)))))?;
-    let pexpireat = |n| words(&["PEXPIREAT", &format!("bare:{}", there(n)), &expiry]);
-    count(server, "PEXPIREAT", &all(&pexpireat))?;
-    count(server, "HGETALL", &all(&|n| words(&["HGETALL", &format!("bare:{}", there(n))])))?;
+async fn count_lua(server: &mut CountingServer) -> Result<Vec<Row>> {
+    let lua = pmcp_tasks::RedisBackend::new(&server.server.url()).await?;
+    let lua = Commands::of(&lua, server.server.port(), &record(OWNER, RECORD)).await?;
+    let tasks = (0..TASKS).map(|n| lua.put.fill(&id(n), 0)).collect();
+    let mut counting = Counting { server, tasks, rows: Vec::new() };
 
-    count(server, "PUT over", &all(&|n| ours.put.fill(&there(n), 0)))?;
-    count(server, "PUT new", &all(&|n| ours.put.fill(&format!("new-{}", id(n)), 0)))?;
-    count(server, "PUT over, JSON", &all(&|n| put_json.fill(&there(n), 0)))?;
-    count(server, "PUT new, JSON", &all(&|n| put_json.fill(&format!("json-{}", id(n)), 0)))?;
-    // Tasks of their own, whose versions are known.
-    let (cas_tasks, version) = (100, |n: usize| (n / 100 + 1) as u64);
-    for prefix in ["cas", "cas-json"] {
-        let fresh: Vec<_> =
-            (0..cas_tasks).map(|n| ours.put.fill(&format!("{prefix}-{}", id(n)), 0)).collect();
-        server.run(&fresh)?;
+    counting.count("Lua put over", |n| lua.put.fill(&there(n), 0))?;
+    counting.count("Lua put new", |n| lua.put.fill(&new(n), 0))?;
+    counting.count("Lua CAS won", |n| lua.put_if_version.fill(&there(n), version(n)))?;
+    counting.count("Lua CAS lost", |n| lua.put_if_version.fill(&there(n), 999_999))?;
+    counting.count("Lua get", |n| lua.get.fill(&there(n), 0))?;
+    counting.count_times(TASKS, "Lua delete", |n| lua.delete.fill(&id(n), 0))?;
+    Ok(counting.rows)
+}
+
+async fn count_ours(server: &mut CountingServer) -> Result<Vec<Row>> {
+    let data = record(OWNER, RECORD);
+    let backend = RedisBackend::new(&server.server.url()).await?;
+    let port = server.server.port();
+    let ours = Commands::of(&backend, port, &data).await?;
+    let put_json = ours.put.without_options(&data);
+    let cas_json = ours.put_if_version.without_options(&data);
+    let tasks = (0..TASKS).map(|n| ours.put.fill(&id(n), 0)).collect();
+    let mut counting = Counting { server, tasks, rows: Vec::new() };
+
+    counting.count("PUT over", |n| ours.put.fill(&there(n), 0))?;
+    counting.count("PUT new", |n| ours.put.fill(&new(n), 0))?;
+    counting.count("PUT over, JSON", |n| put_json.fill(&there(n), 0))?;
+    counting.count("PUT new, JSON", |n| put_json.fill(&new(n), 0))?;
+    counting.count("CAS won", |n| ours.put_if_version.fill(&there(n), version(n)))?;
+    counting.count("CAS won, JSON", |n| cas_json.fill(&there(n), version(n)))?;
+    counting.count("CAS lost", |n| ours.put_if_version.fill(&there(n), 999_999))?;
+    counting.count("GET", |n| ours.get.fill(&there(n), 0))?;
+    counting.count_times(TASKS, "DEL", |n| ours.delete.fill(&id(n), 0))?;
+    let list = words(&["PMCPTASK.LIST", &format!("pmcp:idx:{OWNER}")]);
+    counting.count_times(10, "LIST of 1,000", |_| list.clone())?;
+    for (bytes, name) in [(100_000, "PUT 100 KB"), (1_000_000, "PUT 1 MB")] {
+        let large = Commands::of(&backend, port, &record(OWNER, bytes)).await?.put;
+        counting.count_times(100, name, |_| large.fill(&there(0), 0))?;
     }
-    let cas_id = |prefix: &str, n: usize| format!("{prefix}-{}", id(n % cas_tasks));
-    count(server, "CAS won", &all(&|n| ours.put_if_version.fill(&cas_id("cas", n), version(n))))?;
-    count(server, "CAS won, JSON", &all(&|n| cas_json.fill(&cas_id("cas-json", n), version(n))))?;
-    count(server, "CAS lost", &all(&|n| ours.put_if_version.fill(&there(n), 999_999)))?;
-    count(server, "GET", &all(&|n| ours.get.fill(&there(n), 0)))?;
-    count(server, "DEL", &all(&|n| ours.delete.fill(&format!("new-{}", id(n)), 0)))?;
-
-    count(server, "Lua put over", &all(&|n| lua.put.fill(&there(n), 0)))?;
-    count(server, "Lua put new", &all(&|n| lua.put.fill(&format!("new-{}", id(n)), 0)))?;
-    let fresh: Vec<_> = (0..cas_tasks).map(|n| lua.put.fill(&format!("cas-{}", id(n)), 0)).collect();
-    server.run(&fresh)?;
-    count(server, "Lua CAS won", &all(&|n| lua.put_if_version.fill(&cas_id("cas", n), version(n))))?;
-    count(server, "Lua CAS lost", &all(&|n| lua.put_if_version.fill(&there(n), 999_999)))?;
-    count(server, "Lua get", &all(&|n| lua.get.fill(&there(n), 0)))?;
-    count(server, "Lua delete", &all(&|n| lua.delete.fill(&format!("new-{}", id(n)), 0)))?;
-
     // The server keeps a short index otherwise than a long one.
-    for (tasks, owner, name) in [(100, "few", "LIST of 100"), (1_000, "many", "LIST of 1,000")] {
-        let put = |n| {
-            let mut put = words(&[
-                "PMCPTASK.PUT",
-                &format!("pmcp:tasks:{owner}:{}", id(n)),
-                &format!("pmcp:idx:{owner}"),
-            ]);
-            put.extend([data.clone(), b"PXAT".to_vec(), expiry.clone().into_bytes()]);
-            put
-        };
-        server.run(&(0..tasks).map(put).collect::<Vec<_>>())?;
-        let list = words(&["PMCPTASK.LIST", &format!("pmcp:idx:{owner}")]);
-        count(server, name, &vec![list; 10_000 / tasks])?;
-    }
-
-    for (bytes, put_name, hset_name) in
-        [(100_000, "PUT 100 KB", "HSET 100 KB"), (1_000_000, "PUT 1 MB", "HSET 1 MB")]
-    {
-        let data = record(OWNER, bytes);
-        let ours = RedisBackend::new(&server.server.url()).await?;
-        let put = Commands::of(&ours, server.server.port(), &data).await?.put.fill("large", 0);
-        let hset = hset("bare:large", &data);
-        server.run(&[put.clone(), hset.clone()])?;
-        count(server, put_name, &vec![put; 100])?;
-        count(server, hset_name, &vec![hset; 100])?;
-    }
-    Ok(rows)
+    counting.tasks.truncate(100);
+    counting.count_times(100, "LIST of 100", |_| list.clone())?;
+    Ok(counting.rows)
 }
