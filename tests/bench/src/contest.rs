@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 use pmcptask_client::RedisBackend;
+use pmcptask_tests::{Server, ServerOptions, Wire, holds_within};
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 
@@ -27,11 +28,60 @@ pub(crate) const TRIO: &str = "HSET + ZADD + PEXPIREAT";
 /// Enough for 256 records of 1 MB in flight. The Lua backend's own connection gives up after half a second.
 const RESPONSE_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// All contestants, connected to one server, each by one connection of its own.
-pub(crate) async fn contestants(url: &str) -> Result<Vec<Contestant>> {
-    let ours = RedisBackend::builder(url).response_timeout(RESPONSE_TIMEOUT).connect().await?;
-    let lua = pmcp_tasks::RedisBackend::with_connection(connection(url).await?);
-    let bare = connection(url).await?;
+/// A server with the module, and one without it for the others: the module hears of what they change, and that takes
+/// time.
+pub(crate) struct Servers {
+    pub(crate) with_module: Server,
+    pub(crate) without_module: Server,
+}
+
+impl Servers {
+    pub(crate) fn start(options: &ServerOptions) -> Result<Self> {
+        let with_module = Server::try_start_with(options)?;
+        let without_module = Server::try_start_with(&options.clone().without_module())?;
+        Ok(Self { with_module, without_module })
+    }
+
+    /// The server of the contestant of this name.
+    pub(crate) fn of(&self, contestant: &str) -> &Server {
+        if contestant == OURS { &self.with_module } else { &self.without_module }
+    }
+
+    /// Has both forget all data, and what they have logged of it, if they log.
+    pub(crate) fn empty(&self) -> Result<()> {
+        for server in [&self.with_module, &self.without_module] {
+            let mut wire = server.wire();
+            wire.call(&["FLUSHALL"]);
+            if wire.call(&["CONFIG", "GET", "appendonly"]).contains("yes") {
+                empty_log(&mut wire)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn empty_log(wire: &mut Wire) -> Result<()> {
+    let reply = wire.call(&["BGREWRITEAOF"]);
+    if !reply.contains("started") {
+        return Err(format!("the log is not to be rewritten: {reply}").into());
+    }
+    let is_done = || {
+        let persistence = wire.call(&["INFO", "persistence"]);
+        persistence.contains("aof_rewrite_in_progress:0") && persistence.contains("aof_rewrite_scheduled:0")
+    };
+    if holds_within(Duration::from_mins(1), is_done) {
+        Ok(())
+    } else {
+        Err("the log is not rewritten".into())
+    }
+}
+
+/// All contestants, each connected to its server once; the bare commands share a connection.
+pub(crate) async fn contestants(servers: &Servers) -> Result<Vec<Contestant>> {
+    let [ours, url] = [OURS, LUA].map(|name| servers.of(name).url());
+    let ours = RedisBackend::builder(ours).response_timeout(RESPONSE_TIMEOUT).connect().await?;
+    let lua = pmcp_tasks::RedisBackend::with_connection(connection(&url).await?);
+    let bare = connection(&url).await?;
     Ok(vec![
         Contestant { name: OURS, backend: Arc::new(ours) },
         Contestant { name: LUA, backend: Arc::new(lua) },

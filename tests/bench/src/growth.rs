@@ -30,6 +30,8 @@ const TASKS_PER_HOUR: usize = 2_000;
 /// most of the time.
 const DEPTH: usize = 50;
 const BATCHES: usize = 200;
+/// Batches before time is taken.
+const WARM_UP: usize = 20;
 
 /// Measures everything and writes tables, raw figures and a plot to a folder.
 pub(crate) async fn measure(folder: &Path) -> Result<()> {
@@ -42,7 +44,7 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     progress.set_message("a day of churn");
     let churn = churn(&server, &progress).await?;
     progress.set_message("growth");
-    let growth = growth(&server, &progress)?;
+    let growth = growth(&server, &progress).await?;
     progress.finish_and_clear();
 
     let mut table = format!(
@@ -65,9 +67,11 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     }
     let _ = write!(
         table,
-        "\n## Time per command, in µs\n\nOne connection, {DEPTH} commands at a time; median (99th percentile) of {BATCHES} batches.\n\n\
-         | tasks | put, over | `HSET` | put, new | CAS of one task | get | `HGETALL` | page of 50 |\n\
-         |---|---|---|---|---|---|---|---|\n"
+        "\n## Time per command, in µs\n\nOne connection, {DEPTH} commands at a time; median (99th percentile) of {BATCHES} batches, one kind of \
+         command after the other in the order of the columns. Those of the last one add {} tasks.\n\n\
+         | tasks | put, over | `HSET` | CAS of one task | get | `HGETALL` | page of 50 | put, new |\n\
+         |---|---|---|---|---|---|---|---|\n",
+        (WARM_UP + BATCHES) * DEPTH,
     );
     for (tasks, times) in &growth {
         let times: Vec<_> =
@@ -160,24 +164,20 @@ async fn churn(server: &Server, progress: &ProgressBar) -> Result<Vec<[(u64, u64
 type Times = Vec<(f64, f64)>;
 
 #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
-fn growth(server: &Server, progress: &ProgressBar) -> Result<Vec<(String, Times)>> {
+async fn growth(server: &Server, progress: &ProgressBar) -> Result<Vec<(String, Times)>> {
     let mut rows = Vec::new();
     let data = record(OWNER, RECORD);
-    let expiry = (pmcptask_tests::now_ms() + 86_400_000).to_string();
-    let put = |owner: &str, task: &str| -> Words {
-        let mut put =
-            words(&["PMCPTASK.PUT", &format!("pmcp:tasks:{owner}:{task}"), &format!("pmcp:idx:{owner}")]);
-        put.extend([data.clone(), b"PXAT".to_vec(), expiry.clone().into_bytes()]);
-        put
-    };
+    let ours = RedisBackend::new(&server.url()).await?;
+    let ours = Commands::of(&ours, server.port(), &data).await?;
     let cases =
         [10, 1_000, 100_000, 1_000_000].map(|tasks| (tasks, false)).into_iter().chain([(1_000_000, true)]);
     for (tasks, own_owners) in cases {
         server.wire().call(&["FLUSHALL"]);
         let owner = |n: usize| if own_owners { format!("owner-{n}") } else { "owner".to_owned() };
         let mut pipeline = Pipeline::open(server.port())?;
-        for part in (0..tasks).collect::<Vec<_>>().chunks(10_000) {
-            let puts: Vec<_> = part.iter().map(|n| put(&owner(*n), &format!("task-{n}"))).collect();
+        for first in (0..tasks).step_by(10_000) {
+            let part = first..tasks.min(first + 10_000);
+            let puts: Vec<_> = part.map(|n| ours.put.fill_for(&owner(n), &format!("task-{n}"), 0)).collect();
             pipeline.run(&batches(&puts, 100))?;
         }
         // Spread over all tasks there are, and others for each command: what one has touched is in the processor's
@@ -185,39 +185,43 @@ fn growth(server: &Server, progress: &ProgressBar) -> Result<Vec<(String, Times)
         let some = |n: usize| n.wrapping_mul(7_919) % tasks;
         let key = |n: usize| format!("pmcp:tasks:{}:task-{}", owner(some(n)), some(n));
         let index = |n: usize| format!("pmcp:idx:{}", owner(some(n)));
-        let cas = |n: usize| {
-            let mut cas = words(&["PMCPTASK.CAS", &format!("pmcp:tasks:{}:cas", owner(0))]);
-            cas.extend(words(&[&format!("pmcp:idx:{}", owner(0)), &(n % (BATCHES * DEPTH) + 1).to_string()]));
-            cas.extend([data.clone(), b"PXAT".to_vec(), expiry.clone().into_bytes()]);
-            cas
+        // One more task, whose version is known.
+        let mut version = 0;
+        pipeline.run(&batches(&[ours.put.fill_for(&owner(0), "cas", 0)], 1))?;
+        let mut cas = |_: usize| {
+            version += 1;
+            ours.put_if_version.fill_for(&owner(0), "cas", version)
         };
-        pipeline.run(&batches(&[put(&owner(0), "cas")], 1))?;
-        let commands: [&dyn Fn(usize) -> Words; 7] = [
-            &|n| put(&owner(some(n)), &format!("task-{}", some(n))),
-            &|n| {
+        // New tasks come last: they make the owner's tasks more.
+        let newcomer = |n: usize| if own_owners { format!("new-owner-{n}") } else { "owner".to_owned() };
+        let commands: [&mut dyn FnMut(usize) -> Words; 7] = [
+            &mut |n| ours.put.fill_for(&owner(some(n)), &format!("task-{}", some(n)), 0),
+            &mut |n| {
                 let mut hset = words(&["HSET", &key(n), "version", "1", "data"]);
                 hset.push(data.clone());
                 hset
             },
-            &|n| put(&owner(some(n)), &format!("new-{n}")),
-            &cas,
-            &|n| words(&["PMCPTASK.GET", &key(n)]),
-            &|n| words(&["HGETALL", &key(n)]),
-            &|n| words(&["PMCPTASK.LIST", &index(n), "COUNT", "50"]),
+            &mut cas,
+            &mut |n| words(&["PMCPTASK.GET", &key(n)]),
+            &mut |n| words(&["HGETALL", &key(n)]),
+            &mut |n| words(&["PMCPTASK.LIST", &index(n), "COUNT", "50"]),
+            &mut |n| ours.put.fill_for(&newcomer(n), &format!("new-{n}"), 0),
         ];
         let mut times = Times::new();
         for (turn, command) in commands.into_iter().enumerate() {
-            let first = turn * BATCHES * DEPTH;
-            let calls: Vec<_> = (first..first + BATCHES * DEPTH).map(command).collect();
+            let first = turn * (WARM_UP + BATCHES) * DEPTH;
+            let calls: Vec<_> = (first..first + (WARM_UP + BATCHES) * DEPTH).map(command).collect();
             let batches = batches(&calls, DEPTH);
+            let (warm_up, timed) = batches.split_at(WARM_UP);
+            pipeline.run(warm_up)?;
             let mut times_per_command = Vec::with_capacity(BATCHES);
-            for batch in &batches {
+            for batch in timed {
                 let started = Instant::now();
                 pipeline.run(std::slice::from_ref(batch))?;
                 times_per_command.push(started.elapsed().div_f64(DEPTH as f64));
             }
             let sample = sample(times_per_command, Duration::from_secs(1), Duration::ZERO);
-            times.push((sample.p50, sample.p99));
+            times.push((sample.p50, sample.p99.unwrap_or(f64::NAN)));
         }
         let owners = if own_owners { "an owner each" } else { "one owner" };
         rows.push((format!("{tasks}, {owners}"), times));

@@ -42,7 +42,8 @@ pub(crate) struct Sample {
     pub(crate) throughput: f64,
     /// Latency in µs.
     pub(crate) p50: f64,
-    pub(crate) p99: f64,
+    /// None of fewer than 100 calls.
+    pub(crate) p99: Option<f64>,
     /// Processor time of this process per call, in µs.
     pub(crate) client_us: f64,
 }
@@ -121,13 +122,14 @@ pub(crate) async fn run(
 pub(crate) fn sample(mut latencies: Vec<Duration>, took: Duration, processor: Duration) -> Sample {
     latencies.sort_unstable();
     let calls = latencies.len().max(1);
+    // The least latency that so many of a hundred calls do not exceed.
     let at = |part: usize| {
-        latencies.get((calls - 1) * part / 100).copied().unwrap_or_default().as_secs_f64() * 1e6
+        latencies.get((calls * part).div_ceil(100) - 1).copied().unwrap_or_default().as_secs_f64() * 1e6
     };
     Sample {
         throughput: calls as f64 / took.as_secs_f64(),
         p50: at(50),
-        p99: at(99),
+        p99: (calls >= 100).then(|| at(99)),
         client_us: processor.as_secs_f64() * 1e6 / calls as f64,
     }
 }
@@ -150,7 +152,14 @@ mod tests {
     fn sample_tells_rate_and_percentiles() {
         let latencies = (1..=100).map(Duration::from_micros).collect();
         let sample = sample(latencies, Duration::from_secs(2), Duration::from_micros(500));
-        assert_eq!((sample.throughput, sample.p50, sample.p99), (50.0, 50.0, 99.0));
+        assert_eq!((sample.throughput, sample.p50, sample.p99), (50.0, 50.0, Some(99.0)));
         assert!((sample.client_us - 5.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn few_calls_have_no_99th_percentile() {
+        let latencies = (1..=3).map(Duration::from_micros).collect();
+        let sample = sample(latencies, Duration::from_secs(1), Duration::ZERO);
+        assert_eq!((sample.p50, sample.p99), (2.0, None));
     }
 }

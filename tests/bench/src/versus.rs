@@ -10,15 +10,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcp_tasks::{GenericTaskStore, TaskSecurityConfig};
 use pmcptask_client::RedisBackend;
-use pmcptask_tests::{Server, ServerOptions, Wire, holds_within};
+use pmcptask_tests::{Server, ServerOptions};
 use serde_json::json;
 
 use crate::Result;
-use crate::contest::{BARE, LUA, OURS, TRIO, contestants};
+use crate::contest::{BARE, LUA, OURS, Servers, TRIO, contestants};
 use crate::figures::{Spread, short, write};
 use crate::load::{Operation, Sample, run, sample};
 use crate::machine;
-use crate::pipeline::{Pipeline, batches};
+use crate::pipeline::{Batch, Pipeline, batches};
 use crate::plot::{Bar, bars};
 use crate::records::{TTL_MS, record};
 use crate::watched::{Commands, OWNER};
@@ -40,7 +40,7 @@ fn in_flight(record_bytes: usize, aof: bool) -> impl Iterator<Item = usize> {
     IN_FLIGHT.into_iter().filter(move |in_flight| !aof || in_flight * record_bytes <= MOST_BYTES_LOGGED)
 }
 
-/// Calls of one run, so many that it takes a few tenths of a second, and fewer where each moves more bytes.
+/// Calls of one run: with many in flight for some tenths of a second, and fewer where each moves more bytes.
 fn calls(record_bytes: usize, in_flight: usize) -> usize {
     const MOST_BYTES: usize = 30_000_000;
     let most = if in_flight == 1 { 1_000 } else { 30_000 };
@@ -76,9 +76,9 @@ impl Figures {
         Some(Spread::of(&ratios))
     }
 
-    fn median(&self, cell: &Cell, contestant: &str, of: fn(&Sample) -> f64) -> Option<f64> {
+    fn median(&self, cell: &Cell, contestant: &str, of: fn(&Sample) -> Option<f64>) -> Option<f64> {
         let samples = self.cells.get(cell)?.get(contestant)?;
-        Some(Spread::of(&samples.iter().map(of).collect::<Vec<_>>()).median)
+        Some(Spread::of(&samples.iter().filter_map(of).collect::<Vec<_>>()).median)
     }
 }
 
@@ -92,9 +92,9 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
         let options = ServerOptions::default()
             .set("appendonly", if aof { "yes" } else { "no" })
             .set("auto-aof-rewrite-percentage", "0");
-        let server = Server::try_start_with(&options)?;
-        described = machine::described(&server);
-        compare(&server, aof, &extent, &mut figures).await?;
+        let servers = Servers::start(&options)?;
+        described = machine::described(servers.of(OURS));
+        compare(&servers, aof, &extent, &mut figures).await?;
     }
     let table = table(&figures, &described, extent.repeats);
     println!("{table}");
@@ -103,29 +103,25 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     draw(folder, &figures)
 }
 
-async fn compare(server: &Server, aof: bool, extent: &Extent, figures: &mut Figures) -> Result<()> {
-    let contestants = contestants(&server.url()).await?;
+async fn compare(servers: &Servers, aof: bool, extent: &Extent, figures: &mut Figures) -> Result<()> {
+    let contestants = contestants(servers).await?;
     let cells = extent.record_bytes.iter().map(|bytes| in_flight(*bytes, aof).count()).sum::<usize>();
     let cells = Operation::ALL.len() * cells;
     let steps = extent.repeats * (cells * contestants.len() + 2 * 2 * LIST_LENGTHS.len() + 4);
     let progress = ProgressBar::new(u64::try_from(steps)?);
     progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {eta} {msg}")?);
     progress.set_message(if aof { "with AOF" } else { "without AOF" });
-    let mut wire = server.wire();
     for repeat in 0..extent.repeats {
         for &record_bytes in extent.record_bytes {
-            if aof {
-                empty_log(&mut wire)?;
-            }
             let data = record("owner", record_bytes);
             for operation in Operation::ALL {
                 for in_flight in in_flight(record_bytes, aof) {
                     let what = operation.name().to_owned();
                     let cell = Cell { aof, what, record_bytes, in_flight };
-                    // Each is first as often as any other.
+                    // Another one begins each time.
                     for turn in 0..contestants.len() {
                         let contestant = &contestants[(repeat + turn) % contestants.len()];
-                        wire.call(&["FLUSHALL"]);
+                        servers.empty()?;
                         let calls = calls(record_bytes, in_flight);
                         let sample = run(contestant, operation, calls, in_flight, &data).await?;
                         figures.add(cell.clone(), contestant.name, sample);
@@ -137,99 +133,104 @@ async fn compare(server: &Server, aof: bool, extent: &Extent, figures: &mut Figu
         for tasks in LIST_LENGTHS {
             let cell =
                 |what: &str| Cell { aof, what: format!("{what} {tasks}"), record_bytes: 500, in_flight: 1 };
-            for name in if repeat % 2 == 0 { [OURS, LUA] } else { [LUA, OURS] } {
-                wire.call(&["FLUSHALL"]);
-                let url = server.url();
+            for name in ours_and_lua(repeat) {
+                servers.empty()?;
+                let url = servers.of(name).url();
                 let [list, create] = if name == OURS {
-                    lists_and_creates(RedisBackend::new(&url).await?, tasks).await?
+                    lists_and_creates(async || Ok(RedisBackend::new(&url).await?), tasks).await?
                 } else {
-                    lists_and_creates(pmcp_tasks::RedisBackend::new(&url).await?, tasks).await?
+                    lists_and_creates(async || Ok(pmcp_tasks::RedisBackend::new(&url).await?), tasks).await?
                 };
                 figures.add(cell("list of"), name, list);
                 figures.add(cell("create beside"), name, create);
                 progress.inc(2);
             }
         }
-        pipelined(server, aof, figures, &progress).await?;
+        for name in ours_and_lua(repeat) {
+            servers.empty()?;
+            pipelined(servers.of(name), aof, name, figures).await?;
+            progress.inc(2);
+        }
     }
     progress.finish_and_clear();
     Ok(())
 }
 
-/// Has the server forget all data and what it has logged of it.
-fn empty_log(wire: &mut Wire) -> Result<()> {
-    wire.call(&["FLUSHALL"]);
-    wire.call(&["BGREWRITEAOF"]);
-    let is_done = || {
-        let persistence = wire.call(&["INFO", "persistence"]);
-        persistence.contains("aof_rewrite_in_progress:0") && persistence.contains("aof_rewrite_scheduled:0")
-    };
-    if holds_within(Duration::from_mins(1), is_done) {
-        Ok(())
-    } else {
-        Err("the log is not rewritten".into())
-    }
-}
-
 /// Lists of an owner's tasks, and tasks created beside them.
-async fn lists_and_creates(backend: impl StorageBackend, tasks: usize) -> Result<[Sample; 2]> {
-    let data = record("alice", 500);
+async fn lists_and_creates<B: StorageBackend>(
+    connect: impl AsyncFn() -> Result<B>,
+    tasks: usize,
+) -> Result<[Sample; 2]> {
+    let (backend, data) = (connect().await?, record("alice", 500));
     for task in 0..tasks {
         backend.put(&format!("alice:task-{task}"), &data).await?;
     }
-    let calls = (2_000 / tasks).clamp(3, 50);
-    let timed =
-        |started: Instant, latencies: Vec<Duration>| sample(latencies, started.elapsed(), Duration::ZERO);
-    let (started, mut latencies) = (Instant::now(), Vec::new());
-    for _ in 0..calls {
+    let list = for_a_while(async || {
         let started = Instant::now();
-        let listed = backend.list_by_prefix("alice:").await?;
-        latencies.push(started.elapsed());
-        if listed.len() != tasks {
-            return Err(format!("{} of {tasks} tasks are listed", listed.len()).into());
-        }
-    }
-    let list = timed(started, latencies);
+        let listed = backend.list_by_prefix("alice:").await?.len();
+        let took = started.elapsed();
+        if listed == tasks { Ok(took) } else { Err(format!("{listed} of {tasks} tasks are listed").into()) }
+    })
+    .await?;
     let security = TaskSecurityConfig::default().with_max_tasks_per_owner(usize::MAX);
-    let store = GenericTaskStore::new(backend).with_security(security);
-    let (started, mut latencies) = (Instant::now(), Vec::new());
-    for _ in 0..calls.min(10) {
+    let store = GenericTaskStore::new(connect().await?).with_security(security);
+    let create = for_a_while(async || {
         let started = Instant::now();
-        store.create("alice", "tools/call", Some(TTL_MS)).await?;
-        latencies.push(started.elapsed());
-    }
-    Ok([list, timed(started, latencies)])
+        let created = store.create("alice", "tools/call", Some(TTL_MS)).await?;
+        let took = started.elapsed();
+        // So that the next one is created beside as many.
+        backend.delete(&format!("alice:{}", created.task.task_id)).await?;
+        Ok(took)
+    })
+    .await?;
+    Ok([list, create])
 }
 
-/// The commands of both clients as fast as the server takes them, with no client in the way.
-async fn pipelined(server: &Server, aof: bool, figures: &mut Figures, progress: &ProgressBar) -> Result<()> {
-    const COMMANDS: usize = 20_000;
+/// Makes calls, each of which tells how long it took, until they have taken some tenths of a second.
+async fn for_a_while(call: impl AsyncFn() -> Result<Duration>) -> Result<Sample> {
+    const LONG_ENOUGH: Duration = Duration::from_millis(200);
+    const FEWEST: usize = 3;
+    let (mut latencies, mut took) = (Vec::new(), Duration::ZERO);
+    while latencies.len() < FEWEST || took < LONG_ENOUGH {
+        let latency = call().await?;
+        took += latency;
+        latencies.push(latency);
+    }
+    Ok(sample(latencies, took, Duration::ZERO))
+}
+
+/// Both, the one that begins another one each time.
+fn ours_and_lua(repeat: usize) -> [&'static str; 2] {
+    if repeat.is_multiple_of(2) { [OURS, LUA] } else { [LUA, OURS] }
+}
+
+/// The commands of a client as fast as the server takes them, with no client in the way.
+async fn pipelined(server: &Server, aof: bool, name: &'static str, figures: &mut Figures) -> Result<()> {
+    const COMMANDS: usize = 100_000;
+    const TASKS: usize = 100;
     let data = record(OWNER, 500);
-    let port = server.port();
-    server.wire().call(&["FLUSHALL"]);
-    let ours = Commands::of(&RedisBackend::new(&server.url()).await?, port, &data).await?;
-    let lua = Commands::of(&pmcp_tasks::RedisBackend::new(&server.url()).await?, port, &data).await?;
-    for (name, commands) in [(OURS, &ours), (LUA, &lua)] {
-        server.wire().call(&["FLUSHALL"]);
-        let tasks = 100;
-        let mut pipeline = Pipeline::open(port)?;
-        let fresh: Vec<_> = (0..tasks).map(|n| commands.put.fill(&n.to_string(), 0)).collect();
-        pipeline.run(&batches(&fresh, 16))?;
-        let won = |n: usize| commands.put_if_version.fill(&(n % tasks).to_string(), (n / tasks + 1) as u64);
-        let cas: Vec<_> = (0..COMMANDS).map(won).collect();
-        for (what, seconds) in [
-            ("put over, redis-benchmark", redis_benchmark(port, &commands.put.fill("0", 0), COMMANDS)?),
-            ("CAS won, pipelined", timed(&mut pipeline, &batches(&cas, 256))?),
-        ] {
-            let cell = Cell { aof, what: what.to_owned(), record_bytes: 500, in_flight: 256 };
-            figures.add(cell, name, sample(vec![Duration::ZERO; COMMANDS], seconds, Duration::ZERO));
-            progress.inc(1);
-        }
+    let (port, url) = (server.port(), server.url());
+    let commands = if name == OURS {
+        Commands::of(&RedisBackend::new(&url).await?, port, &data).await?
+    } else {
+        Commands::of(&pmcp_tasks::RedisBackend::new(&url).await?, port, &data).await?
+    };
+    let mut pipeline = Pipeline::open(port)?;
+    let fresh: Vec<_> = (0..TASKS).map(|n| commands.put.fill(&n.to_string(), 0)).collect();
+    pipeline.run(&batches(&fresh, 16))?;
+    let won = |n: usize| commands.put_if_version.fill(&(n % TASKS).to_string(), (n / TASKS + 1) as u64);
+    let cas: Vec<_> = (0..COMMANDS).map(won).collect();
+    for (what, seconds) in [
+        ("put over, redis-benchmark", redis_benchmark(port, &commands.put.fill("again", 0), COMMANDS)?),
+        ("CAS won, pipelined", timed(&mut pipeline, &batches(&cas, 256))?),
+    ] {
+        let cell = Cell { aof, what: what.to_owned(), record_bytes: 500, in_flight: 256 };
+        figures.add(cell, name, sample(vec![Duration::ZERO; COMMANDS], seconds, Duration::ZERO));
     }
     Ok(())
 }
 
-fn timed(pipeline: &mut Pipeline, batches: &[crate::pipeline::Batch]) -> Result<Duration> {
+fn timed(pipeline: &mut Pipeline, batches: &[Batch]) -> Result<Duration> {
     let started = Instant::now();
     pipeline.run(batches)?;
     Ok(started.elapsed())
@@ -290,12 +291,12 @@ fn table(figures: &Figures, described: &serde_json::Value, repeats: usize) -> St
                 ratio(LUA),
                 ratio(BARE),
                 ratio(TRIO),
-                median(OURS, |sample| sample.p50),
+                median(OURS, |sample| Some(sample.p50)),
                 median(OURS, |sample| sample.p99),
-                median(LUA, |sample| sample.p50),
+                median(LUA, |sample| Some(sample.p50)),
                 median(LUA, |sample| sample.p99),
-                median(OURS, |sample| sample.client_us),
-                median(LUA, |sample| sample.client_us),
+                median(OURS, |sample| Some(sample.client_us)),
+                median(LUA, |sample| Some(sample.client_us)),
             );
         }
     }
@@ -308,7 +309,7 @@ fn raw(figures: &Figures, described: &serde_json::Value) -> serde_json::Value {
             .iter()
             .map(|sample| {
                 json!({ "per_second": sample.throughput.round(), "p50_us": sample.p50.round(),
-                        "p99_us": sample.p99.round(), "client_us": (sample.client_us * 100.0).round() / 100.0 })
+                        "p99_us": sample.p99.map(f64::round), "client_us": (sample.client_us * 100.0).round() / 100.0 })
             })
             .collect()
     };
@@ -357,7 +358,7 @@ mod tests {
         let cell = Cell { aof: false, what: "put".to_owned(), record_bytes: 500, in_flight: 1 };
         let mut figures = Figures::default();
         for (ours, lua) in [(20.0, 10.0), (60.0, 10.0), (8.0, 2.0)] {
-            let of = |throughput| Sample { throughput, p50: 1.0, p99: 1.0, client_us: 0.0 };
+            let of = |throughput| Sample { throughput, p50: 1.0, p99: None, client_us: 0.0 };
             figures.add(cell.clone(), OURS, of(ours));
             figures.add(cell.clone(), LUA, of(lua));
         }
