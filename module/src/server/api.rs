@@ -60,8 +60,6 @@ functions! {
             Ctx, *const c_char, raw::RedisModuleCmdFunc, *const c_char, c_int, c_int, c_int,
         ) -> c_int,
         create_string: RedisModule_CreateString = unsafe extern "C" fn(Ctx, *const c_char, usize) -> Str,
-        create_string_from_long_long: RedisModule_CreateStringFromLongLong =
-            unsafe extern "C" fn(Ctx, c_longlong) -> Str,
         create_timer: RedisModule_CreateTimer = unsafe extern "C" fn(
             Ctx, raw::mstime_t, raw::RedisModuleTimerProc, *mut c_void,
         ) -> raw::RedisModuleTimerID,

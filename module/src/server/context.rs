@@ -167,12 +167,7 @@ impl Context {
     }
 
     pub(crate) fn create_decimal(&self, value: i64) -> OwnedString<'_> {
-        // SAFETY: takes any number; the server aborts where it has no memory, so what comes back is a string,
-        // owned by this call.
-        unsafe {
-            let raw = (self.api.create_string_from_long_long)(self.raw, value);
-            OwnedString::new(self.api, NonNull::new_unchecked(raw))
-        }
+        self.create_string(itoa::Buffer::new().format(value).as_bytes())
     }
 
     // The state of the server.
