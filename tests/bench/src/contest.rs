@@ -65,15 +65,15 @@ fn empty_log(wire: &mut Wire) -> Result<()> {
     if !reply.contains("started") {
         return Err(format!("the log is not to be rewritten: {reply}").into());
     }
-    let is_done = || {
+    if log_is_written(wire) { Ok(()) } else { Err("the log is not rewritten".into()) }
+}
+
+/// Waits until the server does not rewrite its log, nor is about to; false where that takes too long.
+pub(crate) fn log_is_written(wire: &mut Wire) -> bool {
+    holds_within(Duration::from_mins(1), || {
         let persistence = wire.call(&["INFO", "persistence"]);
         persistence.contains("aof_rewrite_in_progress:0") && persistence.contains("aof_rewrite_scheduled:0")
-    };
-    if holds_within(Duration::from_mins(1), is_done) {
-        Ok(())
-    } else {
-        Err("the log is not rewritten".into())
-    }
+    })
 }
 
 /// All contestants, each connected to its server once; the bare commands share a connection.

@@ -6,12 +6,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use pmcptask_client::RedisBackend;
+use pmcptask_schema::Keyspace;
 use pmcptask_tests::{Server, ServerOptions, holds_within};
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::Result;
-use crate::contest::EXPIRES_AT_MS;
+use crate::contest::{EXPIRES_AT_MS, log_is_written};
 use crate::figures::write;
 use crate::machine;
 use crate::pipeline::{Pipeline, Words, batches, words};
@@ -60,6 +61,13 @@ impl CountingServer {
         wire.call(&["CONFIG", "SET", "hz", "1"]);
     }
 
+    /// Has the server log what it does from now on.
+    fn log(&self) -> Result<()> {
+        let mut wire = self.server.wire();
+        wire.call(&["CONFIG", "SET", "appendonly", "yes"]);
+        if log_is_written(&mut wire) { Ok(()) } else { Err("the log is not begun".into()) }
+    }
+
     fn run(&mut self, commands: &[Words]) -> Result<()> {
         Ok(self.pipeline.run(&batches(commands, DEPTH))?)
     }
@@ -68,10 +76,14 @@ impl CountingServer {
     #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
     fn count(&mut self, commands: &[Words]) -> Result<f64> {
         let batches = batches(commands, DEPTH);
+        // The server's children leave their counts here, too.
+        for file in fs::read_dir(self.folder.path())? {
+            fs::remove_file(file?.path())?;
+        }
         self.control("--zero")?;
         self.pipeline.run(&batches)?;
         self.control("--dump")?;
-        let total = newest_total(self.folder.path())?;
+        let total = total(self.folder.path())?;
         Ok(total as f64 / commands.len() as f64)
     }
 
@@ -82,19 +94,16 @@ impl CountingServer {
     }
 }
 
-/// The total of the only dump that has one, which is removed.
-fn newest_total(folder: &Path) -> Result<u64> {
-    let mut total = None;
+/// The total of the one dump that has one.
+fn total(folder: &Path) -> Result<u64> {
     for file in fs::read_dir(folder)? {
-        let path = file?.path();
-        let text = fs::read_to_string(&path)?;
+        let text = fs::read_to_string(file?.path())?;
         let counted = text.lines().find_map(|line| line.strip_prefix("totals: ")?.trim().parse::<u64>().ok());
         if let Some(counted) = counted.filter(|counted| *counted > 0) {
-            total = Some(counted);
-            fs::remove_file(&path)?;
+            return Ok(counted);
         }
     }
-    total.ok_or_else(|| "callgrind has written no total".into())
+    Err("callgrind has written no total".into())
 }
 
 /// One line of the table.
@@ -135,6 +144,9 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
         ("PUT over, JSON : Lua", get("PUT over, JSON") / get("Lua put over"), "0.40"),
         ("PUT new, JSON : Lua", get("PUT new, JSON") / get("Lua put new"), "0.40"),
         ("CAS won, JSON : Lua", get("CAS won, JSON") / get("Lua CAS won"), "0.40"),
+        ("PUT over, AOF : Lua", get("PUT over, AOF") / get("Lua put over, AOF"), "-"),
+        ("PUT new, AOF : Lua", get("PUT new, AOF") / get("Lua put new, AOF"), "-"),
+        ("CAS won, AOF : Lua", get("CAS won, AOF") / get("Lua CAS won, AOF"), "-"),
         ("GET : HGETALL", get("GET") / get("HGETALL"), "1.15"),
         ("LIST of 100, per record : HGETALL less PING", get("LIST of 100") / 100.0 / hgetall, "1.3"),
         ("LIST of 1,000, per record : the same", get("LIST of 1,000") / 1_000.0 / hgetall, "1.3"),
@@ -201,16 +213,18 @@ fn version(n: usize) -> u64 {
     (n / TASKS + 1) as u64
 }
 
-/// Tasks as the server knows them, without commands that would know of tasks.
+/// Commands that know nothing of tasks, with the same keys and values.
 fn count_bare(server: &mut CountingServer) -> Result<Vec<Row>> {
     let data = record(OWNER, RECORD);
+    let (keys, index) = (Keyspace::default(), Keyspace::default().index_key(OWNER));
+    let key = |task: &str| keys.task_key(OWNER, task);
     let hset = |task: &str, data: &[u8]| -> Words {
-        let mut command = words(&["HSET", &format!("bare:{task}"), "version", "12", "data"]);
+        let mut command = words(&["HSET", &key(task), "version", "12", "data"]);
         command.extend([data.to_vec(), b"expires_at".to_vec(), b"4102444800".to_vec()]);
         command
     };
-    let zadd = |task: &str| words(&["ZADD", "bare:idx", "NX", "1795215600000", task]);
-    let pexpireat = |task: &str| words(&["PEXPIREAT", &format!("bare:{task}"), &EXPIRES_AT_MS.to_string()]);
+    let zadd = |task: &str| words(&["ZADD", &index, "NX", "1795215600000", task]);
+    let pexpireat = |task: &str| words(&["PEXPIREAT", &key(task), &EXPIRES_AT_MS.to_string()]);
     let tasks = (0..TASKS).flat_map(|n| [hset(&id(n), &data), zadd(&id(n)), pexpireat(&id(n))]).collect();
     let mut bare = Counting { server, tasks, rows: Vec::new() };
 
@@ -220,7 +234,7 @@ fn count_bare(server: &mut CountingServer) -> Result<Vec<Row>> {
     bare.count("ZADD NX, member there", |n| zadd(&there(n)))?;
     bare.count("ZADD NX, member new", |n| zadd(&new(n)))?;
     bare.count("PEXPIREAT", |n| pexpireat(&there(n)))?;
-    bare.count("HGETALL", |n| words(&["HGETALL", &format!("bare:{}", there(n))]))?;
+    bare.count("HGETALL", |n| words(&["HGETALL", &key(&there(n))]))?;
     for (bytes, name) in [(100_000, "HSET 100 KB"), (1_000_000, "HSET 1 MB")] {
         let large = record(OWNER, bytes);
         bare.count_times(100, name, |_| hset(&there(0), &large))?;
@@ -242,6 +256,10 @@ async fn count_lua(server: &mut CountingServer) -> Result<Vec<Row>> {
     counting.count("Lua CAS lost", |n| lua.put_if_version.fill(&there(n), 999_999))?;
     counting.count("Lua get", |n| lua.get.fill(&there(n), 0))?;
     counting.count_times(TASKS, "Lua delete", |n| lua.delete.fill(&id(n), 0))?;
+    counting.server.log()?;
+    counting.count("Lua put over, AOF", |n| lua.put.fill(&there(n), 0))?;
+    counting.count("Lua put new, AOF", |n| lua.put.fill(&new(n), 0))?;
+    counting.count("Lua CAS won, AOF", |n| lua.put_if_version.fill(&there(n), version(n)))?;
     Ok(counting.rows)
 }
 
@@ -264,12 +282,16 @@ async fn count_ours(server: &mut CountingServer) -> Result<Vec<Row>> {
     counting.count("CAS lost", |n| ours.put_if_version.fill(&there(n), 999_999))?;
     counting.count("GET", |n| ours.get.fill(&there(n), 0))?;
     counting.count_times(TASKS, "DEL", |n| ours.delete.fill(&id(n), 0))?;
-    let list = words(&["PMCPTASK.LIST", &format!("pmcp:idx:{OWNER}")]);
+    let list = words(&["PMCPTASK.LIST", &Keyspace::default().index_key(OWNER)]);
     counting.count_times(10, "LIST of 1,000", |_| list.clone())?;
     for (bytes, name) in [(100_000, "PUT 100 KB"), (1_000_000, "PUT 1 MB")] {
         let large = Commands::of(&backend, port, &record(OWNER, bytes)).await?.put;
         counting.count_times(100, name, |_| large.fill(&there(0), 0))?;
     }
+    counting.server.log()?;
+    counting.count("PUT over, AOF", |n| ours.put.fill(&there(n), 0))?;
+    counting.count("PUT new, AOF", |n| ours.put.fill(&new(n), 0))?;
+    counting.count("CAS won, AOF", |n| ours.put_if_version.fill(&there(n), version(n)))?;
     // The server keeps a short index otherwise than a long one.
     counting.tasks.truncate(100);
     counting.count_times(100, "LIST of 100", |_| list.clone())?;
