@@ -2,7 +2,7 @@
 # get-servers.sh FOLDER: puts Redis 7.2, 7.4, 8.0 and the newest 8, Valkey 8.0, 8.1 and the newest 9 side by side into
 # FOLDER, and names them, with the redis-server of the system, in FOLDER/servers. Installs nothing: packages of Debian's
 # releases are downloaded and unpacked, each with the libraries of its own release. Needs apt, and pip for the
-# two that Debian has never had. What is there already stays; what cannot be had is said, and left out.
+# two that Debian has never had. What is there already stays; what cannot be had is said, and is an error in the end.
 set -euo pipefail
 mkdir -p "${1:?usage: get-servers.sh FOLDER}"
 folder=$(cd "$1" && pwd)
@@ -131,7 +131,7 @@ get valkey-8.0 valkey from_debian valkey-8.0 valkey 'bookworm bookworm-backports
 get valkey-8.1 valkey from_debian valkey-8.1 valkey trixie
 get valkey-9-newest valkey from_debian valkey-9-newest valkey sid
 
-# Only a list that is whole keeps the next call from trying again.
+# Nobody is to take some of the servers for all of them.
 if [[ $missing -ne 0 ]]; then
   echo "Some servers are missing. $list.new names those that are there: pass it as SERVERS= to do with them." >&2
   exit 1
