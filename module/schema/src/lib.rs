@@ -39,7 +39,7 @@ pub fn expires_at_seconds(expires_at_ms: i64) -> i64 {
     expires_at_ms.div_euclid(1000).saturating_add(i64::from(expires_at_ms.rem_euclid(1000) != 0))
 }
 
-/// Reads a stored [`fields::EXPIRES_AT`], in s since the epoch. What is no integer says nothing.
+/// Reads a stored [`fields::EXPIRES_AT`], in s since the epoch. None where that is no integer.
 #[must_use]
 pub fn parse_expires_at(stored: &[u8]) -> Option<i64> {
     match stored {

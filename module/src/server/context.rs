@@ -70,7 +70,8 @@ impl Context {
 
     pub(crate) fn reply_string(&self, string: StringRef<'_>) {
         self.replied.set(true);
-        // SAFETY: the context is that of the running call, the string is alive and the server copies it.
+        // SAFETY: the context is that of the running call and the string is alive. The server copies it or, in newer
+        // ones, takes a reference of its own until the reply has been sent; nothing here changes a string.
         unsafe { (self.api.reply_with_string)(self.raw, string.raw()) };
     }
 
