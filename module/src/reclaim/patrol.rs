@@ -6,9 +6,8 @@ use pmcptask_schema::{IndexKey, TaskKey, parse_version};
 
 use super::deadlines::Deadlines;
 use super::served::{serve, serves, walk_ends, walk_starts};
-use super::slots::{Role, Slots};
-use super::suspects::suspect;
-use super::{agree, holds_hash, lacks_entry, may_write};
+use super::slots::Slots;
+use super::{holds_hash, lacks_entry, put_right, suspects};
 use crate::effects::{DATA, EXPIRES_AT, VERSION};
 use crate::index::{self, Entry, Position};
 use crate::server::{
@@ -166,12 +165,18 @@ pub(crate) fn expects_expiry(context: &Context, expires_at_ms: i64, key: StringR
 /// Called by the server ten times a second.
 fn step(context: &Context) {
     settings::panic_if_asked();
-    if !may_write(context) {
+    if !context.is_settled_primary() {
+        // Its primary puts things right, and a promotion has all indexes verified.
+        suspects::forget(context);
+        return;
+    }
+    if context.writes_are_paused() {
         return;
     }
     reclaim_expired(context);
     let slots = Slots::of(context);
     look_at_slots(context, &slots);
+    suspects::look_at_waiting(context, &slots);
     // Taken out while it works: looking at keys leads back into this module.
     let walk = PATROL.borrow_mut(context).and_then(|mut patrol| patrol.take_walk(context));
     let Some(mut walk) = walk else { return };
@@ -194,24 +199,20 @@ fn step(context: &Context) {
     patrol.tell_whether_pending();
 }
 
-/// Slots that have arrived are verified: what has gone on their way, both nodes have left to the other.
+/// Slots that have come are verified: what has gone on their way, both nodes have left to the other.
 fn look_at_slots(context: &Context, slots: &Slots<'_>) {
     if !context.is_cluster() {
         return;
     }
     let now_ms = context.now_ms();
-    let has_others = PATROL.borrow_mut(context).is_some_and(|mut patrol| {
+    let have_come = PATROL.borrow_mut(context).is_some_and(|mut patrol| {
         if now_ms < patrol.next_look_at_slots_ms {
             return false;
         }
         patrol.next_look_at_slots_ms = now_ms.saturating_add(LOOK_AT_SLOTS_EVERY_MS);
-        let has_others = patrol.slots != slots.own();
-        if has_others {
-            patrol.slots = slots.own().to_vec();
-        }
-        has_others
+        slots.have_come(&mut patrol.slots)
     });
-    if has_others {
+    if have_come {
         request(context, Purpose::Verify);
     }
 }
@@ -274,7 +275,7 @@ impl Walk {
         for entry in &entries {
             let task_name = keys.of_member(entry.task_id.bytes());
             if !holds_hash(context, task_name) {
-                put_right(context, slots, task_name);
+                put_right(context, slots, task_name, false);
             }
         }
         if entries.len() == ENTRIES_AT_ONCE {
@@ -288,16 +289,7 @@ impl Walk {
 fn verify_task(context: &Context, slots: &Slots<'_>, name: &[u8]) {
     let Ok(key) = TaskKey::parse(name) else { return };
     if lacks_entry(context, &IndexKey::of(&key), key.task_id) {
-        put_right(context, slots, name);
-    }
-}
-
-fn put_right(context: &Context, slots: &Slots<'_>, task_name: &[u8]) {
-    match slots.role_for(task_name) {
-        Role::Owner => agree(context, task_name),
-        // Once the slot has arrived, it is settled whose task this is.
-        Role::Moving => suspect(context, task_name, false),
-        Role::Stranger => {}
+        put_right(context, slots, name, false);
     }
 }
 

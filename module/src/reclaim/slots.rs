@@ -4,6 +4,7 @@
 //! entry has to follow it. Entries of slots that belong to another node are that node's.
 
 use std::cell::OnceCell;
+use std::collections::BTreeSet;
 
 use crate::server::Context;
 
@@ -12,8 +13,8 @@ use crate::server::Context;
 pub(super) enum Role {
     /// The slot is here and stays.
     Owner,
-    /// The slot is on its way from this node or to it.
-    Moving,
+    /// This slot is on its way from this node or to it.
+    Moving(i64),
     /// The slot is another node's.
     Stranger,
 }
@@ -37,9 +38,15 @@ impl<'c> Slots<'c> {
         self.context.cluster_slot(key).map_or(Role::Stranger, |slot| self.table().role_for(slot))
     }
 
-    /// First and last slot of each range of this node.
-    pub(super) fn own(&self) -> &[(i64, i64)] {
-        &self.table().own
+    pub(super) fn is_moving(&self, slot: i64) -> bool {
+        self.table().moving.contains(&slot)
+    }
+
+    /// Takes note of this node's slots in place of those that were `known`; true if others have come.
+    pub(super) fn have_come(&self, known: &mut Vec<(i64, i64)>) -> bool {
+        let have_come = self.table().has_others_than(known);
+        known.clone_from(&self.table().own);
+        have_come
     }
 
     fn table(&self) -> &Table {
@@ -50,19 +57,24 @@ impl<'c> Slots<'c> {
 /// What `CLUSTER NODES` says of this node.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Table {
-    /// First and last slot of each range of this node.
+    /// First and last slot of each range of this node, in order.
     own: Vec<(i64, i64)>,
-    moving: Vec<i64>,
+    moving: BTreeSet<i64>,
 }
 
 impl Table {
     /// Reads `CLUSTER NODES`: the line of this node ends with its slots, `0-5460 7000`, and a slot on its
     /// way is in brackets: `[93-<-node]` or `[77->-node]`.
     fn read(nodes: &[u8]) -> Self {
+        const FLAGS: usize = 2;
         const WORDS_BEFORE_SLOTS: usize = 8;
         let nodes = String::from_utf8_lossy(nodes);
         let mut table = Self::default();
-        for line in nodes.lines().filter(|line| line.contains("myself")) {
+        let is_own = |line: &&str| {
+            let flags = line.split(' ').nth(FLAGS);
+            flags.is_some_and(|flags| flags.split(',').any(|flag| flag == "myself"))
+        };
+        for line in nodes.lines().filter(is_own) {
             for slots in line.split(' ').skip(WORDS_BEFORE_SLOTS) {
                 if let Some(moving) = slots.strip_prefix('[') {
                     table.moving.extend(moving.split('-').next().and_then(|slot| slot.parse::<i64>().ok()));
@@ -77,9 +89,17 @@ impl Table {
         table
     }
 
+    /// Whether a slot of this node is in none of the `known` ranges.
+    fn has_others_than(&self, known: &[(i64, i64)]) -> bool {
+        self.own.iter().any(|(first, last)| {
+            let before = known.partition_point(|(start, _)| start <= first).checked_sub(1);
+            before.and_then(|before| known.get(before)).is_none_or(|(_, end)| end < last)
+        })
+    }
+
     fn role_for(&self, slot: i64) -> Role {
         if self.moving.contains(&slot) {
-            Role::Moving
+            Role::Moving(slot)
         } else if self.own.iter().any(|(first, last)| (*first..=*last).contains(&slot)) {
             Role::Owner
         } else {
@@ -97,7 +117,7 @@ mod tests {
         let own = "a1 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-5 9 100-16383";
         let other = "b2 127.0.0.1:3@4 master - 0 0 2 connected 6-8 [77->-a1]";
         let table = Table::read(format!("{other}\n{own}\n").as_bytes());
-        assert_eq!(table, Table { own: vec![(0, 5), (9, 9), (100, 16_383)], moving: vec![] });
+        assert_eq!(table, Table { own: vec![(0, 5), (9, 9), (100, 16_383)], moving: BTreeSet::new() });
         for (slot, role) in [(0, Role::Owner), (6, Role::Stranger), (9, Role::Owner), (99, Role::Stranger)] {
             assert_eq!(table.role_for(slot), role, "{slot}");
         }
@@ -108,8 +128,30 @@ mod tests {
     fn slot_on_its_way_is_no_reason_to_leave_others_alone() {
         let own = "a1 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-5 [93-<-b2] [5->-b2]\n";
         let table = Table::read(own.as_bytes());
-        for (slot, role) in [(4, Role::Owner), (5, Role::Moving), (93, Role::Moving), (6, Role::Stranger)] {
+        for (slot, role) in
+            [(4, Role::Owner), (5, Role::Moving(5)), (93, Role::Moving(93)), (6, Role::Stranger)]
+        {
             assert_eq!(table.role_for(slot), role, "{slot}");
+        }
+    }
+
+    #[test]
+    fn node_whose_name_says_myself_is_another_all_the_same() {
+        let own = "a1 127.0.0.1:1@2,myself.example myself,master - 0 0 1 connected 0-5";
+        let other = "b2 127.0.0.1:3@4,myself.example master - 0 0 2 connected 6-8 [77->-a1]";
+        let table = Table::read(format!("{own}\n{other}\n").as_bytes());
+        assert_eq!(table, Table { own: vec![(0, 5)], moving: BTreeSet::new() });
+    }
+
+    #[test]
+    fn slots_that_have_come_are_told_from_those_that_have_left() {
+        let own = "a1 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-5 9 100-200\n";
+        let table = Table::read(own.as_bytes());
+        for known in [&[(0, 5), (9, 9), (100, 200)][..], &[(0, 200)], &[(0, 9), (99, 201)]] {
+            assert!(!table.has_others_than(known), "{known:?}");
+        }
+        for known in [&[][..], &[(0, 5), (9, 9)], &[(0, 9), (100, 199)], &[(0, 9), (101, 200)], &[(1, 200)]] {
+            assert!(table.has_others_than(known), "{known:?}");
         }
     }
 }

@@ -9,8 +9,9 @@ use pmcptask_schema::{IndexKey, TaskKey};
 
 use super::patrol::{self, Purpose};
 use super::served::serves;
-use super::slots::{Role, Slots};
-use super::{agree, may_write};
+use super::slots::Slots;
+use super::waiting::Waiting;
+use super::{may_write, put_right};
 use crate::server::{Context, KeyEvent, ServerThread, start_timer, subscribe_to_key_events};
 use crate::settings;
 
@@ -20,45 +21,42 @@ const BATCH: usize = 128;
 /// Keys that are kept while nothing may be written; beyond that, the patrol looks at all keys instead.
 const MOST: usize = 100_000;
 
-/// How soon to try again while the server must not write, or a key's slot is on its way, in ms.
+/// How soon to try again while the server must not write, in ms.
 const RETRY_MS: i64 = 100;
 
 /// A task key that may have gone or come.
 struct Suspect {
     database: i32,
-    name: Vec<u8>,
+    name: Box<[u8]>,
     /// It has gone for good, so it is not to be expected at another node.
     has_ended: bool,
 }
 
 struct Suspects {
     keys: VecDeque<Suspect>,
-    /// Keys whose slot is on its way. They wait apart, so that none of another slot waits behind them.
-    waiting: VecDeque<Suspect>,
+    /// Those that cannot be judged yet.
+    waiting: Waiting,
     timer_runs: bool,
 }
 
 static SUSPECTS: ServerThread<Suspects> =
-    ServerThread::new(Suspects { keys: VecDeque::new(), waiting: VecDeque::new(), timer_runs: false });
+    ServerThread::new(Suspects { keys: VecDeque::new(), waiting: Waiting::new(), timer_runs: false });
 
 impl Suspects {
-    fn len(&self) -> usize {
-        self.keys.len().saturating_add(self.waiting.len())
-    }
-
-    fn clear(&mut self) {
-        self.keys = VecDeque::new();
-        self.waiting = VecDeque::new();
-    }
-
     fn take_batch(&mut self) -> Vec<Suspect> {
-        let queue = if self.keys.is_empty() { &mut self.waiting } else { &mut self.keys };
-        let batch = queue.drain(..queue.len().min(BATCH)).collect();
-        if queue.is_empty() {
+        let batch = self.keys.drain(..self.keys.len().min(BATCH)).collect();
+        if self.keys.is_empty() {
             // A burst must not hold its memory for good.
-            queue.shrink_to(BATCH);
+            self.keys.shrink_to(BATCH);
         }
         batch
+    }
+
+    fn start_timer(&mut self, context: &Context, delay_ms: i64) {
+        if !self.timer_runs && !self.keys.is_empty() {
+            self.timer_runs = true;
+            start_timer(context, delay_ms, put_batch_right);
+        }
     }
 }
 
@@ -68,7 +66,8 @@ pub(super) fn start(context: &Context) -> bool {
 
 pub(super) fn forget(context: &Context) {
     if let Some(mut suspects) = SUSPECTS.borrow_mut(context) {
-        suspects.clear();
+        suspects.keys = VecDeque::new();
+        suspects.waiting = Waiting::new();
     }
 }
 
@@ -97,20 +96,39 @@ pub(crate) fn note_deleted(context: &Context, task_name: &[u8]) {
     }
 }
 
-/// Has a task's entry put right as soon as it can be judged: while its slot is on its way, only if it is known to
-/// have ended.
-pub(super) fn suspect(context: &Context, task_name: &[u8], has_ended: bool) {
+/// Has a task's entry put right in a moment.
+fn suspect(context: &Context, task_name: &[u8], has_ended: bool) {
     let Some(mut suspects) = SUSPECTS.borrow_mut(context) else { return };
-    if suspects.len() >= MOST {
-        suspects.clear();
+    if suspects.keys.len() >= MOST {
+        suspects.keys.clear();
         patrol::request(context, Purpose::VerifyUrgently);
     }
     let database = context.selected_database();
-    suspects.keys.push_back(Suspect { database, name: task_name.to_vec(), has_ended });
-    if !suspects.timer_runs {
-        suspects.timer_runs = true;
-        start_timer(context, 0, put_batch_right);
+    suspects.keys.push_back(Suspect { database, name: task_name.into(), has_ended });
+    suspects.start_timer(context, 0);
+}
+
+/// Has a task's entry put right once the slot of its key has settled.
+pub(super) fn wait_for_slot(context: &Context, slot: i64, task_name: &[u8]) {
+    if let Some(mut suspects) = SUSPECTS.borrow_mut(context) {
+        suspects.waiting.note(slot, context.selected_database(), task_name);
     }
+}
+
+/// Has the entries put right that have waited for slots which are settled now.
+pub(super) fn look_at_waiting(context: &Context, slots: &Slots<'_>) {
+    let Some(mut suspects) = SUSPECTS.borrow_mut(context) else { return };
+    if suspects.waiting.is_empty() {
+        return;
+    }
+    for settled in suspects.waiting.take_settled(|slot| slots.is_moving(slot)) {
+        let keys = settled.keys.into_iter();
+        suspects.keys.extend(keys.map(|(database, name)| Suspect { database, name, has_ended: false }));
+        if settled.has_lost_some {
+            patrol::request(context, Purpose::VerifyUrgently);
+        }
+    }
+    suspects.start_timer(context, 0);
 }
 
 fn put_batch_right(context: &Context) {
@@ -119,43 +137,23 @@ fn put_batch_right(context: &Context) {
         suspects.timer_runs = false;
     }
     settings::panic_if_asked();
-    if !context.is_settled_primary() {
-        // Its primary puts things right, and a promotion has all indexes verified.
-        forget(context);
-        return;
-    }
-    let has_advanced = may_write(context) && advance(context);
-    let Some(mut suspects) = SUSPECTS.borrow_mut(context) else { return };
-    suspects.timer_runs = suspects.len() > 0;
-    if suspects.timer_runs {
-        let goes_on = has_advanced || (may_write(context) && !suspects.keys.is_empty());
-        start_timer(context, if goes_on { 0 } else { RETRY_MS }, put_batch_right);
+    let delay_ms = if may_write(context) {
+        advance(context);
+        0
+    } else {
+        RETRY_MS
+    };
+    if let Some(mut suspects) = SUSPECTS.borrow_mut(context) {
+        suspects.start_timer(context, delay_ms);
     }
 }
 
-/// Sees to a batch of keys; false if none of them can be judged yet.
-fn advance(context: &Context) -> bool {
-    let Some(batch) = SUSPECTS.borrow_mut(context).map(|mut suspects| suspects.take_batch()) else {
-        return false;
-    };
+fn advance(context: &Context) {
+    let Some(batch) = SUSPECTS.borrow_mut(context).map(|mut suspects| suspects.take_batch()) else { return };
     let slots = Slots::of(context);
-    let mut has_advanced = false;
     for suspect in batch {
-        if !context.select_database(suspect.database) {
-            continue;
+        if context.select_database(suspect.database) {
+            put_right(context, &slots, &suspect.name, suspect.has_ended);
         }
-        match slots.role_for(&suspect.name) {
-            Role::Owner => agree(context, &suspect.name),
-            Role::Moving if suspect.has_ended => agree(context, &suspect.name),
-            Role::Stranger => {}
-            Role::Moving => {
-                if let Some(mut suspects) = SUSPECTS.borrow_mut(context) {
-                    suspects.waiting.push_back(suspect);
-                }
-                continue;
-            }
-        }
-        has_advanced = true;
     }
-    has_advanced
 }
