@@ -343,3 +343,28 @@ fn a_hundred_thousand_owners_of_one_short_task_leave_no_key_behind() {
     println!("worst latency of a PING while {OWNERS} indexes were reclaimed: {worst:?}");
     assert!(gone, "{} keys left", wire.call(&["DBSIZE"]));
 }
+
+/// The server's housekeeping, in which the patrol has its share, comes `hz` times a second.
+#[test]
+fn patrol_takes_the_same_share_of_the_servers_time_whatever_hz() {
+    const KEYS: usize = 100_000;
+    let server = Server::start();
+    let mut wire = server.wire();
+    for n in 0..KEYS {
+        wire.send(&["SET", &format!("key-{n}"), "x"]).unwrap();
+    }
+    for _ in 0..KEYS {
+        assert_eq!(wire.receive().unwrap(), "+OK\r\n");
+    }
+    let mut verify_at = |hz: &str| {
+        assert_eq!(wire.call(&["CONFIG", "SET", "hz", hz]), "+OK\r\n");
+        assert_eq!(wire.call(&["SWAPDB", "8", "9"]), "+OK\r\n");
+        let started = Instant::now();
+        assert!(holds_within(Duration::from_mins(1), || info(&mut wire, "verification_pending") == 0));
+        started.elapsed()
+    };
+    verify_at("10");
+    let (slow, fast) = (verify_at("10"), verify_at("500"));
+    println!("verified {KEYS} keys in {slow:?} at hz 10, in {fast:?} at hz 500");
+    assert!(fast > slow / 2 && fast < slow * 2, "{slow:?} at hz 10, {fast:?} at hz 500");
+}

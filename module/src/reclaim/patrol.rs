@@ -1,4 +1,7 @@
-//! A slow walk over all keys, in steps of a few milliseconds at most, ten times a second.
+//! A slow walk over all keys, in steps of a few milliseconds at most, ten to twenty times a second.
+//!
+//! When the next step, walk or look is due, the monotonic clock says: that of the wall, which can jump, only says what
+//! has expired.
 
 use std::time::{Duration, Instant};
 
@@ -27,47 +30,52 @@ pub(super) enum Purpose {
 }
 
 impl Purpose {
-    /// How long a step may take: a hundredth of the server's time, or two, or four.
-    const fn step(self) -> Duration {
-        Duration::from_millis(match self {
-            Self::Deadlines => 1,
-            Self::Verify => 2,
-            Self::VerifyUrgently => 4,
-        })
+    /// The walk's part of the server's time.
+    const fn share(self) -> f64 {
+        match self {
+            Self::Deadlines => 0.01,
+            Self::Verify => 0.02,
+            Self::VerifyUrgently => 0.04,
+        }
     }
 }
 
-/// How long tasks may be reclaimed that are past their expiry, in one step.
-const RECLAIM_STEP: Duration = Duration::from_millis(4);
-/// A walk starts so long after the one before has started, in ms.
-const WALK_EVERY_MS: i64 = 20_000;
-/// A walk verifies so long after the one before that did, in ms, whether or not anything has happened.
-const VERIFY_EVERY_MS: i64 = 15 * 60 * 1000;
-/// A task that expires within this time is noted as a deadline, in ms: three walks, or more where a walk
-/// takes longer.
-const SHORTEST_HORIZON_MS: i64 = 3 * WALK_EVERY_MS;
-/// How often a node of a cluster looks whether it has got slots, in ms.
-const LOOK_AT_SLOTS_EVERY_MS: i64 = 1_000;
+/// The part of the server's time in which tasks may be reclaimed that are past their expiry.
+const RECLAIM_SHARE: f64 = 0.04;
+/// Steps follow each other no sooner, however often the server calls: the least work takes longer than a share of less.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+/// A step has its share of no longer time, so that nobody waits long for it.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// A walk starts so long after the one before has started.
+const WALK_EVERY: Duration = Duration::from_secs(20);
+/// A walk verifies so long after the one before that did, whether or not anything has happened.
+const VERIFY_EVERY: Duration = Duration::from_mins(15);
+/// A task that expires within this time is noted as a deadline: three walks, or more where a walk takes longer.
+const SHORTEST_HORIZON: Duration = WALK_EVERY.saturating_mul(WALKS_AHEAD);
+const WALKS_AHEAD: u32 = 3;
+/// How often a node of a cluster looks whether it has got slots.
+const LOOK_AT_SLOTS_EVERY: Duration = Duration::from_secs(1);
 /// Index entries that are looked at before the clock is.
 const ENTRIES_AT_ONCE: usize = 64;
 
 struct Patrol {
     deadlines: Deadlines,
-    horizon_ms: i64,
+    horizon: Duration,
     walk: Option<Walk>,
     /// A walk that starts as soon as possible.
     requested: Option<Purpose>,
-    next_walk_ms: i64,
-    next_verification_ms: i64,
+    last_step: Option<Instant>,
+    last_walk: Option<Instant>,
+    last_verification: Option<Instant>,
     /// In a cluster: this node's ranges of slots, when they were looked at last.
     slots: Vec<(i64, i64)>,
-    next_look_at_slots_ms: i64,
+    last_look_at_slots: Option<Instant>,
 }
 
 /// One walk over all keys of all databases.
 struct Walk {
     purpose: Purpose,
-    started_ms: i64,
+    started: Instant,
     database: i32,
     cursor: ScanCursor,
     /// Indexes that the scan has met and that are still to be verified.
@@ -85,14 +93,26 @@ static PATROL: ServerThread<Patrol> = ServerThread::new(Patrol::NEW);
 impl Patrol {
     const NEW: Self = Self {
         deadlines: Deadlines::new(),
-        horizon_ms: SHORTEST_HORIZON_MS,
+        horizon: SHORTEST_HORIZON,
         walk: None,
         requested: None,
-        next_walk_ms: 0,
-        next_verification_ms: 0,
+        last_step: None,
+        last_walk: None,
+        last_verification: None,
         slots: Vec::new(),
-        next_look_at_slots_ms: 0,
+        last_look_at_slots: None,
     };
+
+    /// The time of which a step may take a share; None where it is too early for one.
+    fn take_pause(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        if !is_due(self.last_step, SHORTEST_PAUSE, now) {
+            return None;
+        }
+        let pause = self.last_step.map_or(LONGEST_PAUSE, |last| now.saturating_duration_since(last));
+        self.last_step = Some(now);
+        Some(pause.min(LONGEST_PAUSE))
+    }
 
     /// The walk to go on with, if there is one.
     fn take_walk(&mut self, context: &Context) -> Option<Walk> {
@@ -109,22 +129,27 @@ impl Patrol {
     }
 
     fn start_walk(&mut self, context: &Context) -> Option<Walk> {
-        let now_ms = context.now_ms();
-        let in_its_turn =
-            if now_ms >= self.next_verification_ms { Purpose::Verify } else { Purpose::Deadlines };
+        let now = Instant::now();
+        let verification_is_due = is_due(self.last_verification, VERIFY_EVERY, now);
+        let in_its_turn = if verification_is_due { Purpose::Verify } else { Purpose::Deadlines };
         let purpose = match self.requested.take() {
-            None if now_ms < self.next_walk_ms => return None,
+            None if !is_due(self.last_walk, WALK_EVERY, now) => return None,
             None => in_its_turn,
             Some(requested) => requested.max(in_its_turn),
         };
-        self.next_walk_ms = now_ms.saturating_add(WALK_EVERY_MS);
+        self.last_walk = Some(now);
         if purpose >= Purpose::Verify {
-            self.next_verification_ms = now_ms.saturating_add(VERIFY_EVERY_MS);
+            self.last_verification = Some(now);
         }
         walk_starts(context);
         let cursor = ScanCursor::new(context);
-        Some(Walk { purpose, started_ms: now_ms, database: 0, cursor, indexes: Vec::new() })
+        Some(Walk { purpose, started: now, database: 0, cursor, indexes: Vec::new() })
     }
+}
+
+/// Whether something is due that is done once in so long a time.
+fn is_due(last: Option<Instant>, every: Duration, now: Instant) -> bool {
+    last.is_none_or(|last| now.saturating_duration_since(last) >= every)
 }
 
 pub(super) fn start(context: &Context) -> bool {
@@ -157,12 +182,13 @@ fn verify_urgently(context: &Context) {
 pub(crate) fn expects_expiry(context: &Context, expires_at_ms: i64, key: StringRef<'_>, now_ms: i64) {
     let Some(mut patrol) = PATROL.borrow_mut(context) else { return };
     // Later expiries cost no memory: the patrol comes by in time.
-    if expires_at_ms.saturating_sub(now_ms) <= patrol.horizon_ms {
+    let expires_in = u64::try_from(expires_at_ms.saturating_sub(now_ms)).unwrap_or(0);
+    if Duration::from_millis(expires_in) <= patrol.horizon {
         patrol.deadlines.note(expires_at_ms, context.selected_database(), key.bytes());
     }
 }
 
-/// Called by the server ten times a second.
+/// Called by the server `hz` times a second.
 fn step(context: &Context) {
     settings::panic_if_asked();
     if !context.is_settled_primary() {
@@ -173,7 +199,9 @@ fn step(context: &Context) {
     if context.writes_are_paused() {
         return;
     }
-    reclaim_expired(context);
+    let pause = PATROL.borrow_mut(context).and_then(|mut patrol| patrol.take_pause());
+    let Some(pause) = pause else { return };
+    reclaim_expired(context, pause.mul_f64(RECLAIM_SHARE));
     let slots = Slots::of(context);
     look_at_slots(context, &slots);
     suspects::look_at_waiting(context, &slots);
@@ -181,9 +209,9 @@ fn step(context: &Context) {
     let walk = PATROL.borrow_mut(context).and_then(|mut patrol| patrol.take_walk(context));
     let Some(mut walk) = walk else { return };
     // However much there was to reclaim, the walk gets on.
-    let started = Instant::now();
+    let (started, share) = (Instant::now(), pause.mul_f64(walk.purpose.share()));
     let mut is_done = false;
-    while !is_done && started.elapsed() < walk.purpose.step() {
+    while !is_done && started.elapsed() < share {
         is_done = walk.advance(context, &slots);
     }
     if is_done {
@@ -191,8 +219,7 @@ fn step(context: &Context) {
     }
     let Some(mut patrol) = PATROL.borrow_mut(context) else { return };
     if is_done {
-        let took_ms = context.now_ms().saturating_sub(walk.started_ms);
-        patrol.horizon_ms = took_ms.saturating_mul(3).max(SHORTEST_HORIZON_MS);
+        patrol.horizon = walk.started.elapsed().saturating_mul(WALKS_AHEAD).max(SHORTEST_HORIZON);
     } else {
         patrol.walk = Some(walk);
     }
@@ -204,12 +231,12 @@ fn look_at_slots(context: &Context, slots: &Slots<'_>) {
     if !context.is_cluster() {
         return;
     }
-    let now_ms = context.now_ms();
     let have_come = PATROL.borrow_mut(context).is_some_and(|mut patrol| {
-        if now_ms < patrol.next_look_at_slots_ms {
+        let now = Instant::now();
+        if !is_due(patrol.last_look_at_slots, LOOK_AT_SLOTS_EVERY, now) {
             return false;
         }
-        patrol.next_look_at_slots_ms = now_ms.saturating_add(LOOK_AT_SLOTS_EVERY_MS);
+        patrol.last_look_at_slots = Some(now);
         slots.have_come(&mut patrol.slots)
     });
     if have_come {
@@ -217,10 +244,10 @@ fn look_at_slots(context: &Context, slots: &Slots<'_>) {
     }
 }
 
-fn reclaim_expired(context: &Context) {
+fn reclaim_expired(context: &Context, share: Duration) {
     let started = Instant::now();
     let now_ms = context.now_ms();
-    while started.elapsed() < RECLAIM_STEP {
+    while started.elapsed() < share {
         let due = PATROL.borrow_mut(context).and_then(|mut patrol| patrol.deadlines.take_due(now_ms));
         let Some((database, key)) = due else { return };
         if context.select_database(database) {
