@@ -45,8 +45,8 @@ impl HashTags {
 
 /// Keeps task records in Redis or Valkey, with one native command for each call.
 ///
-/// Clones share one connection. Calls that are made at the same time are pipelined on it; there is no
-/// pool, and none is needed.
+/// Clones share one connection, in a cluster one to each node, and another one for writes that wait for replicas.
+/// Calls that are made at the same time are pipelined on it; there is no pool, and none is needed.
 ///
 /// | call | command | cost on the server |
 /// |---|---|---|
@@ -232,10 +232,7 @@ impl StorageBackend for RedisBackend {
             let reply = self.write(&del, key, &task_key).await?;
             let too_few_replicas = reply.check_replicas(key);
             let is_deleted = replies::deleted(reply.value)?;
-            if is_deleted {
-                too_few_replicas?;
-            }
-            Ok(is_deleted)
+            Ok(too_few_replicas.map(|()| is_deleted)?)
         })
         .await
     }

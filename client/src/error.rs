@@ -138,6 +138,13 @@ pub enum Error {
         /// Replicas that had it in time.
         acknowledged: i64,
     },
+    /// The primary has fewer healthy replicas than its `min-replicas-to-write` asks for, and takes no writes. Nothing
+    /// was changed.
+    #[error("the Redis server refuses writes because too few of its replicas are well: {source}")]
+    TooFewReplicas {
+        /// What the server said.
+        source: RedisError,
+    },
     /// The server is still reading its data from disk. Nothing was changed.
     #[error("the Redis server is loading its data: try again in a moment")]
     Loading {
@@ -273,9 +280,11 @@ pub(crate) fn of_reply_in_cluster(error: RedisError) -> StorageError {
 }
 
 /// True for an error reply of a server that has done nothing, and that may do it, or another may, in a moment: it
-/// is becoming a replica or has just become one, is loading its data, or its slots are on their way.
+/// is becoming a replica or has just become one, has no replicas yet, is loading its data, or its slots are on their
+/// way.
 pub(crate) fn is_passing(error: &RedisError) -> bool {
-    matches!(error.code(), Some("TRYAGAIN" | "CLUSTERDOWN" | "LOADING" | "MASTERDOWN" | "READONLY"))
+    let passing = ["TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS"];
+    error.code().is_some_and(|code| passing.contains(&code))
 }
 
 /// True for a failure to connect that says nothing of the next attempt.
@@ -346,6 +355,7 @@ fn of_server(error: RedisError) -> Error {
         Some("TRYAGAIN") => Error::SlotMoving { source: error },
         Some("CLUSTERDOWN" | "MASTERDOWN") => Error::ClusterDown { source: error },
         Some("LOADING") => Error::Loading { source: error },
+        Some("NOREPLICAS") => Error::TooFewReplicas { source: error },
         Some("MISCONF") => Error::CannotPersist { source: error },
         Some("CORRUPT") => Error::Corrupt { source: error },
         Some("DEFECT") => Error::Defect { source: error },
@@ -390,6 +400,7 @@ mod tests {
             ("NOPERM", "may not do this"),
             ("READONLY", "read-only replica"),
             ("LOADING", "loading its data"),
+            ("NOREPLICAS", "too few of its replicas"),
             ("MOVED", "redis+cluster://"),
             ("TRYAGAIN", "slot is moving"),
             ("CLUSTERDOWN", "right now"),

@@ -56,6 +56,15 @@ pub(crate) fn cas(reply: Value) -> Result<CasOutcome, Error> {
     }
 }
 
+/// Whether a reply to a write says that there was nothing to do: a version that was another, a task that was not there.
+pub(crate) fn says_that_nothing_changed(reply: &Value) -> bool {
+    match reply {
+        Value::Int(deleted) => *deleted == 0,
+        Value::Array(parts) => parts.first().is_some_and(|outcome| *outcome != Value::Okay),
+        _ => false,
+    }
+}
+
 /// Task ids and records of a list, in the server's order.
 pub(crate) fn list(reply: Value) -> Result<Vec<(String, VersionedRecord)>, Error> {
     const COMMAND: &str = "PMCPTASK.LIST";
@@ -139,6 +148,9 @@ mod tests {
         assert_eq!(cas(pair(Value::SimpleString("CONFLICT".into()), 7)).ok(), Some(CasOutcome::Lost(7)));
         assert_eq!(cas(pair(Value::SimpleString("MISSING".into()), 0)).ok(), Some(CasOutcome::Lost(0)));
         assert!(matches!(record(Value::Nil), Ok(None)));
+        let unchanged = [Value::Int(0), pair(Value::SimpleString("CONFLICT".into()), 7)];
+        assert!(unchanged.iter().all(says_that_nothing_changed));
+        assert!(![Value::Int(1), pair(Value::Okay, 2), Value::Nil].iter().any(says_that_nothing_changed));
         assert!(matches!(list(Value::Array(Vec::new())), Ok(tasks) if tasks.is_empty()));
     }
 }

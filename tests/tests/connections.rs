@@ -5,9 +5,11 @@
 
 use std::time::{Duration, Instant};
 
+use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
-use pmcptask_client::{Error, RedisBackend};
+use pmcptask_client::{CircuitBreaker, Error, RedisBackend};
 use pmcptask_tests::{Cluster, Fault, Proxy, Server, ServerOptions, Watched, holds_within, reason, skipped};
+use tokio::task::JoinSet;
 
 const NAME: &str = "worker-7";
 
@@ -138,6 +140,85 @@ async fn write_that_waits_for_replicas_holds_no_read_up() {
     assert!(error.to_string().contains("WAIT"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_that_wait_for_missing_replicas_wait_together() {
+    const WITHIN: Duration = Duration::from_secs(1);
+    let server = Server::start();
+    let builder = RedisBackend::builder(server.url()).wait_for_replicas(1, WITHIN);
+    // One after the other would take them 40 s.
+    let builder = builder.response_timeout(Duration::from_secs(3)).circuit_breaker(CircuitBreaker::default());
+    let backend = builder.connect().await.unwrap();
+    let started = Instant::now();
+    let mut writes = JoinSet::new();
+    for task in 0..40 {
+        let backend = backend.clone();
+        writes.spawn(async move { backend.put(&format!("owner:{task}"), b"data").await });
+    }
+    while let Some(written) = writes.join_next().await {
+        let error = written.unwrap().unwrap_err();
+        assert!(matches!(reason(&error), Error::NotReplicated { acknowledged: 0, .. }), "{error}");
+    }
+    // The group that goes out first, and the others.
+    assert!(started.elapsed() < WITHIN * 5 / 2, "{:?}", started.elapsed());
+    // They were made, and none of them counts as the failure of a server.
+    assert_eq!(backend.list_by_prefix("owner:").await.unwrap().len(), 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_that_changes_nothing_waits_for_no_replica() {
+    const WITHIN: Duration = Duration::from_secs(3);
+    let server = Server::start();
+    let backend = RedisBackend::builder(server.url()).wait_for_replicas(1, WITHIN).connect().await.unwrap();
+    let started = Instant::now();
+    let conflict = backend.put_if_version("owner:t", b"data", 1).await.unwrap_err();
+    assert!(matches!(conflict, StorageError::VersionConflict { actual: 0, .. }), "{conflict}");
+    assert!(started.elapsed() < WITHIN / 2, "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_that_was_made_says_so_though_its_connection_is_lost_before_the_replicas_have_it() {
+    const WITHIN: Duration = Duration::from_secs(5);
+    let server = Server::start();
+    let backend = RedisBackend::builder(server.url()).wait_for_replicas(1, WITHIN).connect().await.unwrap();
+    let started = Instant::now();
+    let writing = tokio::spawn(async move { backend.put("owner:t", b"data").await });
+    let waiting = || -> Option<String> {
+        let clients = server.wire().call(&["CLIENT", "LIST"]);
+        let waiting = clients.lines().find(|client| client.contains(" flags=b "))?;
+        Some(waiting.split_once("id=")?.1.split_once(' ')?.0.to_owned())
+    };
+    assert!(holds_within(WITHIN, || waiting().is_some()));
+    assert_eq!(server.wire().call(&["CLIENT", "KILL", "ID", &waiting().unwrap()]), ":1\r\n");
+    let error = writing.await.unwrap().unwrap_err();
+    assert!(matches!(reason(&error), Error::NotReplicated { acknowledged: 0, .. }), "{error}");
+    assert!(started.elapsed() < WITHIN, "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_that_is_given_up_before_it_is_sent_is_never_sent() {
+    const WITHIN: Duration = Duration::from_secs(1);
+    let server = Server::start();
+    let backend = RedisBackend::builder(server.url()).wait_for_replicas(1, WITHIN).connect().await.unwrap();
+    let write = |key: &'static str| {
+        let backend = backend.clone();
+        tokio::spawn(async move { backend.put(key, b"data").await })
+    };
+    let exists =
+        |task: &str| server.wire().call(&["EXISTS", &format!("pmcp:tasks:owner:{task}")]) == ":1\r\n";
+    let first = write("owner:first");
+    assert!(holds_within(WITHIN, || exists("first")));
+    // Kept back while the first one waits.
+    let [given_up, last] = ["owner:given-up", "owner:last"].map(write);
+    tokio::time::sleep(WITHIN / 4).await;
+    assert!(!exists("given-up") && !exists("last"));
+    given_up.abort();
+    for written in [first, last] {
+        let error = written.await.unwrap().unwrap_err();
+        assert!(matches!(reason(&error), Error::NotReplicated { .. }), "{error}");
+    }
+    assert!(exists("last") && !exists("given-up"));
+}
+
 /// As behind a name that leads to another server after a failover.
 #[tokio::test(flavor = "multi_thread")]
 async fn server_that_takes_no_writes_any_more_is_looked_for_anew() {
@@ -159,6 +240,33 @@ async fn server_that_takes_no_writes_any_more_is_looked_for_anew() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     write().await;
     assert!(holds_within(Duration::from_secs(2), || proxy.accepted() == before + 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_wants_more_replicas_says_so_at_once() {
+    let server = Server::start_with(&ServerOptions::default().set("min-replicas-to-write", "1"));
+    let backend = RedisBackend::new(&server.url()).await.unwrap();
+    let started = Instant::now();
+    let error = backend.put("owner:t", b"data").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::TooFewReplicas { .. }), "{error}");
+    assert!(!reason(&error).outcome_is_unknown() && started.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_do_not_stay_with_a_server_that_takes_no_writes_any_more() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let builder = RedisBackend::builder(proxy.url()).wait_for_replicas(1, Duration::from_millis(50));
+    let backend = builder.connect().await.unwrap();
+    let error = backend.put("owner:t", b"data").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NotReplicated { .. }), "{error}");
+    assert_eq!(server.wire().call(&["REPLICAOF", "127.0.0.1", "1"]), "+OK\r\n");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let before = proxy.accepted();
+    let error = backend.put("owner:t", b"data").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::ReadOnly { .. }), "{error}");
+    // The connections of writes and of reads.
+    assert!(holds_within(Duration::from_secs(2), || proxy.accepted() == before + 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

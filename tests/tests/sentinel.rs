@@ -242,6 +242,27 @@ async fn write_that_too_few_replicas_have_says_so() {
     assert!(matches!(conflict, StorageError::VersionConflict { actual: 0, .. }), "{conflict}");
 }
 
+/// As after a failover, until the first replica has found its new primary.
+#[tokio::test(flavor = "multi_thread")]
+async fn write_waits_for_a_primary_that_has_too_few_replicas_yet() {
+    let watched = Watched::start(0);
+    let backend = RedisBackend::new(&watched.url()).await.unwrap();
+    let replicas = |count: &str| {
+        let wanted = ["CONFIG", "SET", "min-replicas-to-write", count];
+        assert_eq!(watched.servers[0].wire().call(&wanted), "+OK\r\n");
+    };
+    replicas("1");
+    let error = backend.put("owner:t", b"one").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::TooFewReplicas { .. }), "{error}");
+    let writing = tokio::spawn({
+        let backend = backend.clone();
+        async move { backend.put("owner:t", b"one").await }
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    replicas("0");
+    assert_eq!(writing.await.unwrap().unwrap(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn time_for_replicas_is_less_than_that_for_the_reply() {
     let server = Server::start();

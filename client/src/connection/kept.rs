@@ -17,6 +17,7 @@ use super::endpoint::Endpoint;
 use super::request::{Attempt, Request};
 use super::sentinel::Sentinels;
 use super::settings::Settings;
+use super::waiting_writes::WaitingWrites;
 use crate::error::{self, CallKind, Error};
 use crate::observe;
 
@@ -97,9 +98,9 @@ struct Link {
 }
 
 /// A connection that a call can use.
-struct Current {
+pub(super) struct Current {
     number: u64,
-    connection: MultiplexedConnection,
+    pub(super) connection: MultiplexedConnection,
     since: Instant,
 }
 
@@ -142,8 +143,8 @@ pub(crate) struct Kept {
     link: Arc<ArcSwap<Link>>,
     status: Arc<Status>,
     keeper: AbortHandle,
-    /// Another connection for writes that wait for replicas, during which the server replies to nothing else on it.
-    for_waiting_writes: Option<Box<Kept>>,
+    /// Where writes go if they are to wait for replicas.
+    waiting_writes: Option<WaitingWrites>,
 }
 
 impl Drop for Kept {
@@ -168,11 +169,13 @@ impl Kept {
     }
 
     fn with(place: Place, link: Link, status: Arc<Status>, runtime: &Handle) -> Self {
-        let settings = place.settings();
-        let for_waiting_writes = (settings.acknowledgement.is_some() && place.takes_writes())
-            .then(|| Box::new(Self::alone(place.clone(), Link::new(0, None, None), Arc::default(), runtime)));
+        let acknowledgement = place.settings().acknowledgement.filter(|_| place.takes_writes());
+        let waiting_writes = acknowledgement.map(|acknowledgement| {
+            let connection = Self::alone(place.clone(), Link::new(0, None, None), Arc::default(), runtime);
+            WaitingWrites::new(connection, acknowledgement, runtime)
+        });
         let mut kept = Self::alone(place, link, status, runtime);
-        kept.for_waiting_writes = for_waiting_writes;
+        kept.waiting_writes = waiting_writes;
         kept
     }
 
@@ -184,7 +187,7 @@ impl Kept {
         };
         let link = Arc::new(ArcSwap::from_pointee(link));
         let keeper = runtime.spawn(keep(place, link.clone(), status.clone())).abort_handle();
-        Self { address, host, settings, follows_primary, link, status, keeper, for_waiting_writes: None }
+        Self { address, host, settings, follows_primary, link, status, keeper, waiting_writes: None }
     }
 
     /// Sends a request and waits for its reply, for the next connection too while nothing can have been
@@ -220,33 +223,47 @@ impl Kept {
 
     /// Sends a request once, if there is a connection or comes one in time.
     pub(super) async fn attempt(&self, request: &Request<'_>, asking: bool, wait: Duration) -> Attempt {
-        let waiting = self.for_waiting_writes.as_deref().filter(|_| request.kind == CallKind::Write);
-        waiting.unwrap_or(self).attempt_here(request, asking, wait).await
-    }
-
-    async fn attempt_here(&self, request: &Request<'_>, asking: bool, wait: Duration) -> Attempt {
-        let current = match self.current() {
-            Some(current) => Ok(current),
-            None => self.next(wait).await,
-        };
-        let Current { number, mut connection, since } = match current {
+        if request.kind == CallKind::Write
+            && let Some(writes) = &self.waiting_writes
+        {
+            let attempt = writes.attempt(request, asking, wait).await;
+            // Reads are not to stay behind with a server that is no primary any more.
+            if let (true, Some(current)) = (says_is_replica(&attempt), self.current()) {
+                self.note(&current, &attempt);
+            }
+            return attempt;
+        }
+        let mut current = match self.take(wait).await {
             Ok(current) => current,
             Err(attempt) => return attempt,
         };
-        let attempt = request.send(&mut connection, asking, self.settings.acknowledgement).await;
-        let is_to_be_replaced = match &attempt {
+        let attempt = request.send(&mut current.connection, asking).await;
+        self.note(&current, &attempt);
+        attempt
+    }
+
+    /// The connection, or the next one if it comes in time.
+    pub(super) async fn take(&self, wait: Duration) -> Result<Current, Attempt> {
+        match self.current() {
+            Some(current) => Ok(current),
+            None => self.next(wait).await,
+        }
+    }
+
+    /// Has the connection replaced if it is of no use any more, by what came of a request.
+    pub(super) fn note(&self, current: &Current, attempt: &Attempt) {
+        let is_to_be_replaced = match attempt {
             // Replies that are late or unreadable say as little of the next ones as none at all.
             Attempt::Lost(_) => true,
             // The primary is another server by now; maybe one that the same name leads to, if not just now.
-            Attempt::Replied(Err(error)) => {
-                error.code() == Some("READONLY") && (self.follows_primary || since.elapsed() >= OTHER_SERVER)
+            attempt if says_is_replica(attempt) => {
+                self.follows_primary || current.since.elapsed() >= OTHER_SERVER
             }
             _ => false,
         };
         if is_to_be_replaced {
-            self.status.lost(number);
+            self.status.lost(current.number);
         }
-        attempt
     }
 
     /// The host of a server that is always the same.
@@ -263,7 +280,7 @@ impl Kept {
     }
 
     /// The connection, unless it is lost.
-    fn current(&self) -> Option<Current> {
+    pub(super) fn current(&self) -> Option<Current> {
         let link = self.link.load();
         if self.status.is_lost(link.number) {
             return None;
@@ -294,6 +311,10 @@ impl Kept {
             in_time.map_err(|_| Attempt::NotSent)?;
         }
     }
+}
+
+fn says_is_replica(attempt: &Attempt) -> bool {
+    matches!(attempt, Attempt::Replied(Err(error)) if error.code() == Some("READONLY"))
 }
 
 /// Replaces the connection whenever it is lost. One task for all clones, so that they reconnect as one.

@@ -7,6 +7,7 @@ mod request;
 mod sentinel;
 mod settings;
 mod topology;
+mod waiting_writes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,7 +110,7 @@ impl Connection {
     pub(crate) async fn call(&self, request: &Request<'_>) -> Result<Reply, StorageError> {
         let started = Instant::now();
         let attempt = match self {
-            Self::Given(connection) => request.send(&mut connection.clone(), false, None).await,
+            Self::Given(connection) => request.send(&mut connection.clone(), false).await,
             Self::Server(server) => server.call(request).await,
             Self::Sentinel(watched) => watched.call(request).await,
             Self::Cluster(cluster) => cluster.call(request).await,

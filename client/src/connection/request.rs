@@ -3,7 +3,6 @@
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, RedisError, RedisResult, Value};
 
-use super::settings::Acknowledgement;
 use crate::error::{CallKind, Error};
 
 /// A command on its way.
@@ -26,6 +25,11 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
+    /// Of a call that waits for no replicas.
+    pub(super) fn of_one_server(value: Value) -> Self {
+        Self { value, too_few_replicas: None }
+    }
+
     /// Of a write that was made: whether enough replicas have it.
     ///
     /// # Errors
@@ -82,55 +86,19 @@ impl Request<'_> {
     }
 
     /// Sends the command; `asking` says that a redirect has led here while a slot moves.
-    pub(super) async fn send(
-        &self,
-        connection: &mut MultiplexedConnection,
-        asking: bool,
-        acknowledgement: Option<Acknowledgement>,
-    ) -> Attempt {
-        let acknowledgement = acknowledgement.filter(|_| self.kind == CallKind::Write);
-        let replies = if asking || acknowledgement.is_some() {
-            self.send_with(connection, asking, acknowledgement).await
+    pub(super) async fn send(&self, connection: &mut MultiplexedConnection, asking: bool) -> Attempt {
+        let reply = if asking {
+            // Nobody else's command comes between.
+            let mut pipeline = redis::pipe();
+            pipeline.cmd("ASKING").add_command(self.command.clone());
+            let replies = connection.req_packed_commands(&pipeline, 0, 2).await;
+            replies.map(|mut replies| replies.pop().unwrap_or(Value::Nil))
         } else {
-            connection.req_packed_command(self.command).await.map(|value| (value, None))
+            connection.req_packed_command(self.command).await
         };
-        match replies {
+        match reply {
             Err(error) => Attempt::Lost(error),
-            Ok((value, acknowledged)) => Attempt::Replied(value.extract_error().map(|value| {
-                let expected = acknowledgement.map(|acknowledgement| acknowledgement.replicas);
-                let too_few_replicas =
-                    expected.zip(acknowledged).filter(|(expected, came)| *came < i64::from(*expected));
-                Reply { value, too_few_replicas }
-            })),
+            Ok(value) => Attempt::Replied(value.extract_error().map(Reply::of_one_server)),
         }
-    }
-
-    /// Sends the command between others that belong to it, so that nobody else's comes between.
-    async fn send_with(
-        &self,
-        connection: &mut MultiplexedConnection,
-        asking: bool,
-        acknowledgement: Option<Acknowledgement>,
-    ) -> RedisResult<(Value, Option<i64>)> {
-        let mut pipeline = redis::pipe();
-        if asking {
-            pipeline.cmd("ASKING");
-        }
-        pipeline.add_command(self.command.clone());
-        if let Some(Acknowledgement { replicas, within }) = acknowledgement {
-            pipeline.cmd("WAIT").arg(replicas).arg(within.as_millis().max(1).to_string());
-        }
-        let count = pipeline.cmd_iter().count();
-        let mut replies = connection.req_packed_commands(&pipeline, 0, count).await?.into_iter();
-        if asking {
-            replies.next();
-        }
-        let value = replies.next().unwrap_or(Value::Nil);
-        // A reply that is no number acknowledges nothing.
-        let acknowledged = acknowledgement.map(|_| match replies.next() {
-            Some(Value::Int(replicas)) => replicas,
-            _ => 0,
-        });
-        Ok((value, acknowledged))
     }
 }

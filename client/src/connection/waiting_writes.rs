@@ -1,0 +1,176 @@
+//! Writes that wait for replicas: in groups, with one `WAIT` for all of a group.
+//!
+//! While a connection waits for replicas, the server does nothing else for it. So these writes have a connection of
+//! their own, and those that come meanwhile are kept back and go out together: a write waits for the group before
+//! it and for its own, however many there are.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::ConnectionLike;
+use redis::{Cmd, RedisResult, Value};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::kept::{Current, Kept};
+use super::request::{Attempt, Reply, Request};
+use super::settings::Acknowledgement;
+use crate::replies;
+
+/// Writes that go out together at most.
+const GROUP: usize = 256;
+/// Writes that may be kept back; beyond that, callers wait.
+const KEPT_BACK: usize = 1024;
+
+/// The way of such writes to one place.
+pub(super) struct WaitingWrites {
+    connection: Arc<Kept>,
+    queue: mpsc::Sender<Write>,
+}
+
+/// A write that has not been sent yet.
+struct Write {
+    command: Cmd,
+    asking: bool,
+    caller: oneshot::Sender<Attempt>,
+}
+
+/// A write that was made, and whose caller has yet to hear how many replicas have it.
+struct Made {
+    value: Value,
+    caller: oneshot::Sender<Attempt>,
+}
+
+impl WaitingWrites {
+    pub(super) fn new(connection: Kept, acknowledgement: Acknowledgement, runtime: &Handle) -> Self {
+        let (queue, writes) = mpsc::channel(KEPT_BACK);
+        let connection = Arc::new(connection);
+        // Ends when nobody can queue writes any more.
+        runtime.spawn(send_in_groups(writes, connection.clone(), acknowledgement));
+        Self { connection, queue }
+    }
+
+    /// Sends a write once, if there is a connection or comes one in time, and waits for the replicas. Who gives up
+    /// before it is sent has it never sent.
+    pub(super) async fn attempt(&self, request: &Request<'_>, asking: bool, wait: Duration) -> Attempt {
+        let started = Instant::now();
+        loop {
+            if let Err(attempt) = self.connection.take(wait.saturating_sub(started.elapsed())).await {
+                return attempt;
+            }
+            let (caller, outcome) = oneshot::channel();
+            let write = Write { command: request.command.clone(), asking, caller };
+            let is_queued = self.queue.send(write).await.is_ok();
+            match outcome.await {
+                // The connection was lost while the write was kept back: the next one may be there in time.
+                Ok(Attempt::NotSent) => {}
+                Ok(attempt) => return attempt,
+                // The runtime on which writes are sent has ended.
+                Err(_) if is_queued => {
+                    return Attempt::Lost(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into());
+                }
+                Err(_) => return Attempt::NotSent,
+            }
+        }
+    }
+}
+
+async fn send_in_groups(
+    mut queue: mpsc::Receiver<Write>,
+    connection: Arc<Kept>,
+    acknowledgement: Acknowledgement,
+) {
+    let mut writes = Vec::new();
+    while queue.recv_many(&mut writes, GROUP).await > 0 {
+        let mut group = std::mem::take(&mut writes);
+        group.retain(|write| !write.caller.is_closed());
+        match connection.current() {
+            Some(_) if group.is_empty() => {}
+            Some(current) => send_group(&connection, &current, group, acknowledgement).await,
+            None => group.into_iter().for_each(|write| answer(write.caller, Attempt::NotSent)),
+        }
+    }
+}
+
+/// Sends writes and, behind them, one `WAIT`. Who has made nothing hears so before the replicas do anything.
+async fn send_group(
+    connection: &Kept,
+    current: &Current,
+    group: Vec<Write>,
+    Acknowledgement { replicas, within }: Acknowledgement,
+) {
+    let (mut writes, mut callers) = (redis::pipe(), Vec::with_capacity(group.len()));
+    for Write { command, asking, caller } in group {
+        if asking {
+            writes.cmd("ASKING");
+        }
+        writes.add_command(command);
+        callers.push((asking, caller));
+    }
+    let count = writes.cmd_iter().count();
+    let mut wait = redis::cmd("WAIT");
+    wait.arg(replicas).arg(within.as_millis().max(1).to_string());
+    let (mut for_writes, mut for_wait) = (current.connection.clone(), current.connection.clone());
+    // Both are on their way before one of them is waited for, in this order.
+    let (made, acknowledged) = tokio::join!(
+        biased;
+        async {
+            let replies = for_writes.req_packed_commands(&writes, 0, count).await;
+            answer_what_was_not_made(connection, current, replies, callers)
+        },
+        for_wait.req_packed_command(&wait),
+    );
+    let acknowledged = match acknowledged {
+        Ok(Value::Int(replicas)) => replicas,
+        // A reply that is no number acknowledges nothing.
+        Ok(_) => 0,
+        Err(error) => {
+            connection.note(current, &Attempt::Lost(error));
+            0
+        }
+    };
+    let too_few_replicas = (acknowledged < i64::from(replicas)).then_some((replicas, acknowledged));
+    for Made { value, caller } in made {
+        answer(caller, Attempt::Replied(Ok(Reply { value, too_few_replicas })));
+    }
+}
+
+/// Tells callers whose write was not made, or may not have been; those of the others are left.
+fn answer_what_was_not_made(
+    connection: &Kept,
+    current: &Current,
+    replies: RedisResult<Vec<Value>>,
+    callers: Vec<(bool, oneshot::Sender<Attempt>)>,
+) -> Vec<Made> {
+    let mut replies = match replies {
+        Ok(replies) => replies.into_iter(),
+        Err(error) => {
+            connection.note(current, &Attempt::Lost(error.clone()));
+            for (_, caller) in callers {
+                answer(caller, Attempt::Lost(error.clone()));
+            }
+            return Vec::new();
+        }
+    };
+    let mut made = Vec::new();
+    for (asking, caller) in callers {
+        if asking {
+            replies.next();
+        }
+        match replies.next().unwrap_or(Value::Nil).extract_error() {
+            Ok(value) if !replies::says_that_nothing_changed(&value) => made.push(Made { value, caller }),
+            unmade => {
+                let attempt = Attempt::Replied(unmade.map(Reply::of_one_server));
+                connection.note(current, &attempt);
+                answer(caller, attempt);
+            }
+        }
+    }
+    made
+}
+
+fn answer(caller: oneshot::Sender<Attempt>, attempt: Attempt) {
+    // One who has given up hears nothing.
+    let _ = caller.send(attempt);
+}
