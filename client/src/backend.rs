@@ -105,8 +105,8 @@ impl RedisBackend {
         Self { connection, breaker, keyspace: Ok(keyspace), hash_tags }
     }
 
-    /// Makes sure that the server, or each primary of a cluster, answers and knows the module's commands: it gets a
-    /// `PING` and a `PMCPTASK.GET`. A circuit breaker lets both through.
+    /// Makes sure that the server, or each primary of a cluster that can have a key with this prefix, answers and knows
+    /// the module's commands: it gets a `PING` and a `PMCPTASK.GET`. A circuit breaker lets both through.
     ///
     /// # Errors
     ///

@@ -124,7 +124,8 @@ impl RedisBackendBuilder {
     ///
     /// What a replica replies may be behind by what has not been replicated yet: usually less than a millisecond,
     /// seconds under load, and without limit where its link to the primary is cut. A task or list that it does
-    /// not have is looked for at the primary. A `put_if_version` with a version that was read from a replica
+    /// not have is looked for at the primary, and so is what a replica takes longer for than the connect timeout. A
+    /// `put_if_version` with a version that was read from a replica
     /// may conflict once more than otherwise; nothing else is at stake, because writes go to the primary.
     pub fn read_from_replicas(mut self, yes: bool) -> Self {
         self.settings.reads_from_replicas = yes;

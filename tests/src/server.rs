@@ -462,6 +462,42 @@ impl Server {
         self.process.wait().expect("the process is ours");
     }
 
+    /// How often a command has been called, by its name in `INFO commandstats`, where a subcommand stands after `|`.
+    ///
+    /// # Panics
+    ///
+    /// Where the server does not answer.
+    #[must_use]
+    pub fn calls_of(&self, command: &str) -> u64 {
+        let statistics = self.wire().call(&["INFO", "commandstats"]);
+        let of_command = format!("cmdstat_{command}:calls=");
+        let calls = statistics.lines().find_map(|line| line.strip_prefix(&of_command)?.split(',').next());
+        calls.map_or(0, |calls| calls.parse().expect("a count is a number"))
+    }
+
+    /// Stops the process where it is: its port stays open, and nobody answers there until [`Server::go_on`].
+    ///
+    /// # Panics
+    ///
+    /// Where the process is not ours any more.
+    pub fn hang(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets a process go on that was stopped by [`Server::hang`].
+    ///
+    /// # Panics
+    ///
+    /// Where the process is not ours any more.
+    pub fn go_on(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.process_id().to_string()]).status();
+        assert!(status.is_ok_and(|status| status.success()), "the process is ours");
+    }
+
     /// Starts the server again, in its folder and on its port, once it has ended.
     ///
     /// # Panics

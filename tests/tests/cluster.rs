@@ -11,6 +11,7 @@ use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
 use pmcptask_tests::conformance::{Difference, Subject};
 use pmcptask_tests::{Cluster, Fault, Proxy, Server, conformance_suite, holds_within, reason};
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 struct InCluster;
@@ -98,6 +99,111 @@ async fn replica_never_lists_less_than_there_is_while_a_slot_moves() {
     assert_eq!(backend.list_by_prefix("owner:").await.unwrap().len(), 2);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn replica_that_hangs_costs_one_read_its_time() {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let cluster = Cluster::start(3, 1);
+    let builder = RedisBackend::builder(cluster.url()).read_from_replicas(true).connect_timeout(PATIENCE);
+    let backend = builder.wait_for_replicas(1, Duration::from_secs(1)).connect().await.unwrap();
+    backend.put("owner:t", b"data").await.unwrap();
+    let number = (0..3).find(|number| cluster.servers[*number].has_slot_of("{owner}")).unwrap();
+    let [primary, replica] = [number, number + 3].map(|number| &cluster.servers[number]);
+    until_it_is_read_from(replica, &backend).await;
+    replica.hang();
+    let took = async || {
+        let started = Instant::now();
+        assert_eq!(backend.get("owner:t").await.unwrap().data, b"data");
+        started.elapsed()
+    };
+    let first = took().await;
+    assert!((PATIENCE..PATIENCE * 2).contains(&first), "{first:?}");
+    for _ in 0..20 {
+        let next = took().await;
+        assert!(next < PATIENCE / 2, "{next:?}");
+    }
+    replica.go_on();
+    until_it_is_read_from(replica, &backend).await;
+
+    // One that is slow is as good as any where the primary is no faster.
+    primary.hang();
+    replica.hang();
+    let reading = tokio::spawn(async move { backend.get("owner:t").await });
+    tokio::time::sleep(PATIENCE * 2).await;
+    replica.go_on();
+    assert_eq!(reading.await.unwrap().unwrap().data, b"data");
+    primary.go_on();
+}
+
+async fn until_it_is_read_from(replica: &Server, backend: &RedisBackend) {
+    let (started, before) = (Instant::now(), replica.counter("get_hits"));
+    while replica.counter("get_hits") == before {
+        assert!(started.elapsed() < Duration::from_secs(20), "the replica is not read from");
+        backend.get("owner:t").await.unwrap();
+    }
+}
+
+// Waiting for the cluster is no burden for it.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_wait_ask_for_the_slots_now_and_then() {
+    const WAIT: Duration = Duration::from_secs(3);
+    let mut cluster = Cluster::start(3, 0);
+    let backend = RedisBackend::builder(cluster.url()).connect_timeout(WAIT).connect().await.unwrap();
+    let number = (0..3).find(|number| cluster.servers[*number].has_slot_of("{owner}")).unwrap();
+    let others: Vec<_> = (0..3).filter(|other| *other != number).collect();
+    let surveys_while_calls_wait = async |cluster: &Cluster, asked: &[usize]| {
+        let surveys = || -> u64 {
+            let of = |number: &usize| cluster.servers[*number].calls_of("cluster|slots");
+            asked.iter().map(of).sum()
+        };
+        let before = surveys();
+        let mut calls = JoinSet::new();
+        for task in 0..8 {
+            let backend = backend.clone();
+            calls.spawn(async move { backend.put(&format!("owner:new-{task}"), b"data").await });
+        }
+        while let Some(call) = calls.join_next().await {
+            call.unwrap().unwrap_err();
+        }
+        surveys() - before
+    };
+    // A slot that stays half moved: whoever says so has it.
+    let [from, to] = [number, others[0]].map(|number| &cluster.servers[number]);
+    let slot = from.slot_of("owner");
+    from.start_moving(&slot, to);
+    let surveys = surveys_while_calls_wait(&cluster, &[0, 1, 2]).await;
+    assert!(surveys <= 2, "{surveys} surveys");
+    from.stop_moving(&slot, to);
+    to.start_moving(&slot, from);
+    to.stop_moving(&slot, from);
+    // A shard that has nobody left.
+    cluster.servers[number].kill();
+    let surveys = surveys_while_calls_wait(&cluster, &others).await;
+    assert!((1..=16).contains(&surveys), "{surveys} surveys");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redirect_to_a_node_that_nobody_knows_is_waited_out() {
+    let (_cluster, proxies, backend) = behind_proxies().await;
+    set_all(&proxies, &Fault::Answer { command: "PMCPTASK.PUT", reply: b"-MOVED 1 ?:7000\r\n".to_vec() });
+    let writing = tokio::spawn(async move { backend.put("owner:t", b"data").await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    set_all(&proxies, &Fault::None);
+    assert_eq!(writing.await.unwrap().unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn seeds_that_hang_hold_nobody_up() {
+    let cluster = Cluster::start(3, 0);
+    let silent = [(); 2].map(|()| Proxy::to_nobody(Fault::Silence));
+    let [one, other] = silent.each_ref().map(Proxy::port);
+    let url =
+        format!("redis+cluster://127.0.0.1:{one},127.0.0.1:{other},127.0.0.1:{}", cluster.servers[0].port());
+    let started = Instant::now();
+    RedisBackend::new(&url).await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
 // A write is made once, whatever happens to its reply.
 
 /// A cluster behind proxies, and a backend that gives up soon.
@@ -117,22 +223,24 @@ fn set_all(proxies: &[Proxy], fault: &Fault) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn write_whose_reply_is_lost_is_made_once_and_its_outcome_is_unknown() {
-    let (_cluster, proxies, backend) = behind_proxies().await;
+    let (cluster, proxies, backend) = behind_proxies().await;
     // Late replies are as good as lost: nobody waits for them any more.
     for fault in [Fault::LoseReply(1), Fault::Delay(Duration::from_millis(700))] {
         for owner in 0..6 {
             let key = format!("{owner}:t");
+            let has_slot = |server: &Server| server.has_slot_of(&format!("{{{owner}}}"));
+            let proxy = &proxies[cluster.servers.iter().position(has_slot).unwrap()];
             let before = backend.put(&key, b"before").await.unwrap();
-            set_all(&proxies, &fault);
+            proxy.set(fault.clone());
             let error = backend.put(&key, b"put").await.unwrap_err();
             assert!(reason(&error).outcome_is_unknown(), "{error}");
-            set_all(&proxies, &Fault::None);
+            proxy.set(Fault::None);
             assert_eq!(backend.get(&key).await.unwrap().version, before + 1);
-            set_all(&proxies, &fault);
+            proxy.set(fault.clone());
             // Not a conflict with itself.
             let error = backend.put_if_version(&key, b"cas", before + 1).await.unwrap_err();
             assert!(reason(&error).outcome_is_unknown(), "{error}");
-            set_all(&proxies, &Fault::None);
+            proxy.set(Fault::None);
             let task = backend.get(&key).await.unwrap();
             assert_eq!((task.version, task.data.as_slice()), (before + 2, &b"cas"[..]));
         }
@@ -146,8 +254,12 @@ async fn client_knocks_now_and_then_at_a_cluster_that_lets_nobody_in() {
     proxies.iter().for_each(Proxy::cut);
     let is_away = |error: &Error| matches!(error, Error::NotConnected { .. });
     for owner in 0..6 {
+        let key = format!("{owner}:t");
         // The first call to each node may be what finds out.
-        while !is_away(reason(&backend.put(&format!("{owner}:t"), b"data").await.unwrap_err())) {}
+        let first = backend.put(&key, b"data").await.unwrap_err();
+        let error =
+            if is_away(reason(&first)) { first } else { backend.put(&key, b"data").await.unwrap_err() };
+        assert!(is_away(reason(&error)), "{error}");
     }
     let before = proxies[0].accepted();
     let calls: Vec<_> = (0..64)

@@ -297,13 +297,7 @@ async fn health_check_asks_every_primary_and_no_replica() {
     let builder = RedisBackend::builder(cluster.url()).read_from_replicas(true);
     let backend = builder.connect_timeout(Duration::from_millis(500)).connect().await.unwrap();
     let calls_of = |command: &str| -> Vec<u64> {
-        let calls = |server: &Server| {
-            let calls = server.wire().call(&["INFO", "commandstats"]);
-            let of_command = format!("cmdstat_{command}:calls=");
-            let calls = calls.lines().find_map(|line| line.strip_prefix(&of_command));
-            calls.map_or(0, |calls| calls.split(',').next().unwrap().parse().unwrap())
-        };
-        cluster.servers.iter().map(calls).collect()
+        cluster.servers.iter().map(|server| server.calls_of(command)).collect()
     };
     let before = ["ping", "pmcptask.get"].map(calls_of);
     backend.check_health().await.unwrap();

@@ -16,7 +16,9 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::endpoint::Endpoint;
+use super::first_answer::first_answer;
 use super::kept::{Kept, Place, pauses};
+use super::replica_read;
 use super::request::{Attempt, Request};
 use super::settings::Settings;
 use super::topology::{self, Location, SLOTS, Shard, slot_of};
@@ -24,8 +26,10 @@ use crate::error::{self, CallKind, Error};
 
 /// How often a node is asked for the slots without a cause: replicas come and go without redirects.
 const SURVEY: Duration = Duration::from_secs(10);
-/// Least time from one survey to the next, however many calls want one.
+/// Least time from one survey to the next. While they find nothing new, it grows.
 const SURVEY_PAUSE: Duration = Duration::from_millis(50);
+/// After so long without a survey, the next one is a first one again.
+const SURVEYS_FORGOTTEN: Duration = Duration::from_secs(1);
 /// How long one node may take to tell the slots.
 const SURVEY_ANSWER: Duration = Duration::from_secs(1);
 /// How long a call waits for the connection to one node before it looks whether that is still the right one.
@@ -75,6 +79,8 @@ struct View {
     shards: Vec<ShardNodes>,
     /// Which of the shards has a slot.
     shard_of_slot: Vec<Option<usize>>,
+    /// What a node has told, of which this was made.
+    told: Vec<Shard>,
 }
 
 struct ShardNodes {
@@ -97,42 +103,36 @@ impl Drop for Cluster {
 impl Cluster {
     /// Connects to the first seed that answers, and asks it for the others.
     pub(super) async fn open(seeds: Vec<Endpoint>, settings: Arc<Settings>) -> Result<Self, Error> {
-        let limit = settings.timeouts.connect;
-        let mut failure = Error::Settings("URL: expected at least one node, came none".to_owned());
-        for seed in &seeds {
-            match ask_seed(seed, limit).await {
-                Ok(shards) => {
-                    let shared = Arc::new(Shared {
-                        settings,
-                        runtime: Handle::current(),
-                        seeds,
-                        view: ArcSwap::default(),
-                        nodes: Mutex::default(),
-                        outdated: Notify::new(),
-                        renewed: Notify::new(),
-                    });
-                    shared.adopt(&shards);
-                    let surveyor = tokio::spawn(survey(shared.clone())).abort_handle();
-                    return Ok(Self { shared, surveyor });
-                }
-                Err(error) => failure = error,
-            }
-        }
-        Err(failure)
+        let shards = ask_seeds(&seeds, settings.timeouts.connect).await?;
+        let shared = Arc::new(Shared {
+            settings,
+            runtime: Handle::current(),
+            seeds,
+            view: ArcSwap::default(),
+            nodes: Mutex::default(),
+            outdated: Notify::new(),
+            renewed: Notify::new(),
+        });
+        shared.adopt(shards);
+        let surveyor = tokio::spawn(survey(shared.clone())).abort_handle();
+        Ok(Self { shared, surveyor })
     }
 
-    /// Sends a request to the node that has the slot of its key and waits for the reply, for the cluster to be
-    /// ready too while nothing can have been changed.
-    ///
-    /// A write is sent again only if the node has said that it did nothing.
+    /// Sends a request to the node that has the slot of its key, or to a replica of it where that is wanted.
     pub(super) async fn call(&self, request: &Request<'_>) -> Attempt {
         let slot = slot_of(request.routed_by);
-        if self.shared.settings.reads_from_replicas
-            && request.kind == CallKind::Read
-            && let Some(reply) = self.read_from_replica(slot, request).await
-        {
-            return reply;
+        let may_go_to_replica = self.shared.settings.reads_from_replicas && request.kind == CallKind::Read;
+        match may_go_to_replica.then(|| self.connected_replica(slot)).flatten() {
+            Some(replica) => replica_read::read(&replica, request, self.call_primary(slot, request)).await,
+            None => self.call_primary(slot, request).await,
         }
+    }
+
+    /// Sends a request to the node that has the slot and waits for the reply, for the cluster to be ready too while
+    /// nothing can have been changed.
+    ///
+    /// A write is sent again only if the node has said that it did nothing.
+    async fn call_primary(&self, slot: u16, request: &Request<'_>) -> Attempt {
         let started = Instant::now();
         let time_left = || self.shared.settings.timeouts.connect.saturating_sub(started.elapsed());
         let (mut pauses, mut quick_redirects) = (pauses(), QUICK_REDIRECTS);
@@ -146,53 +146,42 @@ impl Cluster {
                 Some(node) => node.attempt(request, asking, NODE_WAIT.min(time_left())).await,
                 None => Attempt::NotSent,
             };
-            let redirect = node.and_then(|node| redirect(&attempt, node.host()));
+            let redirect = redirect(&attempt, node.as_ref().map_or("", |node| node.host()));
             let may_repeat = match &attempt {
                 Attempt::Replied(Err(error)) => redirect.is_some() || error::is_passing(error),
                 Attempt::Lost(error) => request.may_be_sent_again_after(error),
                 Attempt::NotSent => true,
                 Attempt::Replied(Ok(_)) | Attempt::Refused(_) => false,
             };
-            let says_nothing_of_the_slots = match &attempt {
-                Attempt::Replied(Ok(_)) => true,
-                // ASK: they are where they were.
-                Attempt::Replied(Err(_)) => redirect.as_ref().map_or(!may_repeat, |(_, asking)| *asking),
-                Attempt::Lost(_) | Attempt::NotSent | Attempt::Refused(_) => false,
-            };
-            if !says_nothing_of_the_slots {
+            if says_slots_have_changed(&attempt, redirect.as_ref()) {
                 self.shared.outdated.notify_one();
             }
             let left = time_left();
             if !may_repeat || left.is_zero() {
                 return attempt.or_what_was_replied(refusal);
             }
-            if let Attempt::Replied(_) = attempt {
-                refusal = Some(attempt);
-            }
-            if redirect.is_some() && quick_redirects > 0 {
+            let is_redirected = redirect.is_some();
+            target = redirect.and_then(|Redirect { to, asking }| Some((to?, asking)));
+            if target.is_some() && quick_redirects > 0 {
                 quick_redirects = quick_redirects.saturating_sub(1);
-                target = redirect;
                 continue;
             }
-            quick_redirects = QUICK_REDIRECTS;
+            (target, quick_redirects) = (None, QUICK_REDIRECTS);
+            // Where a redirect leads to nobody, that nobody is there says more than the redirect.
+            if !is_redirected && matches!(attempt, Attempt::Replied(_)) {
+                refusal = Some(attempt);
+            }
             let pause = pauses.next().unwrap_or_default().min(left);
             // Whichever is first; then the slot is looked up again.
             let _ = timeout(pause, self.shared.renewed.notified()).await;
         }
     }
 
-    /// The reply of a replica, if it has one that is worth something. What it does not have may be new.
-    async fn read_from_replica(&self, slot: u16, request: &Request<'_>) -> Option<Attempt> {
-        let replica = {
-            let view = self.shared.view.load();
-            let connected = |replica: &&Arc<Kept>| replica.is_connected();
-            let replicas: Vec<_> = view.shard(slot)?.replicas.iter().filter(connected).collect();
-            replicas.get(fastrand::usize(..replicas.len().max(1))).map(|replica| Arc::clone(replica))?
-        };
-        // One that hangs must not cost more than the search for a connection.
-        let limit = self.shared.settings.timeouts.connect;
-        let attempt = timeout(limit, replica.attempt(request, false, Duration::ZERO)).await.ok()?;
-        attempt.is_worth_something().then_some(attempt)
+    fn connected_replica(&self, slot: u16) -> Option<Arc<Kept>> {
+        let view = self.shared.view.load();
+        let connected = |replica: &&Arc<Kept>| replica.is_connected();
+        let replicas: Vec<_> = view.shard(slot)?.replicas.iter().filter(connected).collect();
+        replicas.get(fastrand::usize(..replicas.len().max(1))).map(|replica| Arc::clone(replica))
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -219,16 +208,38 @@ impl Cluster {
     }
 }
 
-/// Where a reply sends the request, and whether that node is to be told so.
-fn redirect(attempt: &Attempt, sender: &str) -> Option<(Location, bool)> {
+/// Where a reply sends the request.
+struct Redirect {
+    /// None where the sender does not know the node's host.
+    to: Option<Location>,
+    /// Whether that node is to be told so.
+    asking: bool,
+}
+
+fn redirect(attempt: &Attempt, sender: &str) -> Option<Redirect> {
     let Attempt::Replied(Err(error)) = attempt else { return None };
     let asking = match error.kind() {
         ErrorKind::Server(ServerErrorKind::Moved) => false,
         ErrorKind::Server(ServerErrorKind::Ask) => true,
         _ => return None,
     };
-    let (node, _) = error.redirect_node()?;
-    Location::parse(node, sender).map(|location| (location, asking))
+    let to = error.redirect_node().and_then(|(node, _)| Location::parse(node, sender));
+    Some(Redirect { to, asking })
+}
+
+/// Whether what came of a request is a reason to ask for the slots.
+fn says_slots_have_changed(attempt: &Attempt, redirect: Option<&Redirect>) -> bool {
+    match attempt {
+        Attempt::Replied(Ok(_)) => false,
+        Attempt::Replied(Err(error)) => match redirect {
+            // ASK: they are where they were.
+            Some(redirect) => !redirect.asking,
+            // Whoever says so has the slot.
+            None if matches!(error.code(), Some("TRYAGAIN" | "NOREPLICAS")) => false,
+            None => error::is_passing(error),
+        },
+        Attempt::Lost(_) | Attempt::NotSent | Attempt::Refused(_) => true,
+    }
 }
 
 impl Shared {
@@ -257,11 +268,12 @@ impl Shared {
         Some(connection)
     }
 
-    /// Makes what a node has told the view of all.
-    fn adopt(&self, shards: &[Shard]) {
+    /// Makes what a node has told the view of all; false where that is nothing new.
+    fn adopt(&self, shards: Vec<Shard>) -> bool {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut view = View { shards: Vec::new(), shard_of_slot: vec![None; usize::from(SLOTS)] };
-        for shard in shards {
+        let mut view =
+            View { shards: Vec::new(), shard_of_slot: vec![None; usize::from(SLOTS)], told: shards };
+        for shard in &view.told {
             let Some(primary) = self.node_of(&mut nodes, &shard.primary, Role::Primary) else { continue };
             let replicas = shard.replicas.iter().filter(|_| self.settings.reads_from_replicas);
             let replicas = replicas.filter_map(|replica| self.node_of(&mut nodes, replica, Role::Replica));
@@ -274,8 +286,12 @@ impl Shared {
         }
         // Calls that are on their way to a node which goes keep its connection until they are done.
         nodes.retain(|_, node| node.named.elapsed() < GUEST);
+        let is_new = self.view.load().told != view.told;
         self.view.store(Arc::new(view));
-        self.renewed.notify_waiters();
+        if is_new {
+            self.renewed.notify_waiters();
+        }
+        is_new
     }
 
     /// Asks any node for the slots: one at random, so that one that is behind is not asked for ever.
@@ -285,41 +301,45 @@ impl Shared {
             nodes.values().map(|node| node.connection.clone()).filter(|node| node.is_connected()).collect()
         };
         fastrand::shuffle(&mut nodes);
-        for node in nodes {
-            let slots = cmd("CLUSTER").arg("SLOTS").to_owned();
-            let request = Request { command: &slots, kind: CallKind::Read, key: "", routed_by: "" };
-            let answer = timeout(SURVEY_ANSWER, node.attempt(&request, false, Duration::ZERO)).await;
-            if let Ok(Attempt::Replied(Ok(reply))) = answer
-                && let Some(shards) = topology::read(&reply.value, node.host())
-            {
-                return Some(shards);
-            }
+        match first_answer(nodes.into_iter().map(ask_node), ()).await {
+            Ok(shards) => Some(shards),
+            Err(()) => ask_seeds(&self.seeds, SURVEY_ANSWER).await.ok(),
         }
-        for seed in &self.seeds {
-            if let Ok(shards) = ask_seed(seed, SURVEY_ANSWER).await {
-                return Some(shards);
-            }
-        }
-        None
     }
 }
 
 /// Keeps the view up to date.
 async fn survey(shared: Arc<Shared>) {
-    let mut pauses = pauses();
+    let (mut pauses, mut last) = (pauses(), Instant::now());
     loop {
         // Wanted or not: both are a reason.
         let _ = timeout(SURVEY, shared.outdated.notified()).await;
-        if let Some(shards) = shared.ask().await {
-            shared.adopt(&shards);
+        let is_first = last.elapsed() >= SURVEYS_FORGOTTEN;
+        let finds_news = shared.ask().await.is_some_and(|shards| shared.adopt(shards));
+        if is_first || finds_news {
             pauses = self::pauses();
-            // No longer: a replica that takes over is to be found at once.
-            sleep(SURVEY_PAUSE).await;
-        } else {
-            // Where nobody answers, all clients together are not to make it worse.
-            sleep(pauses.next().unwrap_or(SURVEY_PAUSE)).await;
         }
+        last = Instant::now();
+        // However many calls want the next one, all clients together are not to make it worse.
+        sleep(pauses.next().unwrap_or(SURVEY_PAUSE).max(SURVEY_PAUSE)).await;
     }
+}
+
+/// Asks a node that is connected to.
+async fn ask_node(node: Arc<Kept>) -> Result<Vec<Shard>, ()> {
+    let slots = cmd("CLUSTER").arg("SLOTS").to_owned();
+    let request = Request { command: &slots, kind: CallKind::Read, key: "", routed_by: "" };
+    match timeout(SURVEY_ANSWER, node.attempt(&request, false, Duration::ZERO)).await {
+        Ok(Attempt::Replied(Ok(reply))) => topology::read(&reply.value, node.host()).ok_or(()),
+        _ => Err(()),
+    }
+}
+
+/// Asks nodes that are not connected to yet.
+async fn ask_seeds(seeds: &[Endpoint], limit: Duration) -> Result<Vec<Shard>, Error> {
+    let none = Error::Settings("URL: expected at least one node, came none".to_owned());
+    let attempts = seeds.iter().cloned().map(|seed| async move { ask_seed(&seed, limit).await });
+    first_answer(attempts, none).await
 }
 
 /// Asks a node that is not connected to yet.

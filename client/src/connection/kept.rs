@@ -262,8 +262,13 @@ impl Kept {
             _ => false,
         };
         if is_to_be_replaced {
-            self.status.lost(current.number);
+            self.lose(current);
         }
+    }
+
+    /// Has the connection replaced.
+    pub(super) fn lose(&self, current: &Current) {
+        self.status.lost(current.number);
     }
 
     /// The host of a server that is always the same.

@@ -2,7 +2,9 @@
 
 mod cluster;
 mod endpoint;
+mod first_answer;
 mod kept;
+mod replica_read;
 mod request;
 mod sentinel;
 mod settings;
@@ -10,12 +12,11 @@ mod topology;
 mod waiting_writes;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use pmcp_tasks::StorageError;
 use redis::aio::MultiplexedConnection;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use self::cluster::Cluster;
 use self::endpoint::Endpoint;
@@ -148,18 +149,11 @@ impl Connection {
 
 impl Watched {
     async fn call(&self, request: &Request<'_>) -> Attempt {
-        if let Some(replica) = &self.replica
-            && request.kind == CallKind::Read
-        {
-            // One that hangs must not cost more than the search for a connection.
-            let asked =
-                timeout(replica.settings().timeouts.connect, replica.attempt(request, false, Duration::ZERO));
-            if let Ok(attempt) = asked.await
-                && attempt.is_worth_something()
-            {
-                return attempt;
+        match &self.replica {
+            Some(replica) if request.kind == CallKind::Read => {
+                replica_read::read(replica, request, self.primary.call(request)).await
             }
+            _ => self.primary.call(request).await,
         }
-        self.primary.call(request).await
     }
 }

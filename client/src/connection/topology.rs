@@ -67,8 +67,12 @@ pub(super) fn read(reply: &Value, sender: &str) -> Option<Vec<Shard>> {
         shard.slots.push(slots);
     }
     let mut shards: Vec<_> = shards.into_values().collect();
-    // In an order that lasts from one reply to the next.
+    // In an order that lasts from one reply to the next, whichever node it comes from.
     shards.sort_by(|one, other| one.primary.cmp(&other.primary));
+    for shard in &mut shards {
+        shard.slots.sort_unstable();
+        shard.replicas.sort_unstable();
+    }
     (!shards.is_empty()).then_some(shards)
 }
 
