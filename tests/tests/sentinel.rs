@@ -176,6 +176,86 @@ async fn primary_that_was_left_is_not_gone_back_to_by_what_sentinels_remember() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn primary_that_hangs_is_left_as_soon_as_the_sentinels_know_another() {
+    let watched = Watched::start(1);
+    // Whether the primary is alive is asked before anybody knows of another, and the answer never comes.
+    let backend = RedisBackend::builder(watched.url()).keep_alive(Duration::from_millis(300));
+    let backend = backend.connect().await.unwrap();
+    backend.put("owner:t", b"one").await.unwrap();
+    let replicated = || watched.servers[1].wire().call(&["EXISTS", "pmcp:tasks:owner:t"]) == ":1\r\n";
+    assert!(holds_within(Duration::from_secs(5), replicated));
+    let before = watched.primary();
+    watched.servers[0].hang();
+    assert!(holds_within(Duration::from_secs(30), || watched.primary() != before));
+    // The next time that the Sentinels are asked, and the next connection.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let started = Instant::now();
+    assert_eq!(backend.put("owner:t", b"two").await.unwrap(), 2);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    watched.servers[0].go_on();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attempt_to_connect_takes_no_longer_than_told_whoever_hangs() {
+    const LIMIT: Duration = Duration::from_secs(2);
+    let watched = Watched::start(0);
+    let hanging = [&watched.sentinels[0], &watched.sentinels[1], &watched.servers[0]];
+    for server in hanging {
+        server.hang();
+    }
+    let started = Instant::now();
+    let builder = RedisBackend::builder(watched.url()).connect_timeout(LIMIT);
+    let error = builder.connect().await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NoServer { .. }), "{error}");
+    // The Sentinels alone take a quarter.
+    assert!(started.elapsed() < LIMIT * 9 / 8, "{:?}", started.elapsed());
+    for server in hanging {
+        server.go_on();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinels_may_be_slow_where_there_is_time() {
+    let watched = Watched::start(0);
+    let proxies: Vec<_> = watched.sentinels.iter().map(|sentinel| Proxy::to(sentinel.port())).collect();
+    for proxy in &proxies {
+        proxy.set(Fault::Delay(Duration::from_millis(600)));
+    }
+    let hosts: Vec<_> = proxies.iter().map(|proxy| format!("127.0.0.1:{}", proxy.port())).collect();
+    let url = format!("redis+sentinel://{}/tasks", hosts.join(","));
+    let backend =
+        RedisBackend::builder(url).connect_timeout(Duration::from_secs(20)).connect().await.unwrap();
+    backend.put("owner:t", b"data").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_name_of_the_same_primary_is_no_other_primary() {
+    let server = ServerOptions::default().set("bind", "127.0.0.1 127.0.0.2").set("protected-mode", "no");
+    let server = Server::start_with(&server);
+    // They do not know of each other, and each knows the server by another address.
+    let sentinels = ["127.0.0.1", "127.0.0.2"].map(|address| {
+        let monitor = format!("tasks {address} {} 1", server.port());
+        Server::start_with(
+            &ServerOptions::default().without_module().sentinel().set("sentinel monitor", &monitor),
+        )
+    });
+    let [one, other] = sentinels.each_ref().map(Server::port);
+    let url = format!("redis+sentinel://127.0.0.1:{one},127.0.0.1:{other}/tasks");
+    let backend = RedisBackend::builder(url).client_name("stays").connect().await.unwrap();
+    let connection = || -> String {
+        let clients = server.wire().call(&["CLIENT", "LIST"]);
+        let ours = clients.lines().find(|client| client.contains(" name=stays ")).unwrap();
+        ours.split(' ').next().unwrap().to_owned()
+    };
+    let before = connection();
+    for _ in 0..50 {
+        backend.put("owner:t", b"data").await.unwrap();
+        assert_eq!(connection(), before);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn read_goes_to_a_replica_where_that_is_wanted() {
     let watched = Watched::start(1);
     let wanted =

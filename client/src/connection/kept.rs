@@ -375,41 +375,37 @@ async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
 /// Waits until a connection is lost, and looks after it meanwhile: a host that is silent is found out, and so
 /// is a primary that is none any more.
 async fn until_lost(place: &mut Place, link: &Link, status: &Status) {
-    let keep_alive = place.settings().timeouts.keep_alive;
-    let interval = match place {
-        Place::Server(_) => keep_alive,
-        Place::Watched(_) => keep_alive.min(PRIMARY_CHECK),
+    let is_told = async {
+        while !status.is_lost(link.number) {
+            status.loss.notified().await;
+        }
     };
-    let mut heard = Instant::now();
-    while !status.is_lost(link.number) {
-        if timeout(interval, status.loss.notified()).await.is_ok() {
-            continue;
-        }
-        let Some(connection) = &link.connection else { continue };
-        let is_silent = heard.elapsed() >= keep_alive;
-        let answers = async { !is_silent || answers(connection.clone()).await };
-        let is_primary = async {
-            match place {
-                Place::Server(_) => true,
-                Place::Watched(sentinels) => sentinels.is_still_right(connection.clone()).await,
+    let Some(connection) = &link.connection else { return is_told.await };
+    let keep_alive = place.settings().timeouts.keep_alive;
+    let is_silent = async {
+        loop {
+            sleep(keep_alive).await;
+            if !answers(connection.clone()).await {
+                break;
             }
-        };
-        // Whichever finds out first that something is wrong.
-        let is_well = async {
-            let well = |is_well| if is_well { Ok(()) } else { Err(()) };
-            tokio::try_join!(async { well(answers.await) }, async { well(is_primary.await) }).is_ok()
-        };
-        tokio::select! {
-            is_well = is_well => {
-                if !is_well {
-                    status.lost(link.number);
-                } else if is_silent {
-                    heard = Instant::now();
+        }
+    };
+    // Goes on while a host is silent: the Sentinels may know why.
+    let is_wrong = async {
+        match place {
+            Place::Server(_) => std::future::pending().await,
+            Place::Watched(sentinels) => loop {
+                sleep(PRIMARY_CHECK.min(keep_alive)).await;
+                if !sentinels.is_still_right(connection.clone()).await {
+                    break;
                 }
-            }
-            // A call was faster to find out.
-            () = status.loss.notified() => {}
+            },
         }
+    };
+    tokio::select! {
+        () = is_told => {}
+        () = is_silent => status.lost(link.number),
+        () = is_wrong => status.lost(link.number),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Sentinels: who the primary is, and who its replicas are.
 //!
-//! All Sentinels are asked at once, and the one with the latest configuration is believed: a Sentinel that
-//! was cut off from the others does not know of a failover. The redis crate's own Sentinel client believes the
-//! first that answers.
+//! All Sentinels are asked at once, and the one with the latest configuration is believed, as soon as most have
+//! answered: a Sentinel that was cut off from the others does not know of a failover. Where fewer answer in time, they
+//! are believed: the others may be gone for good. The redis crate's own Sentinel client believes the first that answers.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +18,6 @@ use super::endpoint::Endpoint;
 use super::settings::Settings;
 use crate::address::SentinelAddress;
 use crate::error::Error;
-
-/// How long Sentinels may take to answer. They do nothing else, and one of them is as good as another.
-const ANSWER: Duration = Duration::from_millis(500);
 
 /// Which of the servers is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,20 +154,28 @@ impl Sentinels {
         format!("{} (Sentinels {})", self.service, sentinels.join(", "))
     }
 
+    /// How long Sentinels may take to answer: of the time that a call waits, one attempt to connect takes a half, and
+    /// they take a half of that.
+    fn time_for_answers(&self) -> Duration {
+        self.server.settings.timeouts.connect.mul_f32(0.25)
+    }
+
     /// Connects to the server of the moment, and makes sure that it is what is wanted.
     pub(super) async fn connect(
         &mut self,
         limit: Duration,
         on_loss: impl Fn() + Send + Sync + 'static,
     ) -> RedisResult<MultiplexedConnection> {
+        let started = Instant::now();
         let answer = self.locate().await?;
         let (host, port) = &answer.location;
         let endpoint = self.server.at(host, *port).map_err(|error| {
             RedisError::from((ErrorKind::InvalidClientConfig, "a Sentinel's answer", error.to_string()))
         })?;
-        let mut connection = endpoint.connect(limit, on_loss).await?;
+        let left = || limit.saturating_sub(started.elapsed());
+        let mut connection = endpoint.connect(left(), on_loss).await?;
         let too_late = |_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
-        if !timeout(limit, has_role(&mut connection, self.wanted)).await.map_err(too_late)?? {
+        if !timeout(left(), has_role(&mut connection, self.wanted)).await.map_err(too_late)?? {
             let why = "the server is not what the Sentinels say";
             return Err((ErrorKind::MasterNameNotFoundBySentinel, why).into());
         }
@@ -179,43 +185,56 @@ impl Sentinels {
 
     /// Whether the server that was connected to is still the one to talk to.
     pub(super) async fn is_still_right(&mut self, mut connection: MultiplexedConnection) -> bool {
-        match self.wanted {
-            // A Sentinel that has not heard of the last failover names another one, too.
-            Wanted::Primary => self.locate().await.map_or(true, |answer| {
-                self.current
-                    .as_ref()
-                    .is_none_or(|current| answer.epoch < current.epoch || answer.location == current.location)
-            }),
-            // Replicas are as good as each other, while they are some. One that is silent is found out otherwise.
-            Wanted::Replica => has_role(&mut connection, self.wanted).await.unwrap_or(true),
+        let has_role = has_role(&mut connection, self.wanted);
+        // Replicas are as good as each other, while they are some. One that is silent is found out otherwise.
+        if self.wanted == Wanted::Replica {
+            return has_role.await.unwrap_or(true);
+        }
+        let (Ok(answer), Some(current)) = (self.locate().await, &self.current) else { return true };
+        match answer.epoch.cmp(&current.epoch) {
+            _ if answer.location == current.location => true,
+            // A Sentinel that has not heard of the last failover.
+            Ordering::Less => true,
+            Ordering::Greater => false,
+            // Another name of the same server, maybe: it knows what it is.
+            Ordering::Equal => {
+                matches!(timeout(self.time_for_answers(), has_role).await, Ok(Ok(true)))
+            }
         }
     }
 
-    /// Asks all Sentinels at once, and believes the latest of the first majority that answers.
+    /// Asks a Sentinel, unless its answer to an earlier round is still to come.
+    fn ask(&mut self, number: usize) {
+        let limit = self.time_for_answers();
+        let Some(sentinel) = self.asked.get_mut(number).filter(|sentinel| !sentinel.is_asked) else { return };
+        sentinel.is_asked = true;
+        let (round, service, wanted) = (self.round, self.service.clone(), self.wanted);
+        let (endpoint, connection) = (sentinel.endpoint.clone(), sentinel.connection.clone());
+        self.asking.spawn(async move {
+            let (connection, answer) = ask(endpoint, connection, &service, wanted, limit).await;
+            Asked { number, round, connection, answer }
+        });
+    }
+
+    /// Asks all Sentinels at once, and believes the latest of the first majority that answers, or of those that do in
+    /// time.
     async fn locate(&mut self) -> RedisResult<Answer> {
         self.round = self.round.wrapping_add(1);
-        for (number, sentinel) in self.asked.iter_mut().enumerate().filter(|(_, sentinel)| !sentinel.is_asked)
-        {
-            sentinel.is_asked = true;
-            let (round, service, wanted) = (self.round, self.service.clone(), self.wanted);
-            let (endpoint, connection) = (sentinel.endpoint.clone(), sentinel.connection.clone());
-            self.asking.spawn(async move {
-                let (connection, answer) = ask(endpoint, connection, &service, wanted).await;
-                Asked { number, round, connection, answer }
-            });
+        for number in 0..self.asked.len() {
+            self.ask(number);
         }
-        let started = Instant::now();
+        let (started, limit) = (Instant::now(), self.time_for_answers());
         let (mut best, mut answers, mut why_not) = (None, 0_usize, NoAnswer::Silence);
         while let Ok(Some(asked)) =
-            timeout(ANSWER.saturating_sub(started.elapsed()), self.asking.join_next()).await
+            timeout(limit.saturating_sub(started.elapsed()), self.asking.join_next()).await
         {
             let Ok(Asked { number, round, connection, answer }) = asked else { continue };
             if let Some(sentinel) = self.asked.get_mut(number) {
                 (sentinel.connection, sentinel.is_asked) = (connection, false);
             }
             match answer {
-                // Too old to be believed; it will be asked again.
-                _ if round != self.round => continue,
+                // Too old to be believed.
+                _ if round != self.round => self.ask(number),
                 Err(why) => why_not = why_not.max(why),
                 Ok(answer) => {
                     answers = answers.saturating_add(1);
@@ -238,16 +257,17 @@ async fn ask(
     connection: Option<MultiplexedConnection>,
     service: &str,
     wanted: Wanted,
+    limit: Duration,
 ) -> (Option<MultiplexedConnection>, Result<Answer, NoAnswer>) {
     let connected = match connection {
         Some(connection) => Ok(connection),
-        None => endpoint.connect(ANSWER, || ()).await,
+        None => endpoint.connect(limit, || ()).await,
     };
     let mut connection = match connected {
         Ok(connection) => connection,
         Err(error) => return (None, Err(no_answer(&error))),
     };
-    match timeout(ANSWER, ask_for(&mut connection, service, wanted)).await {
+    match timeout(limit, ask_for(&mut connection, service, wanted)).await {
         Ok(Ok(answer)) => (Some(connection), answer),
         Ok(Err(error)) if error.clone().into_server_errors().is_some() => {
             (Some(connection), Err(no_answer(&error)))
