@@ -20,6 +20,8 @@ const OWNERS_OF_A_CLIENT: usize = 64;
 const TASKS_OF_AN_OWNER: usize = 2;
 /// A part of the tasks expires so soon, in ms.
 const SOON: std::ops::Range<usize> = 50..1_000;
+/// What stands in the records of these alone.
+const EXPIRES: &str = "expiresAt";
 /// After an error, a client does what a careful user would: it waits a moment.
 const AFTER_AN_ERROR: Duration = Duration::from_millis(10);
 
@@ -124,14 +126,15 @@ impl fmt::Display for Account {
 }
 
 impl Account {
-    /// Nothing was lost, and nothing was that must not be.
+    /// Nothing was lost, nothing was that must not be, and no client was without success for longer than that.
     ///
     /// # Panics
     ///
     /// Where it was.
-    pub fn assert_nothing_lost(&self) {
+    pub fn assert_nothing_lost(&self, longest_outage: Duration) {
         assert!(self.lost == 0 && self.violations.is_empty(), "{self}");
         assert!(self.operations > 0);
+        assert!(self.longest_outage < longest_outage, "{self}");
     }
 
     fn add(&mut self, other: Self) {
@@ -146,8 +149,13 @@ impl Account {
     }
 
     async fn compare(&mut self, backend: &RedisBackend) {
+        // Whatever was to expire has by then.
+        tokio::time::sleep(Duration::from_millis(SOON.end as u64)).await;
         for (key, states) in &self.tasks {
             let found = state_of(backend.get(key).await).unwrap_or_else(|error| panic!("{key}: {error}"));
+            if found.as_ref().is_some_and(|(_, data)| expires(data)) {
+                self.violations.push(format!("{key} is there after its end"));
+            }
             if !states.contains(&found) {
                 self.lost += 1;
                 let [found, states] = [vec![found], states.clone()].map(|states| versions(&states));
@@ -163,13 +171,17 @@ impl Account {
             let first = format!("{owner}:");
             for (key, states) in self.tasks.iter().filter(|(key, _)| key.starts_with(&first)) {
                 let must = !states.contains(&None);
-                let may = states.iter().any(Option::is_some);
+                let may = states.iter().flatten().any(|(_, data)| !expires(data));
                 if (must && !keys.contains(key.as_str())) || (!may && keys.contains(key.as_str())) {
                     self.violations.push(format!("{key} and the list of its owner do not agree"));
                 }
             }
         }
     }
+}
+
+fn expires(data: &[u8]) -> bool {
+    data.windows(EXPIRES.len()).any(|part| part == EXPIRES.as_bytes())
 }
 
 fn versions(states: &[State]) -> Vec<u64> {
@@ -244,7 +256,7 @@ impl Client {
         let number = self.next_random(1 << 30);
         let expires_at = self.is_to_expire().then(|| self.moment_soon());
         let data = match &expires_at {
-            Some(at) => format!(r#"{{"number":{number},"expiresAt":"{at}"}}"#).into_bytes(),
+            Some(at) => format!(r#"{{"number":{number},"{EXPIRES}":"{at}"}}"#).into_bytes(),
             None => format!("{key} {number}").into_bytes(),
         };
         let mut after = vec![Some((version + 1, data.clone()))];

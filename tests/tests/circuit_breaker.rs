@@ -85,8 +85,10 @@ async fn without_a_breaker_every_call_waits() {
     let backend = RedisBackend::builder(server.url()).connect_timeout(WAIT).connect().await.unwrap();
     server.kill();
     for _ in 0..30 {
+        let started = Instant::now();
         let error = backend.get("owner:t").await.unwrap_err();
         assert!(matches!(reason(&error), Error::NotConnected { .. }), "{error}");
+        assert!(started.elapsed() >= WAIT, "{:?}", started.elapsed());
     }
 }
 
