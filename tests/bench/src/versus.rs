@@ -207,7 +207,8 @@ fn ours_and_lua(repeat: usize) -> [&'static str; 2] {
 /// The commands of a client as fast as the server takes them, with no client in the way.
 async fn pipelined(server: &Server, aof: bool, name: &'static str, figures: &mut Figures) -> Result<()> {
     const COMMANDS: usize = 100_000;
-    const TASKS: usize = 100;
+    /// Of one owner: so many that the server keeps the index as a table, where none of them is found before others.
+    const TASKS: usize = 1_000;
     let data = record(OWNER, 500);
     let (port, url) = (server.port(), server.url());
     let commands = if name == OURS {
