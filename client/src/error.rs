@@ -135,7 +135,7 @@ pub enum Error {
         key: String,
         /// Replicas that were to have it.
         expected: u16,
-        /// Replicas that had it in time.
+        /// Replicas that had it in time; 0 also where nobody knows, because the connection was lost meanwhile.
         acknowledged: i64,
     },
     /// The primary has fewer healthy replicas than its `min-replicas-to-write` asks for, and takes no writes. Nothing

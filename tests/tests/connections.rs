@@ -270,6 +270,27 @@ async fn reads_do_not_stay_with_a_server_that_takes_no_writes_any_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn primary_that_is_demoted_while_a_write_waits_is_left_by_reads_too() {
+    const WITHIN: Duration = Duration::from_secs(5);
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend = RedisBackend::builder(proxy.url()).wait_for_replicas(1, WITHIN).connect().await.unwrap();
+    let started = Instant::now();
+    let writing = tokio::spawn({
+        let backend = backend.clone();
+        async move { backend.put("owner:t", b"data").await }
+    });
+    assert!(holds_within(WITHIN, || server.wire().call(&["EXISTS", "pmcp:tasks:owner:t"]) == ":1\r\n"));
+    let before = proxy.accepted();
+    assert_eq!(server.wire().call(&["REPLICAOF", "127.0.0.1", "1"]), "+OK\r\n");
+    let error = writing.await.unwrap().unwrap_err();
+    assert!(matches!(reason(&error), Error::NotReplicated { acknowledged: 0, .. }), "{error}");
+    assert!(started.elapsed() < WITHIN, "{:?}", started.elapsed());
+    // The connections of writes and of reads.
+    assert!(holds_within(Duration::from_secs(2), || proxy.accepted() == before + 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn health_check_tells_what_is_wrong() {
     let mut server = Server::start();
     let backend = RedisBackend::builder(server.url()).connect_timeout(Duration::from_secs(2));

@@ -170,12 +170,15 @@ impl Kept {
 
     fn with(place: Place, link: Link, status: Arc<Status>, runtime: &Handle) -> Self {
         let acknowledgement = place.settings().acknowledgement.filter(|_| place.takes_writes());
-        let waiting_writes = acknowledgement.map(|acknowledgement| {
-            let connection = Self::alone(place.clone(), Link::new(0, None, None), Arc::default(), runtime);
-            WaitingWrites::new(connection, acknowledgement, runtime)
-        });
+        let for_writes = acknowledgement.map(|_| place.clone());
         let mut kept = Self::alone(place, link, status, runtime);
-        kept.waiting_writes = waiting_writes;
+        kept.waiting_writes = acknowledgement.zip(for_writes).map(|(acknowledgement, place)| {
+            let connection = Self::alone(place, Link::new(0, None, None), Arc::default(), runtime);
+            // Reads are not to stay behind.
+            let (link, status) = (kept.link.clone(), kept.status.clone());
+            let on_demotion = move || status.lost(link.load().number);
+            WaitingWrites::new(connection, acknowledgement, on_demotion, runtime)
+        });
         kept
     }
 

@@ -196,10 +196,8 @@ impl Sentinels {
             // A Sentinel that has not heard of the last failover.
             Ordering::Less => true,
             Ordering::Greater => false,
-            // Another name of the same server, maybe: it knows what it is.
-            Ordering::Equal => {
-                matches!(timeout(self.time_for_answers(), has_role).await, Ok(Ok(true)))
-            }
+            // Another name of the same server, maybe: it knows what it is, if it is not busy waiting for replicas.
+            Ordering::Equal => has_role.await.unwrap_or(false),
         }
     }
 

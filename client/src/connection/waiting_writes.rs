@@ -2,7 +2,7 @@
 //!
 //! While a connection waits for replicas, the server does nothing else for it. So these writes have a connection of
 //! their own, and those that come meanwhile are kept back and go out together: a write waits for the group before
-//! it and for its own, however many there are.
+//! it and for its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +18,11 @@ use super::request::{Attempt, Reply, Request};
 use super::settings::Acknowledgement;
 use crate::replies;
 
-/// Writes that go out together at most.
-const GROUP: usize = 256;
-/// Writes that may be kept back; beyond that, callers wait.
-const KEPT_BACK: usize = 1024;
+/// Writes that go out together at most, and that are kept back; beyond that, callers wait.
+const GROUP: usize = 1024;
+
+/// The reply to a `WAIT` during which the server has become a replica.
+const BECAME_REPLICA: &str = "UNBLOCKED";
 
 /// The way of such writes to one place.
 pub(super) struct WaitingWrites {
@@ -43,11 +44,17 @@ struct Made {
 }
 
 impl WaitingWrites {
-    pub(super) fn new(connection: Kept, acknowledgement: Acknowledgement, runtime: &Handle) -> Self {
-        let (queue, writes) = mpsc::channel(KEPT_BACK);
+    /// `on_demotion` is called when the server has become a replica while writes waited.
+    pub(super) fn new(
+        connection: Kept,
+        acknowledgement: Acknowledgement,
+        on_demotion: impl Fn() + Send + 'static,
+        runtime: &Handle,
+    ) -> Self {
+        let (queue, writes) = mpsc::channel(GROUP);
         let connection = Arc::new(connection);
         // Ends when nobody can queue writes any more.
-        runtime.spawn(send_in_groups(writes, connection.clone(), acknowledgement));
+        runtime.spawn(send_in_groups(writes, connection.clone(), acknowledgement, on_demotion));
         Self { connection, queue }
     }
 
@@ -80,6 +87,7 @@ async fn send_in_groups(
     mut queue: mpsc::Receiver<Write>,
     connection: Arc<Kept>,
     acknowledgement: Acknowledgement,
+    on_demotion: impl Fn(),
 ) {
     let mut writes = Vec::new();
     while queue.recv_many(&mut writes, GROUP).await > 0 {
@@ -87,19 +95,28 @@ async fn send_in_groups(
         group.retain(|write| !write.caller.is_closed());
         match connection.current() {
             Some(_) if group.is_empty() => {}
-            Some(current) => send_group(&connection, &current, group, acknowledgement).await,
+            Some(current) => {
+                let waited = send_group(&connection, &current, group, acknowledgement).await;
+                if waited.is_err_and(|error| error.code() == Some(BECAME_REPLICA)) {
+                    on_demotion();
+                }
+            }
             None => group.into_iter().for_each(|write| answer(write.caller, Attempt::NotSent)),
         }
     }
 }
 
 /// Sends writes and, behind them, one `WAIT`. Who has made nothing hears so before the replicas do anything.
+///
+/// # Errors
+///
+/// What became of the `WAIT` instead of a number. The writes before it were made all the same.
 async fn send_group(
     connection: &Kept,
     current: &Current,
     group: Vec<Write>,
     Acknowledgement { replicas, within }: Acknowledgement,
-) {
+) -> RedisResult<()> {
     let (mut writes, mut callers) = (redis::pipe(), Vec::with_capacity(group.len()));
     for Write { command, asking, caller } in group {
         if asking {
@@ -121,19 +138,21 @@ async fn send_group(
         },
         for_wait.req_packed_command(&wait),
     );
-    let acknowledged = match acknowledged {
-        Ok(Value::Int(replicas)) => replicas,
-        // A reply that is no number acknowledges nothing.
-        Ok(_) => 0,
-        Err(error) => {
-            connection.note(current, &Attempt::Lost(error));
-            0
-        }
+    let acknowledged = acknowledged.and_then(Value::extract_error);
+    // A server that has become a replica says so, and closes the connection.
+    if acknowledged.as_ref().is_err_and(|error| error.code().is_none_or(|code| code == BECAME_REPLICA)) {
+        connection.lose(current);
+    }
+    let count = match &acknowledged {
+        Ok(Value::Int(replicas)) => *replicas,
+        // What is no number acknowledges nothing.
+        _ => 0,
     };
-    let too_few_replicas = (acknowledged < i64::from(replicas)).then_some((replicas, acknowledged));
+    let too_few_replicas = (count < i64::from(replicas)).then_some((replicas, count));
     for Made { value, caller } in made {
         answer(caller, Attempt::Replied(Ok(Reply { value, too_few_replicas })));
     }
+    acknowledged.map(drop)
 }
 
 /// Tells callers whose write was not made, or may not have been; those of the others are left.
