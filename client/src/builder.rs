@@ -113,8 +113,8 @@ impl RedisBackendBuilder {
     /// Replication is asynchronous: without this, the last writes before a failover may be lost. It costs each
     /// write a round trip to the replicas. Such writes have a connection of their own, so reads go on. Those that come
     /// while others wait go out together and wait together: while replicas are missing, a write takes up to twice
-    /// `within`, and once more for each further thousand at once. What changes nothing, as a conflict, waits for no
-    /// replica.
+    /// `within`, and once more for each further thousand at once. A conflict, which changes nothing, waits for
+    /// the group before it at most.
     pub fn wait_for_replicas(mut self, replicas: u16, within: Duration) -> Self {
         self.settings.acknowledgement = Some(Acknowledgement { replicas, within });
         self

@@ -5,6 +5,7 @@
 //! node, calls to all others wait.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -138,6 +139,9 @@ impl Cluster {
         let (mut pauses, mut quick_redirects) = (pauses(), QUICK_REDIRECTS);
         let (mut target, mut refusal) = (None, None);
         loop {
+            // From here on no other view is missed.
+            let mut renewed = pin!(self.shared.renewed.notified());
+            renewed.as_mut().enable();
             let (node, asking) = match target.take() {
                 Some((location, asking)) => (self.shared.node(&location), asking),
                 None => (self.primary(slot), false),
@@ -173,14 +177,14 @@ impl Cluster {
             }
             let pause = pauses.next().unwrap_or_default().min(left);
             // Whichever is first; then the slot is looked up again.
-            let _ = timeout(pause, self.shared.renewed.notified()).await;
+            let _ = timeout(pause, renewed).await;
         }
     }
 
     fn connected_replica(&self, slot: u16) -> Option<Arc<Kept>> {
         let view = self.shared.view.load();
-        let connected = |replica: &&Arc<Kept>| replica.is_connected();
-        let replicas: Vec<_> = view.shard(slot)?.replicas.iter().filter(connected).collect();
+        let of_use = |replica: &&Arc<Kept>| replica.is_connected() && !replica.is_left_alone();
+        let replicas: Vec<_> = view.shard(slot)?.replicas.iter().filter(of_use).collect();
         replicas.get(fastrand::usize(..replicas.len().max(1))).map(|replica| Arc::clone(replica))
     }
 
@@ -345,8 +349,10 @@ async fn ask_seeds(seeds: &[Endpoint], limit: Duration) -> Result<Vec<Shard>, Er
 /// Asks a node that is not connected to yet.
 async fn ask_seed(seed: &Endpoint, limit: Duration) -> Result<Vec<Shard>, Error> {
     let of_connecting = |error| error::of_connecting(error, seed.address());
+    let started = Instant::now();
     let mut connection = seed.connect(limit, || ()).await.map_err(of_connecting)?;
-    let asked = timeout(limit, cmd("CLUSTER").arg("SLOTS").query_async(&mut connection)).await;
+    let left = limit.saturating_sub(started.elapsed());
+    let asked = timeout(left, cmd("CLUSTER").arg("SLOTS").query_async(&mut connection)).await;
     let not_a_cluster = |source| Error::NotACluster { address: seed.address(), source };
     match asked {
         Ok(Ok(reply)) => topology::read(&reply, &seed.host()).ok_or_else(|| not_a_cluster(None)),

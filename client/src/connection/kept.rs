@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, RedisResult, cmd};
@@ -28,6 +28,8 @@ const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Durati
 const STABLE: Duration = Duration::from_secs(1);
 /// A server that takes no writes may be another one when it is connected to again, but not that soon.
 const OTHER_SERVER: Duration = Duration::from_secs(5);
+/// How long a server that has been found to be slow is not asked.
+const LEFT_ALONE: Duration = Duration::from_secs(2);
 /// How often Sentinels are asked who the primary is.
 const PRIMARY_CHECK: Duration = Duration::from_secs(1);
 
@@ -98,6 +100,7 @@ struct Link {
 }
 
 /// A connection that a call can use.
+#[derive(Clone)]
 pub(super) struct Current {
     number: u64,
     pub(super) connection: MultiplexedConnection,
@@ -145,6 +148,8 @@ pub(crate) struct Kept {
     keeper: AbortHandle,
     /// Where writes go if they are to wait for replicas.
     waiting_writes: Option<WaitingWrites>,
+    /// When the server was found to be slow.
+    slow: ArcSwapOption<Instant>,
 }
 
 impl Drop for Kept {
@@ -190,7 +195,7 @@ impl Kept {
         };
         let link = Arc::new(ArcSwap::from_pointee(link));
         let keeper = runtime.spawn(keep(place, link.clone(), status.clone())).abort_handle();
-        Self { address, host, settings, follows_primary, link, status, keeper, waiting_writes: None }
+        Self { address, host, settings, follows_primary, link, status, keeper, waiting_writes: None, slow: ArcSwapOption::empty() }
     }
 
     /// Sends a request and waits for its reply, for the next connection too while nothing can have been
@@ -229,9 +234,10 @@ impl Kept {
         if request.kind == CallKind::Write
             && let Some(writes) = &self.waiting_writes
         {
+            let for_reads = self.current();
             let attempt = writes.attempt(request, asking, wait).await;
             // Reads are not to stay behind with a server that is no primary any more.
-            if let (true, Some(current)) = (says_is_replica(&attempt), self.current()) {
+            if let (true, Some(current)) = (says_is_replica(&attempt), for_reads) {
                 self.note(&current, &attempt);
             }
             return attempt;
@@ -266,6 +272,29 @@ impl Kept {
         };
         if is_to_be_replaced {
             self.lose(current);
+        }
+    }
+
+    /// Has the connection of a server replaced that is too slow to be asked again soon.
+    pub(super) fn leave_alone(&self, current: &Current) {
+        self.slow.store(Some(Arc::new(Instant::now())));
+        self.lose(current);
+    }
+
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.slow.load().as_ref().is_some_and(|since| since.elapsed() < LEFT_ALONE)
+    }
+
+    /// Waits until there is another connection than that.
+    pub(super) async fn replaced(&self, current: &Current) {
+        loop {
+            let mut changed = std::pin::pin!(self.status.change.notified());
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            if self.link.load().number != current.number {
+                return;
+            }
+            changed.await;
         }
     }
 

@@ -12,13 +12,14 @@ use super::request::{Attempt, Request};
 /// be new.
 ///
 /// One that takes longer than a call waits for a connection has the primary asked as well. Where that is faster, the
-/// replica may be hanging: its connection is replaced, and the primary asked at once until there is another.
+/// replica may be hanging: its connection is replaced, and it is left alone for a while.
 pub(super) async fn read(
     replica: &Kept,
     request: &Request<'_>,
     primary: impl Future<Output = Attempt>,
 ) -> Attempt {
-    let Some(current) = replica.current() else { return primary.await };
+    let current = replica.current().filter(|_| !replica.is_left_alone());
+    let Some(current) = current else { return primary.await };
     let mut asked = pin!(replica.attempt(request, false, Duration::ZERO));
     match timeout(replica.settings().timeouts.connect, &mut asked).await {
         Ok(attempt) if attempt.is_worth_something() => return attempt,
@@ -30,7 +31,7 @@ pub(super) async fn read(
         attempt = &mut asked => if attempt.is_worth_something() { attempt } else { primary.await },
         attempt = &mut primary => {
             if let Attempt::Replied(Ok(_)) = attempt {
-                replica.lose(&current);
+                replica.leave_alone(&current);
                 return attempt;
             }
             // The replica is all there is.

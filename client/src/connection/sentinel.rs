@@ -19,6 +19,9 @@ use super::settings::Settings;
 use crate::address::SentinelAddress;
 use crate::error::Error;
 
+/// However long calls may wait, Sentinels that are silent are not waited for longer.
+const LONGEST_ANSWER: Duration = Duration::from_secs(2);
+
 /// Which of the servers is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
@@ -155,9 +158,9 @@ impl Sentinels {
     }
 
     /// How long Sentinels may take to answer: of the time that a call waits, one attempt to connect takes a half, and
-    /// they take a half of that.
+    /// they take a half of that; and no longer than is good for finding out about a failover.
     fn time_for_answers(&self) -> Duration {
-        self.server.settings.timeouts.connect.mul_f32(0.25)
+        self.server.settings.timeouts.connect.mul_f32(0.25).min(LONGEST_ANSWER)
     }
 
     /// Connects to the server of the moment, and makes sure that it is what is wanted.
@@ -196,8 +199,12 @@ impl Sentinels {
             // A Sentinel that has not heard of the last failover.
             Ordering::Less => true,
             Ordering::Greater => false,
-            // Another name of the same server, maybe: it knows what it is, if it is not busy waiting for replicas.
-            Ordering::Equal => has_role.await.unwrap_or(false),
+            // Another name of the same server, maybe: it knows what it is, if not while it waits for replicas.
+            Ordering::Equal => {
+                let busy = self.server.settings.acknowledgement.map_or(Duration::ZERO, |wait| wait.within);
+                let limit = self.time_for_answers().saturating_add(busy);
+                matches!(timeout(limit, has_role).await, Ok(Ok(true)))
+            }
         }
     }
 
@@ -218,6 +225,10 @@ impl Sentinels {
     /// time.
     async fn locate(&mut self) -> RedisResult<Answer> {
         self.round = self.round.wrapping_add(1);
+        if self.asking.is_empty() {
+            // One that has panicked does not say that it has ended.
+            self.asked.iter_mut().for_each(|sentinel| sentinel.is_asked = false);
+        }
         for number in 0..self.asked.len() {
             self.ask(number);
         }

@@ -2,7 +2,7 @@
 //!
 //! While a connection waits for replicas, the server does nothing else for it. So these writes have a connection of
 //! their own, and those that come meanwhile are kept back and go out together: a write waits for the group before
-//! it and for its own.
+//! it and for its own, and where more come at once than a group has, for the groups between.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use redis::aio::ConnectionLike;
 use redis::{Cmd, RedisResult, Value};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::kept::{Current, Kept};
 use super::request::{Attempt, Reply, Request};
@@ -34,6 +34,7 @@ pub(super) struct WaitingWrites {
 struct Write {
     command: Cmd,
     asking: bool,
+    since: Instant,
     caller: oneshot::Sender<Attempt>,
 }
 
@@ -48,36 +49,34 @@ impl WaitingWrites {
     pub(super) fn new(
         connection: Kept,
         acknowledgement: Acknowledgement,
-        on_demotion: impl Fn() + Send + 'static,
+        on_demotion: impl Fn() + Send + Sync + 'static,
         runtime: &Handle,
     ) -> Self {
         let (queue, writes) = mpsc::channel(GROUP);
         let connection = Arc::new(connection);
         // Ends when nobody can queue writes any more.
-        runtime.spawn(send_in_groups(writes, connection.clone(), acknowledgement, on_demotion));
+        runtime.spawn(send_in_groups(writes, connection.clone(), acknowledgement, Arc::new(on_demotion)));
         Self { connection, queue }
     }
 
-    /// Sends a write once, if there is a connection or comes one in time, and waits for the replicas. Who gives up
-    /// before it is sent has it never sent.
+    /// Sends a write once, if there is a connection or comes one in time, and waits for the replicas. It is kept back
+    /// no longer than the response timeout. Who gives up before it is sent has it never sent.
     pub(super) async fn attempt(&self, request: &Request<'_>, asking: bool, wait: Duration) -> Attempt {
-        let started = Instant::now();
+        let (since, most) = (Instant::now(), self.connection.settings().timeouts.response);
+        let left = || most.saturating_sub(since.elapsed());
         loop {
-            if let Err(attempt) = self.connection.take(wait.saturating_sub(started.elapsed())).await {
+            if let Err(attempt) = self.connection.take(wait).await {
                 return attempt;
             }
+            let Ok(Ok(place)) = timeout(left(), self.queue.reserve()).await else { return Attempt::NotSent };
             let (caller, outcome) = oneshot::channel();
-            let write = Write { command: request.command.clone(), asking, caller };
-            let is_queued = self.queue.send(write).await.is_ok();
+            place.send(Write { command: request.command.clone(), asking, since, caller });
             match outcome.await {
                 // The connection was lost while the write was kept back: the next one may be there in time.
-                Ok(Attempt::NotSent) => {}
+                Ok(Attempt::NotSent) if !left().is_zero() => {}
                 Ok(attempt) => return attempt,
                 // The runtime on which writes are sent has ended.
-                Err(_) if is_queued => {
-                    return Attempt::Lost(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into());
-                }
-                Err(_) => return Attempt::NotSent,
+                Err(_) => return Attempt::Lost(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()),
             }
         }
     }
@@ -87,21 +86,35 @@ async fn send_in_groups(
     mut queue: mpsc::Receiver<Write>,
     connection: Arc<Kept>,
     acknowledgement: Acknowledgement,
-    on_demotion: impl Fn(),
+    on_demotion: Arc<impl Fn() + Send + Sync + 'static>,
 ) {
+    let most = connection.settings().timeouts.response;
     let mut writes = Vec::new();
     while queue.recv_many(&mut writes, GROUP).await > 0 {
-        let mut group = std::mem::take(&mut writes);
-        group.retain(|write| !write.caller.is_closed());
-        match connection.current() {
-            Some(_) if group.is_empty() => {}
-            Some(current) => {
-                let waited = send_group(&connection, &current, group, acknowledgement).await;
-                if waited.is_err_and(|error| error.code() == Some(BECAME_REPLICA)) {
-                    on_demotion();
-                }
+        let (group, too_late): (Vec<_>, Vec<_>) = std::mem::take(&mut writes)
+            .into_iter()
+            .filter(|write| !write.caller.is_closed())
+            .partition(|write| write.since.elapsed() < most);
+        not_sent(too_late);
+        let Some(current) = connection.current() else {
+            not_sent(group);
+            continue;
+        };
+        if group.is_empty() {
+            continue;
+        }
+        let replaced = current.clone();
+        let (sender, on_demotion) = (connection.clone(), on_demotion.clone());
+        let sending = tokio::spawn(async move {
+            let waited = send_group(&sender, &current, group, acknowledgement).await;
+            if waited.is_err_and(|error| error.code() == Some(BECAME_REPLICA)) {
+                on_demotion();
             }
-            None => group.into_iter().for_each(|write| answer(write.caller, Attempt::NotSent)),
+        });
+        // A group that still waits for an old connection does not hold the next one up on a new one.
+        tokio::select! {
+            _ = sending => {}
+            () = connection.replaced(&replaced) => {}
         }
     }
 }
@@ -187,6 +200,12 @@ fn answer_what_was_not_made(
         }
     }
     made
+}
+
+fn not_sent(writes: Vec<Write>) {
+    for write in writes {
+        answer(write.caller, Attempt::NotSent);
+    }
 }
 
 fn answer(caller: oneshot::Sender<Attempt>, attempt: Attempt) {
