@@ -195,7 +195,17 @@ impl Kept {
         };
         let link = Arc::new(ArcSwap::from_pointee(link));
         let keeper = runtime.spawn(keep(place, link.clone(), status.clone())).abort_handle();
-        Self { address, host, settings, follows_primary, link, status, keeper, waiting_writes: None, slow: ArcSwapOption::empty() }
+        Self {
+            address,
+            host,
+            settings,
+            follows_primary,
+            link,
+            status,
+            keeper,
+            waiting_writes: None,
+            slow: ArcSwapOption::empty(),
+        }
     }
 
     /// Sends a request and waits for its reply, for the next connection too while nothing can have been
@@ -235,7 +245,7 @@ impl Kept {
             && let Some(writes) = &self.waiting_writes
         {
             let for_reads = self.current();
-            let attempt = writes.attempt(request, asking, wait).await;
+            let attempt = Box::pin(writes.attempt(request, asking, wait)).await;
             // Reads are not to stay behind with a server that is no primary any more.
             if let (true, Some(current)) = (says_is_replica(&attempt), for_reads) {
                 self.note(&current, &attempt);

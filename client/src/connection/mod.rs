@@ -113,8 +113,9 @@ impl Connection {
         let attempt = match self {
             Self::Given(connection) => request.send(&mut connection.clone(), false).await,
             Self::Server(server) => server.call(request).await,
-            Self::Sentinel(watched) => watched.call(request).await,
-            Self::Cluster(cluster) => cluster.call(request).await,
+            // Apart, so that a call to one server is not as large as what these may have to do.
+            Self::Sentinel(watched) => Box::pin(watched.call(request)).await,
+            Self::Cluster(cluster) => Box::pin(cluster.call(request)).await,
         };
         match attempt {
             Attempt::Replied(reply) => reply.map_err(|error| match self {

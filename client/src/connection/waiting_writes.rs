@@ -131,7 +131,7 @@ async fn send_group(
     Acknowledgement { replicas, within }: Acknowledgement,
 ) -> RedisResult<()> {
     let (mut writes, mut callers) = (redis::pipe(), Vec::with_capacity(group.len()));
-    for Write { command, asking, caller } in group {
+    for Write { command, asking, caller, .. } in group {
         if asking {
             writes.cmd("ASKING");
         }
