@@ -219,6 +219,31 @@ async fn write_that_is_given_up_before_it_is_sent_is_never_sent() {
     assert!(exists("last") && !exists("given-up"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn write_that_is_kept_back_too_long_is_not_sent() {
+    const RESPONSE: Duration = Duration::from_millis(500);
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let builder = RedisBackend::builder(proxy.url()).wait_for_replicas(1, Duration::from_millis(100));
+    let builder = builder.response_timeout(RESPONSE).connect_timeout(RESPONSE);
+    let backend = builder.connect().await.unwrap();
+    let error = backend.put("owner:t", b"data").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NotReplicated { .. }), "{error}");
+    proxy.set(Fault::Silence);
+    let started = Instant::now();
+    let sent = tokio::spawn({
+        let backend = backend.clone();
+        async move { backend.put("owner:t", b"data").await }
+    });
+    tokio::time::sleep(RESPONSE / 5).await;
+    let error = backend.put("owner:t", b"data").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NotConnected { .. }), "{error}");
+    // Kept back, and waiting for another connection.
+    assert!(started.elapsed() < RESPONSE * 3, "{:?}", started.elapsed());
+    let error = sent.await.unwrap().unwrap_err();
+    assert!(matches!(reason(&error), Error::OutcomeUnknown { .. }), "{error}");
+}
+
 /// As behind a name that leads to another server after a failover.
 #[tokio::test(flavor = "multi_thread")]
 async fn server_that_takes_no_writes_any_more_is_looked_for_anew() {

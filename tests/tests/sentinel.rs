@@ -183,19 +183,29 @@ async fn primary_that_was_left_is_not_gone_back_to_by_what_sentinels_remember() 
 async fn primary_that_hangs_is_left_as_soon_as_the_sentinels_know_another() {
     let watched = Watched::start(1);
     // Whether the primary is alive is asked before anybody knows of another, and the answer never comes.
-    let backend = RedisBackend::builder(watched.url()).keep_alive(Duration::from_millis(300));
-    let backend = backend.connect().await.unwrap();
+    let builder = RedisBackend::builder(watched.url()).keep_alive(Duration::from_millis(300));
+    let backend = builder.clone().connect().await.unwrap();
+    let waiting = builder.wait_for_replicas(1, Duration::from_millis(500)).connect().await.unwrap();
     backend.put("owner:t", b"one").await.unwrap();
+    waiting.put("other:t", b"one").await.unwrap();
     let replicated = || watched.servers[1].wire().call(&["EXISTS", "pmcp:tasks:owner:t"]) == ":1\r\n";
     assert!(holds_within(Duration::from_secs(5), replicated));
     let before = watched.primary();
     watched.servers[0].hang();
+    let stuck = tokio::spawn({
+        let waiting = waiting.clone();
+        async move { waiting.put("other:t", b"two").await }
+    });
     assert!(holds_within(Duration::from_secs(30), || watched.primary() != before));
     // The next time that the Sentinels are asked, and the next connection.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let started = Instant::now();
     assert_eq!(backend.put("owner:t", b"two").await.unwrap(), 2);
+    // Nor does a write that got no reply from the old one hold others up; the new one has no replica yet.
+    let error = waiting.put("other:t", b"three").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NotReplicated { .. }), "{error}");
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert!(!stuck.is_finished());
     watched.servers[0].go_on();
 }
 
