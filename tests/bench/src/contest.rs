@@ -31,8 +31,8 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_mins(1);
 /// A server with the module, and one without it for the others: the module hears of what they change, and that takes
 /// time.
 pub(crate) struct Servers {
-    pub(crate) with_module: Server,
-    pub(crate) without_module: Server,
+    with_module: Server,
+    without_module: Server,
 }
 
 impl Servers {

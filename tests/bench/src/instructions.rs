@@ -56,7 +56,7 @@ impl CountingServer {
         Ok(counting)
     }
 
-    /// Has the module, if it is there, look at all keys now, often, so that it need not while commands are counted.
+    /// Waits until the module, if it is there, has looked at all keys, so that it need not while commands are counted.
     fn wait_until_settled(&mut self) {
         let wire = &mut self.wire;
         wire.call(&["CONFIG", "SET", "hz", "500"]);
