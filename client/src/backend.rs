@@ -147,12 +147,12 @@ impl RedisBackend {
 
     async fn read(&self, command: &Cmd, key: &str, routed_by: &str) -> Result<Reply, StorageError> {
         let request = Request { command, kind: CallKind::Read, key, routed_by };
-        self.breaker.guard(self.connection.call(&request)).await
+        self.breaker.guard(|| self.connection.call(&request)).await
     }
 
     async fn write(&self, command: &Cmd, key: &str, routed_by: &str) -> Result<Reply, StorageError> {
         let request = Request { command, kind: CallKind::Write, key, routed_by };
-        self.breaker.guard(self.connection.call(&request)).await
+        self.breaker.guard(|| self.connection.call(&request)).await
     }
 
     fn keyspace(&self) -> Result<&Keyspace, Error> {
@@ -180,7 +180,7 @@ impl fmt::Debug for RedisBackend {
 #[async_trait]
 impl StorageBackend for RedisBackend {
     async fn get(&self, key: &str) -> Result<VersionedRecord, StorageError> {
-        observe::call("PMCPTASK.GET", key, async {
+        observe::call("PMCPTASK.GET", key, || async move {
             let (task_key, _) = self.keys_of(key)?;
             let reply = self.read(&commands::get(&task_key), key, &task_key).await?;
             replies::record(reply.value)?.ok_or_else(|| StorageError::NotFound { key: key.to_owned() })
@@ -189,7 +189,7 @@ impl StorageBackend for RedisBackend {
     }
 
     async fn put(&self, key: &str, data: &[u8]) -> Result<u64, StorageError> {
-        observe::call("PMCPTASK.PUT", key, async {
+        observe::call("PMCPTASK.PUT", key, || async move {
             let (task_key, index_key) = self.keys_of(key)?;
             let moments = Moments::of(data).map_err(Error::from)?;
             let put = commands::put(&task_key, &index_key, data, moments);
@@ -207,7 +207,7 @@ impl StorageBackend for RedisBackend {
         data: &[u8],
         expected_version: u64,
     ) -> Result<u64, StorageError> {
-        observe::call("PMCPTASK.CAS", key, async {
+        observe::call("PMCPTASK.CAS", key, || async move {
             let (task_key, index_key) = self.keys_of(key)?;
             let moments = Moments::of(data).map_err(Error::from)?;
             let cas = commands::cas(&task_key, &index_key, expected_version, data, moments);
@@ -226,7 +226,7 @@ impl StorageBackend for RedisBackend {
     }
 
     async fn delete(&self, key: &str) -> Result<bool, StorageError> {
-        observe::call("PMCPTASK.DEL", key, async {
+        observe::call("PMCPTASK.DEL", key, || async move {
             let (task_key, index_key) = self.keys_of(key)?;
             let del = commands::del(&task_key, &index_key);
             let reply = self.write(&del, key, &task_key).await?;
@@ -238,7 +238,7 @@ impl StorageBackend for RedisBackend {
     }
 
     async fn list_by_prefix(&self, prefix: &str) -> Result<Vec<(String, VersionedRecord)>, StorageError> {
-        observe::call("PMCPTASK.LIST", prefix, async {
+        observe::call("PMCPTASK.LIST", prefix, || async move {
             let owner = prefix.strip_suffix(':').ok_or(Error::ListPrefix)?;
             let index_key = self.keyspace()?.index_key(owner);
             let reply = self.read(&commands::list(&index_key), prefix, &index_key).await?;

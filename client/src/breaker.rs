@@ -83,18 +83,18 @@ impl Breaker {
     }
 
     /// Makes a call, unless it would most likely fail.
-    pub(crate) async fn guard<T>(
+    pub(crate) async fn guard<T, C: Future<Output = Result<T, StorageError>>>(
         &self,
-        call: impl Future<Output = Result<T, StorageError>>,
+        call: impl FnOnce() -> C,
     ) -> Result<T, StorageError> {
         #[cfg(feature = "circuit-breaker")]
         if let Some(recloser) = &self.recloser {
             let is_away = |error: &StorageError| Error::of(error).is_some_and(Error::says_server_is_away);
-            return recloser.call_with(is_away, call).await.map_err(|error| match error {
+            return recloser.call_with(is_away, call()).await.map_err(|error| match error {
                 recloser::Error::Inner(error) => error,
                 recloser::Error::Rejected => Error::CircuitOpen.into(),
             });
         }
-        call.await
+        call().await
     }
 }

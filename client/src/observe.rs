@@ -3,11 +3,12 @@
 
 use pmcp_tasks::StorageError;
 
-/// Watches one call of the trait.
-pub(crate) async fn call<T>(
+/// Watches one call of the trait. It is given as a function, because a future would have two places in this one: where it
+/// comes and where it is waited for.
+pub(crate) async fn call<T, C: Future<Output = Result<T, StorageError>>>(
     command: &'static str,
     key: &str,
-    call: impl Future<Output = Result<T, StorageError>>,
+    call: impl FnOnce() -> C,
 ) -> Result<T, StorageError> {
     #[cfg(feature = "metrics")]
     let started = std::time::Instant::now();
@@ -22,14 +23,14 @@ pub(crate) async fn call<T>(
             key,
             outcome = tracing::field::Empty,
         );
-        let result = call.instrument(span.clone()).await;
+        let result = call().instrument(span.clone()).await;
         span.record("outcome", outcome(&result));
         result
     };
     #[cfg(not(feature = "tracing"))]
     let result = {
         let _ = key;
-        call.await
+        call().await
     };
 
     #[cfg(feature = "metrics")]

@@ -215,22 +215,33 @@ impl Kept {
     /// connection, is tried again until the time to connect is over.
     pub(super) async fn call(&self, request: &Request<'_>) -> Attempt {
         let started = Instant::now();
+        let attempt = self.attempt(request, false, self.time_to_wait(started)).await;
+        if !self.is_to_be_repeated(request, &attempt, started) {
+            return attempt;
+        }
+        // Apart, because a call has to be kept in memory with all that it may ever do.
+        Box::pin(self.repeat(request, attempt, started)).await
+    }
+
+    async fn repeat(&self, request: &Request<'_>, mut attempt: Attempt, started: Instant) -> Attempt {
         let (mut pauses, mut refusal) = (pauses(), None);
-        loop {
-            let attempt = self.attempt(request, false, self.time_to_wait(started)).await;
-            let may_repeat = match &attempt {
-                Attempt::Lost(error) => request.may_be_sent_again_after(error),
-                Attempt::Replied(Err(error)) => error::is_passing(error) && self.may_recover(error),
-                Attempt::Replied(Ok(_)) | Attempt::NotSent | Attempt::Refused(_) => false,
-            };
-            if !may_repeat || self.time_to_wait(started).is_zero() {
-                return attempt.or_what_was_replied(refusal);
-            }
+        while self.is_to_be_repeated(request, &attempt, started) {
             if let Attempt::Replied(_) = attempt {
                 refusal = Some(attempt);
                 sleep(pauses.next().unwrap_or(RECONNECT_PAUSE.1).min(self.time_to_wait(started))).await;
             }
+            attempt = self.attempt(request, false, self.time_to_wait(started)).await;
         }
+        attempt.or_what_was_replied(refusal)
+    }
+
+    fn is_to_be_repeated(&self, request: &Request<'_>, attempt: &Attempt, started: Instant) -> bool {
+        let may_repeat = match attempt {
+            Attempt::Lost(error) => request.may_be_sent_again_after(error),
+            Attempt::Replied(Err(error)) => error::is_passing(error) && self.may_recover(error),
+            Attempt::Replied(Ok(_)) | Attempt::NotSent | Attempt::Refused(_) => false,
+        };
+        may_repeat && !self.time_to_wait(started).is_zero()
     }
 
     /// Whether the error reply of a server that has done nothing may be another one soon. The one server of a URL
@@ -265,7 +276,7 @@ impl Kept {
     pub(super) async fn take(&self, wait: Duration) -> Result<Current, Attempt> {
         match self.current() {
             Some(current) => Ok(current),
-            None => self.next(wait).await,
+            None => Box::pin(self.next(wait)).await,
         }
     }
 

@@ -94,7 +94,8 @@ impl Request<'_> {
             let replies = connection.req_packed_commands(&pipeline, 0, 2).await;
             replies.map(|mut replies| replies.pop().unwrap_or(Value::Nil))
         } else {
-            connection.req_packed_command(self.command).await
+            // The same as `req_packed_command`, but without a box around it.
+            connection.send_packed_command(self.command).await
         };
         match reply {
             Err(error) => Attempt::Lost(error),
