@@ -215,7 +215,7 @@ impl Kept {
     /// connection, is tried again until the time to connect is over.
     pub(super) async fn call(&self, request: &Request<'_>) -> Attempt {
         let started = Instant::now();
-        let attempt = self.attempt(request, false, self.time_to_wait(started)).await;
+        let attempt = self.attempt(request, false, self.settings.timeouts.connect).await;
         if !self.is_to_be_repeated(request, &attempt, started) {
             return attempt;
         }

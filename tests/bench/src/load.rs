@@ -42,11 +42,14 @@ pub(crate) struct Sample {
     pub(crate) throughput: f64,
     /// Latency in µs.
     pub(crate) p50: f64,
-    /// None of fewer than 100 calls.
+    /// None of fewer than [`CALLS_FOR_P99`] calls.
     pub(crate) p99: Option<f64>,
     /// Processor time of this process per call, in µs.
     pub(crate) client_us: f64,
 }
+
+/// Of fewer calls, the 99th percentile would be the worst one.
+pub(crate) const CALLS_FOR_P99: usize = 100;
 
 /// Reads that each worker makes before time is taken.
 const WARM_UP: usize = 20;
@@ -129,7 +132,7 @@ pub(crate) fn sample(mut latencies: Vec<Duration>, took: Duration, processor: Du
     Sample {
         throughput: calls as f64 / took.as_secs_f64(),
         p50: at(50),
-        p99: (calls >= 100).then(|| at(99)),
+        p99: (calls >= CALLS_FOR_P99).then(|| at(99)),
         client_us: processor.as_secs_f64() * 1e6 / calls as f64,
     }
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::Result;
 use crate::contest::{BARE, LUA, OURS, Servers, TRIO, contestants};
 use crate::figures::{Spread, short, write};
-use crate::load::{Operation, Sample, run, sample};
+use crate::load::{CALLS_FOR_P99, Operation, Sample, run, sample};
 use crate::machine;
 use crate::pipeline::{Batch, Pipeline, batches};
 use crate::plot::{Bar, bars};
@@ -40,11 +40,12 @@ fn in_flight(record_bytes: usize, aof: bool) -> impl Iterator<Item = usize> {
     IN_FLIGHT.into_iter().filter(move |in_flight| !aof || in_flight * record_bytes <= MOST_BYTES_LOGGED)
 }
 
-/// Calls of one run: with many in flight for some tenths of a second, and fewer where each moves more bytes.
+/// Calls of one run: with many in flight for some tenths of a second, and fewer where each moves more bytes, but as many
+/// as a 99th percentile takes.
 fn calls(record_bytes: usize, in_flight: usize) -> usize {
     const MOST_BYTES: usize = 30_000_000;
     let most = if in_flight == 1 { 1_000 } else { 30_000 };
-    most.min(MOST_BYTES / record_bytes).max(in_flight)
+    most.min(MOST_BYTES / record_bytes).max(in_flight).max(CALLS_FOR_P99)
 }
 
 /// What is compared, on which server.
@@ -186,12 +187,12 @@ async fn lists_and_creates<B: StorageBackend>(
     Ok([list, create])
 }
 
-/// Makes calls, each of which tells how long it took, until they have taken some tenths of a second.
+/// Makes calls, each of which tells how long it took, until they have taken some tenths of a second and there are as many
+/// as a 99th percentile takes.
 async fn for_a_while(call: impl AsyncFn() -> Result<Duration>) -> Result<Sample> {
     const LONG_ENOUGH: Duration = Duration::from_millis(200);
-    const FEWEST: usize = 3;
     let (mut latencies, mut took) = (Vec::new(), Duration::ZERO);
-    while latencies.len() < FEWEST || took < LONG_ENOUGH {
+    while latencies.len() < CALLS_FOR_P99 || took < LONG_ENOUGH {
         let latency = call().await?;
         took += latency;
         latencies.push(latency);
@@ -371,7 +372,8 @@ mod tests {
     fn large_records_are_sent_less_often() {
         assert_eq!(calls(500, 1), 1_000);
         assert_eq!(calls(500, 256), 30_000);
-        assert_eq!(calls(1_000_000, 1), 30);
+        assert_eq!(calls(100_000, 1), 300);
+        assert_eq!(calls(1_000_000, 1), 100);
         assert_eq!(calls(1_000_000, 256), 256);
     }
 }
