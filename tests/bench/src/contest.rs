@@ -78,10 +78,8 @@ pub(crate) fn log_is_written(wire: &mut Wire) -> bool {
 
 /// All contestants, each connected to its server once; the bare commands share a connection.
 pub(crate) async fn contestants(servers: &Servers) -> Result<Vec<Contestant>> {
-    let [ours, url] = [OURS, LUA].map(|name| servers.of(name).url());
-    let ours = RedisBackend::builder(ours).response_timeout(RESPONSE_TIMEOUT).connect().await?;
-    let lua = pmcp_tasks::RedisBackend::with_connection(connection(&url).await?);
-    let bare = connection(&url).await?;
+    let (ours, lua) = (ours(servers.of(OURS)).await?, lua(servers.of(LUA)).await?);
+    let bare = connection(servers.of(BARE)).await?;
     Ok(vec![
         Contestant { name: OURS, backend: Arc::new(ours) },
         Contestant { name: LUA, backend: Arc::new(lua) },
@@ -90,9 +88,17 @@ pub(crate) async fn contestants(servers: &Servers) -> Result<Vec<Contestant>> {
     ])
 }
 
-async fn connection(url: &str) -> Result<MultiplexedConnection> {
+pub(crate) async fn ours(server: &Server) -> Result<RedisBackend> {
+    Ok(RedisBackend::builder(server.url()).response_timeout(RESPONSE_TIMEOUT).connect().await?)
+}
+
+pub(crate) async fn lua(server: &Server) -> Result<pmcp_tasks::RedisBackend> {
+    Ok(pmcp_tasks::RedisBackend::with_connection(connection(server).await?))
+}
+
+async fn connection(server: &Server) -> Result<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
-    Ok(redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&config).await?)
+    Ok(redis::Client::open(server.url())?.get_multiplexed_async_connection_with_config(&config).await?)
 }
 
 /// Commands that store and read the same bytes, with no version, no condition and no check.

@@ -3,7 +3,6 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use pmcp_tasks::StorageError;
 use tokio::task::JoinSet;
 
 use crate::Result;
@@ -54,6 +53,28 @@ pub(crate) const CALLS_FOR_P99: usize = 100;
 /// Reads that each worker makes before time is taken.
 const WARM_UP: usize = 20;
 
+/// Runs futures at once: each as a task, but one alone in place. Of a task, chance decides whether it shares a thread with
+/// that of the connection, and so whether another thread has to be woken for each reply, which takes longer than all else.
+pub(crate) async fn at_once<T, F>(futures: impl ExactSizeIterator<Item = F>) -> Result<Vec<T>>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T>> + Send + 'static,
+{
+    let is_alone = futures.len() == 1;
+    let (mut outcomes, mut tasks) = (Vec::with_capacity(futures.len()), JoinSet::new());
+    for future in futures {
+        if is_alone {
+            outcomes.push(future.await?);
+        } else {
+            tasks.spawn(future);
+        }
+    }
+    while let Some(outcome) = tasks.join_next().await {
+        outcomes.push(outcome??);
+    }
+    Ok(outcomes)
+}
+
 /// Makes `calls` calls, `in_flight` at a time, on the contestant's one connection.
 pub(crate) async fn run(
     contestant: &Contestant,
@@ -63,12 +84,10 @@ pub(crate) async fn run(
     record: &[u8],
 ) -> Result<Sample> {
     let each = calls.div_ceil(in_flight);
-    let mut workers = JoinSet::new();
-    for worker in 0..in_flight {
-        let backend = contestant.backend.clone();
-        let record = record.to_vec();
-        workers.spawn(async move {
-            let key = |call: usize| format!("owner-{}:task-{worker}-{call}", worker % 16);
+    let key = |worker: usize, call: usize| format!("owner-{}:task-{worker}-{call}", worker % 16);
+    let ready = at_once((0..in_flight).map(|worker| {
+        let (backend, record) = (contestant.backend.clone(), record.to_vec());
+        async move {
             let prepared = match operation {
                 Operation::PutNew => 0,
                 Operation::Delete => each,
@@ -76,47 +95,37 @@ pub(crate) async fn run(
             };
             let mut version = 0;
             for call in 0..prepared {
-                version = backend.put(&key(call), &record).await?;
+                version = backend.put(&key(worker, call), &record).await?;
             }
             for _ in 0..WARM_UP {
-                let _ = backend.get(&key(0)).await;
+                let _ = backend.get(&key(worker, 0)).await;
             }
-            Ok::<_, StorageError>((backend, record, version, worker))
-        });
-    }
-    let mut ready = Vec::new();
-    while let Some(worker) = workers.join_next().await {
-        ready.push(worker??);
-    }
+            Ok((backend, record, version, worker))
+        }
+    }));
+    let ready = ready.await?;
 
     let (started, processor_before) = (Instant::now(), processor_time());
-    let mut workers = JoinSet::new();
-    for (backend, record, mut version, worker) in ready {
-        workers.spawn(async move {
-            let key = |call: usize| format!("owner-{}:task-{worker}-{call}", worker % 16);
-            let mut latencies = Vec::with_capacity(each);
-            for call in 0..each {
-                let started = Instant::now();
-                match operation {
-                    Operation::PutNew => drop(backend.put(&key(call), &record).await?),
-                    Operation::PutOver => drop(backend.put(&key(0), &record).await?),
-                    Operation::CasWon => {
-                        version = backend.put_if_version(&key(0), &record, version).await?;
-                    }
-                    // A conflict is what is asked for.
-                    Operation::CasLost => drop(backend.put_if_version(&key(0), &record, 999_999).await),
-                    Operation::Get => drop(backend.get(&key(0)).await?),
-                    Operation::Delete => drop(backend.delete(&key(call)).await?),
+    let latencies = at_once(ready.into_iter().map(|(backend, record, mut version, worker)| async move {
+        let mut latencies = Vec::with_capacity(each);
+        for call in 0..each {
+            let started = Instant::now();
+            match operation {
+                Operation::PutNew => drop(backend.put(&key(worker, call), &record).await?),
+                Operation::PutOver => drop(backend.put(&key(worker, 0), &record).await?),
+                Operation::CasWon => {
+                    version = backend.put_if_version(&key(worker, 0), &record, version).await?;
                 }
-                latencies.push(started.elapsed());
+                // A conflict is what is asked for.
+                Operation::CasLost => drop(backend.put_if_version(&key(worker, 0), &record, 999_999).await),
+                Operation::Get => drop(backend.get(&key(worker, 0)).await?),
+                Operation::Delete => drop(backend.delete(&key(worker, call)).await?),
             }
-            Ok::<_, StorageError>(latencies)
-        });
-    }
-    let mut latencies = Vec::with_capacity(calls);
-    while let Some(worker) = workers.join_next().await {
-        latencies.extend(worker??);
-    }
+            latencies.push(started.elapsed());
+        }
+        Ok(latencies)
+    }));
+    let latencies = latencies.await?.concat();
     let (took, processor) = (started.elapsed(), processor_time().saturating_sub(processor_before));
     Ok(sample(latencies, took, processor))
 }

@@ -7,6 +7,7 @@ mod contest;
 mod figures;
 mod growth;
 mod instructions;
+mod lists;
 mod load;
 mod machine;
 mod pipeline;

@@ -1,0 +1,122 @@
+//! An owner's tasks listed, and tasks created beside them, so many at once.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pmcp_tasks::store::backend::StorageBackend;
+use pmcp_tasks::{GenericTaskStore, TaskSecurityConfig};
+
+use crate::Result;
+use crate::load::{CALLS_FOR_P99, Sample, at_once, processor_time, sample};
+use crate::records::{TTL_MS, record};
+
+fn owner(worker: usize) -> String {
+    format!("owner-{worker}")
+}
+
+/// Lists of an owner's tasks, and tasks created beside them. Each of those at once has an owner of its own.
+pub(crate) async fn lists_and_creates<B: StorageBackend + 'static>(
+    connect: impl AsyncFn() -> Result<B>,
+    tasks: usize,
+    in_flight: usize,
+) -> Result<[Sample; 2]> {
+    let backend = Arc::new(connect().await?);
+    let filled = (0..in_flight).map(|worker| {
+        let (backend, owner, data) = (backend.clone(), owner(worker), record(&owner(worker), 500));
+        async move {
+            for task in 0..tasks {
+                backend.put(&format!("{owner}:task-{task}"), &data).await?;
+            }
+            Ok(())
+        }
+    });
+    at_once(filled).await?;
+
+    let list = |worker| {
+        let backend = backend.clone();
+        async move {
+            let listed = backend.list_by_prefix(&format!("{}:", owner(worker))).await?.len();
+            if listed == tasks { Ok(()) } else { Err(format!("{listed} of {tasks} tasks are listed").into()) }
+        }
+    };
+    let listed = in_rounds(in_flight, list, async |()| Ok(())).await?;
+
+    let security = TaskSecurityConfig::default().with_max_tasks_per_owner(usize::MAX);
+    let store = Arc::new(GenericTaskStore::new(connect().await?).with_security(security));
+    let create = |worker| {
+        let store = store.clone();
+        async move {
+            let created = store.create(&owner(worker), "tools/call", Some(TTL_MS)).await?;
+            Ok(format!("{}:{}", owner(worker), created.task.task_id))
+        }
+    };
+    // So that the next one is created beside as many.
+    let created = in_rounds(in_flight, create, async |key: String| {
+        backend.delete(&key).await?;
+        Ok(())
+    });
+    Ok([listed, created.await?])
+}
+
+/// Makes rounds of calls, `in_flight` at once, until they have taken some tenths of a second and there are as many as a
+/// 99th percentile takes. What comes of a call is undone between two rounds, where no time is taken.
+async fn in_rounds<T, C>(
+    in_flight: usize,
+    call: impl Fn(usize) -> C,
+    undo: impl AsyncFn(T) -> Result<()>,
+) -> Result<Sample>
+where
+    T: Send + 'static,
+    C: Future<Output = Result<T>> + Send + 'static,
+{
+    const LONG_ENOUGH: Duration = Duration::from_millis(200);
+    let (mut latencies, mut took, mut processor) = (Vec::new(), Duration::ZERO, Duration::ZERO);
+    while latencies.len() < CALLS_FOR_P99 || took < LONG_ENOUGH {
+        let processor_before = processor_time();
+        let calls = (0..in_flight).map(|worker| {
+            let call = call(worker);
+            async move {
+                let started = Instant::now();
+                let outcome = call.await?;
+                Ok((started, Instant::now(), outcome))
+            }
+        });
+        let outcomes = at_once(calls).await?;
+        processor += processor_time().saturating_sub(processor_before);
+        let first_started = outcomes.iter().map(|(started, ..)| *started).min();
+        let last_ended = outcomes.iter().map(|(_, ended, _)| *ended).max();
+        took += last_ended.zip(first_started).map_or(Duration::ZERO, |(ended, started)| ended - started);
+        for (started, ended, outcome) in outcomes {
+            latencies.push(ended - started);
+            undo(outcome).await?;
+        }
+    }
+    Ok(sample(latencies, took, processor))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn rounds_go_on_until_there_are_enough_calls_and_undo_each_of_them() {
+        let undone = AtomicUsize::new(0);
+        let call = |worker: usize| async move {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            Ok(worker)
+        };
+        let sample = in_rounds(60, call, async |worker| {
+            assert!(worker < 60);
+            undone.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        });
+        let sample = sample.await.expect("no call fails");
+        // Two rounds of 60 are enough for both, and one for neither.
+        assert_eq!(undone.into_inner(), 120);
+        assert!(sample.p50 >= 150_000.0 && sample.p99.is_some(), "{sample:?}");
+        // The calls of a round overlap: its time is not the sum of theirs.
+        assert!((10.0..=400.0).contains(&sample.throughput), "{sample:?}");
+    }
+}
