@@ -11,7 +11,7 @@ use pmcptask_tests::{Server, ServerOptions};
 use serde_json::json;
 
 use crate::Result;
-use crate::contest::{self, BARE, LUA, OURS, Servers, TRIO, contestants};
+use crate::contest::{self, BARE, Contestant, LUA, OURS, Servers, TRIO, contestants};
 use crate::figures::{Spread, short, write};
 use crate::lists::lists_and_creates;
 use crate::load::{CALLS_FOR_P99, Operation, Sample, run, sample};
@@ -45,11 +45,11 @@ fn in_flight(record_bytes: usize, aof: bool) -> impl Iterator<Item = usize> {
     IN_FLIGHT.into_iter().filter(move |in_flight| !aof || in_flight * record_bytes <= MOST_BYTES_LOGGED)
 }
 
-/// Calls of one run: with many in flight for half a second or longer, and fewer where each moves more bytes, but as many
-/// as a 99th percentile takes.
+/// Calls of one run: for some tenths of a second or longer, and fewer where each moves more bytes, but as many as a 99th
+/// percentile takes.
 fn calls(record_bytes: usize, in_flight: usize) -> usize {
     const MOST_BYTES: usize = 50_000_000;
-    let most = if in_flight == 1 { 1_000 } else { 100_000 };
+    let most = if in_flight == 1 { 3_000 } else { 100_000 };
     most.min(MOST_BYTES / record_bytes).max(in_flight).max(CALLS_FOR_P99)
 }
 
@@ -88,20 +88,48 @@ impl Figures {
     }
 }
 
-/// Measures everything and writes table, raw figures and plots to a folder.
-pub(crate) async fn measure(folder: &Path) -> Result<()> {
-    let extent = if std::env::var_os("BENCH_QUICK").is_some() { QUICK } else { WHOLE };
-    let mut figures = Figures::default();
-    let mut described = json!({});
-    for aof in [false, true] {
+/// What is measured with and without AOF.
+struct Ground {
+    aof: bool,
+    servers: Servers,
+    contestants: Vec<Contestant>,
+}
+
+impl Ground {
+    async fn prepare(aof: bool) -> Result<Self> {
         // The log is rewritten between runs and never during one, where it would be anybody's bad luck.
         let options = ServerOptions::default()
             .set("appendonly", if aof { "yes" } else { "no" })
             .set("auto-aof-rewrite-percentage", "0");
         let servers = Servers::start(&options)?;
-        described = machine::described(servers.of(OURS));
-        compare(&servers, aof, &extent, &mut figures).await?;
+        let contestants = contestants(&servers).await?;
+        Ok(Self { aof, servers, contestants })
     }
+
+    /// How often the progress bar moves on in one comparison.
+    fn steps(&self, extent: &Extent) -> usize {
+        let cells: usize = extent.record_bytes.iter().map(|bytes| in_flight(*bytes, self.aof).count()).sum();
+        Operation::ALL.len() * cells * self.contestants.len() + 2 * 2 * lists().count() + 4
+    }
+}
+
+/// Measures everything and writes table, raw figures and plots to a folder.
+pub(crate) async fn measure(folder: &Path) -> Result<()> {
+    let extent = if std::env::var_os("BENCH_QUICK").is_some() { QUICK } else { WHOLE };
+    let mut figures = Figures::default();
+    let grounds = [Ground::prepare(false).await?, Ground::prepare(true).await?];
+    let described = machine::described(grounds[0].servers.of(OURS));
+    let steps = extent.repeats * grounds.iter().map(|ground| ground.steps(&extent)).sum::<usize>();
+    let progress = ProgressBar::new(u64::try_from(steps)?);
+    progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {eta} {msg}")?);
+    for repeat in 0..extent.repeats {
+        // By turns, so that the machine's moods do not look like the AOF's doing.
+        for ground in &grounds {
+            progress.set_message(if ground.aof { "with AOF" } else { "without AOF" });
+            compare(ground, repeat, &extent, &progress, &mut figures).await?;
+        }
+    }
+    progress.finish_and_clear();
     let table = table(&figures, &described, extent.repeats);
     println!("{table}");
     write(folder, "throughput.md", &table)?;
@@ -109,56 +137,52 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     draw(folder, &figures)
 }
 
-async fn compare(servers: &Servers, aof: bool, extent: &Extent, figures: &mut Figures) -> Result<()> {
-    let contestants = contestants(servers).await?;
-    let cells = extent.record_bytes.iter().map(|bytes| in_flight(*bytes, aof).count()).sum::<usize>();
-    let cells = Operation::ALL.len() * cells;
-    let steps = extent.repeats * (cells * contestants.len() + 2 * 2 * lists().count() + 4);
-    let progress = ProgressBar::new(u64::try_from(steps)?);
-    progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {eta} {msg}")?);
-    progress.set_message(if aof { "with AOF" } else { "without AOF" });
-    for repeat in 0..extent.repeats {
-        for &record_bytes in extent.record_bytes {
-            let data = record("owner", record_bytes);
-            for operation in Operation::ALL {
-                for in_flight in in_flight(record_bytes, aof) {
-                    let what = operation.name().to_owned();
-                    let cell = Cell { aof, what, record_bytes, in_flight };
-                    // Another one begins each time.
-                    for turn in 0..contestants.len() {
-                        let contestant = &contestants[(repeat + turn) % contestants.len()];
-                        servers.empty()?;
-                        let calls = calls(record_bytes, in_flight);
-                        let sample = run(contestant, operation, calls, in_flight, &data).await?;
-                        figures.add(cell.clone(), contestant.name, sample);
-                        progress.inc(1);
-                    }
+async fn compare(
+    Ground { aof, servers, contestants }: &Ground,
+    repeat: usize,
+    extent: &Extent,
+    progress: &ProgressBar,
+    figures: &mut Figures,
+) -> Result<()> {
+    let aof = *aof;
+    for &record_bytes in extent.record_bytes {
+        let data = record("owner", record_bytes);
+        for operation in Operation::ALL {
+            for in_flight in in_flight(record_bytes, aof) {
+                let what = operation.name().to_owned();
+                let cell = Cell { aof, what, record_bytes, in_flight };
+                // Another one begins each time.
+                for turn in 0..contestants.len() {
+                    let contestant = &contestants[(repeat + turn) % contestants.len()];
+                    servers.empty()?;
+                    let calls = calls(record_bytes, in_flight);
+                    let sample = run(contestant, operation, calls, in_flight, &data).await?;
+                    figures.add(cell.clone(), contestant.name, sample);
+                    progress.inc(1);
                 }
             }
         }
-        for (tasks, in_flight) in lists() {
-            let cell =
-                |what: &str| Cell { aof, what: format!("{what} {tasks}"), record_bytes: 500, in_flight };
-            for name in ours_and_lua(repeat) {
-                servers.empty()?;
-                let server = servers.of(name);
-                let [list, create] = if name == OURS {
-                    lists_and_creates(async || contest::ours(server).await, tasks, in_flight).await?
-                } else {
-                    lists_and_creates(async || contest::lua(server).await, tasks, in_flight).await?
-                };
-                figures.add(cell(LIST), name, list);
-                figures.add(cell(CREATE), name, create);
-                progress.inc(2);
-            }
-        }
+    }
+    for (tasks, in_flight) in lists() {
+        let cell = |what: &str| Cell { aof, what: format!("{what} {tasks}"), record_bytes: 500, in_flight };
         for name in ours_and_lua(repeat) {
             servers.empty()?;
-            pipelined(servers.of(name), aof, name, figures).await?;
+            let server = servers.of(name);
+            let [list, create] = if name == OURS {
+                lists_and_creates(async || contest::ours(server).await, tasks, in_flight).await?
+            } else {
+                lists_and_creates(async || contest::lua(server).await, tasks, in_flight).await?
+            };
+            figures.add(cell(LIST), name, list);
+            figures.add(cell(CREATE), name, create);
             progress.inc(2);
         }
     }
-    progress.finish_and_clear();
+    for name in ours_and_lua(repeat) {
+        servers.empty()?;
+        pipelined(servers.of(name), aof, name, figures).await?;
+        progress.inc(2);
+    }
     Ok(())
 }
 
@@ -332,7 +356,7 @@ mod tests {
 
     #[test]
     fn large_records_are_sent_less_often() {
-        assert_eq!(calls(500, 1), 1_000);
+        assert_eq!(calls(500, 1), 3_000);
         assert_eq!(calls(500, 256), 100_000);
         assert_eq!(calls(100_000, 1), 500);
         assert_eq!(calls(1_000_000, 1), 100);
