@@ -67,8 +67,9 @@ pub enum Error {
         /// How the connection was lost.
         source: RedisError,
     },
-    /// No connection came back in time. Nothing was sent.
-    #[error("not connected to the Redis server for {} ms: nothing was sent", waited.as_millis())]
+    /// No connection came back in time, or a write that waits for replicas was kept back too long behind others that do.
+    /// Nothing was sent.
+    #[error("no connection to the Redis server was to be had for {} ms: nothing was sent", waited.as_millis())]
     NotConnected {
         /// How long the call has waited.
         waited: Duration,

@@ -92,13 +92,13 @@ fn occupied_slots(server: &Server) -> Vec<String> {
     keys.iter().map(|key| server.slot_of(key)).collect()
 }
 
-/// Moves up to `most` keys of a slot; false if there was none.
+/// Moves up to `most` keys of a slot; false if there was none. Any of them may go before it is moved.
 fn migrate(from: &Server, to: &Server, slot: &str, most: usize) -> bool {
     let mut keys = redis::cmd("CLUSTER");
     keys.arg("GETKEYSINSLOT").arg(slot).arg(most);
     let keys: Vec<String> = keys.query(&mut from.connection()).unwrap();
     if !keys.is_empty() {
-        from.migrate(&keys.iter().map(String::as_str).collect::<Vec<_>>(), to);
+        let _ = from.migrate_what_is_left(&keys.iter().map(String::as_str).collect::<Vec<_>>(), to);
     }
     !keys.is_empty()
 }

@@ -53,8 +53,9 @@ pub(crate) const CALLS_FOR_P99: usize = 100;
 /// Reads that each worker makes before time is taken.
 const WARM_UP: usize = 20;
 
-/// Runs futures at once: each as a task, but one alone in place. Of a task, chance decides whether it shares a thread with
-/// that of the connection, and so whether another thread has to be woken for each reply, which takes longer than all else.
+/// Runs futures at once: each as a task, but one alone in place, where another thread has to be woken for each reply, for
+/// every contestant. Of a task, chance decides whether it shares a thread with that of the connection, which spares the
+/// wake-up, and a wake-up takes longer than all else.
 pub(crate) async fn at_once<T, F>(futures: impl ExactSizeIterator<Item = F>) -> Result<Vec<T>>
 where
     T: Send + 'static,
@@ -125,9 +126,9 @@ pub(crate) async fn run(
         }
         Ok(latencies)
     }));
-    let latencies = latencies.await?.concat();
+    let latencies = latencies.await?;
     let (took, processor) = (started.elapsed(), processor_time().saturating_sub(processor_before));
-    Ok(sample(latencies, took, processor))
+    Ok(sample(latencies.concat(), took, processor))
 }
 
 #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]

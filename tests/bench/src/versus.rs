@@ -45,8 +45,8 @@ fn in_flight(record_bytes: usize, aof: bool) -> impl Iterator<Item = usize> {
     IN_FLIGHT.into_iter().filter(move |in_flight| !aof || in_flight * record_bytes <= MOST_BYTES_LOGGED)
 }
 
-/// Calls of one run: for some tenths of a second or longer, and fewer where each moves more bytes, but as many as a 99th
-/// percentile takes.
+/// Calls of one run: for some tenths of a second or longer, but fewer of long records, which move more bytes; as many as a
+/// 99th percentile takes in any case.
 fn calls(record_bytes: usize, in_flight: usize) -> usize {
     const MOST_BYTES: usize = 50_000_000;
     let most = if in_flight == 1 { 3_000 } else { 100_000 };
@@ -88,7 +88,7 @@ impl Figures {
     }
 }
 
-/// What is measured with and without AOF.
+/// Servers with or without AOF, and the contestants that are connected to them.
 struct Ground {
     aof: bool,
     servers: Servers,
@@ -117,17 +117,18 @@ impl Ground {
 pub(crate) async fn measure(folder: &Path) -> Result<()> {
     let extent = if std::env::var_os("BENCH_QUICK").is_some() { QUICK } else { WHOLE };
     let mut figures = Figures::default();
-    let grounds = [Ground::prepare(false).await?, Ground::prepare(true).await?];
+    let mut grounds = [Ground::prepare(false).await?, Ground::prepare(true).await?];
     let described = machine::described(grounds[0].servers.of(OURS));
     let steps = extent.repeats * grounds.iter().map(|ground| ground.steps(&extent)).sum::<usize>();
     let progress = ProgressBar::new(u64::try_from(steps)?);
     progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {eta} {msg}")?);
     for repeat in 0..extent.repeats {
-        // By turns, so that the machine's moods do not look like the AOF's doing.
+        // By turns, another one first each time, so that the machine's moods do not look like the AOF's doing.
         for ground in &grounds {
             progress.set_message(if ground.aof { "with AOF" } else { "without AOF" });
             compare(ground, repeat, &extent, &progress, &mut figures).await?;
         }
+        grounds.reverse();
     }
     progress.finish_and_clear();
     let table = table(&figures, &described, extent.repeats);
@@ -331,7 +332,7 @@ fn draw(folder: &Path, figures: &Figures) -> Result<()> {
     bars(
         folder,
         "lists.svg",
-        "Speed by that of the Lua backend: lists of n tasks, tasks created beside n",
+        "Speed by that of the Lua backend, one call at a time: lists of n tasks, tasks created beside n",
         "x",
         &ratio_bars(lists.map(|cell| (cell, labelled(cell))).collect()),
     )
