@@ -124,7 +124,7 @@ impl Cluster {
         let slot = slot_of(request.routed_by);
         let may_go_to_replica = self.shared.settings.reads_from_replicas && request.kind == CallKind::Read;
         match may_go_to_replica.then(|| self.connected_replica(slot)).flatten() {
-            Some(replica) => replica_read::read(&replica, request, self.call_primary(slot, request)).await,
+            Some(replica) => replica_read::read(&replica, request, || self.call_primary(slot, request)).await,
             None => self.call_primary(slot, request).await,
         }
     }

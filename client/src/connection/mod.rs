@@ -152,7 +152,7 @@ impl Watched {
     async fn call(&self, request: &Request<'_>) -> Attempt {
         match &self.replica {
             Some(replica) if request.kind == CallKind::Read => {
-                replica_read::read(replica, request, self.primary.call(request)).await
+                replica_read::read(replica, request, || self.primary.call(request)).await
             }
             _ => self.primary.call(request).await,
         }

@@ -13,20 +13,20 @@ use super::request::{Attempt, Request};
 ///
 /// One that takes longer than a call waits for a connection has the primary asked as well. Where that is faster, the
 /// replica may be hanging: its connection is replaced, and it is left alone for a while.
-pub(super) async fn read(
+pub(super) async fn read<P: Future<Output = Attempt>>(
     replica: &Kept,
     request: &Request<'_>,
-    primary: impl Future<Output = Attempt>,
+    primary: impl FnOnce() -> P,
 ) -> Attempt {
     let current = replica.current().filter(|_| !replica.is_left_alone());
-    let Some(current) = current else { return primary.await };
+    let Some(current) = current else { return primary().await };
     let mut asked = pin!(replica.attempt(request, false, Duration::ZERO));
     match timeout(replica.settings().timeouts.connect, &mut asked).await {
         Ok(attempt) if attempt.is_worth_something() => return attempt,
-        Ok(_) => return primary.await,
+        Ok(_) => return primary().await,
         Err(_) => {}
     }
-    let mut primary = pin!(primary);
+    let mut primary = pin!(primary());
     tokio::select! {
         attempt = &mut asked => if attempt.is_worth_something() { attempt } else { primary.await },
         attempt = &mut primary => {
