@@ -61,6 +61,16 @@ fn entry_of_a_deleted_task_goes_in_a_cluster_too() {
     assert!(holds_within(PROMISED, || entries(&mut wire) == ["other"]));
 }
 
+/// Of the harness: tasks end while their slot moves.
+#[test]
+fn key_that_has_gone_is_none_to_migrate() {
+    let pair = Pair::start();
+    put(&mut pair.first.wire(), TASK);
+    pair.start_moving();
+    assert!(pair.first.migrate_what_is_left(&[TASK], &pair.second));
+    assert!(!pair.first.migrate_what_is_left(&[TASK], &pair.second));
+}
+
 #[test]
 fn nothing_is_dropped_while_a_slot_moves_and_index_and_tasks_arrive_whole() {
     let pair = Pair::start();

@@ -252,6 +252,7 @@ async fn write_that_is_kept_back_too_long_is_not_sent() {
         let backend = backend.clone();
         async move { backend.put("owner:t", b"data").await }
     });
+    // By then it has been sent, and the next one is kept back behind it.
     tokio::time::sleep(RESPONSE / 5).await;
     let error = backend.put("owner:t", b"data").await.unwrap_err();
     assert!(matches!(reason(&error), Error::NotConnected { .. }), "{error}");
