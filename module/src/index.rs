@@ -15,6 +15,9 @@ use crate::refusal::{Code, Refusal};
 use crate::server::{Context, Key, OwnedString, StringRef, Walk};
 use crate::{reclaim, statistics};
 
+/// Room is made for so many entries at once: what follows a position can be far fewer than an index holds.
+const AT_ONCE: usize = 1024;
+
 /// A task of a list.
 pub(crate) struct Listed<'c> {
     pub(crate) task_id: OwnedString<'c>,
@@ -108,6 +111,7 @@ pub(crate) fn list<'c>(
         let entries = entries_after(index, after.as_ref(), options.newest_first, missing);
         let is_last = entries.len() < missing;
         after = entries.last().map(Entry::position);
+        listed.reserve(entries.len().min(AT_ONCE));
         for entry in entries {
             let (created_ms, task_id) = (entry.created_ms(), entry.task_id);
             let Some(name) = keys.of_task(task_id.bytes()) else { continue };
@@ -150,7 +154,7 @@ pub(crate) fn entries_after<'c>(
 ) -> Vec<Entry<'c>> {
     let part =
         after.map_or(Walk { highest_first: newest_first, ..Walk::ALL }, |after| after.part(newest_first));
-    let mut entries = Vec::new();
+    let mut entries = Vec::with_capacity(limit.min(index.len()).min(AT_ONCE));
     index.walk(part, |task_id, score| {
         let entry = Entry { score, task_id };
         if after.is_none_or(|after| after.is_before(&entry, newest_first)) {

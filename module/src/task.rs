@@ -9,7 +9,7 @@ use crate::arguments::{Expiry, WriteOptions};
 use crate::effects::{self, DATA, EXPIRES_AT, FIRST_VERSION, Moment, VERSION};
 use crate::index;
 use crate::reclaim;
-use crate::record::{ExpiresAt, version_of};
+use crate::record::{ExpiresAt, version_of, why_no_record};
 use crate::refusal::Refusal;
 use crate::server::{Context, Key, Kind, OwnedString, StringRef};
 use crate::settings::MAX_RECORD_BYTES;
@@ -92,11 +92,12 @@ impl<'c> OpenTask<'c> {
         if expires_at.is_past(self.now_ms) {
             return Ok(Stored::Lapsed);
         }
-        let version = version_of(version.as_ref(), self.task_name)?;
-        if !self.hash.hash_has(DATA.get(self.context)) {
-            return Err(Refusal::Corrupt { key: self.task_name.bytes().to_vec(), what: "no data" });
+        match version_of(version.as_ref()) {
+            Some(version) if self.hash.hash_has(DATA.get(self.context)) => {
+                Ok(Stored::Live { version, expires_at })
+            }
+            version => Err(why_no_record(&self.hash, self.task_name, version)),
         }
-        Ok(Stored::Live { version, expires_at })
     }
 
     /// Writes a record as the next version of what is stored, 1 for a new task, tells `event` of it, and

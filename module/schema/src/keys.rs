@@ -5,9 +5,9 @@
 //! colons, braces and spaces included.
 
 /// The part of a task key between prefix and owner.
-const TASKS: &[u8] = b":tasks:";
+const TASKS: &[u8; 7] = b":tasks:";
 /// The part of an index key between prefix and owner.
-const INDEX: &[u8] = b":idx:";
+const INDEX: &[u8; 5] = b":idx:";
 
 /// Why a key, or two keys together, do not fit the schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -136,7 +136,7 @@ impl OwnersTaskKeys {
     /// The key of a task; None where `task_id` cannot be a task id: with a colon in it, the key would be another
     /// owner's.
     pub fn of_task(&mut self, task_id: &[u8]) -> Option<&[u8]> {
-        if task_id.is_empty() || task_id.contains(&b':') { None } else { Some(self.of_member(task_id)) }
+        if task_id.is_empty() || has_colon(task_id) { None } else { Some(self.of_member(task_id)) }
     }
 
     /// The key that a member of the index names; see [`TaskKey::old_entry`] for members with colons.
@@ -147,14 +147,23 @@ impl OwnersTaskKeys {
     }
 }
 
-fn split_at_first<'a>(key: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
-    let at = key.windows(separator.len()).position(|window| window == separator)?;
-    let (before, rest) = key.split_at_checked(at)?;
-    Some((before, rest.get(separator.len()..)?))
+#[expect(clippy::needless_bitwise_bool, reason = "to stop at the first one would take the bytes one by one")]
+fn has_colon(text: &[u8]) -> bool {
+    text.iter().fold(false, |found, byte| found | (*byte == b':'))
 }
 
+fn split_at_first<'a, const N: usize>(key: &'a [u8], separator: &[u8; N]) -> Option<(&'a [u8], &'a [u8])> {
+    let at = key.windows(N).position(|window| window.first_chunk() == Some(separator))?;
+    let (before, rest) = key.split_at_checked(at)?;
+    Some((before, rest.get(N..)?))
+}
+
+/// From the end, many bytes at once, because a task id is long.
 fn split_at_last_colon(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let at = text.iter().rposition(|byte| *byte == b':')?;
+    let (_, chunks) = text.as_rchunks::<16>();
+    let without = chunks.iter().rev().take_while(|chunk| !has_colon(*chunk)).count();
+    let end = text.len().checked_sub(without.checked_mul(16)?)?;
+    let at = text.get(..end)?.iter().rposition(|byte| *byte == b':')?;
     let (before, rest) = text.split_at_checked(at)?;
     Some((before, rest.get(1..)?))
 }
@@ -306,7 +315,7 @@ impl Default for Keyspace {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
     use proptest::prelude::*;
 
     use super::*;
@@ -353,6 +362,12 @@ mod tests {
         let mut keys = IndexKey { prefix: b"p", owner: b"a" }.task_keys();
         assert_eq!(keys.of_task(b"b:t"), None);
         assert_eq!(keys.of_task(b""), None);
+        for place in 0..40 {
+            let mut member = [b't'; 40];
+            assert!(keys.of_task(&member[place..]).is_some());
+            member[place] = b':';
+            assert_eq!(keys.of_task(&member), None, "{place}");
+        }
         assert_eq!(keys.of_task(b"t1"), Some(&b"p:tasks:a:t1"[..]));
         assert_eq!(keys.of_task(b"u"), Some(&b"p:tasks:a:u"[..]));
     }
@@ -423,7 +438,7 @@ mod tests {
     proptest! {
         #[test]
         fn keys_are_taken_apart_as_they_were_made(
-            prefix in "[a-z:{}]{0,9}", owner in "(:tasks:|:idx:|[a-z:{} é|]){0,6}", task_id in "[^:]{1,9}",
+            prefix in "[a-z:{}]{0,9}", owner in "(:tasks:|:idx:|[a-z:{} é|]){0,6}", task_id in "[^:]{1,40}",
         ) {
             let Ok(keyspace) = Keyspace::new(prefix.clone()) else { return Ok(()) };
             let (task, index) = (keyspace.task_key(&owner, &task_id), keyspace.index_key(&owner));

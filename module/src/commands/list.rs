@@ -56,7 +56,7 @@ impl TaskCommand for List {
         statistics::LISTS.increment();
         statistics::RECORDS_LISTED.add(listed.len());
         context.reply_array(listed.len());
-        for task in &listed {
+        for task in listed {
             context.reply_array(4);
             context.reply_string(task.task_id.as_ref());
             context.reply_integer(task.record.version);

@@ -246,7 +246,8 @@ impl<'c> Key<'c> {
             if start(key, lowest, highest, 0, 0) != OK {
                 return;
             }
-            while (api.zset_range_end_reached)(key) == 0 {
+            let mut has_more = (api.zset_range_end_reached)(key) == 0;
+            while has_more {
                 let mut score = 0.0;
                 let Some(member) = NonNull::new((api.zset_range_current_element)(key, &raw mut score)) else {
                     break;
@@ -254,7 +255,7 @@ impl<'c> Key<'c> {
                 if visit(OwnedString::new(api, member), score).is_break() {
                     break;
                 }
-                step(key);
+                has_more = step(key) != 0;
             }
             (api.zset_range_stop)(key);
         }

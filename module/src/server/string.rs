@@ -96,14 +96,17 @@ impl Literal {
     }
 
     pub(crate) fn get<'c>(&self, context: &'c Context) -> StringRef<'c> {
-        let raw = self.raw.get().unwrap_or_else(|| {
-            let raw = context.create_raw_string(self.text.as_bytes());
-            self.raw.set(Some(raw));
-            raw
-        });
+        let raw = self.raw.get().unwrap_or_else(|| self.make(context));
         // SAFETY: the string is alive until `forget`: nobody can call it while this context is borrowed, and the
         // server unloads no module while another call of it is going on.
         unsafe { StringRef::new(context.api, raw) }
+    }
+
+    #[cold]
+    fn make(&self, context: &Context) -> NonNull<raw::RedisModuleString> {
+        let raw = context.create_raw_string(self.text.as_bytes());
+        self.raw.set(Some(raw));
+        raw
     }
 
     /// Frees the string, before the module is unloaded.
