@@ -36,9 +36,29 @@ const LIST_LENGTHS: [usize; 3] = [10, 100, 1_000];
 const LIST: &str = "list of";
 const CREATE: &str = "create beside";
 
-/// Tasks of an owner, and how many are listed, or create one more, at once.
-fn lists() -> impl Iterator<Item = (usize, usize)> {
-    LIST_LENGTHS.into_iter().flat_map(|tasks| IN_FLIGHT.into_iter().map(move |in_flight| (tasks, in_flight)))
+/// How a list is made, or a task created.
+struct Lists {
+    /// Of the owner.
+    tasks: usize,
+    /// At once.
+    in_flight: usize,
+    threads: Threads,
+}
+
+/// Threads of the client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Threads {
+    /// The call waits on another one than its connection, so that each reply has to wake it.
+    Several,
+    /// Call and connection share one.
+    One,
+}
+
+fn lists() -> impl Iterator<Item = Lists> {
+    LIST_LENGTHS.into_iter().flat_map(|tasks| {
+        let several = IN_FLIGHT.map(|in_flight| Lists { tasks, in_flight, threads: Threads::Several });
+        several.into_iter().chain([Lists { tasks, in_flight: 1, threads: Threads::One }])
+    })
 }
 
 fn in_flight(record_bytes: usize, aof: bool) -> impl Iterator<Item = usize> {
@@ -164,15 +184,23 @@ async fn compare(
             }
         }
     }
-    for (tasks, in_flight) in lists() {
-        let cell = |what: &str| Cell { aof, what: format!("{what} {tasks}"), record_bytes: 500, in_flight };
+    for Lists { tasks, in_flight, threads } in lists() {
+        let where_it_waits = if threads == Threads::One { ", one thread" } else { "" };
+        let what = |what: &str| format!("{what} {tasks}{where_it_waits}");
+        let cell = |name: &str| Cell { aof, what: what(name), record_bytes: 500, in_flight };
         for name in ours_and_lua(repeat) {
             servers.empty()?;
             let server = servers.of(name);
-            let [list, create] = if name == OURS {
-                lists_and_creates(async || contest::ours(server).await, tasks, in_flight).await?
-            } else {
-                lists_and_creates(async || contest::lua(server).await, tasks, in_flight).await?
+            let measured = async || {
+                if name == OURS {
+                    lists_and_creates(async || contest::ours(server).await, tasks, in_flight).await
+                } else {
+                    lists_and_creates(async || contest::lua(server).await, tasks, in_flight).await
+                }
+            };
+            let [list, create] = match threads {
+                Threads::Several => measured().await?,
+                Threads::One => on_one_thread(measured)?,
             };
             figures.add(cell(LIST), name, list);
             figures.add(cell(CREATE), name, create);
@@ -185,6 +213,12 @@ async fn compare(
         progress.inc(2);
     }
     Ok(())
+}
+
+/// Runs `work`, and whatever it starts, on a thread of its own.
+fn on_one_thread<T: Send>(work: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
+    let run = || tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work());
+    std::thread::scope(|scope| scope.spawn(run).join()).map_err(|_| "the work panicked")?
 }
 
 /// Both, the one that begins another one each time.
@@ -341,6 +375,15 @@ fn draw(folder: &Path, figures: &Figures) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_started_on_one_thread_stays_there() {
+        let thread = || std::thread::current().id();
+        let threads = on_one_thread(async || Ok([thread(), tokio::spawn(async move { thread() }).await?]));
+        let [there, started_there] = threads.expect("nothing fails");
+        assert_eq!(there, started_there);
+        assert_ne!(there, thread());
+    }
 
     #[test]
     fn ratio_is_taken_repeat_by_repeat() {
