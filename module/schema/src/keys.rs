@@ -135,6 +135,7 @@ pub struct OwnersTaskKeys {
 impl OwnersTaskKeys {
     /// The key of a task; None where `task_id` cannot be a task id: with a colon in it, the key would be another
     /// owner's.
+    #[inline]
     pub fn of_task(&mut self, task_id: &[u8]) -> Option<&[u8]> {
         if task_id.is_empty() || has_colon(task_id) { None } else { Some(self.of_member(task_id)) }
     }
@@ -147,9 +148,15 @@ impl OwnersTaskKeys {
     }
 }
 
-#[expect(clippy::needless_bitwise_bool, reason = "to stop at the first one would take the bytes one by one")]
+/// Sixteen bytes at once, the last of them together with some before: every task of a list is asked.
 fn has_colon(text: &[u8]) -> bool {
-    text.iter().fold(false, |found, byte| found | (*byte == b':'))
+    let Some(last) = text.last_chunk() else { return text.contains(&b':') };
+    text.as_chunks().0.iter().any(is_colon_among) || is_colon_among(last)
+}
+
+#[expect(clippy::needless_bitwise_bool, reason = "to stop at the first one would take the bytes one by one")]
+fn is_colon_among(bytes: &[u8; 16]) -> bool {
+    bytes.iter().fold(false, |found, byte| found | (*byte == b':'))
 }
 
 fn split_at_first<'a, const N: usize>(key: &'a [u8], separator: &[u8; N]) -> Option<(&'a [u8], &'a [u8])> {
@@ -160,8 +167,8 @@ fn split_at_first<'a, const N: usize>(key: &'a [u8], separator: &[u8; N]) -> Opt
 
 /// From the end, many bytes at once, because a task id is long.
 fn split_at_last_colon(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (_, chunks) = text.as_rchunks::<16>();
-    let without = chunks.iter().rev().take_while(|chunk| !has_colon(*chunk)).count();
+    let (_, chunks) = text.as_rchunks();
+    let without = chunks.iter().rev().take_while(|chunk| !is_colon_among(chunk)).count();
     let end = text.len().checked_sub(without.checked_mul(16)?)?;
     let at = text.get(..end)?.iter().rposition(|byte| *byte == b':')?;
     let (before, rest) = text.split_at_checked(at)?;
