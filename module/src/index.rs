@@ -111,7 +111,7 @@ pub(crate) fn list<'c>(
         let entries = entries_after(index, after.as_ref(), options.newest_first, missing);
         let is_last = entries.len() < missing;
         after = entries.last().map(Entry::position);
-        listed.reserve(entries.len().min(AT_ONCE));
+        listed.reserve(entries.len());
         for entry in entries {
             let (created_ms, task_id) = (entry.created_ms(), entry.task_id);
             let Some(name) = keys.of_task(task_id.bytes()) else { continue };
