@@ -15,8 +15,8 @@ use crate::refusal::{Code, Refusal};
 use crate::server::{Context, Key, OwnedString, StringRef, Walk};
 use crate::{reclaim, statistics};
 
-/// Room is made for so many entries at once: what follows a position can be far fewer than an index holds.
-const AT_ONCE: usize = 1024;
+/// Room is made beforehand for no more entries than these: what follows a position can be far fewer than an index holds.
+const MOST_ROOM: usize = 1024;
 
 /// A task of a list.
 pub(crate) struct Listed<'c> {
@@ -154,7 +154,7 @@ pub(crate) fn entries_after<'c>(
 ) -> Vec<Entry<'c>> {
     let part =
         after.map_or(Walk { highest_first: newest_first, ..Walk::ALL }, |after| after.part(newest_first));
-    let mut entries = Vec::with_capacity(limit.min(index.len()).min(AT_ONCE));
+    let mut entries = Vec::with_capacity(limit.min(index.len()).min(MOST_ROOM));
     index.walk(part, |task_id, score| {
         let entry = Entry { score, task_id };
         if after.is_none_or(|after| after.is_before(&entry, newest_first)) {

@@ -39,8 +39,8 @@ pub(crate) fn read<'c>(
 /// Why a key holds no record, where its version or its data are missing. A key of another type has no fields either;
 /// to ask each for its type first would cost every reader.
 #[cold]
-pub(crate) fn why_no_record(hash: &Key<'_>, name: StringRef<'_>, version: Option<i64>) -> Refusal {
-    if hash.kind() != Kind::Hash {
+pub(crate) fn why_no_record(key: &Key<'_>, name: StringRef<'_>, version: Option<i64>) -> Refusal {
+    if key.kind() != Kind::Hash {
         return Refusal::WrongType;
     }
     let what = if version.is_none() { "a version that is no positive integer, or none" } else { "no data" };

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use pmcptask_tests::{Server, Wire, holds_within, now_ms};
+use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms};
 
 const TASK: &str = "pmcp:tasks:o:t";
 const INDEX: &str = "pmcp:idx:o";
@@ -25,6 +25,15 @@ impl Session {
     fn start() -> Self {
         let server = Server::start();
         Self { wire: server.wire(), server }
+    }
+
+    /// On two servers, because a short index is stored otherwise than a long one: as a listpack, and as a skiplist.
+    fn of_each_encoding() -> [Self; 2] {
+        ["128", "0"].map(|longest| {
+            let server =
+                Server::start_with(&ServerOptions::default().set("zset-max-listpack-entries", longest));
+            Self { wire: server.wire(), server }
+        })
     }
 
     /// Sends a command; words end at spaces, and `T` and `I` alone stand for the two keys.
@@ -222,104 +231,110 @@ fn as_received(bytes: &[u8]) -> String {
 
 #[test]
 fn list_is_in_order_of_creation_and_ties_are_in_order_of_the_id() {
-    let mut session = Session::start();
-    for (task_id, created_ms) in [("b", 2), ("z", 1), ("c", 2), ("a", 2), ("B", 2), ("y", 3)] {
-        session.store(task_id, created_ms);
+    for mut session in Session::of_each_encoding() {
+        for (task_id, created_ms) in [("b", 2), ("z", 1), ("c", 2), ("a", 2), ("B", 2), ("y", 3)] {
+            session.store(task_id, created_ms);
+        }
+        assert_eq!(session.ids("PMCPTASK.LIST I"), ["z", "B", "a", "b", "c", "y"]);
+        assert_eq!(session.ids("PMCPTASK.LIST I REV"), ["y", "c", "b", "a", "B", "z"]);
+        // Order by number, not by text.
+        session.store("ten", 10);
+        assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 a"), ["y", "ten"]);
     }
-    assert_eq!(session.ids("PMCPTASK.LIST I"), ["z", "B", "a", "b", "c", "y"]);
-    assert_eq!(session.ids("PMCPTASK.LIST I REV"), ["y", "c", "b", "a", "B", "z"]);
-    // Order by number, not by text.
-    session.store("ten", 10);
-    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 a"), ["y", "ten"]);
 }
 
 #[test]
 fn after_is_what_follows_a_position_in_the_order_asked_for() {
-    let mut session = Session::start();
-    for (task_id, created_ms) in [("a", 1), ("b", 2), ("c", 2), ("d", 2), ("REV", 3)] {
-        session.store(task_id, created_ms);
+    for mut session in Session::of_each_encoding() {
+        for (task_id, created_ms) in [("a", 1), ("b", 2), ("c", 2), ("d", 2), ("REV", 3)] {
+            session.store(task_id, created_ms);
+        }
+        assert_eq!(session.ids("PMCPTASK.LIST I AFTER 2 c"), ["d", "REV"]);
+        assert_eq!(session.ids("PMCPTASK.LIST I REV AFTER 2 c"), ["b", "a"]);
+        assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 REV"), Vec::<String>::new());
+        assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 REV REV"), ["d", "c", "b", "a"]);
+        assert_eq!(session.ids("PMCPTASK.LIST I REV AFTER 1 a"), Vec::<String>::new());
+        // A task id may be empty here: the start of a millisecond.
+        let start: [&str; 5] = ["PMCPTASK.LIST", INDEX, "AFTER", "3", ""];
+        assert_eq!(session.wire.call(&start), array(&[listed("REV", 1, 3, "d")]));
+        assert_eq!(session.ids("PMCPTASK.LIST I AFTER 9007199254740991 x"), Vec::<String>::new());
+        assert_eq!(session.ids("PMCPTASK.LIST I AFTER 9007199254740991 x REV").len(), 5);
     }
-    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 2 c"), ["d", "REV"]);
-    assert_eq!(session.ids("PMCPTASK.LIST I REV AFTER 2 c"), ["b", "a"]);
-    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 REV"), Vec::<String>::new());
-    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 REV REV"), ["d", "c", "b", "a"]);
-    assert_eq!(session.ids("PMCPTASK.LIST I REV AFTER 1 a"), Vec::<String>::new());
-    // A task id may be empty here: the start of a millisecond.
-    let start: [&str; 5] = ["PMCPTASK.LIST", INDEX, "AFTER", "3", ""];
-    assert_eq!(session.wire.call(&start), array(&[listed("REV", 1, 3, "d")]));
-    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 9007199254740991 x"), Vec::<String>::new());
-    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 9007199254740991 x REV").len(), 5);
 }
 
 #[test]
 fn after_means_the_same_once_the_task_there_has_gone() {
-    let mut session = Session::start();
-    for (task_id, created_ms) in [("a", 1), ("b", 2), ("c", 2), ("d", 3)] {
-        session.store(task_id, created_ms);
+    for mut session in Session::of_each_encoding() {
+        for (task_id, created_ms) in [("a", 1), ("b", 2), ("c", 2), ("d", 3)] {
+            session.store(task_id, created_ms);
+        }
+        session.run("PMCPTASK.DEL pmcp:tasks:o:b I");
+        assert_eq!(session.ids("PMCPTASK.LIST I AFTER 2 b"), ["c", "d"]);
+        assert_eq!(session.ids("PMCPTASK.LIST I REV AFTER 2 b"), ["a"]);
+        assert_eq!(session.ids("PMCPTASK.LIST I AFTER 0 zzz"), ["a", "c", "d"]);
     }
-    session.run("PMCPTASK.DEL pmcp:tasks:o:b I");
-    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 2 b"), ["c", "d"]);
-    assert_eq!(session.ids("PMCPTASK.LIST I REV AFTER 2 b"), ["a"]);
-    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 0 zzz"), ["a", "c", "d"]);
 }
 
 #[test]
 fn pages_of_any_size_make_the_whole_list() {
-    let mut session = Session::start();
-    let created = |n: i64| n / 3;
-    for n in 0..20 {
-        session.store(&format!("t{n:02}"), created(n));
-    }
-    for order in ["", " REV"] {
-        let whole = session.ids(&format!("PMCPTASK.LIST I{order}"));
-        assert_eq!(whole.len(), 20);
-        for size in [1, 2, 7, 20, 21] {
-            let (mut pages, mut after) = (Vec::new(), String::new());
-            loop {
-                let page = session.ids(&format!("PMCPTASK.LIST I{order} COUNT {size}{after}"));
-                let Some(last) = page.last() else { break };
-                after = format!(" AFTER {} {last}", created(last[1..].parse().unwrap()));
-                pages.extend(page);
-                assert!(pages.len() <= whole.len(), "{order} pages of {size} do not end: {pages:?}");
+    for mut session in Session::of_each_encoding() {
+        let created = |n: i64| n / 3;
+        for n in 0..20 {
+            session.store(&format!("t{n:02}"), created(n));
+        }
+        for order in ["", " REV"] {
+            let whole = session.ids(&format!("PMCPTASK.LIST I{order}"));
+            assert_eq!(whole.len(), 20);
+            for size in [1, 2, 7, 20, 21] {
+                let (mut pages, mut after) = (Vec::new(), String::new());
+                loop {
+                    let page = session.ids(&format!("PMCPTASK.LIST I{order} COUNT {size}{after}"));
+                    let Some(last) = page.last() else { break };
+                    after = format!(" AFTER {} {last}", created(last[1..].parse().unwrap()));
+                    pages.extend(page);
+                    assert!(pages.len() <= whole.len(), "{order} pages of {size} do not end: {pages:?}");
+                }
+                assert_eq!(pages, whole, "{order} pages of {size}");
             }
-            assert_eq!(pages, whole, "{order} pages of {size}");
         }
     }
 }
 
 #[test]
 fn count_is_of_records_and_not_of_index_entries() {
-    let mut session = Session::start();
-    for n in 0..4 {
-        session.store(&format!("t{n}"), 10 + n);
+    for mut session in Session::of_each_encoding() {
+        for n in 0..4 {
+            session.store(&format!("t{n}"), 10 + n);
+        }
+        // So that it leaves alone what follows.
+        session.server.have_all_keys_looked_at();
+        // Entries without a task: before, between and after.
+        session.run("ZADD I 1 s1 2 s2 11 t0s 12 s12 12.0 s12b 50 s50 51 s51");
+        assert_eq!(session.ids("PMCPTASK.LIST I COUNT 1"), ["t0"]);
+        assert_eq!(session.ids("PMCPTASK.LIST I COUNT 3"), ["t0", "t1", "t2"]);
+        assert_eq!(session.ids("PMCPTASK.LIST I COUNT 4"), ["t0", "t1", "t2", "t3"]);
+        assert_eq!(session.ids("PMCPTASK.LIST I COUNT 9223372036854775807").len(), 4);
+        assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 1"), ["t3"]);
+        assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 3 AFTER 13 t3"), ["t2", "t1", "t0"]);
+        assert_eq!(session.run("PMCPTASK.LIST I COUNT 0"), EMPTY);
+        // It has read, and removed nothing.
+        assert_eq!(session.run("ZCARD I"), int(11));
     }
-    // So that it leaves alone what follows.
-    session.server.have_all_keys_looked_at();
-    // Entries without a task: before, between and after.
-    session.run("ZADD I 1 s1 2 s2 11 t0s 12 s12 12.0 s12b 50 s50 51 s51");
-    assert_eq!(session.ids("PMCPTASK.LIST I COUNT 1"), ["t0"]);
-    assert_eq!(session.ids("PMCPTASK.LIST I COUNT 3"), ["t0", "t1", "t2"]);
-    assert_eq!(session.ids("PMCPTASK.LIST I COUNT 4"), ["t0", "t1", "t2", "t3"]);
-    assert_eq!(session.ids("PMCPTASK.LIST I COUNT 9223372036854775807").len(), 4);
-    assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 1"), ["t3"]);
-    assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 3 AFTER 13 t3"), ["t2", "t1", "t0"]);
-    assert_eq!(session.run("PMCPTASK.LIST I COUNT 0"), EMPTY);
-    // It has read, and removed nothing.
-    assert_eq!(session.run("ZCARD I"), int(11));
 }
 
 #[test]
 fn pages_lose_no_task_where_others_have_written_fractions_as_scores() {
-    let mut session = Session::start();
-    for (score, task_id) in [("5", "z"), ("5.25", "y"), ("5.5", "a"), ("6", "b")] {
-        session.run(&format!("ZADD I {score} {task_id}"));
-        session.run(&format!("HSET pmcp:tasks:o:{task_id} version 1 data d"));
+    for mut session in Session::of_each_encoding() {
+        for (score, task_id) in [("5", "z"), ("5.25", "y"), ("5.5", "a"), ("6", "b")] {
+            session.run(&format!("ZADD I {score} {task_id}"));
+            session.run(&format!("HSET pmcp:tasks:o:{task_id} version 1 data d"));
+        }
+        // The first entries have no task, so that a page has to go on where the walk has come to.
+        session.run("DEL pmcp:tasks:o:z pmcp:tasks:o:b");
+        assert_eq!(session.ids("PMCPTASK.LIST I COUNT 1"), ["y"]);
+        assert_eq!(session.ids("PMCPTASK.LIST I COUNT 2"), ["y", "a"]);
+        assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 1"), ["a"]);
     }
-    // The first entries have no task, so that a page has to go on where the walk has come to.
-    session.run("DEL pmcp:tasks:o:z pmcp:tasks:o:b");
-    assert_eq!(session.ids("PMCPTASK.LIST I COUNT 1"), ["y"]);
-    assert_eq!(session.ids("PMCPTASK.LIST I COUNT 2"), ["y", "a"]);
-    assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 1"), ["a"]);
 }
 
 #[test]

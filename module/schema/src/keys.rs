@@ -148,13 +148,13 @@ impl OwnersTaskKeys {
     }
 }
 
-/// Sixteen bytes at once, the last of them together with some before: every task of a list is asked.
+/// Looks at sixteen bytes at once, and last at the final sixteen, some of them twice: a list asks this of every task.
 fn has_colon(text: &[u8]) -> bool {
     let Some(last) = text.last_chunk() else { return text.contains(&b':') };
     text.as_chunks().0.iter().any(is_colon_among) || is_colon_among(last)
 }
 
-#[expect(clippy::needless_bitwise_bool, reason = "to stop at the first one would take the bytes one by one")]
+#[allow(clippy::needless_bitwise_bool, reason = "to stop at the first one would take the bytes one by one")]
 fn is_colon_among(bytes: &[u8; 16]) -> bool {
     bytes.iter().fold(false, |found, byte| found | (*byte == b':'))
 }
@@ -369,11 +369,14 @@ mod tests {
         let mut keys = IndexKey { prefix: b"p", owner: b"a" }.task_keys();
         assert_eq!(keys.of_task(b"b:t"), None);
         assert_eq!(keys.of_task(b""), None);
-        for place in 0..40 {
-            let mut member = [b't'; 40];
-            assert!(keys.of_task(&member[place..]).is_some());
-            member[place] = b':';
-            assert_eq!(keys.of_task(&member), None, "{place}");
+        for length in 1..=40 {
+            let mut member = vec![b't'; length];
+            assert!(keys.of_task(&member).is_some());
+            for place in 0..length {
+                member[place] = b':';
+                assert_eq!(keys.of_task(&member), None, "{place} of {length}");
+                member[place] = b't';
+            }
         }
         assert_eq!(keys.of_task(b"t1"), Some(&b"p:tasks:a:t1"[..]));
         assert_eq!(keys.of_task(b"u"), Some(&b"p:tasks:a:u"[..]));
@@ -475,6 +478,13 @@ mod tests {
             prop_assert_eq!(IndexKey::parse(index.as_bytes()).unwrap().check_holds(&task_key), Ok(()));
             prop_assert_eq!(owner == other, index == keyspace.index_key(&other));
             prop_assert_eq!(owner_in_hash_tag(str::from_utf8(task_key.owner).unwrap()), Some(owner.as_str()));
+        }
+
+        #[test]
+        fn text_is_split_at_its_last_colon(text in "[a:]{0,50}|a{0,50}") {
+            let split = split_at_last_colon(text.as_bytes());
+            let split = split.map(|(before, rest)| [before, rest].map(|part| str::from_utf8(part).unwrap()));
+            prop_assert_eq!(split, text.rsplit_once(':').map(|(before, rest)| [before, rest]));
         }
 
         #[test]

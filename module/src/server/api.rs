@@ -135,7 +135,6 @@ functions! {
             unsafe extern "C" fn(Key, c_double, c_double, c_int, c_int) -> c_int,
         zset_range_current_element: RedisModule_ZsetRangeCurrentElement =
             unsafe extern "C" fn(Key, *mut c_double) -> Str,
-        zset_range_end_reached: RedisModule_ZsetRangeEndReached = unsafe extern "C" fn(Key) -> c_int,
         zset_range_next: RedisModule_ZsetRangeNext = unsafe extern "C" fn(Key) -> c_int,
         zset_range_prev: RedisModule_ZsetRangePrev = unsafe extern "C" fn(Key) -> c_int,
         zset_range_stop: RedisModule_ZsetRangeStop = unsafe extern "C" fn(Key),

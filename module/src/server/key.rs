@@ -241,21 +241,19 @@ impl<'c> Key<'c> {
             (api.zset_first_in_score_range, api.zset_range_next)
         };
         // SAFETY: the key is open, and nothing changes the sorted set before the walk is stopped. The
-        // server hands out members that the caller owns, null where the key holds no sorted set.
+        // server hands out members that the caller owns, null where the part has none or the key is no sorted set.
         unsafe {
             if start(key, lowest, highest, 0, 0) != OK {
                 return;
             }
-            let mut has_more = (api.zset_range_end_reached)(key) == 0;
-            while has_more {
+            loop {
                 let mut score = 0.0;
                 let Some(member) = NonNull::new((api.zset_range_current_element)(key, &raw mut score)) else {
                     break;
                 };
-                if visit(OwnedString::new(api, member), score).is_break() {
+                if visit(OwnedString::new(api, member), score).is_break() || step(key) == 0 {
                     break;
                 }
-                has_more = step(key) != 0;
             }
             (api.zset_range_stop)(key);
         }

@@ -27,7 +27,7 @@ const COMMANDS: usize = 640;
 /// The least of so many counts is taken, to leave the housekeeping out.
 const REPEATS: usize = 3;
 /// Each server seeds its hash tables by chance, and where the fields of a task share a place in one, every command that
-/// reads them takes longer, by up to two in a hundred. So the middle of several servers is taken.
+/// reads them takes longer. So the middle of several rounds is taken, each of them on two new servers.
 const ROUNDS: usize = 3;
 /// Tasks of the owner: many enough for the server to keep the index as a skiplist.
 const TASKS: usize = 1_000;
@@ -137,8 +137,7 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
         return Err("valgrind is not installed: it counts the instructions".into());
     }
     let mut machine = None;
-    let mut counts: Vec<(&str, Vec<f64>)> = Vec::new();
-    let mut ratios: Vec<(&str, Vec<f64>, &str)> = Vec::new();
+    let mut rounds = Vec::new();
     for round in 1..=ROUNDS {
         eprintln!("servers {round} of {ROUNDS}");
         // The module hears of what others change, and that takes time: they are counted on a server without it.
@@ -147,39 +146,40 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
         let mut rows = count_bare(&mut without)?;
         rows.extend(count_lua(&mut without).await?);
         rows.extend(count_ours(&mut server).await?);
-        machine = Some(machine::described(&server.server));
-        for Ratio { name, figure, at_most } in ratios_of(&rows) {
-            match ratios.iter_mut().find(|known| known.0 == name) {
-                Some((_, figures, _)) => figures.push(figure),
-                None => ratios.push((name, vec![figure], at_most)),
-            }
-        }
-        for Row { name, instructions } in rows {
-            match counts.iter_mut().find(|known| known.0 == name) {
-                Some((_, figures)) => figures.push(instructions),
-                None => counts.push((name, vec![instructions])),
-            }
-        }
+        machine.get_or_insert_with(|| machine::described(&server.server));
+        rounds.push(rows);
     }
+    let counts = of_each_round(&rounds, |row| row.instructions);
     println!("{:<44} median (least to greatest)", "instructions");
-    for (name, figures) in &counts {
-        println!("{name:<44} {}", Spread::of(figures));
+    for (row, figures) in &counts {
+        println!("{:<44} {}", row.name, Spread::of(figures));
     }
-    println!("\n{:<44} {:<24} at most", "ratio", "median (least to greatest)");
-    for (name, figures, at_most) in &ratios {
-        println!("{name:<44} {:<26} {at_most}", Spread::of(figures).to_string());
+    let ratios: Vec<_> = rounds.iter().map(|rows| ratios_of(rows)).collect();
+    let ratios = of_each_round(&ratios, |ratio| ratio.figure);
+    println!("\n{:<44} {:<26} at most", "ratio", "median (least to greatest)");
+    for (ratio, figures) in &ratios {
+        println!("{:<44} {:<26} {}", ratio.name, Spread::of(figures).to_string(), ratio.at_most);
     }
     let median = |figures: &[f64]| Spread::of(figures).median;
+    let instructions: BTreeMap<_, _> =
+        counts.iter().map(|(row, figures)| (row.name, median(figures).round())).collect();
+    let ratios = ratios.iter().map(|(ratio, figures)| {
+        json!({ "name": ratio.name, "ratio": median(figures), "of_each_round": figures, "at_most": ratio.at_most })
+    });
     let figures = json!({
         "machine": machine,
         "record_bytes": RECORD,
-        "servers": ROUNDS,
-        "instructions": counts.iter().map(|(name, figures)| (*name, median(figures).round())).collect::<BTreeMap<_, _>>(),
-        "ratios": ratios.iter().map(|(name, figures, at_most)| json!({
-            "name": name, "ratio": median(figures), "of_each_server": figures, "at_most": at_most,
-        })).collect::<Vec<_>>(),
+        "rounds": ROUNDS,
+        "instructions": instructions,
+        "ratios": ratios.collect::<Vec<_>>(),
     });
     write(folder, "instructions.json", &(serde_json::to_string_pretty(&figures)? + "\n"))
+}
+
+/// What is the same in all rounds, each with the figures of the rounds.
+fn of_each_round<T>(rounds: &[Vec<T>], figure: impl Fn(&T) -> f64) -> Vec<(&T, Vec<f64>)> {
+    let figures = |n: usize| rounds.iter().map(|round| figure(&round[n])).collect();
+    rounds.first().into_iter().flatten().enumerate().map(|(n, one)| (one, figures(n))).collect()
 }
 
 fn ratios_of(rows: &[Row]) -> Vec<Ratio> {
