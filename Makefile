@@ -91,6 +91,7 @@ bench = PMCPTASK_SERVER='$(SERVER)' PMCPTASK_MODULE='$(module)' \
 
 bench: build ## Compare latency and throughput with the Lua backend; BENCH_QUICK=1 for less of it
 	$(bench) throughput $(bench_folder)
+	$(bench) placement $(bench_folder)
 
 bench-instructions: build ## Count the server's instructions per command (installs valgrind where it is missing)
 	@scripts/install-prerequisites.sh valgrind

@@ -53,8 +53,8 @@ pub(crate) const CALLS_FOR_P99: usize = 100;
 /// Reads that each worker makes before time is taken.
 const WARM_UP: usize = 20;
 
-/// Runs futures at once: each as a task, but one alone in place. Unless the runtime has but one thread, it has to be woken
-/// there for each reply, for every contestant. Of a task, chance decides whether it shares a thread with that of the connection, which spares the
+/// Runs futures at once: each as a task, but one alone in place, where another thread has to be woken for each reply, for
+/// every contestant. Of a task, chance decides whether it shares a thread with that of the connection, which spares the
 /// wake-up, and a wake-up takes longer than all else.
 pub(crate) async fn at_once<T, F>(futures: impl ExactSizeIterator<Item = F>) -> Result<Vec<T>>
 where

@@ -11,6 +11,7 @@ mod lists;
 mod load;
 mod machine;
 mod pipeline;
+mod placement;
 mod plot;
 mod records;
 mod versus;
@@ -20,7 +21,7 @@ use std::path::Path;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-const USAGE: &str = "usage: pmcptask-bench instructions|throughput|growth FOLDER";
+const USAGE: &str = "usage: pmcptask-bench instructions|throughput|placement|growth FOLDER";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -30,6 +31,7 @@ async fn main() -> Result<()> {
     match job.as_str() {
         "instructions" => instructions::measure(folder).await,
         "throughput" => versus::measure(folder).await,
+        "placement" => placement::measure(folder).await,
         "growth" => growth::measure(folder).await,
         _ => Err(USAGE.into()),
     }

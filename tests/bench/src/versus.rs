@@ -32,33 +32,13 @@ const QUICK: Extent = Extent { repeats: 2, record_bytes: &[500, 100_000] };
 const IN_FLIGHT: [usize; 3] = [1, 16, 256];
 /// With AOF: beyond that, the log of all runs would take tens of gigabytes.
 const MOST_BYTES_LOGGED: usize = 32_000_000;
-const LIST_LENGTHS: [usize; 3] = [10, 100, 1_000];
-const LIST: &str = "list of";
-const CREATE: &str = "create beside";
+pub(crate) const LIST_LENGTHS: [usize; 3] = [10, 100, 1_000];
+pub(crate) const LIST: &str = "list of";
+pub(crate) const CREATE: &str = "create beside";
 
-/// How a list is made, or a task created.
-struct Lists {
-    /// Of the owner.
-    tasks: usize,
-    /// At once.
-    in_flight: usize,
-    threads: Threads,
-}
-
-/// Threads of the client.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Threads {
-    /// A call alone waits on another one than its connection, so that each reply has to wake it.
-    Several,
-    /// Call and connection share one.
-    One,
-}
-
-fn lists() -> impl Iterator<Item = Lists> {
-    LIST_LENGTHS.into_iter().flat_map(|tasks| {
-        let several = IN_FLIGHT.map(|in_flight| Lists { tasks, in_flight, threads: Threads::Several });
-        several.into_iter().chain([Lists { tasks, in_flight: 1, threads: Threads::One }])
-    })
+/// Tasks of an owner, and how many are listed, or create one more, at once.
+fn lists() -> impl Iterator<Item = (usize, usize)> {
+    LIST_LENGTHS.into_iter().flat_map(|tasks| IN_FLIGHT.into_iter().map(move |in_flight| (tasks, in_flight)))
 }
 
 fn in_flight(record_bytes: usize, aof: bool) -> impl Iterator<Item = usize> {
@@ -133,7 +113,7 @@ impl Ground {
     }
 }
 
-/// Measures everything and writes table, raw figures and plots to a folder.
+/// Measures everything and writes table, raw figures and a plot to a folder.
 pub(crate) async fn measure(folder: &Path) -> Result<()> {
     let extent = if std::env::var_os("BENCH_QUICK").is_some() { QUICK } else { WHOLE };
     let mut figures = Figures::default();
@@ -184,24 +164,11 @@ async fn compare(
             }
         }
     }
-    for Lists { tasks, in_flight, threads } in lists() {
-        let suffix = if threads == Threads::One { ", one thread" } else { "" };
-        let cell =
-            |what: &str| Cell { aof, what: format!("{what} {tasks}{suffix}"), record_bytes: 500, in_flight };
+    for (tasks, in_flight) in lists() {
+        let cell = |what: &str| Cell { aof, what: format!("{what} {tasks}"), record_bytes: 500, in_flight };
         for name in ours_and_lua(repeat) {
             servers.empty()?;
-            let server = servers.of(name);
-            let measured = async || {
-                if name == OURS {
-                    lists_and_creates(async || contest::ours(server).await, tasks, in_flight).await
-                } else {
-                    lists_and_creates(async || contest::lua(server).await, tasks, in_flight).await
-                }
-            };
-            let [list, create] = match threads {
-                Threads::Several => measured().await?,
-                Threads::One => on_one_thread(measured)?,
-            };
+            let [list, create] = lists_and_creates_of(name, servers, tasks, in_flight).await?;
             figures.add(cell(LIST), name, list);
             figures.add(cell(CREATE), name, create);
             progress.inc(2);
@@ -215,14 +182,23 @@ async fn compare(
     Ok(())
 }
 
-/// Runs `work`, and whatever it starts, on a thread of its own.
-fn on_one_thread<T: Send>(work: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
-    let run = || tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work());
-    std::thread::scope(|scope| scope.spawn(run).join()).map_err(|_| "the work panicked")?
+/// The samples of ours or of the Lua backend.
+pub(crate) async fn lists_and_creates_of(
+    name: &str,
+    servers: &Servers,
+    tasks: usize,
+    in_flight: usize,
+) -> Result<[Sample; 2]> {
+    let server = servers.of(name);
+    if name == OURS {
+        lists_and_creates(async || contest::ours(server).await, tasks, in_flight).await
+    } else {
+        lists_and_creates(async || contest::lua(server).await, tasks, in_flight).await
+    }
 }
 
 /// Both, the one that begins another one each time.
-fn ours_and_lua(repeat: usize) -> [&'static str; 2] {
+pub(crate) fn ours_and_lua(repeat: usize) -> [&'static str; 2] {
     if repeat.is_multiple_of(2) { [OURS, LUA] } else { [LUA, OURS] }
 }
 
@@ -286,8 +262,7 @@ fn table(figures: &Figures, described: &serde_json::Value, repeats: usize) -> St
         "# Latency and throughput\n\n{}, {} cores, {}; pmcptask {}, pmcp-tasks {}. Calls per second of pmcptask by those of \
          the other, median of {repeats} repeats (least to greatest): more is faster. One client, one connection; `bare` is \
          HSET for writes and HGETALL for reads, `trio` HSET, ZADD and PEXPIREAT in one pipeline, neither with versions, \
-         conditions or checks. The client has a thread for each core, or where it says so one thread, which then need not be \
-         woken for a reply. Creations at once come in bursts, undone in between. Latency in µs at the median repeat.\n",
+         conditions or checks. Creations at once come in bursts, undone in between. Latency in µs at the median repeat.\n",
         text("processor"),
         described["cores"],
         text("server"),
@@ -346,45 +321,24 @@ fn raw(figures: &Figures, described: &serde_json::Value) -> serde_json::Value {
 }
 
 fn draw(folder: &Path, figures: &Figures) -> Result<()> {
-    let ratio_bars = |cells: Vec<(&Cell, String)>| -> Vec<Bar> {
-        cells
-            .into_iter()
-            .filter_map(|(cell, label)| Some(Bar { label, figure: figures.ratio(cell, LUA)?.median }))
-            .collect()
-    };
     let is_list = |cell: &Cell| cell.what.starts_with(LIST) || cell.what.starts_with(CREATE);
     let busy = figures.cells.keys().filter(|cell| cell.in_flight == 256 && cell.record_bytes == 500);
-    let busy = busy.filter(|cell| !is_list(cell));
-    let labelled = |cell: &Cell| format!("{}{}", cell.what, if cell.aof { ", AOF" } else { "" });
+    let busy = busy.filter(|cell| !is_list(cell)).filter_map(|cell| {
+        let label = format!("{}{}", cell.what, if cell.aof { ", AOF" } else { "" });
+        Some(Bar { label, figure: figures.ratio(cell, LUA)?.median })
+    });
     bars(
         folder,
         "throughput.svg",
         "Calls per second by those of the Lua backend (256 in flight, 0.5 KB)",
         "x",
-        &ratio_bars(busy.map(|cell| (cell, labelled(cell))).collect()),
-    )?;
-    let lists = figures.cells.keys().filter(|cell| !cell.aof && cell.in_flight == 1 && is_list(cell));
-    bars(
-        folder,
-        "lists.svg",
-        "Speed by that of the Lua backend, one call at a time: lists of n tasks, tasks created beside n",
-        "x",
-        &ratio_bars(lists.map(|cell| (cell, labelled(cell))).collect()),
+        &busy.collect::<Vec<_>>(),
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_started_on_one_thread_stays_there() {
-        let thread = || std::thread::current().id();
-        let threads = on_one_thread(async || Ok([thread(), tokio::spawn(async move { thread() }).await?]));
-        let [there, started_there] = threads.expect("nothing fails");
-        assert_eq!(there, started_there);
-        assert_ne!(there, thread());
-    }
 
     #[test]
     fn ratio_is_taken_repeat_by_repeat() {
