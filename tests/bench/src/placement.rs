@@ -162,3 +162,37 @@ fn raw(placement: Placement, what: &str, samples: &Samples) -> serde_json::Value
     json!({ "processors": placement.name(), "operation": what,
             "p50_us": { OURS: p50s(OURS), LUA: p50s(LUA) }, "per_second": { OURS: rates(OURS), LUA: rates(LUA) } })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Child;
+
+    use super::*;
+
+    /// A process that does nothing, ended with the handle.
+    struct Idle(Child);
+
+    impl Drop for Idle {
+        fn drop(&mut self) {
+            let _ = (self.0.kill(), self.0.wait());
+        }
+    }
+
+    #[test]
+    fn process_is_kept_on_its_processor() {
+        let idle = Idle(Command::new("sleep").arg("60").spawn().expect("sleep is there"));
+        keep_on("0", idle.0.id()).expect("there is a first processor");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", idle.0.id())).expect("it runs");
+        assert!(status.lines().any(|line| line == "Cpus_allowed_list:\t0"), "{status}");
+        let error = keep_on("65535", idle.0.id()).expect_err("there are not as many");
+        assert!(error.to_string().starts_with("processor 65535: "), "{error}");
+    }
+
+    #[test]
+    fn ratio_is_taken_repeat_by_repeat() {
+        let of = |throughput| Sample { throughput, p50: 1.0, p99: None, client_us: 0.0 };
+        let samples: Samples =
+            [(OURS, vec![of(20.0), of(60.0), of(8.0)]), (LUA, vec![of(10.0), of(10.0), of(2.0)])].into();
+        assert_eq!(ratio(&samples), Spread { least: 2.0, median: 4.0, greatest: 6.0 });
+    }
+}
