@@ -76,7 +76,8 @@ pub fn parse_decimal(digits: &[u8]) -> Option<i64> {
     // Nothing can wrap: as many digits as that are below 2^64.
     let value = match (digits.first_chunk(), digits.last_chunk()) {
         (Some(first), Some(last)) if digits.len() <= 16 => {
-            // A time has 10 digits in s, 13 in ms: two steps of eight. Those that are among the last ones too are shifted out: zeros come in before the rest.
+            // A time has 10 digits in s, 13 in ms: two steps of eight. Those of the first eight that are among the
+            // last ones too are shifted out, and zeros come in before the rest.
             let shared = u32::try_from(16_usize.wrapping_sub(digits.len())).ok()?;
             let first = eight_digits(*first)?.checked_shl(shared.wrapping_mul(u8::BITS)).unwrap_or(0);
             number(first).wrapping_mul(100_000_000).wrapping_add(number(eight_digits(*last)?))

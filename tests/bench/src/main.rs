@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::arithmetic_side_effects)]
 
+mod comparison;
 mod contest;
 mod figures;
 mod growth;

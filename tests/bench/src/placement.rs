@@ -10,8 +10,9 @@ use pmcptask_tests::{Server, ServerOptions};
 use serde_json::json;
 
 use crate::Result;
-use crate::contest::{LUA, OURS, Servers, contestants};
-use crate::figures::{Spread, short, write};
+use crate::comparison::{Comparison, progress_bar};
+use crate::contest::{Contestant, LUA, OURS, Servers, contestants};
+use crate::figures::{short, write};
 use crate::load::{Operation, Sample, run};
 use crate::machine;
 use crate::plot::{Bar, bars};
@@ -56,11 +57,8 @@ fn keep_on(processor: &str, process: u32) -> Result<()> {
     }
 }
 
-/// Samples of ours and of the Lua backend, in the order of the repeats.
-type Samples = BTreeMap<&'static str, Vec<Sample>>;
-
 /// Where, with how many tasks, and what was done.
-type Rows = BTreeMap<(Placement, usize, String), Samples>;
+type Figures = BTreeMap<(Placement, usize, String), Comparison>;
 
 /// Measures everything and writes table, raw figures and a plot to a folder.
 ///
@@ -69,20 +67,19 @@ type Rows = BTreeMap<(Placement, usize, String), Samples>;
 /// What went wrong: there are no two processors, say.
 pub(crate) async fn measure(folder: &Path) -> Result<()> {
     let servers = Servers::start(&ServerOptions::default())?;
+    let contestants = contestants(&servers).await?;
     let data = record("owner", 500);
-    let mut rows = Rows::new();
+    let mut figures = Figures::new();
+    let progress = progress_bar(REPEATS * Placement::ALL.len() * 2)?;
     for repeat in 0..REPEATS {
         for placement in Placement::ALL {
-            for name in ours_and_lua(repeat) {
+            for contestant in ours_and_lua(repeat).iter().filter_map(|name| named(&contestants, name)) {
+                let name = contestant.name;
+                let mut add = |tasks: usize, what: String, sample: Sample| {
+                    figures.entry((placement, tasks, what)).or_default().add(name, sample);
+                };
                 placement.take(servers.of(name))?;
                 servers.empty()?;
-                let mut add = |place: usize, what: String, sample: Sample| {
-                    let samples = rows.entry((placement, place, what)).or_default();
-                    samples.entry(name).or_default().push(sample);
-                };
-                let contestants = contestants(&servers).await?;
-                let contestant = contestants.iter().find(|contestant| contestant.name == name);
-                let contestant = contestant.ok_or("nobody is called so")?;
                 let get = run(contestant, Operation::Get, GETS, 1, &data).await?;
                 add(0, Operation::Get.name().to_owned(), get);
                 for tasks in LIST_LENGTHS {
@@ -91,61 +88,61 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
                     add(tasks, format!("{LIST} {tasks}"), list);
                     add(tasks, format!("{CREATE} {tasks}"), create);
                 }
+                progress.inc(1);
             }
         }
     }
+    progress.finish_and_clear();
     let described = machine::described(servers.of(OURS));
-    let table = table(&rows, &described);
+    let table = table(&figures, &described);
     println!("{table}");
     write(folder, "placement.md", &table)?;
-    let raw: Vec<_> =
-        rows.iter().map(|((placement, _, what), samples)| raw(*placement, what, samples)).collect();
-    let figures = json!({ "machine": described, "rows": raw });
-    write(folder, "placement.json", &(serde_json::to_string(&figures)? + "\n"))?;
-    draw(folder, &rows)
+    let raw = json!({ "machine": described, "rows": figures.iter().map(raw).collect::<Vec<_>>() });
+    write(folder, "placement.json", &(serde_json::to_string(&raw)? + "\n"))?;
+    draw(folder, &figures)
 }
 
-fn figures(samples: &Samples, name: &str, of: fn(&Sample) -> f64) -> Vec<f64> {
-    samples.get(name).into_iter().flatten().map(of).collect()
+fn named<'c>(contestants: &'c [Contestant], name: &str) -> Option<&'c Contestant> {
+    contestants.iter().find(|contestant| contestant.name == name)
 }
 
-fn table(rows: &Rows, described: &serde_json::Value) -> String {
+fn table(figures: &Figures, described: &serde_json::Value) -> String {
     let text = |name: &str| described[name].as_str().unwrap_or_default().to_owned();
     let mut table = format!(
         "# One call at a time, by processors\n\n{}, {}; pmcptask {}, pmcp-tasks {}. Records of 0.5 KB. Client and server kept \
          on one processor, or on one each. Latency in µs; how many times as fast as the Lua backend, median of {REPEATS} \
          repeats (least to greatest).\n\n\
-         | processors | operation | p50 | Lua p50 | times as fast |\n|---|---|---|---|---|\n",
+         | processors | operation | p50 | p99 | Lua p50 | Lua p99 | times as fast |\n|---|---|---|---|---|---|---|\n",
         text("processor"),
         text("server"),
         text("pmcptask"),
         text("pmcp-tasks"),
     );
-    for ((placement, _, what), samples) in rows {
-        let p50 = |name| Spread::of(&figures(samples, name, |sample| sample.p50)).median;
+    for ((placement, _, what), comparison) in figures {
+        let median = |name, of| comparison.median(name, of).map_or("-".to_owned(), short);
         let _ = writeln!(
             table,
-            "| {} | {what} | {} | {} | {} |",
+            "| {} | {what} | {} | {} | {} | {} | {} |",
             placement.name(),
-            short(p50(OURS)),
-            short(p50(LUA)),
-            ratio(samples)
+            median(OURS, |sample| Some(sample.p50)),
+            median(OURS, |sample| sample.p99),
+            median(LUA, |sample| Some(sample.p50)),
+            median(LUA, |sample| sample.p99),
+            comparison.ratio(LUA).map_or("-".to_owned(), |ratio| ratio.to_string()),
         );
     }
     table
 }
 
-/// How many times as many calls per second ours makes as the Lua backend, repeat by repeat.
-fn ratio(samples: &Samples) -> Spread {
-    let rates = |name| figures(samples, name, |sample| sample.throughput);
-    let ratios: Vec<_> = rates(OURS).iter().zip(rates(LUA)).map(|(ours, lua)| ours / lua).collect();
-    Spread::of(&ratios)
+fn raw(((placement, _, what), comparison): (&(Placement, usize, String), &Comparison)) -> serde_json::Value {
+    json!({ "processors": placement.name(), "operation": what, "contestants": comparison.raw() })
 }
 
-fn draw(folder: &Path, rows: &Rows) -> Result<()> {
-    let lists = rows.iter().filter(|((_, tasks, _), _)| *tasks > 0).map(|((placement, _, what), samples)| {
+fn draw(folder: &Path, figures: &Figures) -> Result<()> {
+    let lists = figures.iter().filter(|((_, tasks, _), _)| *tasks > 0);
+    let lists = lists.filter_map(|((placement, _, what), comparison)| {
         let label = format!("{what}, {}", placement.name());
-        Bar { label, figure: ratio(samples).median }
+        Some(Bar { label, figure: comparison.ratio(LUA)?.median })
     });
     bars(
         folder,
@@ -154,13 +151,6 @@ fn draw(folder: &Path, rows: &Rows) -> Result<()> {
         "x",
         &lists.collect::<Vec<_>>(),
     )
-}
-
-fn raw(placement: Placement, what: &str, samples: &Samples) -> serde_json::Value {
-    let p50s = |name| figures(samples, name, |sample| sample.p50.round());
-    let rates = |name| figures(samples, name, |sample| sample.throughput.round());
-    json!({ "processors": placement.name(), "operation": what,
-            "p50_us": { OURS: p50s(OURS), LUA: p50s(LUA) }, "per_second": { OURS: rates(OURS), LUA: rates(LUA) } })
 }
 
 #[cfg(test)]
@@ -186,13 +176,5 @@ mod tests {
         assert!(status.lines().any(|line| line == "Cpus_allowed_list:\t0"), "{status}");
         let error = keep_on("65535", idle.0.id()).expect_err("there are not as many");
         assert!(error.to_string().starts_with("processor 65535: "), "{error}");
-    }
-
-    #[test]
-    fn ratio_is_taken_repeat_by_repeat() {
-        let of = |throughput| Sample { throughput, p50: 1.0, p99: None, client_us: 0.0 };
-        let samples: Samples =
-            [(OURS, vec![of(20.0), of(60.0), of(8.0)]), (LUA, vec![of(10.0), of(10.0), of(2.0)])].into();
-        assert_eq!(ratio(&samples), Spread { least: 2.0, median: 4.0, greatest: 6.0 });
     }
 }

@@ -6,13 +6,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use pmcptask_tests::{Server, ServerOptions};
 use serde_json::json;
 
 use crate::Result;
+use crate::comparison::{Comparison, progress_bar};
 use crate::contest::{self, BARE, Contestant, LUA, OURS, Servers, TRIO, contestants};
-use crate::figures::{Spread, short, write};
+use crate::figures::{short, write};
 use crate::lists::lists_and_creates;
 use crate::load::{CALLS_FOR_P99, Operation, Sample, run, sample};
 use crate::machine;
@@ -62,31 +63,7 @@ struct Cell {
     in_flight: usize,
 }
 
-#[derive(Default)]
-struct Figures {
-    /// Samples of each contestant, in the order of the repeats.
-    cells: BTreeMap<Cell, BTreeMap<&'static str, Vec<Sample>>>,
-}
-
-impl Figures {
-    fn add(&mut self, cell: Cell, contestant: &'static str, sample: Sample) {
-        self.cells.entry(cell).or_default().entry(contestant).or_default().push(sample);
-    }
-
-    /// How many times as many calls per second ours makes as another, repeat by repeat.
-    fn ratio(&self, cell: &Cell, other: &str) -> Option<Spread> {
-        let contestants = self.cells.get(cell)?;
-        let (ours, other) = (contestants.get(OURS)?, contestants.get(other)?);
-        let ratios: Vec<_> =
-            ours.iter().zip(other).map(|(ours, other)| ours.throughput / other.throughput).collect();
-        Some(Spread::of(&ratios))
-    }
-
-    fn median(&self, cell: &Cell, contestant: &str, of: fn(&Sample) -> Option<f64>) -> Option<f64> {
-        let samples = self.cells.get(cell)?.get(contestant)?;
-        Some(Spread::of(&samples.iter().filter_map(of).collect::<Vec<_>>()).median)
-    }
-}
+type Figures = BTreeMap<Cell, Comparison>;
 
 /// Servers with or without AOF, and the contestants that are connected to them.
 struct Ground {
@@ -116,12 +93,11 @@ impl Ground {
 /// Measures everything and writes table, raw figures and a plot to a folder.
 pub(crate) async fn measure(folder: &Path) -> Result<()> {
     let extent = if std::env::var_os("BENCH_QUICK").is_some() { QUICK } else { WHOLE };
-    let mut figures = Figures::default();
+    let mut figures = Figures::new();
     let mut grounds = [Ground::prepare(false).await?, Ground::prepare(true).await?];
     let described = machine::described(grounds[0].servers.of(OURS));
     let steps = extent.repeats * grounds.iter().map(|ground| ground.steps(&extent)).sum::<usize>();
-    let progress = ProgressBar::new(u64::try_from(steps)?);
-    progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {eta} {msg}")?);
+    let progress = progress_bar(steps)?;
     for repeat in 0..extent.repeats {
         // By turns, another one first each time, so that the machine's moods do not look like the AOF's doing.
         for ground in &grounds {
@@ -158,7 +134,7 @@ async fn compare(
                     servers.empty()?;
                     let calls = calls(record_bytes, in_flight);
                     let sample = run(contestant, operation, calls, in_flight, &data).await?;
-                    figures.add(cell.clone(), contestant.name, sample);
+                    figures.entry(cell.clone()).or_default().add(contestant.name, sample);
                     progress.inc(1);
                 }
             }
@@ -169,8 +145,8 @@ async fn compare(
         for name in ours_and_lua(repeat) {
             servers.empty()?;
             let [list, create] = lists_and_creates_of(name, servers, tasks, in_flight).await?;
-            figures.add(cell(LIST), name, list);
-            figures.add(cell(CREATE), name, create);
+            figures.entry(cell(LIST)).or_default().add(name, list);
+            figures.entry(cell(CREATE)).or_default().add(name, create);
             progress.inc(2);
         }
     }
@@ -224,7 +200,8 @@ async fn pipelined(server: &Server, aof: bool, name: &'static str, figures: &mut
         ("CAS won, pipelined", timed(&mut pipeline, &batches(&cas, 256))?),
     ] {
         let cell = Cell { aof, what: what.to_owned(), record_bytes: 500, in_flight: 256 };
-        figures.add(cell, name, sample(vec![Duration::ZERO; COMMANDS], seconds, Duration::ZERO));
+        let sample = sample(vec![Duration::ZERO; COMMANDS], seconds, Duration::ZERO);
+        figures.entry(cell).or_default().add(name, sample);
     }
     Ok(())
 }
@@ -262,7 +239,7 @@ fn table(figures: &Figures, described: &serde_json::Value, repeats: usize) -> St
         "# Latency and throughput\n\n{}, {} cores, {}; pmcptask {}, pmcp-tasks {}. Calls per second of pmcptask by those of \
          the other, median of {repeats} repeats (least to greatest): more is faster. One client, one connection; `bare` is \
          HSET for writes and HGETALL for reads, `trio` HSET, ZADD and PEXPIREAT in one pipeline, neither with versions, \
-         conditions or checks. Creations at once come in bursts, undone in between. Latency in µs at the median repeat.\n",
+         conditions or checks. With AOF, 256 records of 1 MB in flight are left out: their log would be too long. Creations at once come in bursts, undone in between. Latency in µs at the median repeat.\n",
         text("processor"),
         described["cores"],
         text("server"),
@@ -275,10 +252,10 @@ fn table(figures: &Figures, described: &serde_json::Value, repeats: usize) -> St
             "\n## {} AOF\n\n| operation | record | in flight | : Lua | : bare | : trio | p50 | p99 | Lua p50 | Lua p99 | client µs per call | Lua client |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n",
             if aof { "With" } else { "Without" }
         );
-        for cell in figures.cells.keys().filter(|cell| cell.aof == aof) {
-            let ratio = |other| figures.ratio(cell, other).map_or("-".to_owned(), |ratio| ratio.to_string());
+        for (cell, comparison) in figures.iter().filter(|(cell, _)| cell.aof == aof) {
+            let ratio = |other| comparison.ratio(other).map_or("-".to_owned(), |ratio| ratio.to_string());
             let median = |contestant, of| {
-                let median = figures.median(cell, contestant, of).filter(|median| *median > 0.0);
+                let median = comparison.median(contestant, of).filter(|median| *median > 0.0);
                 median.map_or("-".to_owned(), short)
             };
             let _ = writeln!(
@@ -303,29 +280,19 @@ fn table(figures: &Figures, described: &serde_json::Value, repeats: usize) -> St
 }
 
 fn raw(figures: &Figures, described: &serde_json::Value) -> serde_json::Value {
-    let samples = |samples: &Vec<Sample>| -> serde_json::Value {
-        samples
-            .iter()
-            .map(|sample| {
-                json!({ "per_second": sample.throughput.round(), "p50_us": sample.p50.round(),
-                        "p99_us": sample.p99.map(f64::round), "client_us": (sample.client_us * 100.0).round() / 100.0 })
-            })
-            .collect()
-    };
-    let cell = |(cell, contestants): (&Cell, &BTreeMap<&'static str, Vec<Sample>>)| {
+    let cell = |(cell, comparison): (&Cell, &Comparison)| {
         json!({ "aof": cell.aof, "operation": cell.what, "record_bytes": cell.record_bytes,
-                "in_flight": cell.in_flight,
-                "contestants": contestants.iter().map(|(name, runs)| (*name, samples(runs))).collect::<BTreeMap<_, _>>() })
+                "in_flight": cell.in_flight, "contestants": comparison.raw() })
     };
-    json!({ "machine": described, "cells": figures.cells.iter().map(cell).collect::<Vec<_>>() })
+    json!({ "machine": described, "cells": figures.iter().map(cell).collect::<Vec<_>>() })
 }
 
 fn draw(folder: &Path, figures: &Figures) -> Result<()> {
     let is_list = |cell: &Cell| cell.what.starts_with(LIST) || cell.what.starts_with(CREATE);
-    let busy = figures.cells.keys().filter(|cell| cell.in_flight == 256 && cell.record_bytes == 500);
-    let busy = busy.filter(|cell| !is_list(cell)).filter_map(|cell| {
+    let busy = figures.iter().filter(|(cell, _)| cell.in_flight == 256 && cell.record_bytes == 500);
+    let busy = busy.filter(|(cell, _)| !is_list(cell)).filter_map(|(cell, comparison)| {
         let label = format!("{}{}", cell.what, if cell.aof { ", AOF" } else { "" });
-        Some(Bar { label, figure: figures.ratio(cell, LUA)?.median })
+        Some(Bar { label, figure: comparison.ratio(LUA)?.median })
     });
     bars(
         folder,
@@ -339,19 +306,6 @@ fn draw(folder: &Path, figures: &Figures) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ratio_is_taken_repeat_by_repeat() {
-        let cell = Cell { aof: false, what: "put".to_owned(), record_bytes: 500, in_flight: 1 };
-        let mut figures = Figures::default();
-        for (ours, lua) in [(20.0, 10.0), (60.0, 10.0), (8.0, 2.0)] {
-            let of = |throughput| Sample { throughput, p50: 1.0, p99: None, client_us: 0.0 };
-            figures.add(cell.clone(), OURS, of(ours));
-            figures.add(cell.clone(), LUA, of(lua));
-        }
-        assert_eq!(figures.ratio(&cell, LUA), Some(Spread { least: 2.0, median: 4.0, greatest: 6.0 }));
-        assert_eq!(figures.ratio(&cell, BARE), None);
-    }
 
     #[test]
     fn large_records_are_sent_less_often() {
