@@ -1,10 +1,12 @@
 //! What replicas and the AOF are told: plain commands with absolute times, so that neither needs this
 //! module. All that one call tells is one transaction.
 
+use std::ffi::CStr;
+
 use pmcptask_schema::fields;
 
 use crate::arguments::Number;
-use crate::server::{Context, Literal, StringRef};
+use crate::server::{Context, Failed, Literal, StringRef};
 
 /// Fields of the hash.
 pub(crate) static VERSION: Literal = Literal::new(fields::VERSION);
@@ -13,11 +15,33 @@ pub(crate) static EXPIRES_AT: Literal = Literal::new(fields::EXPIRES_AT);
 /// The version of each new task.
 pub(crate) static FIRST_VERSION: Literal = Literal::new("1");
 
-/// Frees these strings, before the module is unloaded.
-pub(crate) fn forget(context: &mut Context) {
-    for literal in [&VERSION, &DATA, &EXPIRES_AT, &FIRST_VERSION] {
-        literal.forget(context);
+/// The commands that replicas and the AOF are told to run on a task's key, and on an index.
+pub(crate) const ON_TASKS: [&CStr; 5] = [c"HSET", c"HDEL", c"PEXPIREAT", c"PERSIST", c"DEL"];
+pub(crate) const ON_INDEXES: [&CStr; 2] = [c"ZADD", c"ZREM"];
+
+/// Checks that the server has all of these commands: it would tell nobody of a write by one that it does not know.
+///
+/// # Errors
+///
+/// The sentence for the log that names those that are missing.
+pub(crate) fn check_commands(context: &Context) -> Result<(), String> {
+    // Slots are asked for by this one.
+    let of_clusters = context.is_cluster().then_some(c"CLUSTER");
+    let missing: Vec<_> = ON_TASKS
+        .into_iter()
+        .chain(ON_INDEXES)
+        .chain(of_clusters)
+        .filter(|name| !context.has_command(name))
+        .map(CStr::to_string_lossy)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
     }
+    Err(format!(
+        "expected the commands that replicas and the append-only file are told of writes by, got a server without {}; \
+         remove the rename-command lines of these",
+        missing.join(", ")
+    ))
 }
 
 /// A time in ms since the epoch.
@@ -33,7 +57,11 @@ impl Moment<'_> {
         Self { ms, argument: None }
     }
 
-    fn told(self, context: &Context, tell: impl FnOnce(StringRef<'_>)) {
+    fn told(
+        self,
+        context: &Context,
+        tell: impl FnOnce(StringRef<'_>) -> Result<(), Failed>,
+    ) -> Result<(), Failed> {
         match self.argument {
             Some(argument) => tell(argument),
             None => tell(context.create_decimal(self.ms).as_ref()),
@@ -52,27 +80,31 @@ pub(crate) fn fields_set<const N: usize>(
     context: &Context,
     task: StringRef<'_>,
     fields: [(StringRef<'_>, StringRef<'_>); N],
-) {
+) -> Result<(), Failed> {
     const { assert!(N == 2 || N == 3) };
     match fields.as_slice() {
         [(name_1, value_1), (name_2, value_2), (name_3, value_3)] => {
             let words = [task, *name_1, *value_1, *name_2, *value_2, *name_3, *value_3];
-            context.replicate(c"HSET", words);
+            context.replicate(c"HSET", words)
         }
         [(name_1, value_1), (name_2, value_2)] => {
-            context.replicate(c"HSET", [task, *name_1, *value_1, *name_2, *value_2]);
+            context.replicate(c"HSET", [task, *name_1, *value_1, *name_2, *value_2])
         }
-        _ => {}
+        _ => Ok(()),
     }
 }
 
 /// The task's `expires_at` was removed.
-pub(crate) fn expires_at_removed(context: &Context, task: StringRef<'_>) {
-    context.replicate(c"HDEL", [task, EXPIRES_AT.get(context)]);
+pub(crate) fn expires_at_removed(context: &Context, task: StringRef<'_>) -> Result<(), Failed> {
+    context.replicate(c"HDEL", [task, EXPIRES_AT.get(context)])
 }
 
 /// The key's expiry was set or removed.
-pub(crate) fn expiry_set(context: &Context, task: StringRef<'_>, at: Option<Moment<'_>>) {
+pub(crate) fn expiry_set(
+    context: &Context,
+    task: StringRef<'_>,
+    at: Option<Moment<'_>>,
+) -> Result<(), Failed> {
     match at {
         Some(at) => at.told(context, |at_ms| context.replicate(c"PEXPIREAT", [task, at_ms])),
         None => context.replicate(c"PERSIST", [task]),
@@ -80,16 +112,25 @@ pub(crate) fn expiry_set(context: &Context, task: StringRef<'_>, at: Option<Mome
 }
 
 /// The key was removed.
-pub(crate) fn deleted(context: &Context, task: StringRef<'_>) {
-    context.replicate(c"DEL", [task]);
+pub(crate) fn deleted(context: &Context, task: StringRef<'_>) -> Result<(), Failed> {
+    context.replicate(c"DEL", [task])
 }
 
 /// The task entered the index, or its entry got another creation time.
-pub(crate) fn indexed(context: &Context, index: StringRef<'_>, task_id: StringRef<'_>, created: Moment<'_>) {
-    created.told(context, |created_ms| context.replicate(c"ZADD", [index, created_ms, task_id]));
+pub(crate) fn indexed(
+    context: &Context,
+    index: StringRef<'_>,
+    task_id: StringRef<'_>,
+    created: Moment<'_>,
+) -> Result<(), Failed> {
+    created.told(context, |created_ms| context.replicate(c"ZADD", [index, created_ms, task_id]))
 }
 
 /// The task left the index.
-pub(crate) fn unindexed(context: &Context, index: StringRef<'_>, task_id: StringRef<'_>) {
-    context.replicate(c"ZREM", [index, task_id]);
+pub(crate) fn unindexed(
+    context: &Context,
+    index: StringRef<'_>,
+    task_id: StringRef<'_>,
+) -> Result<(), Failed> {
+    context.replicate(c"ZREM", [index, task_id])
 }

@@ -10,13 +10,16 @@ use pmcptask_schema::IndexKey;
 
 use crate::arguments::ListOptions;
 use crate::effects::{self, Moment};
-use crate::record::{self, Record};
+use crate::record::{self, Presence, Reading, Record};
 use crate::refusal::{Code, Refusal};
-use crate::server::{Context, Key, OwnedString, StringRef, Walk};
-use crate::{reclaim, statistics};
+use crate::server::{CommandName, Context, Failed, Key, OwnedString, Permissions, StringRef, Walk};
+use crate::{slots, statistics};
 
 /// Room is made beforehand for no more entries than these: what follows a position can be far fewer than an index holds.
 const MOST_ROOM: usize = 1024;
+
+/// Who may run this command on a task's key may see the task in a list.
+static GET: CommandName = CommandName::new(c"pmcptask.get", "pmcptask.get");
 
 /// A task of a list.
 pub(crate) struct Listed<'c> {
@@ -26,9 +29,9 @@ pub(crate) struct Listed<'c> {
 }
 
 /// Score and task id, by which an index is ordered.
-pub(crate) struct Entry<'c> {
+struct Entry<'c> {
     score: f64,
-    pub(crate) task_id: OwnedString<'c>,
+    task_id: OwnedString<'c>,
 }
 
 impl Entry<'_> {
@@ -39,13 +42,13 @@ impl Entry<'_> {
     }
 
     /// Where a walk that has come to this entry goes on.
-    pub(crate) fn position(&self) -> Position {
+    fn position(&self) -> Position {
         Position::Entry { score: self.score, task_id: self.task_id.bytes().to_vec() }
     }
 }
 
 /// A place in an index, whether or not there is an entry.
-pub(crate) enum Position {
+enum Position {
     /// After a task that a client names.
     Task { created_ms: i64, task_id: Vec<u8> },
     /// After an entry, whatever its score.
@@ -85,7 +88,7 @@ impl Position {
 }
 
 /// The live tasks of an index, as the options ask for them. One consistent snapshot: nothing else runs
-/// on the server meanwhile.
+/// on the server meanwhile. Tasks whose hash has outlived them are passed to `lapsed`.
 ///
 /// # Errors
 ///
@@ -96,43 +99,48 @@ pub(crate) fn list<'c>(
     index: &Key<'c>,
     key: &IndexKey<'_>,
     options: &ListOptions<'_>,
+    mut lapsed: impl FnMut(StringRef<'_>),
 ) -> Result<Vec<Listed<'c>>, Refusal> {
-    let permissions = context.permissions();
+    let permissions = Permissions::of(context, &GET);
     let wanted = options.count.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
     let mut listed = Vec::new();
+    let mut looked_at: usize = 0;
     let mut after =
         options.after.map(|(created_ms, task_id)| Position::Task { created_ms, task_id: task_id.to_vec() });
     let mut keys = key.task_keys();
-    let may_be_elsewhere = OnceCell::new();
+    let common = keys.of_member(b"").to_vec();
+    let elsewhere = OnceCell::new();
     // One moment for all tasks.
     let now_ms = context.now_ms();
     while listed.len() < wanted {
-        let missing = wanted.saturating_sub(listed.len());
-        let entries = entries_after(index, after.as_ref(), options.newest_first, missing);
-        let is_last = entries.len() < missing;
+        let limit = wanted.saturating_sub(listed.len()).max(looked_at);
+        let entries = entries_after(index, after.as_ref(), options.newest_first, limit);
+        let is_last = entries.len() < limit;
+        looked_at = looked_at.saturating_add(entries.len());
         after = entries.last().map(Entry::position);
-        listed.reserve(entries.len());
+        listed.reserve(entries.len().min(wanted.saturating_sub(listed.len())));
         for entry in entries {
+            if listed.len() >= wanted {
+                break;
+            }
             let (created_ms, task_id) = (entry.created_ms(), entry.task_id);
             let Some(name) = keys.of_task(task_id.bytes()) else { continue };
             let task_name = context.create_string(name);
-            if !permissions.may_read(task_name.as_ref()) {
+            if !permissions.allow(task_name.as_ref(), &common) {
                 return Err(Refusal::NoPermission { key: name.to_vec() });
             }
             match record::read(context, task_name.as_ref(), now_ms) {
-                Ok(Some(record)) => listed.push(Listed { task_id, created_ms, record }),
+                Ok(Reading::Live(record)) => listed.push(Listed { task_id, created_ms, record }),
+                Ok(Reading::Lapsed) => lapsed(task_name.as_ref()),
                 Err(refusal) if refusal.code() == Code::Corrupt => {
                     statistics::CORRUPT_RECORDS_SKIPPED.increment();
                 }
-                // All are of one slot, so what holds for one holds for all. A hash that has outlived its task is here.
-                Ok(None)
-                    if *may_be_elsewhere.get_or_init(|| reclaim::may_be_elsewhere(context, name))
-                        && Key::open_for_reading(context, task_name.as_ref()).is_none() =>
-                {
+                // All are of one slot, so what holds for one holds for all.
+                Ok(Reading::Nothing) if *elsewhere.get_or_init(|| slots::may_be_elsewhere(context, name)) => {
                     return Err(Refusal::MayBeElsewhere { key: name.to_vec() });
                 }
                 // No hash, or a key of another type, which is no hash either.
-                Ok(None) | Err(_) => {}
+                Ok(Reading::Nothing) | Err(_) => {}
             }
         }
         if is_last {
@@ -144,9 +152,13 @@ pub(crate) fn list<'c>(
 
 /// Up to `limit` entries that follow a position, whether or not there is an entry at that position.
 ///
-/// They are collected before any task is looked at: opening a task's key can reclaim it, and with it
+/// They are collected before any task is looked at: opening a task's key can reclaim it, and whoever hears of that may
 /// change the index.
-pub(crate) fn entries_after<'c>(
+///
+/// An index can only be entered at a score, so whoever goes on from a position passes all entries of its score
+/// again. Callers ask for at least as many entries as they have seen: then all calls together pass no more than twice
+/// what they return.
+fn entries_after<'c>(
     index: &Key<'c>,
     after: Option<&Position>,
     newest_first: bool,
@@ -165,24 +177,48 @@ pub(crate) fn entries_after<'c>(
     entries
 }
 
-/// Whether fewer than `limit` tasks of an index are live at `now_ms`.
+/// Whether fewer than `limit` tasks of an index are live at `now_ms`. Looks at entries, newest first, until `limit` live
+/// tasks are found, or so many entries without one that fewer than `limit` are left. Tasks whose hash has outlived them
+/// are passed to `lapsed`.
 pub(crate) fn has_fewer_live_tasks(
     context: &Context,
     index: &Key<'_>,
     key: &IndexKey<'_>,
     limit: usize,
     now_ms: i64,
+    mut lapsed: impl FnMut(StringRef<'_>),
 ) -> bool {
+    let Some(allowed_dead) = index.len().checked_sub(limit) else { return true };
     let mut keys = key.task_keys();
-    let live = entries_after(index, None, false, usize::MAX)
-        .iter()
-        .filter(|entry| {
-            keys.of_task(entry.task_id.bytes())
-                .is_some_and(|name| record::is_live(context, context.create_string(name).as_ref(), now_ms))
-        })
-        .take(limit)
-        .count();
-    live < limit
+    let (mut live, mut dead): (usize, usize) = (0, 0);
+    let mut after = None;
+    while live < limit {
+        let step = live.saturating_add(dead).max(limit.min(allowed_dead.saturating_add(1)));
+        let entries = entries_after(index, after.as_ref(), true, step);
+        if entries.is_empty() {
+            return true;
+        }
+        after = entries.last().map(Entry::position);
+        for entry in entries {
+            let presence = keys.of_task(entry.task_id.bytes()).map_or(Presence::Gone, |name| {
+                let name = context.create_string(name);
+                let presence = record::presence(context, name.as_ref(), now_ms);
+                if presence == Presence::Lapsed {
+                    lapsed(name.as_ref());
+                }
+                presence
+            });
+            let count = if presence == Presence::Live { &mut live } else { &mut dead };
+            *count = count.saturating_add(1);
+            if live >= limit {
+                return false;
+            }
+            if dead > allowed_dead {
+                return true;
+            }
+        }
+    }
+    false
 }
 
 /// Puts a task into the index, or gives its entry another creation time.
@@ -192,12 +228,13 @@ pub(crate) fn insert_entry(
     index_name: StringRef<'_>,
     task_id: StringRef<'_>,
     created: Moment<'_>,
-) {
+) -> Result<(), Failed> {
     // Exact: a creation time is at most 2^53-1.
     #[allow(clippy::cast_precision_loss)]
-    index.set_score(task_id, created.ms as f64);
-    effects::indexed(context, index_name, task_id, created);
+    index.set_score(task_id, created.ms as f64)?;
+    effects::indexed(context, index_name, task_id, created)?;
     context.signal_modified(index_name);
+    Ok(())
 }
 
 /// Removes a task's entry, and the index with its last one. True if there was an entry.
@@ -206,11 +243,11 @@ pub(crate) fn remove_entry(
     index: &mut Key<'_>,
     index_name: StringRef<'_>,
     task_id: StringRef<'_>,
-) -> bool {
-    let removed = index.remove_member(task_id);
+) -> Result<bool, Failed> {
+    let removed = index.remove_member(task_id)?;
     if removed {
-        effects::unindexed(context, index_name, task_id);
+        effects::unindexed(context, index_name, task_id)?;
         context.signal_modified(index_name);
     }
-    removed
+    Ok(removed)
 }

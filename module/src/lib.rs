@@ -14,13 +14,16 @@
 
 mod arguments;
 mod commands;
+mod default_user;
 mod effects;
+mod housekeeping;
 mod index;
 mod reclaim;
 mod record;
 mod refusal;
 mod server;
 mod settings;
+mod slots;
 mod statistics;
 mod task;
 
@@ -41,6 +44,7 @@ impl Module for Pmcptask {
     const VERSION: i32 = 100;
 
     fn load(context: &Context, arguments: &Arguments<'_>) -> Result<(), String> {
+        effects::check_commands(context)?;
         settings::register(context, arguments)?;
         commands::register(context)?;
         if !server::register_info(context, statistics::write_info) {
@@ -48,15 +52,14 @@ impl Module for Pmcptask {
         }
         // Last of all: Redis 7.0 does not undo a subscription where the load fails, and would call into a module
         // that it has unloaded.
-        if !reclaim::start(context) {
-            return Err("the server takes no subscription to keyspace events".to_owned());
+        if !housekeeping::start(context) {
+            return Err("the server takes no subscription to its events".to_owned());
         }
         Ok(())
     }
 
-    fn unload(context: &mut Context) {
-        reclaim::stop(context);
-        effects::forget(context);
+    fn may_unload() -> bool {
+        housekeeping::may_unload()
     }
 }
 

@@ -12,7 +12,15 @@ pub(crate) struct Record<'c> {
     pub(crate) data: OwnedString<'c>,
 }
 
-/// Reads a task; None where there is none, or none any more at `now_ms`.
+/// What a key holds for a reader.
+pub(crate) enum Reading<'c> {
+    Nothing,
+    /// A hash that has outlived its task, because somebody took the key's expiry away.
+    Lapsed,
+    Live(Record<'c>),
+}
+
+/// Reads what is stored under a task's key at `now_ms`.
 ///
 /// # Errors
 ///
@@ -23,15 +31,15 @@ pub(crate) fn read<'c>(
     context: &'c Context,
     name: StringRef<'_>,
     now_ms: i64,
-) -> Result<Option<Record<'c>>, Refusal> {
-    let Some(hash) = Key::open_for_reading(context, name) else { return Ok(None) };
+) -> Result<Reading<'c>, Refusal> {
+    let Some(hash) = Key::open_for_reading(context, name) else { return Ok(Reading::Nothing) };
     let [version, data, expires_at] =
         hash.hash_fields([VERSION.get(context), DATA.get(context), EXPIRES_AT.get(context)]);
     if ExpiresAt::of(expires_at.as_ref()).is_past(now_ms) {
-        return Ok(None);
+        return Ok(Reading::Lapsed);
     }
     match (version_of(version.as_ref()), data) {
-        (Some(version), Some(data)) => Ok(Some(Record { version, data })),
+        (Some(version), Some(data)) => Ok(Reading::Live(Record { version, data })),
         (version, _) => Err(why_no_record(&hash, name, version)),
     }
 }
@@ -47,12 +55,24 @@ pub(crate) fn why_no_record(key: &Key<'_>, name: StringRef<'_>, version: Option<
     Refusal::Corrupt { key: name.bytes().to_vec(), what }
 }
 
-/// Whether a key holds a task that has not expired at `now_ms`.
-pub(crate) fn is_live(context: &Context, name: StringRef<'_>, now_ms: i64) -> bool {
-    Key::open_for_reading(context, name).is_some_and(|hash| {
-        let [expires_at] = hash.hash_fields([EXPIRES_AT.get(context)]);
-        hash.kind() == Kind::Hash && !ExpiresAt::of(expires_at.as_ref()).is_past(now_ms)
-    })
+/// Whether there is a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Presence {
+    /// No hash.
+    Gone,
+    /// A hash that has outlived its task.
+    Lapsed,
+    Live,
+}
+
+/// Whether a key holds a task at `now_ms`. The key does not count as used.
+pub(crate) fn presence(context: &Context, name: StringRef<'_>, now_ms: i64) -> Presence {
+    let hash = Key::open_unnoticed(context, name);
+    if hash.kind() != Kind::Hash {
+        return Presence::Gone;
+    }
+    let [expires_at] = hash.hash_fields([EXPIRES_AT.get(context)]);
+    if ExpiresAt::of(expires_at.as_ref()).is_past(now_ms) { Presence::Lapsed } else { Presence::Live }
 }
 
 /// A hash's field `expires_at`.

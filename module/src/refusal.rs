@@ -1,12 +1,14 @@
 //! Why a command was refused: the error replies of this module.
 //!
-//! A refusal comes before the first write, so it leaves nothing changed, signalled or replicated.
+//! A refusal comes before the first write, so it leaves nothing changed, signalled or replicated; only
+//! [`Refusal::Failed`] may come later.
 
 use std::fmt;
 
 use pmcptask_schema::{ExpiryError, KeyError};
 
 use crate::arguments::ArgumentError;
+use crate::server::Failed;
 
 /// An error reply: a code, by which clients tell errors apart, and a sentence.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(crate) enum Refusal {
     NoPermission { key: Vec<u8> },
     /// A task of the list is not here, and may be at another node of the cluster.
     MayBeElsewhere { key: Vec<u8> },
+    /// The server has not done what it cannot but do.
+    Failed(Failed),
 }
 
 /// The code of a [`Refusal`]: what `INFO` counts.
@@ -42,6 +46,7 @@ pub(crate) enum Code {
     Corrupt,
     NoPerm,
     TryAgain,
+    Defect,
 }
 
 impl Refusal {
@@ -53,6 +58,7 @@ impl Refusal {
             Self::Corrupt { .. } => Code::Corrupt,
             Self::NoPermission { .. } => Code::NoPerm,
             Self::MayBeElsewhere { .. } => Code::TryAgain,
+            Self::Failed(_) => Code::Defect,
         }
     }
 }
@@ -66,6 +72,7 @@ impl fmt::Display for Code {
             Self::Corrupt => "CORRUPT",
             Self::NoPerm => "NOPERM",
             Self::TryAgain => "TRYAGAIN",
+            Self::Defect => "DEFECT",
         })
     }
 }
@@ -92,6 +99,7 @@ impl fmt::Display for Refusal {
             Self::MayBeElsewhere { key } => {
                 write!(f, "the key '{}' that the list names may be at another node", printable(key))
             }
+            Self::Failed(failed) => write!(f, "{failed}; a part of the write may have been made"),
         }
     }
 }
@@ -105,6 +113,12 @@ impl From<ArgumentError> for Refusal {
 impl From<KeyError> for Refusal {
     fn from(error: KeyError) -> Self {
         Self::Key(error)
+    }
+}
+
+impl From<Failed> for Refusal {
+    fn from(failed: Failed) -> Self {
+        Self::Failed(failed)
     }
 }
 

@@ -1,10 +1,13 @@
 //! What an operator can set: `pmcptask.*` in `CONFIG` and `redis.conf`, or arguments of `loadmodule`.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use pmcptask_schema::parse_decimal;
+use pmcptask_schema::{Keyspace, parse_decimal};
 
-use crate::server::{Arguments, Context, NumericSetting, load_settings, register_number};
+use crate::server::{Arguments, Context, NumericSetting, Switch, TextSetting, load_settings};
 
 /// Largest record that PUT and CAS take, in bytes: 16 MiB unless set otherwise. The server's own
 /// `proto-max-bulk-len` (512 MB) holds as well.
@@ -12,14 +15,77 @@ pub(crate) static MAX_RECORD_BYTES: NumericSetting = NumericSetting {
     name: c"max-record-bytes",
     lowest: 1,
     highest: i64::MAX,
+    is_size: true,
     value: AtomicI64::new(16 * 1024 * 1024),
 };
+
+/// Whether index entries are removed whose task was not ended by a command of this module.
+pub(crate) static RECLAIM: Switch = Switch { name: c"reclaim", is_on: AtomicBool::new(true) };
+
+/// Prefixes in use besides `pmcp`, in every database, separated by spaces.
+static PREFIXES: TextSetting = TextSetting::new(c"prefixes", set_prefixes);
+static PREFIXES_IN_USE: Mutex<BTreeSet<Vec<u8>>> = Mutex::new(BTreeSet::new());
+
+fn set_prefixes(text: &[u8]) -> Result<(), String> {
+    let mut prefixes = BTreeSet::new();
+    for prefix in text.split(u8::is_ascii_whitespace).filter(|prefix| !prefix.is_empty()) {
+        let name =
+            str::from_utf8(prefix).map_err(|_| "prefixes: expected UTF-8, got other bytes".to_owned())?;
+        Keyspace::new(name).map_err(|error| format!("prefixes: {error}"))?;
+        prefixes.insert(prefix.to_vec());
+    }
+    *PREFIXES_IN_USE.lock().unwrap_or_else(PoisonError::into_inner) = prefixes;
+    Ok(())
+}
+
+/// Whether keys of a prefix are this module's in every database: those of `pmcp` and of the setting `prefixes`.
+pub(crate) fn names_prefix(prefix: &[u8]) -> bool {
+    prefix == Keyspace::DEFAULT_PREFIX.as_bytes()
+        || PREFIXES_IN_USE.lock().unwrap_or_else(PoisonError::into_inner).contains(prefix)
+}
+
+/// The prefixes of the setting `prefixes`.
+pub(crate) fn prefixes() -> Vec<Vec<u8>> {
+    PREFIXES_IN_USE.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+}
+
+/// How a walk through the indexes takes its time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// How long after the end of a walk the next one starts.
+    pub(crate) rest: Duration,
+    /// The walk's part of the server's time.
+    pub(crate) share: f64,
+    /// A step takes no longer, so that nobody waits long for it.
+    pub(crate) longest_step: Duration,
+}
+
+/// The pace of walks, unless a test has asked for haste.
+pub(crate) fn pace() -> Pace {
+    #[cfg(debug_assertions)]
+    if let ms @ 1.. = DEBUG_WALK_REST_MS.get() {
+        let rest = Duration::from_millis(ms.cast_unsigned());
+        return Pace { rest, share: 0.5, longest_step: Duration::from_millis(100) };
+    }
+    Pace { rest: Duration::from_mins(15), share: 0.01, longest_step: Duration::from_millis(1) }
+}
 
 /// In debug builds only: 1 makes every entry point of the module panic, so that a test can see that none
 /// of these panics does any harm.
 #[cfg(debug_assertions)]
 static DEBUG_PANIC: NumericSetting =
-    NumericSetting { name: c"debug-panic", lowest: 0, highest: 1, value: AtomicI64::new(0) };
+    NumericSetting { name: c"debug-panic", lowest: 0, highest: 1, is_size: false, value: AtomicI64::new(0) };
+
+/// In debug builds only: the rest between walks in ms, and half of the server's time for each, so that a test need not
+/// wait for a quarter of an hour; 0 leaves the pace as it is.
+#[cfg(debug_assertions)]
+static DEBUG_WALK_REST_MS: NumericSetting = NumericSetting {
+    name: c"debug-walk-rest-ms",
+    lowest: 0,
+    highest: i64::MAX,
+    is_size: false,
+    value: AtomicI64::new(0),
+};
 
 /// Panics where a test has asked for it; nothing in release builds.
 #[inline]
@@ -54,10 +120,12 @@ pub(crate) fn register(context: &Context, arguments: &Arguments<'_>) -> Result<(
         MAX_RECORD_BYTES.value.store(bytes, Ordering::Relaxed);
     }
     #[cfg(debug_assertions)]
-    if !register_number(context, &DEBUG_PANIC) {
-        return Err("the server refuses the setting debug-panic".to_owned());
+    if !DEBUG_PANIC.register(context) || !DEBUG_WALK_REST_MS.register(context) {
+        return Err("the server refuses the settings for tests".to_owned());
     }
-    if register_number(context, &MAX_RECORD_BYTES) && load_settings(context) {
+    let registered =
+        MAX_RECORD_BYTES.register(context) && RECLAIM.register(context) && PREFIXES.register(context);
+    if registered && load_settings(context) {
         Ok(())
     } else {
         Err("the server refuses its settings; the line above says why".to_owned())

@@ -21,8 +21,9 @@ impl Counter {
         self.add(1);
     }
 
-    pub(crate) fn set(&self, value: bool) {
-        self.value.store(u64::from(value), Ordering::Relaxed);
+    /// Makes the number 1 or 0. True if the number has changed.
+    pub(crate) fn set(&self, value: bool) -> bool {
+        self.value.swap(u64::from(value), Ordering::Relaxed) != u64::from(value)
     }
 
     pub(crate) fn add(&self, more: usize) {
@@ -64,18 +65,20 @@ counters! {
     RECORDS_LISTED: c"records_listed",
     /// Hashes that LIST has left out because they are corrupt.
     CORRUPT_RECORDS_SKIPPED: c"corrupt_records_skipped",
-    /// Index entries removed because their task had gone.
-    INDEX_ENTRIES_RECLAIMED: c"index_entries_reclaimed",
-    /// Index entries given back to tasks whose index others had taken away.
-    INDEX_ENTRIES_RESTORED: c"index_entries_restored",
-    /// 1 while all indexes are being verified, or about to be; on a replica until it is a primary.
-    VERIFICATION_PENDING: c"verification_pending",
+    /// Index entries removed because their task had gone without a command of this module.
+    INDEX_ENTRIES_REMOVED: c"index_entries_removed",
+    /// Walks through all indexes that have come to their end.
+    INDEX_WALKS: c"index_walks",
     REFUSED_ERR: c"refused_err",
     REFUSED_WRONGTYPE: c"refused_wrongtype",
     REFUSED_CAPACITY: c"refused_capacity",
     REFUSED_CORRUPT: c"refused_corrupt",
     REFUSED_NOPERM: c"refused_noperm",
     REFUSED_TRYAGAIN: c"refused_tryagain",
+    /// 1 while a restart would lose what the append-only file holds.
+    DEFAULT_USER_WOULD_LOSE_WRITES: c"default_user_would_lose_writes",
+    /// Functions of the server that have failed where they cannot; anything but 0 is a defect.
+    FAILED_CALLS: c"failed_calls",
     /// Panics that were caught; anything but 0 is a defect.
     PANICS: c"panics",
 }
@@ -89,6 +92,7 @@ pub(crate) fn count_refusal(code: Code) {
         Code::Corrupt => &REFUSED_CORRUPT,
         Code::NoPerm => &REFUSED_NOPERM,
         Code::TryAgain => &REFUSED_TRYAGAIN,
+        Code::Defect => &FAILED_CALLS,
     }
     .increment();
 }

@@ -11,7 +11,7 @@ use crate::index;
 use crate::reclaim;
 use crate::record::{ExpiresAt, version_of, why_no_record};
 use crate::refusal::Refusal;
-use crate::server::{Context, Key, Kind, OwnedString, StringRef};
+use crate::server::{Context, Failed, Key, Kind, OwnedString, StringRef};
 use crate::settings::MAX_RECORD_BYTES;
 
 /// A value that a small hash does not take, in bytes: the server's own `hash-max-listpack-value`.
@@ -106,7 +106,7 @@ impl<'c> OpenTask<'c> {
     /// # Errors
     ///
     /// [`Refusal::Expiry`], [`Refusal::VersionExhausted`], [`Refusal::TooManyTasks`]
-    /// and [`Refusal::RecordTooLarge`]; nothing is written then.
+    /// and [`Refusal::RecordTooLarge`]; nothing is written then. [`Refusal::Failed`] after a part of the write, perhaps.
     pub(crate) fn write(
         &mut self,
         stored: Stored,
@@ -131,39 +131,45 @@ impl<'c> OpenTask<'c> {
         }
 
         if expires_at.is_some_and(|at| at.ms <= now_ms) {
-            self.remove_all();
+            self.remove_all()?;
             return Ok(version);
         }
         if stored == Stored::Lapsed {
-            self.hash.delete();
-            effects::deleted(self.context, self.task_name);
+            self.hash.delete()?;
+            effects::deleted(self.context, self.task_name)?;
         }
-        self.set_fields(version, data, expires_at.map(|at| at.ms), stored);
-        self.set_expiry(expires_at, is_new);
+        self.set_fields(version, data, expires_at.map(|at| at.ms), stored)?;
+        self.set_expiry(expires_at, is_new)?;
         if let Some(created) = created {
             let task_id = self.task_id.as_ref();
-            index::insert_entry(self.context, &mut self.index, self.index_name, task_id, created);
+            index::insert_entry(self.context, &mut self.index, self.index_name, task_id, created)?;
         }
         self.context.signal_modified(self.task_name);
         self.context.notify(event, self.task_name);
-        reclaim::serve(self.context, self.index_key.prefix);
+        reclaim::note_written(self.context, self.index_key.prefix);
         Ok(version)
     }
 
     fn check_room_for_one_more(&self, allowed: i64) -> Result<(), Refusal> {
         let allowed_tasks = usize::try_from(allowed).unwrap_or(usize::MAX);
-        // Entries are at least as many as live tasks, so most calls need not look at the tasks.
-        let (context, index) = (self.context, &self.index);
-        if index.len() < allowed_tasks
-            || index::has_fewer_live_tasks(context, index, &self.index_key, allowed_tasks, self.now_ms)
-        {
-            Ok(())
-        } else {
-            Err(Refusal::TooManyTasks { allowed })
-        }
+        let has_room = index::has_fewer_live_tasks(
+            self.context,
+            &self.index,
+            &self.index_key,
+            allowed_tasks,
+            self.now_ms,
+            |task_name| reclaim::note_lapsed(self.context, task_name),
+        );
+        if has_room { Ok(()) } else { Err(Refusal::TooManyTasks { allowed }) }
     }
 
-    fn set_fields(&mut self, version: i64, data: StringRef<'_>, expires_at_ms: Option<i64>, stored: Stored) {
+    fn set_fields(
+        &mut self,
+        version: i64,
+        data: StringRef<'_>,
+        expires_at_ms: Option<i64>,
+        stored: Stored,
+    ) -> Result<(), Failed> {
         let context = self.context;
         let later_version;
         let version = if version == 1 {
@@ -185,51 +191,50 @@ impl<'c> OpenTask<'c> {
         match after {
             ExpiresAt::At(seconds) if before != after => {
                 let seconds = context.create_decimal(seconds);
-                self.set([first, second, (EXPIRES_AT.get(context), seconds.as_ref())]);
+                self.set([first, second, (EXPIRES_AT.get(context), seconds.as_ref())])?;
             }
             // The most frequent write keeps the expiry as it is.
-            _ => self.set([first, second]),
+            _ => self.set([first, second])?,
         }
         if after == ExpiresAt::Absent && before != ExpiresAt::Absent {
-            self.hash.remove_hash_field(EXPIRES_AT.get(context));
-            effects::expires_at_removed(context, self.task_name);
+            self.hash.remove_hash_field(EXPIRES_AT.get(context))?;
+            effects::expires_at_removed(context, self.task_name)?;
         }
+        Ok(())
     }
 
-    fn set<const N: usize>(&mut self, fields: [(StringRef<'_>, StringRef<'_>); N]) {
-        self.hash.set_hash_fields(fields);
-        effects::fields_set(self.context, self.task_name, fields);
+    fn set<const N: usize>(&mut self, fields: [(StringRef<'_>, StringRef<'_>); N]) -> Result<(), Failed> {
+        self.hash.set_hash_fields(fields)?;
+        effects::fields_set(self.context, self.task_name, fields)
     }
 
-    fn set_expiry(&mut self, expires_at: Option<Moment<'_>>, is_new: bool) {
+    fn set_expiry(&mut self, expires_at: Option<Moment<'_>>, is_new: bool) -> Result<(), Failed> {
         let before = if is_new { None } else { self.hash.expiry() };
         let expires_at_ms = expires_at.map(|at| at.ms);
         if before != expires_at_ms {
-            self.hash.set_expiry(expires_at_ms);
-            effects::expiry_set(self.context, self.task_name, expires_at);
-            if let Some(expires_at_ms) = expires_at_ms {
-                reclaim::expects_expiry(self.context, expires_at_ms, self.task_name, self.now_ms);
-            }
+            self.hash.set_expiry(expires_at_ms)?;
+            effects::expiry_set(self.context, self.task_name, expires_at)?;
         }
+        Ok(())
     }
 
     /// Removes the task: hash, expiry and index entry. True if there was a live one. A corrupt hash goes
     /// as well, and counts as a task.
-    pub(crate) fn remove(&mut self) -> bool {
+    pub(crate) fn remove(&mut self) -> Result<bool, Failed> {
         let live = self.stored().map_or(true, |stored| stored.version().is_some());
-        self.remove_all();
-        live
+        self.remove_all()?;
+        Ok(live)
     }
 
-    fn remove_all(&mut self) {
+    fn remove_all(&mut self) -> Result<(), Failed> {
         if self.hash.kind() != Kind::Nothing {
-            self.hash.delete();
-            effects::deleted(self.context, self.task_name);
+            self.hash.delete()?;
+            effects::deleted(self.context, self.task_name)?;
             self.context.signal_modified(self.task_name);
             self.context.notify(c"pmcptask.del", self.task_name);
-            reclaim::note_deleted(self.context, self.task_name.bytes());
         }
-        index::remove_entry(self.context, &mut self.index, self.index_name, self.task_id.as_ref());
+        index::remove_entry(self.context, &mut self.index, self.index_name, self.task_id.as_ref())?;
+        Ok(())
     }
 }
 

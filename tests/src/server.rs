@@ -384,26 +384,29 @@ impl Server {
     pub fn start_recorded() -> Self {
         let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
         let server = Self::start_with(&options);
-        // The AOF starts with the choice of the database, and the module with a look at all keys. Neither is
-        // what a call tells.
+        // The AOF starts with the choice of the database, which is not what a call tells.
         let mut wire = server.wire();
-        wire.call(&["ZADD", "pmcp:idx:first", "0", "gone"]);
-        server.have_all_keys_looked_at();
-        assert_eq!(wire.call(&["EXISTS", "pmcp:idx:first"]), ":0\r\n");
+        assert_eq!(wire.call(&["SET", "first", "x"]), "+OK\r\n");
+        assert_eq!(wire.call(&["DEL", "first"]), ":1\r\n");
         server
     }
 
-    /// Has the module verify all indexes, and waits until it has.
+    /// Has the module walk through all indexes so many times, without the pauses of a quarter of an hour.
     ///
     /// # Panics
     ///
-    /// Where it does not do so within a second.
-    pub fn have_all_keys_looked_at(&self) {
+    /// Where a walk takes longer than half a minute.
+    pub fn have_indexes_walked(&self, times: u64) {
         let mut wire = self.wire();
-        // Databases that change places make it look again, if it has looked already.
-        wire.call(&["SWAPDB", "8", "9"]);
-        let is_done = || wire.call(&["INFO", "pmcptask"]).contains("verification_pending:0");
-        assert!(holds_within(Duration::from_secs(1), is_done), "the module does not look at all keys");
+        assert_eq!(wire.call(&["CONFIG", "SET", "pmcptask.debug-walk-rest-ms", "1"]), "+OK\r\n");
+        // A walk that is under way has seen a part of the indexes already.
+        let enough = self.counter("index_walks") + 1 + times;
+        let is_done = || self.counter("index_walks") >= enough;
+        assert!(
+            holds_within(Duration::from_secs(30), is_done),
+            "the module does not walk through the indexes"
+        );
+        assert_eq!(wire.call(&["CONFIG", "SET", "pmcptask.debug-walk-rest-ms", "0"]), "+OK\r\n");
     }
 
     /// Every key of a database: its value as DUMP tells it, and when it expires, in ms since the epoch.
@@ -422,6 +425,16 @@ impl Server {
             (key, (value, expiry))
         };
         keys.into_iter().map(dumped).collect()
+    }
+
+    /// The value of a key of database 0, as DUMP tells it.
+    ///
+    /// # Panics
+    ///
+    /// Where there is no such key.
+    #[must_use]
+    pub fn dump_of(&self, key: &str) -> Vec<u8> {
+        redis::cmd("DUMP").arg(key).query(&mut self.connection()).expect("a key has a value")
     }
 
     /// What the server has logged.

@@ -210,7 +210,7 @@ fn categories_cover_the_commands_where_the_server_has_them_for_modules() {
 const NO_READ: &str = "NOPERM No permissions to read the key 'pmcp:tasks:alice:t2' that the list names";
 /// May read the index of alice and one of its two tasks, and whatever it takes to get around that.
 const READS_ONE: &str =
-    "~pmcp:idx:alice ~pmcp:tasks:alice:t -@all +pmcptask.list +multi +exec +eval +eval_ro";
+    "~pmcp:idx:alice ~pmcp:tasks:alice:t -@all +pmcptask.list +pmcptask.get +multi +exec +eval +eval_ro";
 
 #[test]
 fn list_is_denied_by_the_name_of_the_first_task_that_the_user_may_not_read() {
@@ -227,7 +227,8 @@ fn list_is_denied_by_the_name_of_the_first_task_that_the_user_may_not_read() {
     assert_eq!(first, "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$6\r\nalices\r\n");
     assert!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice REV COUNT 1").contains("'pmcp:tasks:alice:t3'"));
     // A key to write is none to read.
-    let mut user = guarded.user("~pmcp:idx:alice ~pmcp:tasks:alice:t %W~pmcp:tasks:alice:t2 +pmcptask.list");
+    let mut user = guarded
+        .user("~pmcp:idx:alice ~pmcp:tasks:alice:t %W~pmcp:tasks:alice:t2 +pmcptask.list +pmcptask.get");
     assert_eq!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice"), denied);
     let info = guarded.run("INFO pmcptask");
     assert!(info.contains("pmcptask_refused_noperm:4\r\n"), "{info}");

@@ -1,5 +1,4 @@
-//! Hash and index agree: no entry outlives its task, whoever took the task away, and nothing of other
-//! applications is touched.
+//! No entry outlives its task for long, no entry of a live task is lost, and nothing of other applications is touched.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects)]
 
@@ -7,13 +6,47 @@ use std::time::{Duration, Instant};
 
 use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms};
 
-/// What the contract promises.
+/// How soon after its task was ended by the server an entry goes.
 const PROMISED: Duration = Duration::from_secs(1);
 
 fn put(wire: &mut Wire, owner: &str, task: &str, options: &[&str]) {
-    let (task, index) = (format!("pmcp:tasks:{owner}:{task}"), format!("pmcp:idx:{owner}"));
+    put_with("pmcp", wire, owner, task, options);
+}
+
+fn put_with(prefix: &str, wire: &mut Wire, owner: &str, task: &str, options: &[&str]) {
+    let (task, index) = (format!("{prefix}:tasks:{owner}:{task}"), format!("{prefix}:idx:{owner}"));
     let reply = wire.call(&[&["PMCPTASK.PUT", &task, &index, "data"], options].concat());
     assert!(reply.starts_with(':'), "{reply}");
+}
+
+/// Sends commands in batches, as fast as the server takes them.
+fn run_all(wire: &mut Wire, commands: impl Iterator<Item = Vec<String>>) {
+    let mut waiting = 0;
+    let mut receive = |wire: &mut Wire, waiting: &mut usize| {
+        for _ in 0..std::mem::take(waiting) {
+            let reply = wire.receive().unwrap();
+            assert!(!reply.starts_with('-'), "{reply}");
+        }
+    };
+    for command in commands {
+        let words: Vec<_> = command.iter().map(String::as_str).collect();
+        wire.send(&words).unwrap();
+        waiting += 1;
+        if waiting == 500 {
+            receive(wire, &mut waiting);
+        }
+    }
+    receive(wire, &mut waiting);
+}
+
+fn words(line: &str) -> Vec<String> {
+    line.split(' ').map(str::to_owned).collect()
+}
+
+fn call(wire: &mut Wire, line: &str) -> String {
+    let reply = wire.call(&line.split(' ').collect::<Vec<_>>());
+    assert!(!reply.starts_with('-'), "{line}: {reply}");
+    reply
 }
 
 fn exists(wire: &mut Wire, key: &str) -> bool {
@@ -28,200 +61,10 @@ fn in_ms(ms: i64) -> String {
     (now_ms() + ms).to_string()
 }
 
-fn info(wire: &mut Wire, field: &str) -> u64 {
-    let info = wire.call(&["INFO", "pmcptask"]);
-    let start = info.find(&format!("pmcptask_{field}:")).unwrap();
-    info[start..].lines().next().unwrap().split_once(':').unwrap().1.trim().parse().unwrap()
-}
-
-#[test]
-fn entry_of_an_expired_task_goes_and_the_index_with_its_last_task() {
-    let server = Server::start();
-    let mut wire = server.wire();
-    put(&mut wire, "alice", "short", &["PXAT", &in_ms(200)]);
-    put(&mut wire, "alice", "long", &["PXAT", &in_ms(60_000)]);
-    put(&mut wire, "bob", "only", &["PXAT", &in_ms(200)]);
-    std::thread::sleep(Duration::from_millis(200));
-    assert!(holds_within(PROMISED, || !has_entry(&mut wire, "alice", "short")));
-    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:bob")));
-    assert!(has_entry(&mut wire, "alice", "long"));
-}
-
-#[test]
-fn expired_task_among_many_live_ones_goes_in_time() {
-    let server = Server::start();
-    let mut wire = server.wire();
-    let (later, count) = (in_ms(3_600_000), 20_000);
-    for n in 0..count {
-        let (task, index) = (format!("pmcp:tasks:o{}:t{n}", n % 100), format!("pmcp:idx:o{}", n % 100));
-        wire.send(&["PMCPTASK.PUT", &task, &index, "data", "PXAT", &later]).unwrap();
-    }
-    for _ in 0..count {
-        assert_eq!(wire.receive().unwrap(), ":1\r\n");
-    }
-    for n in 0..5 {
-        put(&mut wire, "alice", &format!("t{n}"), &["PXAT", &in_ms(300)]);
-    }
-    std::thread::sleep(Duration::from_millis(300));
-    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:alice")));
-}
-
-#[test]
-fn entry_goes_when_somebody_else_removes_the_hash() {
-    let server = Server::start();
-    let mut wire = server.wire();
-    for how in [
-        &["DEL", "pmcp:tasks:alice:t"][..],
-        &["UNLINK", "pmcp:tasks:alice:t"],
-        &["RENAME", "pmcp:tasks:alice:t", "elsewhere"],
-        &["MOVE", "pmcp:tasks:alice:t", "1"],
-        &["HDEL", "pmcp:tasks:alice:t", "version", "data"],
-        &["PEXPIREAT", "pmcp:tasks:alice:t", "1"],
-        &["EVAL", "return redis.call('DEL', KEYS[1])", "1", "pmcp:tasks:alice:t"],
-    ] {
-        put(&mut wire, "alice", "t", &["PERSIST"]);
-        put(&mut wire, "alice", "stays", &["PERSIST"]);
-        // On a connection of its own: Valkey 8.1 leaves that of a MOVE in the other database.
-        let reply = server.wire().call(how);
-        assert!(!reply.starts_with('-'), "{how:?}: {reply}");
-        assert!(holds_within(PROMISED, || !has_entry(&mut wire, "alice", "t")), "{how:?}");
-        assert!(has_entry(&mut wire, "alice", "stays"), "{how:?}");
-        wire.call(&["DEL", "elsewhere"]);
-    }
-}
-
-#[test]
-fn task_that_comes_whole_gets_its_entry() {
-    let server = Server::start();
-    let mut wire = server.wire();
-    let record = r#"{"task":{"createdAt":"2023-11-14T22:13:20Z"}}"#;
-    wire.call(&["HSET", "elsewhere", "version", "3", "data", record]);
-    let dumped = server.dump(0).remove("elsewhere").and_then(|(value, _)| value).unwrap();
-    for how in ["COPY", "RENAME", "MOVE", "RESTORE"] {
-        wire.call(&["HSET", "elsewhere", "version", "3", "data", record]);
-        match how {
-            "MOVE" => {
-                let mut wire = server.wire();
-                wire.call(&["SELECT", "1"]);
-                wire.call(&["HSET", "pmcp:tasks:alice:t", "version", "3", "data", record]);
-                assert_eq!(wire.call(&["MOVE", "pmcp:tasks:alice:t", "0"]), ":1\r\n");
-            }
-            "RESTORE" => {
-                redis::cmd("RESTORE")
-                    .arg("pmcp:tasks:alice:t")
-                    .arg(0)
-                    .arg(&dumped)
-                    .exec(&mut server.connection())
-                    .unwrap();
-            }
-            _ => assert!(!wire.call(&[how, "elsewhere", "pmcp:tasks:alice:t"]).starts_with('-')),
-        }
-        assert!(holds_within(PROMISED, || has_entry(&mut wire, "alice", "t")), "{how}");
-        assert_eq!(wire.call(&["ZSCORE", "pmcp:idx:alice", "t"]), "$13\r\n1700000000000\r\n", "{how}");
-        assert_eq!(wire.call(&["PMCPTASK.DEL", "pmcp:tasks:alice:t", "pmcp:idx:alice"]), ":1\r\n", "{how}");
-    }
-    assert!(!exists(&mut wire, "pmcp:idx:alice"));
-}
-
-#[test]
-fn entry_goes_when_another_value_takes_the_place_of_the_hash() {
-    let server = Server::start();
-    let mut wire = server.wire();
-    put(&mut wire, "alice", "t", &["PERSIST"]);
-    wire.call(&["SET", "string", "x"]);
-    assert_eq!(wire.call(&["RENAME", "string", "pmcp:tasks:alice:t"]), "+OK\r\n");
-    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:alice")));
-    assert!(exists(&mut wire, "pmcp:tasks:alice:t"));
-}
-
-#[test]
-fn prefix_without_a_key_left_takes_no_memory() {
-    let server = Server::start();
-    let mut wire = server.wire();
-    server.have_all_keys_looked_at();
-    let before = info_memory(&mut wire);
-    let filler = "x".repeat(2_000);
-    for n in 0..2_000 {
-        let (task, index) = (format!("{filler}{n}:tasks:o:t"), format!("{filler}{n}:idx:o"));
-        assert_eq!(wire.call(&["PMCPTASK.PUT", &task, &index, "x"]), ":1\r\n");
-        assert_eq!(wire.call(&["PMCPTASK.DEL", &task, &index]), ":1\r\n");
-    }
-    server.have_all_keys_looked_at();
-    assert!(
-        holds_within(PROMISED, || info_memory(&mut wire) < before + 1_000_000),
-        "{before}, {}",
-        info_memory(&mut wire)
-    );
-}
-
-#[test]
-fn entry_of_an_evicted_task_goes() {
-    let server = Server::start_with(&ServerOptions::default().set("maxmemory-policy", "volatile-ttl"));
-    let mut wire = server.wire();
-    for n in 0..2_000 {
-        let task = format!("t{n}");
-        put(&mut wire, &format!("o{}", n % 50), &task, &["PXAT", &in_ms(3_600_000 + n)]);
-    }
-    // A part of what the tasks take has to go.
-    let limit = info_memory(&mut wire) - 100_000;
-    wire.call(&["CONFIG", "SET", "maxmemory", &limit.to_string()]);
-    // Which ones go is chance: the server compares a few that it draws.
-    assert!(holds_within(Duration::from_secs(5), || !wire
-        .call(&["INFO", "stats"])
-        .contains("evicted_keys:0\r\n")));
-    wire.call(&["CONFIG", "SET", "maxmemory", "0"]);
-    assert!(holds_within(PROMISED, || orphans(&mut wire) == 0));
-    assert!(info(&mut wire, "index_entries_reclaimed") > 0);
-}
-
-#[test]
-fn task_gets_its_entry_back_when_its_index_is_taken_away() {
-    let server = Server::start();
-    let mut wire = server.wire();
-    let record = r#"{"task":{"createdAt":"2023-11-14T22:13:20Z"}}"#;
-    for how in [&["DEL", "pmcp:idx:alice"][..], &["RENAME", "pmcp:idx:alice", "elsewhere"]] {
-        wire.call(&["PMCPTASK.PUT", "pmcp:tasks:alice:t", "pmcp:idx:alice", record]);
-        put(&mut wire, "alice", "u", &["PERSIST"]);
-        assert!(!wire.call(how).starts_with('-'));
-        assert!(holds_within(PROMISED, || has_entry(&mut wire, "alice", "t")
-            && has_entry(&mut wire, "alice", "u")));
-        // At its place of before, by what the record says.
-        let score = wire.call(&["ZSCORE", "pmcp:idx:alice", "t"]);
-        assert_eq!(score, "$13\r\n1700000000000\r\n");
-    }
-    assert!(info(&mut wire, "index_entries_restored") >= 4);
-}
-
-#[test]
-fn evicted_index_comes_back_with_its_live_tasks() {
-    let server = Server::start_with(&ServerOptions::default().set("maxmemory-policy", "allkeys-random"));
-    let mut wire = server.wire();
-    for n in 0..2_000 {
-        put(&mut wire, &format!("o{}", n % 500), &format!("t{n}"), &["PERSIST"]);
-    }
-    let used = info_memory(&mut wire);
-    wire.call(&["CONFIG", "SET", "maxmemory", &(used - 200_000).to_string()]);
-    assert!(holds_within(Duration::from_secs(5), || wire.call(&["DBSIZE"]) != ":2500\r\n"));
-    wire.call(&["CONFIG", "SET", "maxmemory", "0"]);
-    assert!(holds_within(PROMISED, || info(&mut wire, "verification_pending") == 0));
-    assert!(holds_within(PROMISED, || orphans(&mut wire) == 0 && unlisted(&mut wire) == 0));
-}
-
-fn info_memory(wire: &mut Wire) -> u64 {
-    let info = wire.call(&["INFO", "memory"]);
-    info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse().unwrap()
-}
-
-/// Tasks without an entry, counted with plain commands.
-fn unlisted(wire: &mut Wire) -> usize {
-    let script = "local unlisted = 0
-        for _, task in ipairs(redis.call('KEYS', 'pmcp:tasks:*')) do
-            local owner, id = string.match(task, '^pmcp:tasks:(.*):([^:]*)$')
-            if not redis.call('ZSCORE', 'pmcp:idx:' .. owner, id) then unlisted = unlisted + 1 end
-        end
-        return unlisted";
-    let reply = wire.call(&["EVAL", script, "0"]);
-    reply.trim().trim_start_matches(':').parse().unwrap_or_else(|_| panic!("{reply}"))
+fn statistic(wire: &mut Wire, section: &str, name: &str) -> u64 {
+    let info = wire.call(&["INFO", section]);
+    let line = info.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
+    line.unwrap_or_else(|| panic!("no {name} in {info}")).trim().parse().unwrap()
 }
 
 /// Entries without a task, counted with plain commands.
@@ -238,46 +81,366 @@ fn orphans(wire: &mut Wire) -> usize {
     reply.trim().trim_start_matches(':').parse().unwrap_or_else(|_| panic!("{reply}"))
 }
 
+// What the server ends: within a second.
+
 #[test]
-fn tasks_that_expired_while_the_server_was_down_leave_nothing_behind() {
-    for settings in [&[("appendonly", "yes")][..], &[("save", "3600 1")]] {
-        let options =
-            settings.iter().fold(ServerOptions::default(), |options, (name, value)| options.set(name, value));
-        let mut server = Server::start_with(&options);
-        let mut wire = server.wire();
-        put(&mut wire, "alice", "short", &["PXAT", &in_ms(300)]);
-        put(&mut wire, "alice", "long", &["PERSIST"]);
-        put(&mut wire, "bob", "only", &["PXAT", &in_ms(300)]);
-        wire.call(&["PMCPTASK.PUT", "app:tasks:eve:long", "app:idx:eve", "x", "PERSIST"]);
-        wire.call(&["PMCPTASK.PUT", "app:tasks:eve:short", "app:idx:eve", "x", "PXAT", &in_ms(300)]);
-        server.stop();
-        std::thread::sleep(Duration::from_millis(350));
-        server.restart();
-        let mut wire = server.wire();
-        assert!(holds_within(PROMISED, || orphans(&mut wire) == 0), "{settings:?}");
-        assert!(!exists(&mut wire, "pmcp:idx:bob"), "{settings:?}");
-        assert!(has_entry(&mut wire, "alice", "long") && exists(&mut wire, "app:idx:eve"), "{settings:?}");
+fn entry_of_an_expired_task_goes_and_the_index_with_its_last_task() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    put(&mut wire, "alice", "short", &["PXAT", &in_ms(200)]);
+    put(&mut wire, "alice", "long", &["PXAT", &in_ms(60_000)]);
+    put(&mut wire, "bob", "only", &["PXAT", &in_ms(200)]);
+    // Nobody asks for the tasks: the server finds them.
+    assert!(holds_within(Duration::from_secs(10), || statistic(&mut wire, "stats", "expired_keys") == 2));
+    assert!(holds_within(PROMISED, || !has_entry(&mut wire, "alice", "short")));
+    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:bob")));
+    assert!(has_entry(&mut wire, "alice", "long"));
+}
+
+#[test]
+fn what_the_server_has_expired_has_no_entry_a_second_later_whoever_made_it() {
+    const LIVE: usize = 200_000;
+    const SHORT: usize = 100;
+    let server = Server::start();
+    let mut wire = server.wire();
+    let later = in_ms(3_600_000);
+    run_all(
+        &mut wire,
+        (0..LIVE).map(|n| {
+            let owner = n % 100;
+            words(&format!("PMCPTASK.PUT pmcp:tasks:o{owner}:t{n} pmcp:idx:o{owner} data PXAT {later}"))
+        }),
+    );
+    let at = now_ms() + 3_000;
+    let record = |name: &str| format!("HSET {name} version 1 data x");
+    for n in 0..SHORT {
+        let task = |maker: &str| format!("pmcp:tasks:short:{maker}{n}");
+        let entry = |maker: &str| format!("ZADD pmcp:idx:short 5 {maker}{n}");
+        let expire = |maker: &str| format!("PEXPIREAT {} {at}", task(maker));
+        call(&mut wire, &format!("PMCPTASK.PUT {} pmcp:idx:short x PXAT {at}", task("put")));
+        // As the old client does.
+        for line in [record(&task("old")), entry("old"), expire("old")] {
+            call(&mut wire, &line);
+        }
+        for line in [record("elsewhere"), format!("RENAME elsewhere {}", task("rename")), entry("rename")] {
+            call(&mut wire, &line);
+        }
+        call(&mut wire, &expire("rename"));
+        for line in [record("elsewhere"), format!("COPY elsewhere {}", task("copy")), entry("copy")] {
+            call(&mut wire, &line);
+        }
+        call(&mut wire, &expire("copy"));
+        let dumped = server.dump_of("elsewhere");
+        let mut restore = redis::cmd("RESTORE");
+        restore
+            .arg(task("restore"))
+            .arg(at)
+            .arg(dumped)
+            .arg("ABSTTL")
+            .exec(&mut server.connection())
+            .unwrap();
+        call(&mut wire, &entry("restore"));
+        call(&mut wire, &format!("PMCPTASK.PUT {} pmcp:idx:short x PERSIST", task("pexpireat")));
+        call(&mut wire, &expire("pexpireat"));
     }
+    assert_eq!(call(&mut wire, "ZCARD pmcp:idx:short"), format!(":{}\r\n", 6 * SHORT));
+    std::thread::sleep(Duration::from_millis(u64::try_from((at - now_ms()).max(0) + 1).unwrap()));
+    // The server finds some by itself and the others when somebody asks for them.
+    for n in 0..SHORT {
+        for maker in ["put", "old", "rename", "copy", "restore", "pexpireat"] {
+            assert!(!exists(&mut wire, &format!("pmcp:tasks:short:{maker}{n}")), "{maker}");
+        }
+    }
+    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:short")));
+    assert_eq!(server.counter("index_entries_removed"), u64::try_from(6 * SHORT).unwrap());
+}
+
+#[test]
+fn entry_of_an_evicted_task_goes() {
+    let server = Server::start_with(&ServerOptions::default().set("maxmemory-policy", "volatile-ttl"));
+    let mut wire = server.wire();
+    for n in 0..2_000 {
+        let task = format!("t{n}");
+        put(&mut wire, &format!("o{}", n % 50), &task, &["PXAT", &in_ms(3_600_000 + n)]);
+    }
+    // A part of what the tasks take has to go.
+    let limit = statistic(&mut wire, "memory", "used_memory") - 100_000;
+    wire.call(&["CONFIG", "SET", "maxmemory", &limit.to_string()]);
+    // Which ones go is chance: the server compares a few that it draws.
+    assert!(holds_within(Duration::from_secs(5), || statistic(&mut wire, "stats", "evicted_keys") > 0));
+    wire.call(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert!(holds_within(PROMISED, || orphans(&mut wire) == 0));
+    assert!(server.counter("index_entries_removed") > 0);
+}
+
+#[test]
+fn old_entry_of_an_owner_with_a_colon_goes_with_its_task() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    // What the client that this one replaces writes for owner `a:b`.
+    let make = |wire: &mut Wire| {
+        call(wire, "HSET pmcp:tasks:a:b:t version 1 data x");
+        call(wire, "ZADD pmcp:idx:a 0 b:t");
+    };
+    make(&mut wire);
+    call(&mut wire, "PEXPIRE pmcp:tasks:a:b:t 1");
+    assert!(holds_within(Duration::from_secs(10), || !exists(&mut wire, "pmcp:tasks:a:b:t")));
+    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:a")));
+    make(&mut wire);
+    server.have_indexes_walked(3);
+    assert!(exists(&mut wire, "pmcp:idx:a"));
+    assert_eq!(call(&mut wire, "PMCPTASK.DEL pmcp:tasks:a:b:t pmcp:idx:a:b"), ":1\r\n");
+    server.have_indexes_walked(2);
+    assert!(!exists(&mut wire, "pmcp:idx:a"));
+}
+
+#[test]
+fn a_hundred_thousand_owners_of_one_short_task_leave_no_key_behind() {
+    const OWNERS: usize = 100_000;
+    let server = Server::start_with(&ServerOptions::default().set("enable-debug-command", "local"));
+    let mut wire = server.wire();
+    // Nothing expires before all is there.
+    call(&mut wire, "DEBUG SET-ACTIVE-EXPIRE 0");
+    run_all(&mut wire, (0..OWNERS).map(|n| words(&format!("HSET pmcp:tasks:o{n}:t version 1 data x"))));
+    run_all(&mut wire, (0..OWNERS).map(|n| words(&format!("ZADD pmcp:idx:o{n} 5 t"))));
+    run_all(&mut wire, (0..OWNERS).map(|n| words(&format!("PEXPIRE pmcp:tasks:o{n}:t 1"))));
+    let mut worst = Duration::ZERO;
+    call(&mut wire, "DEBUG SET-ACTIVE-EXPIRE 1");
+    let gone = holds_within(Duration::from_secs(30), || {
+        let started = Instant::now();
+        wire.call(&["PING"]);
+        worst = worst.max(started.elapsed());
+        wire.call(&["DBSIZE"]) == ":0\r\n"
+    });
+    println!("worst latency of a PING while {OWNERS} tasks expired and their indexes went: {worst:?}");
+    assert!(gone, "{} keys left", wire.call(&["DBSIZE"]));
 }
 
 #[test]
 fn entry_of_a_task_that_comes_back_at_once_stays() {
     let server = Server::start();
     let mut wire = server.wire();
-    put(&mut wire, "alice", "t", &["PERSIST"]);
-    for _ in 0..100 {
-        wire.send(&["DEL", "pmcp:tasks:alice:t"]).unwrap();
-        put_without_waiting(&mut wire);
+    for _ in 0..50 {
+        put(&mut wire, "alice", "t", &["PXAT", &in_ms(3)]);
+        std::thread::sleep(Duration::from_millis(5));
+        // The first look ends the task, the second command makes it anew before its entry is removed.
+        wire.send(&["EXISTS", "pmcp:tasks:alice:t"]).unwrap();
+        wire.send(&["PMCPTASK.PUT", "pmcp:tasks:alice:t", "pmcp:idx:alice", "data", "PERSIST"]).unwrap();
+        assert_eq!(wire.receive().unwrap(), ":0\r\n");
+        assert_eq!(wire.receive().unwrap(), ":1\r\n");
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(has_entry(&mut wire, "alice", "t"));
+        call(&mut wire, "PMCPTASK.DEL pmcp:tasks:alice:t pmcp:idx:alice");
     }
-    for _ in 0..200 {
-        wire.receive().unwrap();
+}
+
+// A hash that outlives its task, because somebody has taken the key's expiry away.
+
+#[test]
+fn task_whose_key_lost_its_expiry_is_hidden_and_removed_by_whoever_meets_it() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    for lose in ["PERSIST", "RESTORE"] {
+        for meet in ["GET", "LIST", "MAXTASKS", "WALK"] {
+            put(&mut wire, "alice", "t", &["PXAT", &in_ms(400)]);
+            if lose == "PERSIST" {
+                assert_eq!(call(&mut wire, "PERSIST pmcp:tasks:alice:t"), ":1\r\n");
+            } else {
+                let dumped = server.dump_of("pmcp:tasks:alice:t");
+                let mut restore = redis::cmd("RESTORE");
+                let restore = restore.arg("pmcp:tasks:alice:t").arg(0).arg(dumped).arg("REPLACE");
+                restore.exec(&mut server.connection()).unwrap();
+            }
+            // `expires_at` is in seconds, rounded up.
+            std::thread::sleep(Duration::from_millis(1_410));
+            match meet {
+                "GET" => assert_eq!(call(&mut wire, "PMCPTASK.GET pmcp:tasks:alice:t"), "$-1\r\n"),
+                "LIST" => assert_eq!(call(&mut wire, "PMCPTASK.LIST pmcp:idx:alice"), "*0\r\n"),
+                "MAXTASKS" => {
+                    put(&mut wire, "alice", "u", &["MAXTASKS", "1"]);
+                    call(&mut wire, "PMCPTASK.DEL pmcp:tasks:alice:u pmcp:idx:alice");
+                }
+                _ => server.have_indexes_walked(1),
+            }
+            assert!(holds_within(PROMISED, || wire.call(&["DBSIZE"]) == ":0\r\n"), "{lose}, {meet}");
+        }
     }
-    std::thread::sleep(Duration::from_millis(300));
+}
+
+// What somebody else ends: at the walk's second look.
+
+#[test]
+fn entry_goes_at_the_second_look_when_somebody_else_removes_the_hash() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    for how in [
+        "DEL pmcp:tasks:alice:t",
+        "UNLINK pmcp:tasks:alice:t",
+        "RENAME pmcp:tasks:alice:t elsewhere",
+        "MOVE pmcp:tasks:alice:t 1",
+        "HDEL pmcp:tasks:alice:t version data",
+        "PEXPIREAT pmcp:tasks:alice:t 1",
+        "SET pmcp:tasks:alice:t string",
+    ] {
+        put(&mut wire, "alice", "t", &["PERSIST"]);
+        put(&mut wire, "alice", "stays", &["PERSIST"]);
+        // On a connection of its own: Valkey 8.1 leaves that of a MOVE in the other database.
+        call(&mut server.wire(), how);
+        // Nothing removes it before.
+        assert!(!holds_within(Duration::from_millis(50), || !has_entry(&mut wire, "alice", "t")), "{how}");
+        server.have_indexes_walked(2);
+        assert!(!has_entry(&mut wire, "alice", "t"), "{how}");
+        assert!(has_entry(&mut wire, "alice", "stays"), "{how}");
+        wire.call(&["DEL", "elsewhere", "pmcp:tasks:alice:t"]);
+    }
+}
+
+#[test]
+fn one_look_removes_nothing_and_a_task_that_comes_back_between_two_keeps_its_entry() {
+    let server = Server::start_with(&ServerOptions::default().set("hz", "100"));
+    let mut wire = server.wire();
+    call(&mut wire, "CONFIG SET pmcptask.debug-walk-rest-ms 400");
+    let walks = server.counter("index_walks");
+    call(&mut wire, "ZADD pmcp:idx:alice 5 t");
+    assert!(holds_within(Duration::from_secs(5), || server.counter("index_walks") > walks));
+    assert!(has_entry(&mut wire, "alice", "t"));
+    call(&mut wire, "HSET pmcp:tasks:alice:t version 1 data x");
+    server.have_indexes_walked(3);
     assert!(has_entry(&mut wire, "alice", "t"));
 }
 
-fn put_without_waiting(wire: &mut Wire) {
-    wire.send(&["PMCPTASK.PUT", "pmcp:tasks:alice:t", "pmcp:idx:alice", "data", "PERSIST"]).unwrap();
+#[test]
+fn an_unlink_of_a_quarter_of_a_million_tasks_leaves_no_entry_after_the_second_look() {
+    const TASKS: usize = 250_000;
+    let server = Server::start();
+    let mut wire = server.wire();
+    // As many owners with one task each as with hundreds, and one with very many.
+    let owner = |n: usize| if n % 2 == 0 { 0 } else { n % 1_000 };
+    run_all(
+        &mut wire,
+        (0..TASKS).map(|n| {
+            let owner = owner(n);
+            words(&format!("PMCPTASK.PUT pmcp:tasks:o{owner}:t{n} pmcp:idx:o{owner} data PERSIST CREATED 5"))
+        }),
+    );
+    let tasks: Vec<_> = (0..TASKS).map(|n| format!("pmcp:tasks:o{}:t{n}", owner(n))).collect();
+    let names: Vec<_> = ["UNLINK"].into_iter().chain(tasks.iter().map(String::as_str)).collect();
+    assert_eq!(wire.call(&names), format!(":{TASKS}\r\n"));
+    server.have_indexes_walked(2);
+    assert_eq!(wire.call(&["DBSIZE"]), ":0\r\n");
+}
+
+#[test]
+fn tasks_that_expired_while_the_server_was_down_leave_nothing_behind() {
+    for settings in [&[("appendonly", "yes")][..], &[("save", "3600 1")]] {
+        let options = ServerOptions::default().set("pmcptask.prefixes", "app");
+        let options = settings.iter().fold(options, |options, (name, value)| options.set(name, value));
+        let mut server = Server::start_with(&options);
+        let mut wire = server.wire();
+        put(&mut wire, "alice", "short", &["PXAT", &in_ms(300)]);
+        put(&mut wire, "alice", "long", &["PERSIST"]);
+        put(&mut wire, "bob", "only", &["PXAT", &in_ms(300)]);
+        put_with("app", &mut wire, "eve", "long", &["PERSIST"]);
+        put_with("app", &mut wire, "eve", "short", &["PXAT", &in_ms(300)]);
+        server.stop();
+        std::thread::sleep(Duration::from_millis(350));
+        server.restart();
+        let mut wire = server.wire();
+        server.have_indexes_walked(2);
+        assert_eq!(orphans(&mut wire), 0, "{settings:?}");
+        assert!(!exists(&mut wire, "pmcp:idx:bob"), "{settings:?}");
+        assert!(has_entry(&mut wire, "alice", "long") && exists(&mut wire, "app:idx:eve"), "{settings:?}");
+    }
+}
+
+#[test]
+fn server_that_is_killed_between_a_tasks_end_and_its_entrys_removes_the_entry_later() {
+    let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
+    let mut server = Server::start_with(&options);
+    let mut wire = server.wire();
+    put(&mut wire, "alice", "long", &["PERSIST"]);
+    put(&mut wire, "alice", "short", &["PXAT", &in_ms(50)]);
+    // No entry is removed while writes are paused, as it would be a moment later.
+    call(&mut wire, "CONFIG SET pmcptask.reclaim no");
+    std::thread::sleep(Duration::from_millis(60));
+    assert!(!exists(&mut wire, "pmcp:tasks:alice:short"));
+    server.kill();
+    server.restart();
+    let mut wire = server.wire();
+    assert!(has_entry(&mut wire, "alice", "short"));
+    server.have_indexes_walked(2);
+    assert!(!has_entry(&mut wire, "alice", "short") && has_entry(&mut wire, "alice", "long"));
+}
+
+#[test]
+fn promoted_replica_removes_what_its_primary_could_not() {
+    let primary = Server::start();
+    let replica = Server::start_with(
+        &ServerOptions::default().set("replicaof", &format!("127.0.0.1 {}", primary.port())),
+    );
+    let mut wire = primary.wire();
+    put(&mut wire, "alice", "t", &["PERSIST"]);
+    put(&mut wire, "alice", "gone", &["PERSIST"]);
+    call(&mut wire, "DEL pmcp:tasks:alice:gone");
+    let mut wire = replica.wire();
+    assert!(holds_within(Duration::from_secs(10), || has_entry(&mut wire, "alice", "gone")
+        && !exists(&mut wire, "pmcp:tasks:alice:gone")));
+    // A replica removes nothing, whatever it sees.
+    call(&mut wire, "CONFIG SET pmcptask.debug-walk-rest-ms 1");
+    assert!(!holds_within(Duration::from_millis(500), || !has_entry(&mut wire, "alice", "gone")));
+    assert_eq!(replica.counter("index_walks"), 0);
+    call(&mut wire, "REPLICAOF NO ONE");
+    replica.have_indexes_walked(2);
+    assert!(!has_entry(&mut wire, "alice", "gone") && has_entry(&mut wire, "alice", "t"));
+}
+
+// Other tools and other applications.
+
+#[test]
+fn data_that_another_tool_copies_in_keeps_its_entries_in_whatever_order() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    call(&mut wire, "ZADD pmcp:idx:index-first 5 t");
+    call(&mut wire, "HSET pmcp:tasks:hash-first:t version 1 data x");
+    // Minutes later, a walk has come by.
+    server.have_indexes_walked(0);
+    call(&mut wire, "HSET pmcp:tasks:index-first:t version 1 data x");
+    // No entry is made for a hash that others put there, which would be in the way of theirs.
+    assert!(!exists(&mut wire, "pmcp:idx:hash-first"));
+    call(&mut wire, "ZADD elsewhere 7 t");
+    let dumped = server.dump_of("elsewhere");
+    let mut restore = redis::cmd("RESTORE");
+    restore.arg("pmcp:idx:hash-first").arg(0).arg(dumped).exec(&mut server.connection()).unwrap();
+    server.have_indexes_walked(3);
+    for owner in ["index-first", "hash-first"] {
+        assert!(has_entry(&mut wire, owner, "t"), "{owner}");
+        let listed = call(&mut wire, &format!("PMCPTASK.LIST pmcp:idx:{owner}"));
+        assert!(listed.starts_with("*1\r\n"), "{owner}: {listed}");
+    }
+}
+
+#[test]
+fn migrate_meets_no_busy_key_and_loses_no_entry_in_either_order() {
+    let (from, to) = (Server::start(), Server::start());
+    let mut wire = from.wire();
+    let mut there = to.wire();
+    let port = to.port();
+    for (owner, keys) in [("hash-first", ["tasks", "idx"]), ("index-first", ["idx", "tasks"])] {
+        put(&mut wire, owner, "t", &["PXAT", &in_ms(60_000), "CREATED", "7"]);
+        for kind in keys {
+            let key =
+                if kind == "tasks" { format!("pmcp:tasks:{owner}:t") } else { format!("pmcp:idx:{owner}") };
+            assert_eq!(call(&mut wire, &format!("MIGRATE 127.0.0.1 {port} {key} 0 5000 COPY")), "+OK\r\n");
+            to.have_indexes_walked(0);
+        }
+        to.have_indexes_walked(2);
+        assert_eq!(call(&mut there, &format!("ZSCORE pmcp:idx:{owner} t")), "$1\r\n7\r\n");
+    }
+}
+
+/// Every key with its value and expiry.
+fn keys_of(server: &Server, database: u8) -> String {
+    format!("{:?}", server.dump(database))
 }
 
 #[test]
@@ -285,86 +448,244 @@ fn keys_of_other_applications_are_not_touched() {
     let mut server = Server::start_with(&ServerOptions::default().set("appendonly", "yes"));
     let mut wire = server.wire();
     put(&mut wire, "alice", "t", &["PERSIST"]);
-    // Looks like a prefix of ours, but no command has named it and its hashes are no tasks.
-    wire.call(&["ZADD", "shop:idx:users", "1700000000000", "u1", "1700000000001", "u2"]);
-    wire.call(&["HSET", "shop:tasks:users:u1", "title", "x"]);
-    wire.call(&["SET", "shop:tasks:users:u2", "x", "PX", "50"]);
-    wire.call(&["DEL", "shop:tasks:users:u1"]);
-    // Calling its keys by our commands makes them no tasks.
-    assert_eq!(wire.call(&["PMCPTASK.GET", "shop:tasks:users:u9"]), "$-1\r\n");
-    assert_eq!(wire.call(&["PMCPTASK.LIST", "shop:idx:users"]), "*0\r\n");
-    assert_eq!(wire.call(&["PMCPTASK.DEL", "shop:tasks:users:u9", "shop:idx:users"]), ":0\r\n");
-    wire.call(&["HSET", "shop:tasks:users:u8", "version", "1", "data", "x", "title", "y"]);
-    std::thread::sleep(PROMISED);
-    let before = wire.call(&["ZRANGE", "shop:idx:users", "0", "-1", "WITHSCORES"]);
+    // In use in another database.
+    call(&mut wire, "SELECT 1");
+    put_with("shop", &mut wire, "alice", "t", &["PERSIST"]);
+    call(&mut wire, "SELECT 0");
+    for line in [
+        "HSET shop:tasks:q1:42 version 7 data x",
+        "HSET shop:tasks:q1:43 version 7 data x expires_at 5",
+        "ZADD shop:idx:price 10 apple 20 pear",
+        "ZADD shop:idx:q1 10 42 20 43 30 44",
+        "SET shop:tasks:q1:44 x PX 50",
+        // These only look like a prefix in use.
+        "ZADD pmcp2:idx:price 10 apple",
+        "ZADD my:pmcp:idx:price 10 apple",
+        "ZADD PMCP:idx:price 10 apple",
+        "ZADD pmcp:idx 10 apple",
+    ] {
+        call(&mut wire, line);
+    }
+    // To call its keys by our commands, and to find nothing or something there, makes them none of ours.
+    assert_eq!(wire.call(&["PMCPTASK.GET", "shop:tasks:q1:9"]), "$-1\r\n");
+    assert_eq!(wire.call(&["PMCPTASK.GET", "shop:tasks:q1:43"]), "$-1\r\n");
+    assert!(wire.call(&["PMCPTASK.GET", "shop:tasks:q1:42"]).starts_with("*2\r\n:7\r\n"));
+    assert!(wire.call(&["PMCPTASK.LIST", "shop:idx:q1"]).starts_with("*1\r\n"));
+    assert_eq!(wire.call(&["PMCPTASK.DEL", "shop:tasks:q1:9", "shop:idx:q1"]), ":0\r\n");
+    assert!(holds_within(Duration::from_secs(10), || !exists(&mut wire, "shop:tasks:q1:44")));
+    let before = keys_of(&server, 0);
+    server.have_indexes_walked(4);
+    assert_eq!(keys_of(&server, 0), before);
     server.stop();
     server.restart();
-    let mut wire = server.wire();
-    std::thread::sleep(PROMISED);
-    assert_eq!(wire.call(&["ZRANGE", "shop:idx:users", "0", "-1", "WITHSCORES"]), before);
-    assert!(before.contains("u1") && before.contains("u2"), "{before}");
+    server.have_indexes_walked(4);
+    assert_eq!(keys_of(&server, 0), before);
 }
 
 #[test]
-fn old_entry_of_an_owner_with_a_colon_goes_with_its_task() {
+fn prefix_is_in_use_where_it_was_written_and_follows_its_database() {
     let server = Server::start();
     let mut wire = server.wire();
-    for how in [&["PMCPTASK.DEL", "pmcp:tasks:a:b:t", "pmcp:idx:a:b"][..], &["DEL", "pmcp:tasks:a:b:t"]] {
-        // What the client that this one replaces writes for owner `a:b`.
-        wire.call(&["HSET", "pmcp:tasks:a:b:t", "version", "1", "data", "x"]);
-        wire.call(&["ZADD", "pmcp:idx:a", "0", "b:t"]);
-        assert_eq!(wire.call(how), ":1\r\n");
-        assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:a")), "{how:?}");
+    call(&mut wire, "SELECT 1");
+    put_with("shop", &mut wire, "alice", "t", &["PERSIST"]);
+    let dead = "ZADD shop:idx:bob 10 gone";
+    for database in ["SELECT 1", "SELECT 2"] {
+        call(&mut wire, database);
+        call(&mut wire, dead);
     }
+    server.have_indexes_walked(3);
+    assert!(exists(&mut wire, "shop:idx:bob"));
+    call(&mut wire, "SELECT 1");
+    assert!(!exists(&mut wire, "shop:idx:bob"));
+    call(&mut wire, "SWAPDB 1 2");
+    // Here is what was in database 2.
+    server.have_indexes_walked(3);
+    assert!(exists(&mut wire, "shop:idx:bob"));
+    call(&mut wire, "SELECT 2");
+    call(&mut wire, dead);
+    server.have_indexes_walked(3);
+    assert!(!exists(&mut wire, "shop:idx:bob") && exists(&mut wire, "shop:idx:alice"));
 }
 
 #[test]
-fn a_hundred_thousand_owners_of_one_short_task_leave_no_key_behind() {
-    const OWNERS: usize = 100_000;
+fn setting_says_which_prefixes_are_in_use_and_whether_anything_is_removed() {
     let server = Server::start();
     let mut wire = server.wire();
-    let at = in_ms(4_000);
-    for start in (0..OWNERS).step_by(1_000) {
-        for n in start..start + 1_000 {
-            let (task, index) = (format!("pmcp:tasks:o{n}:t"), format!("pmcp:idx:o{n}"));
-            wire.send(&["PMCPTASK.PUT", &task, &index, "data", "PXAT", &at]).unwrap();
+    let dead = ["pmcp:idx:a", "jobs:idx:a", "batch:idx:a", "other:idx:a"];
+    for index in dead {
+        call(&mut wire, &format!("ZADD {index} 5 gone"));
+    }
+    call(&mut wire, "CONFIG SET pmcptask.reclaim no");
+    assert_eq!(wire.call(&["CONFIG", "SET", "pmcptask.prefixes", "jobs  batch"]), "+OK\r\n");
+    assert!(wire.call(&["CONFIG", "GET", "pmcptask.prefixes"]).contains("jobs  batch"));
+    put(&mut wire, "b", "t", &["PXAT", &in_ms(1)]);
+    assert!(holds_within(Duration::from_secs(10), || !exists(&mut wire, "pmcp:tasks:b:t")));
+    call(&mut wire, "CONFIG SET pmcptask.debug-walk-rest-ms 1");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(exists(&mut wire, "pmcp:idx:a") && exists(&mut wire, "pmcp:idx:b"));
+    call(&mut wire, "CONFIG SET pmcptask.reclaim yes");
+    server.have_indexes_walked(2);
+    let left = dead.map(|index| exists(&mut wire, index));
+    assert_eq!((left, exists(&mut wire, "pmcp:idx:b")), ([false, false, false, true], false));
+    for (prefixes, what) in [("jobs a:tasks:b", "a:tasks:b"), ("x:idx:", "x:idx:")] {
+        let reply = wire.call(&["CONFIG", "SET", "pmcptask.prefixes", prefixes]);
+        assert!(reply.starts_with("-ERR ") && reply.contains(what), "{reply}");
+    }
+    assert!(wire.call(&["CONFIG", "GET", "pmcptask.prefixes"]).contains("jobs  batch"));
+}
+
+// What it costs others.
+
+#[test]
+fn own_reads_leave_idle_times_counters_and_statistics_as_they_are() {
+    for policy in ["allkeys-lru", "allkeys-lfu"] {
+        let server = Server::start_with(&ServerOptions::default().set("maxmemory-policy", policy));
+        let mut wire = server.wire();
+        for n in 0..50 {
+            put(&mut wire, "alice", &format!("t{n}"), &["PXAT", &in_ms(600_000)]);
         }
-        for _ in 0..1_000 {
-            assert!(wire.receive().unwrap().starts_with(':'));
+        call(&mut wire, "ZADD pmcp:idx:alice 5 dead");
+        std::thread::sleep(Duration::from_millis(2_100));
+        let usage = |wire: &mut Wire| -> Vec<u64> {
+            let how = if policy == "allkeys-lru" { "IDLETIME" } else { "FREQ" };
+            let keys = (0..50).map(|n| format!("pmcp:tasks:alice:t{n}"));
+            keys.map(|key| {
+                let reply = call(wire, &format!("OBJECT {how} {key}"));
+                reply.trim().trim_start_matches(':').parse().unwrap()
+            })
+            .collect()
+        };
+        let lookups =
+            |wire: &mut Wire| ["keyspace_hits", "keyspace_misses"].map(|name| statistic(wire, "stats", name));
+        let (before, counted) = (usage(&mut wire), lookups(&mut wire));
+        server.have_indexes_walked(2);
+        if policy == "allkeys-lru" {
+            assert!(!call(&mut wire, "OBJECT IDLETIME pmcp:idx:alice").starts_with(":0"));
+        }
+        // Counts the live tasks of the owner.
+        let put = "PMCPTASK.PUT pmcp:tasks:alice:u pmcp:idx:alice x MAXTASKS 10";
+        let refused = wire.call(&put.split(' ').collect::<Vec<_>>());
+        assert!(refused.starts_with("-CAPACITY "), "{refused}");
+        assert_eq!(lookups(&mut wire)[1], counted[1], "{policy}");
+        let after = usage(&mut wire);
+        for (before, after) in before.iter().zip(&after) {
+            let is_kept =
+                if policy == "allkeys-lru" { after >= before && *before >= 2 } else { after == before };
+            assert!(is_kept, "{policy}: {before}, {after}");
         }
     }
-    let mut worst = Duration::ZERO;
-    let gone = holds_within(Duration::from_secs(30), || {
-        let started = Instant::now();
-        wire.call(&["PING"]);
-        worst = worst.max(started.elapsed());
-        wire.call(&["DBSIZE"]) == ":0\r\n"
-    });
-    println!("worst latency of a PING while {OWNERS} indexes were reclaimed: {worst:?}");
-    assert!(gone, "{} keys left", wire.call(&["DBSIZE"]));
 }
 
-/// The server's housekeeping, in which the patrol has its share, comes `hz` times a second.
+/// The server's housekeeping, in which the walk has its share, comes `hz` times a second.
 #[test]
-fn patrol_takes_the_same_share_of_the_servers_time_whatever_hz() {
-    const KEYS: usize = 100_000;
+fn walk_takes_the_same_share_of_the_servers_time_whatever_hz() {
+    const KEYS: usize = 30_000;
     let server = Server::start();
     let mut wire = server.wire();
-    for n in 0..KEYS {
-        wire.send(&["SET", &format!("key-{n}"), "x"]).unwrap();
-    }
-    for _ in 0..KEYS {
-        assert_eq!(wire.receive().unwrap(), "+OK\r\n");
-    }
-    let mut verify_at = |hz: &str| {
-        assert_eq!(wire.call(&["CONFIG", "SET", "hz", hz]), "+OK\r\n");
-        assert_eq!(wire.call(&["SWAPDB", "8", "9"]), "+OK\r\n");
+    run_all(&mut wire, (0..KEYS).map(|n| words(&format!("SET key-{n} x"))));
+    let mut walk_at = |hz: &str| {
+        call(&mut wire, &format!("CONFIG SET hz {hz}"));
+        let walks = server.counter("index_walks");
+        // Makes the walk start anew.
+        call(&mut wire, "SWAPDB 8 9");
         let started = Instant::now();
-        assert!(holds_within(Duration::from_mins(1), || info(&mut wire, "verification_pending") == 0));
+        assert!(holds_within(Duration::from_mins(1), || server.counter("index_walks") > walks));
         started.elapsed()
     };
-    verify_at("10");
-    let (slow, fast) = (verify_at("10"), verify_at("500"));
-    println!("verified {KEYS} keys in {slow:?} at hz 10, in {fast:?} at hz 500");
-    assert!(fast > slow / 2 && fast < slow * 2, "{slow:?} at hz 10, {fast:?} at hz 500");
+    walk_at("10");
+    let (slow, fast) = (walk_at("10"), walk_at("500"));
+    println!("walked over {KEYS} keys in {slow:?} at hz 10, in {fast:?} at hz 500");
+    assert!(fast > slow / 3 && fast < slow * 3, "{slow:?} at hz 10, {fast:?} at hz 500");
+}
+
+/// Processor time that the server takes for a call, in µs: the least of a few.
+fn time_of(wire: &mut Wire, command: &str, expected: &str) -> u64 {
+    let words: Vec<_> = command.split(' ').collect();
+    let used = |wire: &mut Wire| -> f64 {
+        let info = wire.call(&["INFO", "cpu"]);
+        let of = |name: &str| {
+            info.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse::<f64>().unwrap()
+        };
+        of("used_cpu_user_main_thread:") + of("used_cpu_sys_main_thread:")
+    };
+    let run = |wire: &mut Wire| {
+        let before = used(wire);
+        let reply = wire.call(&words);
+        assert!(reply.starts_with(expected), "{command}: {reply}");
+        used(wire) - before
+    };
+    let least = (0..5).map(|_| run(wire)).fold(f64::INFINITY, f64::min);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let microseconds = (least * 1e6) as u64;
+    microseconds
+}
+
+#[test]
+fn no_command_takes_longer_than_in_proportion_to_what_it_looks_at() {
+    const FEW: u64 = 5_000;
+    const MANY: u64 = 4 * FEW;
+    let server = Server::start();
+    let mut wire = server.wire();
+    for count in [FEW, MANY] {
+        // All of one creation time: dead ones; live ones; one live one behind many dead ones.
+        run_all(&mut wire, (0..count).map(|n| words(&format!("ZADD pmcp:idx:dead{count} 5 t{n:06}"))));
+        run_all(
+            &mut wire,
+            (0..count).map(|n| {
+                words(&format!(
+                    "PMCPTASK.PUT pmcp:tasks:live{count}:t{n:06} pmcp:idx:live{count} x CREATED 5"
+                ))
+            }),
+        );
+        run_all(&mut wire, (0..count).map(|n| words(&format!("ZADD pmcp:idx:mixed{count} 5 t{n:06}"))));
+        call(&mut wire, &format!("PMCPTASK.PUT pmcp:tasks:mixed{count}:z pmcp:idx:mixed{count} x CREATED 5"));
+        call(&mut wire, &format!("PMCPTASK.PUT pmcp:tasks:mixed{count}:a pmcp:idx:mixed{count} x CREATED 5"));
+    }
+    let put = |owner: &str, max: u64| {
+        format!("PMCPTASK.PUT pmcp:tasks:{owner}:new pmcp:idx:{owner} x MAXTASKS {max} PXAT 1")
+    };
+    for (what, command, reply) in [
+        (
+            "one of dead ones",
+            (|n| format!("PMCPTASK.LIST pmcp:idx:dead{n} COUNT 1")) as fn(u64) -> String,
+            "*0",
+        ),
+        ("newest of dead ones", |n| format!("PMCPTASK.LIST pmcp:idx:dead{n} REV COUNT 1"), "*0"),
+        ("two behind dead ones", |n| format!("PMCPTASK.LIST pmcp:idx:mixed{n} COUNT 2"), "*2"),
+        ("the last page", |n| format!("PMCPTASK.LIST pmcp:idx:live{n} AFTER 5 t{:06} COUNT 10", n - 5), "*4"),
+        (
+            "the last page backwards",
+            |n| format!("PMCPTASK.LIST pmcp:idx:live{n} REV AFTER 5 t000003 COUNT 10"),
+            "*3",
+        ),
+    ] {
+        let [few, many] = [FEW, MANY].map(|count| time_of(&mut wire, &command(count), reply));
+        println!("{what}: {few} µs among {FEW}, {many} µs among {MANY}");
+        // 4 where work grows in proportion, 16 where it is quadratic.
+        assert!(many < 9 * few.max(100), "{what}: {few} µs among {FEW}, {many} µs among {MANY}");
+    }
+    for (owner, max, reply) in [("dead", 3, ":1"), ("mixed", 2, "-CAPACITY"), ("live", 3, "-CAPACITY")] {
+        let [few, many] =
+            [FEW, MANY].map(|count| time_of(&mut wire, &put(&format!("{owner}{count}"), max), reply));
+        println!("MAXTASKS {max} of {owner} ones: {few} µs among {FEW}, {many} µs among {MANY}");
+        assert!(many < 9 * few.max(100), "{owner}: {few} µs among {FEW}, {many} µs among {MANY}");
+    }
+}
+
+#[test]
+fn refused_put_looks_at_as_many_tasks_as_are_allowed() {
+    const TASKS: u64 = 20_000;
+    let server = Server::start();
+    let mut wire = server.wire();
+    run_all(
+        &mut wire,
+        (0..TASKS).map(|n| words(&format!("PMCPTASK.PUT pmcp:tasks:alice:t{n} pmcp:idx:alice x"))),
+    );
+    let refused = |wire: &mut Wire, max: u64| {
+        let put = format!("PMCPTASK.PUT pmcp:tasks:alice:new pmcp:idx:alice x MAXTASKS {max}");
+        time_of(wire, &put, "-CAPACITY")
+    };
+    let (few, all) = (refused(&mut wire, 10), refused(&mut wire, TASKS));
+    println!("refused among {TASKS} tasks: {few} µs where 10 are allowed, {all} µs where {TASKS} are");
+    assert!(few * 20 < all, "{few} µs, {all} µs");
 }

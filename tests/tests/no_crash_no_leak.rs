@@ -52,13 +52,15 @@ fn panic_behind_an_event_or_a_timer_is_logged_and_the_work_goes_on() {
     let mut wire = server.wire();
     wire.call(&["PMCPTASK.PUT", TASK, INDEX, "data"]);
     wire.call(&["PMCPTASK.PUT", "pmcp:tasks:alice:u", INDEX, "data"]);
+    wire.call(&["PEXPIRE", TASK, "1"]);
     wire.call(&["CONFIG", "SET", "pmcptask.debug-panic", "1"]);
-    wire.call(&["DEL", TASK]);
+    wire.call(&["EXISTS", TASK]);
     let logged = |what: &str| holds_within(Duration::from_secs(2), || server.log().contains(what));
     assert!(logged("the handler of a key event panicked"));
     assert!(logged("the handler of a server event panicked"));
     wire.call(&["CONFIG", "SET", "pmcptask.debug-panic", "0"]);
-    wire.call(&["DEL", "pmcp:tasks:alice:u"]);
+    wire.call(&["PEXPIRE", "pmcp:tasks:alice:u", "1"]);
+    assert!(holds_within(Duration::from_secs(5), || wire.call(&["EXISTS", "pmcp:tasks:alice:u"]) == ":0\r\n"));
     assert!(holds_within(Duration::from_secs(1), || {
         wire.call(&["ZSCORE", INDEX, "u"]).starts_with("$-1")
     }));

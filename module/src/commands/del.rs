@@ -30,7 +30,7 @@ impl TaskCommand for Del {
         let task_key = required(arguments, 1, "task-key")?;
         let index_key = required(arguments, 2, "index-key")?;
 
-        let existed = OpenTask::open(context, task_key, index_key)?.remove();
+        let existed = OpenTask::open(context, task_key, index_key)?.remove()?;
 
         if existed {
             statistics::DELETES.increment();

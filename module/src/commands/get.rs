@@ -5,9 +5,10 @@
 use pmcptask_schema::TaskKey;
 
 use super::{TASK_KEY, TaskCommand, required};
+use crate::record::{self, Reading};
 use crate::refusal::Refusal;
 use crate::server::{Access, Arguments, CommandInfo, Context, KeySpec};
-use crate::{reclaim, record, statistics};
+use crate::{reclaim, statistics};
 
 pub(super) struct Get;
 
@@ -26,18 +27,21 @@ impl TaskCommand for Get {
 
     fn run(context: &Context, arguments: &Arguments<'_>) -> Result<(), Refusal> {
         let task_key = required(arguments, 1, "task-key")?;
-        let key = TaskKey::parse(task_key.bytes())?;
+        TaskKey::parse(task_key.bytes())?;
 
-        if let Some(record) = record::read(context, task_key, context.now_ms())? {
-            reclaim::serve(context, key.prefix);
-            statistics::GET_HITS.increment();
-            context.reply_array(2);
-            context.reply_integer(record.version);
-            context.reply_string(record.data.as_ref());
-        } else {
-            statistics::GET_MISSES.increment();
-            context.reply_null();
+        match record::read(context, task_key, context.now_ms())? {
+            Reading::Live(record) => {
+                statistics::GET_HITS.increment();
+                context.reply_array(2);
+                context.reply_integer(record.version);
+                context.reply_string(record.data.as_ref());
+                return Ok(());
+            }
+            Reading::Lapsed => reclaim::note_lapsed(context, task_key),
+            Reading::Nothing => {}
         }
+        statistics::GET_MISSES.increment();
+        context.reply_null();
         Ok(())
     }
 }

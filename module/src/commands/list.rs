@@ -20,7 +20,7 @@ impl TaskCommand for List {
         acl_categories: c"read slow",
         arity: -2,
         summary: c"Lists an owner's tasks with their records, in order of creation.",
-        complexity: c"O(log(N)+M) with N tasks of the owner and M of them looked at.",
+        complexity: c"O(log(N)+M) with N tasks of the owner and M of them looked at; those that share AFTER's creation time are.",
         since: c"0.1.0",
         key_specs: &[KeySpec { position: 1, access: Access::Read }],
         arguments: &[
@@ -47,12 +47,11 @@ impl TaskCommand for List {
         let listed = match Key::open_for_reading(context, index_name) {
             None => Vec::new(),
             Some(index) if index.kind() != Kind::SortedSet => return Err(Refusal::WrongType),
-            Some(index) => index::list(context, &index, &key, &options)?,
+            Some(index) => index::list(context, &index, &key, &options, |task_name| {
+                reclaim::note_lapsed(context, task_name);
+            })?,
         };
 
-        if !listed.is_empty() {
-            reclaim::serve(context, key.prefix);
-        }
         statistics::LISTS.increment();
         statistics::RECORDS_LISTED.add(listed.len());
         context.reply_array(listed.len());

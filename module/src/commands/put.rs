@@ -19,7 +19,7 @@ impl TaskCommand for Put {
         acl_categories: c"write slow",
         arity: -4,
         summary: c"Stores a task's record and returns its new version.",
-        complexity: c"O(log(N)) with N tasks of the owner; O(N) where MAXTASKS is about to refuse.",
+        complexity: c"O(log(N)) with N tasks of the owner. With MAXTASKS n and n entries or more: O(log(N)+n+D) with D entries without a live task that are met, newest first.",
         since: c"0.1.0",
         key_specs: &[
             KeySpec { position: 1, access: Access::Update },

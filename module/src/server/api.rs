@@ -4,6 +4,7 @@
 //! every supported server has are checked at load and plain from then on; the others are options.
 
 use std::ffi::{c_char, c_double, c_int, c_longlong, c_uint, c_ulonglong, c_void};
+use std::fmt;
 use std::sync::OnceLock;
 
 use redis_module::raw;
@@ -44,8 +45,8 @@ functions! {
         acl_add_log_entry: RedisModule_ACLAddLogEntry = unsafe extern "C" fn(
             Ctx, *mut raw::RedisModuleUser, Str, raw::RedisModuleACLLogEntryReason,
         ),
-        acl_check_key_permissions: RedisModule_ACLCheckKeyPermissions =
-            unsafe extern "C" fn(*mut raw::RedisModuleUser, Str, c_int) -> c_int,
+        acl_check_command_permissions: RedisModule_ACLCheckCommandPermissions =
+            unsafe extern "C" fn(*mut raw::RedisModuleUser, *mut Str, c_int) -> c_int,
         avoid_replica_traffic: RedisModule_AvoidReplicaTraffic = unsafe extern "C" fn() -> c_int,
         call: RedisModule_Call =
             unsafe extern "C" fn(Ctx, *const c_char, *const c_char, ...) -> *mut raw::RedisModuleCallReply,
@@ -64,7 +65,10 @@ functions! {
             Ctx, raw::mstime_t, raw::RedisModuleTimerProc, *mut c_void,
         ) -> raw::RedisModuleTimerID,
         delete_key: RedisModule_DeleteKey = unsafe extern "C" fn(Key) -> c_int,
+        free: RedisModule_Free = unsafe extern "C" fn(*mut c_void),
         free_call_reply: RedisModule_FreeCallReply = unsafe extern "C" fn(*mut raw::RedisModuleCallReply),
+        free_server_info: RedisModule_FreeServerInfo =
+            unsafe extern "C" fn(Ctx, *mut raw::RedisModuleServerInfoData),
         free_module_user: RedisModule_FreeModuleUser = unsafe extern "C" fn(*mut raw::RedisModuleUser),
         free_string: RedisModule_FreeString = unsafe extern "C" fn(Ctx, Str),
         get_abs_expire: RedisModule_GetAbsExpire = unsafe extern "C" fn(Key) -> raw::mstime_t,
@@ -73,10 +77,14 @@ functions! {
             unsafe extern "C" fn(*mut c_void, u64) -> c_int,
         get_command: RedisModule_GetCommand =
             unsafe extern "C" fn(Ctx, *const c_char) -> *mut raw::RedisModuleCommand,
+        get_command_keys: RedisModule_GetCommandKeys =
+            unsafe extern "C" fn(Ctx, *mut Str, c_int, *mut c_int) -> *mut c_int,
         get_context_flags: RedisModule_GetContextFlags = unsafe extern "C" fn(Ctx) -> c_int,
         get_current_user_name: RedisModule_GetCurrentUserName = unsafe extern "C" fn(Ctx) -> Str,
         get_module_user_from_user_name: RedisModule_GetModuleUserFromUserName =
             unsafe extern "C" fn(Str) -> *mut raw::RedisModuleUser,
+        get_server_info: RedisModule_GetServerInfo =
+            unsafe extern "C" fn(Ctx, *const c_char) -> *mut raw::RedisModuleServerInfoData,
         get_selected_db: RedisModule_GetSelectedDb = unsafe extern "C" fn(Ctx) -> c_int,
         hash_get: RedisModule_HashGet = unsafe extern "C" fn(Key, c_int, ...) -> c_int,
         hash_set: RedisModule_HashSet = unsafe extern "C" fn(Key, c_int, ...) -> c_int,
@@ -91,12 +99,20 @@ functions! {
         notify_keyspace_event: RedisModule_NotifyKeyspaceEvent =
             unsafe extern "C" fn(Ctx, c_int, *const c_char, Str) -> c_int,
         open_key: RedisModule_OpenKey = unsafe extern "C" fn(Ctx, Str, c_int) -> Key,
+        register_bool_config: RedisModule_RegisterBoolConfig = unsafe extern "C" fn(
+            Ctx, *const c_char, c_int, c_uint, raw::RedisModuleConfigGetBoolFunc,
+            raw::RedisModuleConfigSetBoolFunc, raw::RedisModuleConfigApplyFunc, *mut c_void,
+        ) -> c_int,
         register_info_func: RedisModule_RegisterInfoFunc =
             unsafe extern "C" fn(Ctx, raw::RedisModuleInfoFunc) -> c_int,
         register_numeric_config: RedisModule_RegisterNumericConfig = unsafe extern "C" fn(
             Ctx, *const c_char, c_longlong, c_uint, c_longlong, c_longlong,
             raw::RedisModuleConfigGetNumericFunc, raw::RedisModuleConfigSetNumericFunc,
             raw::RedisModuleConfigApplyFunc, *mut c_void,
+        ) -> c_int,
+        register_string_config: RedisModule_RegisterStringConfig = unsafe extern "C" fn(
+            Ctx, *const c_char, *const c_char, c_uint, raw::RedisModuleConfigGetStringFunc,
+            raw::RedisModuleConfigSetStringFunc, raw::RedisModuleConfigApplyFunc, *mut c_void,
         ) -> c_int,
         replicate: RedisModule_Replicate = unsafe extern "C" fn(Ctx, *const c_char, *const c_char, ...) -> c_int,
         reply_with_array: RedisModule_ReplyWithArray = unsafe extern "C" fn(Ctx, std::ffi::c_long) -> c_int,
@@ -113,9 +129,13 @@ functions! {
             unsafe extern "C" fn() -> *mut raw::RedisModuleScanCursor,
         scan_cursor_destroy: RedisModule_ScanCursorDestroy =
             unsafe extern "C" fn(*mut raw::RedisModuleScanCursor),
-        scan_cursor_restart: RedisModule_ScanCursorRestart =
-            unsafe extern "C" fn(*mut raw::RedisModuleScanCursor),
+        scan_key: RedisModule_ScanKey = unsafe extern "C" fn(
+            Key, *mut raw::RedisModuleScanCursor, raw::RedisModuleScanKeyCB, *mut c_void,
+        ) -> c_int,
         select_db: RedisModule_SelectDb = unsafe extern "C" fn(Ctx, c_int) -> c_int,
+        server_info_get_field: RedisModule_ServerInfoGetFieldC = unsafe extern "C" fn(
+            *mut raw::RedisModuleServerInfoData, *const c_char,
+        ) -> *const c_char,
         set_abs_expire: RedisModule_SetAbsExpire = unsafe extern "C" fn(Key, raw::mstime_t) -> c_int,
         set_command_info: RedisModule_SetCommandInfo =
             unsafe extern "C" fn(*mut raw::RedisModuleCommand, *const raw::RedisModuleCommandInfo) -> c_int,
@@ -142,9 +162,22 @@ functions! {
         zset_score: RedisModule_ZsetScore = unsafe extern "C" fn(Key, Str, *mut c_double) -> c_int,
     }
     optional {
+        // Redis 7.0.6 and Valkey.
+        get_module_user_acl_string: RedisModule_GetModuleUserACLString =
+            unsafe extern "C" fn(*mut raw::RedisModuleUser) -> Str,
         // Redis 7.2 and Valkey.
         set_command_acl_categories: RedisModule_SetCommandACLCategories =
             unsafe extern "C" fn(*mut raw::RedisModuleCommand, *const c_char) -> c_int,
+    }
+}
+
+/// A function of the server has failed that cannot fail after all that was checked before: a defect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Failed(pub(super) &'static str);
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the server's function {} failed", self.0)
     }
 }
 
@@ -153,6 +186,11 @@ functions! {
 pub(super) const OK: c_int = raw::REDISMODULE_OK as c_int;
 #[allow(clippy::cast_possible_truncation, reason = "0 and 1")]
 pub(super) const ERR: c_int = raw::REDISMODULE_ERR as c_int;
+
+/// Takes what a function of the server has returned for an error, unless that is `OK`.
+pub(super) fn done(returned: c_int, function: &'static str) -> Result<(), Failed> {
+    if returned == OK { Ok(()) } else { Err(Failed(function)) }
+}
 
 static API: OnceLock<Api> = OnceLock::new();
 

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 use redis_module::raw;
 
-use super::api::{self, Api, OK};
+use super::api::{self, Api, Failed, OK, done};
 use super::string::{OwnedString, StringRef};
 
 /// The letter for a string, as often as one can be given to [`Context::replicate`], and a null byte.
@@ -95,8 +95,12 @@ impl Context {
     // What others are told.
 
     /// Tells replicas and the AOF to run `command`, with up to seven arguments. All that one call replicates
-    /// is one transaction.
-    pub(crate) fn replicate<const N: usize>(&self, command: &CStr, arguments: [StringRef<'_>; N]) {
+    /// is one transaction. Fails where the server knows no such command: where `rename-command` has taken its name.
+    pub(crate) fn replicate<const N: usize>(
+        &self,
+        command: &CStr,
+        arguments: [StringRef<'_>; N],
+    ) -> Result<(), Failed> {
         // One "s" each: the server makes room for as many arguments as there are letters, where a vector ("v")
         // has it make room twice.
         let format = const { STRINGS.split_at(STRINGS.len() - 1 - N).1 };
@@ -107,7 +111,7 @@ impl Context {
         let [word_1, word_2, word_3, word_4, word_5, word_6, word_7] = words;
         // SAFETY: the format, which ends with the null byte of `STRINGS`, names N strings; they are given first,
         // and the server reads no more. They are alive, and it takes references of its own.
-        unsafe {
+        let replicated = unsafe {
             (self.api.replicate)(
                 self.raw,
                 command.as_ptr(),
@@ -121,6 +125,7 @@ impl Context {
                 word_7,
             )
         };
+        done(replicated, "Replicate")
     }
 
     /// Ends every WATCH on the key and invalidates it in tracking clients.
@@ -173,6 +178,24 @@ impl Context {
 
     // The state of the server.
 
+    /// Whether the server has a command of this name: `rename-command` can take the name away.
+    pub(crate) fn has_command(&self, name: &CStr) -> bool {
+        let name = self.create_string(name.to_bytes());
+        let mut words = [name.as_ref().raw()];
+        let mut count = 0;
+        // SAFETY: the context is that of the running call; the list is of as many strings as are said, which are alive.
+        // With too few arguments for the command the server says so and reads none of them. A list of keys, which no
+        // command has without arguments, would be the caller's to free.
+        unsafe {
+            let keys = (self.api.get_command_keys)(self.raw, words.as_mut_ptr(), 1, &raw mut count);
+            let error = std::io::Error::last_os_error();
+            if !keys.is_null() {
+                (self.api.free)(keys.cast());
+            }
+            !keys.is_null() || error.kind() != std::io::ErrorKind::NotFound
+        }
+    }
+
     pub(crate) fn selected_database(&self) -> c_int {
         // SAFETY: the context is that of the running call.
         unsafe { (self.api.get_selected_db)(self.raw) }
@@ -194,6 +217,23 @@ impl Context {
     pub(crate) fn is_settled_primary(&self) -> bool {
         self.has_flag(raw::REDISMODULE_CTX_FLAGS_MASTER)
             && !self.has_flag(raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING)
+    }
+
+    pub(crate) fn has_append_only_file(&self) -> bool {
+        self.has_flag(raw::REDISMODULE_CTX_FLAGS_AOF)
+    }
+
+    /// A field of the section `server` of `INFO`; None where there is none of that name.
+    pub(crate) fn server_info(&self, field: &CStr) -> Option<String> {
+        // SAFETY: the context is that of the running call. The server hands out the section, which is freed after the
+        // field, a C string inside of the section, has been copied.
+        unsafe {
+            let section = (self.api.get_server_info)(self.raw, c"server".as_ptr());
+            let value = (self.api.server_info_get_field)(section, field.as_ptr());
+            let value = (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy().into_owned());
+            (self.api.free_server_info)(self.raw, section);
+            value
+        }
     }
 
     pub(crate) fn is_cluster(&self) -> bool {
@@ -249,79 +289,6 @@ impl Context {
             let slot = is_integer.then(|| (self.api.call_reply_integer)(reply));
             (self.api.free_call_reply)(reply);
             slot
-        }
-    }
-
-    /// What the user who sent this command may do.
-    pub(crate) fn permissions(&self) -> Permissions<'_> {
-        Permissions { context: self, user: self.user() }
-    }
-
-    fn user(&self) -> User {
-        // Redis 7.0 crashes when it is asked for the name where there is no user. There is one where a
-        // client that is connected runs the command, or a script does in the client's name.
-        // SAFETY: the context is that of the running call. A null pointer asks whether the client exists
-        // and nothing more. The name is freed after its use; the user is owned by the caller.
-        unsafe {
-            let client = (self.api.get_client_id)(self.raw);
-            let connected = (self.api.get_client_info_by_id)(std::ptr::null_mut(), client) == OK;
-            if !connected && !self.has_flag(raw::REDISMODULE_CTX_FLAGS_LUA) {
-                return User::Nobody;
-            }
-            let Some(name) = NonNull::new((self.api.get_current_user_name)(self.raw)) else {
-                return User::Nobody;
-            };
-            let name = OwnedString::new(self.api, name);
-            NonNull::new((self.api.get_module_user_from_user_name)(name.as_ref().raw()))
-                .map_or(User::Deleted, User::Known)
-        }
-    }
-}
-
-/// Who runs a command.
-enum User {
-    /// Nobody in particular: another module, say, for which the server does not check keys either.
-    Nobody,
-    Known(NonNull<raw::RedisModuleUser>),
-    /// Somebody whom the ACL does not know any more.
-    Deleted,
-}
-
-/// What one user may do, for as long as one call.
-pub(crate) struct Permissions<'c> {
-    context: &'c Context,
-    user: User,
-}
-
-impl Permissions<'_> {
-    /// Whether the user may read a key. A refusal goes to the ACL log, as those of the server itself do.
-    pub(crate) fn may_read(&self, key: StringRef<'_>) -> bool {
-        let user = match self.user {
-            User::Nobody => return true,
-            User::Deleted => return false,
-            User::Known(user) => user,
-        };
-        let Context { api, raw, .. } = self.context;
-        let reason = raw::RedisModuleACLLogEntryReason_REDISMODULE_ACL_LOG_KEY;
-        // SAFETY: the context is that of the running call, the user is alive until drop and the string is
-        // alive.
-        unsafe {
-            let access = raw::REDISMODULE_CMD_KEY_ACCESS.cast_signed();
-            let may_read = (api.acl_check_key_permissions)(user.as_ptr(), key.raw(), access) == OK;
-            if !may_read {
-                (api.acl_add_log_entry)(*raw, user.as_ptr(), key.raw(), reason);
-            }
-            may_read
-        }
-    }
-}
-
-impl Drop for Permissions<'_> {
-    fn drop(&mut self) {
-        if let User::Known(user) = self.user {
-            // SAFETY: the user came from `get_module_user_from_user_name`, which hands over a handle of
-            // its own; freeing it leaves the ACL user as it is.
-            unsafe { (self.context.api.free_module_user)(user.as_ptr()) };
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the server tells: keys that have gone or come, and changes of the server itself.
+//! What the server tells: tasks that it has ended, and changes of the server itself.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,25 +11,15 @@ use super::api::OK;
 use super::context::Context;
 use super::string::StringRef;
 
-/// A key that has just gone from its database (expired, evicted, deleted, renamed or moved away), or has come
-/// to it whole (renamed, moved, copied or restored).
-pub(crate) struct KeyEvent<'c> {
-    pub(crate) key: StringRef<'c>,
-    /// It has expired or was evicted: wherever its slot is on the way to, it is gone.
-    pub(crate) has_ended: bool,
-}
+type KeyHandler = fn(&Context, StringRef<'_>);
 
-type Handler = fn(&Context, &KeyEvent<'_>);
+static KEY_HANDLER: OnceLock<KeyHandler> = OnceLock::new();
 
-static HANDLER: OnceLock<Handler> = OnceLock::new();
-
-/// Calls `handler` for each key that goes or comes. It runs in the middle of what made the key do so and must
-/// not write.
-pub(crate) fn subscribe(context: &Context, handler: Handler) -> bool {
-    let handler = HANDLER.get_or_init(|| handler);
-    let _: &Handler = handler;
-    let classes =
-        raw::REDISMODULE_NOTIFY_EXPIRED | raw::REDISMODULE_NOTIFY_EVICTED | raw::REDISMODULE_NOTIFY_GENERIC;
+/// Calls `handler` with each key that has expired or was evicted. The handler runs in the middle of whatever ended
+/// the key and must not write.
+pub(crate) fn subscribe_to_ended_keys(context: &Context, handler: KeyHandler) -> bool {
+    KEY_HANDLER.get_or_init(|| handler);
+    let classes = raw::REDISMODULE_NOTIFY_EXPIRED | raw::REDISMODULE_NOTIFY_EVICTED;
     // SAFETY: the context is that of the running call.
     let subscribed =
         unsafe { (context.api.subscribe_to_keyspace_events)(context.raw(), classes, Some(key_event)) };
@@ -44,20 +34,15 @@ unsafe extern "C" fn key_event(
 ) -> c_int {
     // SAFETY: the server passes a C string that outlives this call.
     let event = unsafe { CStr::from_ptr(event) };
-    let is_meant = matches!(
-        event.to_bytes(),
-        b"expired" | b"evicted" | b"del" | b"rename_from" | b"move_from" // gone
-            | b"rename_to" | b"move_to" | b"copy_to" | b"restore" // come
-    );
-    let (true, Some(key), Some(handler)) = (is_meant, NonNull::new(key), HANDLER.get()) else {
+    let has_ended = matches!(event.to_bytes(), b"expired" | b"evicted");
+    let (true, Some(key), Some(handler)) = (has_ended, NonNull::new(key), KEY_HANDLER.get()) else {
         return OK;
     };
-    let has_ended = matches!(event.to_bytes(), b"expired" | b"evicted");
     // SAFETY: the server passes the context of this call.
     if let Some(context) = unsafe { Context::enter(raw) } {
         // SAFETY: the server keeps the key's name alive for this call.
-        let event = KeyEvent { key: unsafe { StringRef::new(context.api, key) }, has_ended };
-        if catch_unwind(AssertUnwindSafe(|| handler(&context, &event))).is_err() {
+        let key = unsafe { StringRef::new(context.api, key) };
+        if catch_unwind(AssertUnwindSafe(|| handler(&context, key))).is_err() {
             context
                 .log_warning("pmcptask: the handler of a key event panicked; this is a defect of the module");
         }
@@ -66,76 +51,67 @@ unsafe extern "C" fn key_event(
 }
 
 /// A change of the server itself.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ServerEvent {
     /// The server's housekeeping, ten times a second unless `hz` says otherwise.
     Cron,
+    /// The append-only file is about to be loaded.
+    AppendOnlyFileLoads,
     /// A data set has been loaded, from disk or from a primary.
     DataLoaded,
     /// The server has become a primary or a replica.
     RoleChanged,
     /// Two databases have changed places.
-    DatabasesSwapped,
+    DatabasesSwapped { one: c_int, other: c_int },
 }
 
-type ServerEventHandler = fn(&Context);
+type ServerHandler = fn(&Context, ServerEvent);
 
-static SERVER_EVENT_HANDLERS: [OnceLock<ServerEventHandler>; 4] = [const { OnceLock::new() }; 4];
+static SERVER_HANDLER: OnceLock<ServerHandler> = OnceLock::new();
 
-impl ServerEvent {
-    const ALL: [Self; 4] = [Self::Cron, Self::DataLoaded, Self::RoleChanged, Self::DatabasesSwapped];
-
-    const fn id(self) -> u64 {
-        match self {
-            Self::Cron => raw::REDISMODULE_EVENT_CRON_LOOP,
-            Self::DataLoaded => raw::REDISMODULE_EVENT_LOADING,
-            Self::RoleChanged => raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
-            Self::DatabasesSwapped => raw::REDISMODULE_EVENT_SWAPDB,
-        }
-    }
-
-    fn handler(self) -> Option<&'static OnceLock<ServerEventHandler>> {
-        SERVER_EVENT_HANDLERS.get(self as usize)
-    }
-
-    /// The event that the server means, if it is one of these.
-    fn of(id: u64, part: u64) -> Option<Self> {
-        let event = Self::ALL.into_iter().find(|event| event.id() == id)?;
-        let is_meant = match event {
-            Self::DataLoaded => part == raw::REDISMODULE_SUBEVENT_LOADING_ENDED,
-            _ => true,
-        };
-        is_meant.then_some(event)
-    }
-}
-
-/// Calls `handler` whenever the server says so.
-pub(crate) fn subscribe_to_server_event(
-    context: &Context,
-    event: ServerEvent,
-    handler: ServerEventHandler,
-) -> bool {
-    let Some(place) = event.handler() else { return false };
-    place.get_or_init(|| handler);
-    let event = raw::RedisModuleEvent { id: event.id(), dataver: 1 };
-    // SAFETY: the context is that of the running call.
-    let subscribed =
-        unsafe { (context.api.subscribe_to_server_event)(context.raw(), event, Some(server_event)) };
-    subscribed == OK
+/// Calls `handler` with every [`ServerEvent`].
+pub(crate) fn subscribe_to_server_events(context: &Context, handler: ServerHandler) -> bool {
+    SERVER_HANDLER.get_or_init(|| handler);
+    [
+        raw::REDISMODULE_EVENT_CRON_LOOP,
+        raw::REDISMODULE_EVENT_LOADING,
+        raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
+        raw::REDISMODULE_EVENT_SWAPDB,
+    ]
+    .into_iter()
+    .all(|id| {
+        let event = raw::RedisModuleEvent { id, dataver: 1 };
+        // SAFETY: the context is that of the running call.
+        unsafe { (context.api.subscribe_to_server_event)(context.raw(), event, Some(server_event)) == OK }
+    })
 }
 
 unsafe extern "C" fn server_event(
     raw: *mut raw::RedisModuleCtx,
     event: raw::RedisModuleEvent,
     part: u64,
-    _data: *mut c_void,
+    data: *mut c_void,
 ) {
-    let Some(handler) = ServerEvent::of(event.id, part).and_then(|event| event.handler()?.get()) else {
-        return;
+    let event = match event.id {
+        raw::REDISMODULE_EVENT_CRON_LOOP => ServerEvent::Cron,
+        raw::REDISMODULE_EVENT_LOADING if part == raw::REDISMODULE_SUBEVENT_LOADING_AOF_START => {
+            ServerEvent::AppendOnlyFileLoads
+        }
+        raw::REDISMODULE_EVENT_LOADING if part == raw::REDISMODULE_SUBEVENT_LOADING_ENDED => {
+            ServerEvent::DataLoaded
+        }
+        raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED => ServerEvent::RoleChanged,
+        raw::REDISMODULE_EVENT_SWAPDB if !data.is_null() => {
+            // SAFETY: with this event the server passes this structure, alive for this call.
+            let databases = unsafe { &*data.cast_const().cast::<raw::RedisModuleSwapDbInfo>() };
+            ServerEvent::DatabasesSwapped { one: databases.dbnum_first, other: databases.dbnum_second }
+        }
+        _ => return,
     };
+    let Some(handler) = SERVER_HANDLER.get() else { return };
     // SAFETY: the server passes the context of this call.
     let Some(context) = (unsafe { Context::enter(raw) }) else { return };
-    if catch_unwind(AssertUnwindSafe(|| handler(&context))).is_err() {
+    if catch_unwind(AssertUnwindSafe(|| handler(&context, event))).is_err() {
         context
             .log_warning("pmcptask: the handler of a server event panicked; this is a defect of the module");
     }

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 
 use redis_module::raw;
 
-use super::api::OK;
+use super::api::{Failed, OK, done};
 use super::context::Context;
 use super::string::{OwnedString, StringRef};
 
@@ -55,10 +55,23 @@ impl<'c> Key<'c> {
     /// Opens a key to write it, whether or not there is anything. Closing it signals nothing: whoever
     /// writes calls [`Context::signal_modified`].
     pub(crate) fn open_for_writing(context: &'c Context, name: StringRef<'_>) -> Self {
-        let mode = (raw::REDISMODULE_READ | raw::REDISMODULE_WRITE).cast_signed();
+        Self::open(context, name, raw::REDISMODULE_READ | raw::REDISMODULE_WRITE)
+    }
+
+    /// Opens a key for the module's own ends: the key does not count as used, neither for `OBJECT IDLETIME` nor as a
+    /// hit or a miss. A key that is past its expiry goes by this, as by any look at it.
+    pub(crate) fn open_unnoticed(context: &'c Context, name: StringRef<'_>) -> Self {
+        // Reads count hits and misses, in Redis 7.0 without exception; writes never do.
+        let mode = raw::REDISMODULE_READ | raw::REDISMODULE_WRITE | raw::REDISMODULE_OPEN_KEY_NOTOUCH;
+        Self::open(context, name, mode)
+    }
+
+    fn open(context: &'c Context, name: StringRef<'_>, mode: u32) -> Self {
         // SAFETY: the context is that of the running call and the name is alive. For writing the server
         // always hands out a handle.
-        let raw = unsafe { NonNull::new_unchecked((context.api.open_key)(context.raw(), name.raw(), mode)) };
+        let raw = unsafe {
+            NonNull::new_unchecked((context.api.open_key)(context.raw(), name.raw(), mode.cast_signed()))
+        };
         Self { context, raw }
     }
 
@@ -67,6 +80,10 @@ impl<'c> Key<'c> {
     /// `raw` is an open key of this call. Dropping the handle closes it.
     pub(super) unsafe fn from_raw(context: &'c Context, raw: NonNull<raw::RedisModuleKey>) -> Self {
         Self { context, raw }
+    }
+
+    pub(super) fn raw(&self) -> *mut raw::RedisModuleKey {
+        self.raw.as_ptr()
     }
 
     pub(crate) fn kind(&self) -> Kind {
@@ -88,9 +105,9 @@ impl<'c> Key<'c> {
     }
 
     /// Removes the key and what it holds. It has to be open for writing.
-    pub(crate) fn delete(&mut self) {
+    pub(crate) fn delete(&mut self) -> Result<(), Failed> {
         // SAFETY: the key is open.
-        unsafe { (self.context.api.delete_key)(self.raw.as_ptr()) };
+        done(unsafe { (self.context.api.delete_key)(self.raw.as_ptr()) }, "DeleteKey")
     }
 
     /// When the key expires, ms since the epoch.
@@ -102,10 +119,10 @@ impl<'c> Key<'c> {
 
     /// Sets or removes the key's expiry, which does not remove the key even where it is past. It has to
     /// be open for writing and hold something.
-    pub(crate) fn set_expiry(&mut self, at_ms: Option<i64>) {
+    pub(crate) fn set_expiry(&mut self, at_ms: Option<i64>) -> Result<(), Failed> {
         let at = at_ms.unwrap_or_else(|| i64::from(raw::REDISMODULE_NO_EXPIRE));
         // SAFETY: the key is open.
-        unsafe { (self.context.api.set_abs_expire)(self.raw.as_ptr(), at) };
+        done(unsafe { (self.context.api.set_abs_expire)(self.raw.as_ptr(), at) }, "SetAbsExpire")
     }
 
     // Hashes.
@@ -165,7 +182,10 @@ impl<'c> Key<'c> {
 
     /// Sets up to three fields of a hash, which comes to be where there was nothing. The key has to be
     /// open for writing and hold a hash or nothing.
-    pub(crate) fn set_hash_fields<const N: usize>(&mut self, fields: [(StringRef<'_>, StringRef<'_>); N]) {
+    pub(crate) fn set_hash_fields<const N: usize>(
+        &mut self,
+        fields: [(StringRef<'_>, StringRef<'_>); N],
+    ) -> Result<(), Failed> {
         const { assert!(N <= 3) };
         let mut pairs: [(*mut raw::RedisModuleString, *mut raw::RedisModuleString); 3] =
             [(NO_MORE, std::ptr::null_mut()); 3];
@@ -175,10 +195,10 @@ impl<'c> Key<'c> {
         let [(name_1, value_1), (name_2, value_2), (name_3, value_3)] = pairs;
         // SAFETY: the key is open. The list is of pairs, name and value, and ends at the first null name; the
         // server copies names and values.
-        unsafe {
+        let set = unsafe {
             (self.context.api.hash_set)(
                 self.raw.as_ptr(),
-                raw::REDISMODULE_HASH_NONE.cast_signed(),
+                raw::REDISMODULE_HASH_COUNT_ALL.cast_signed(),
                 name_1,
                 value_1,
                 name_2,
@@ -188,12 +208,13 @@ impl<'c> Key<'c> {
                 NO_MORE,
             )
         };
+        if usize::try_from(set) == Ok(N) { Ok(()) } else { Err(Failed("HashSet")) }
     }
 
-    /// Removes a field of a hash. The key has to be open for writing.
-    pub(crate) fn remove_hash_field(&mut self, field: StringRef<'_>) {
+    /// Removes a field that the hash has. The key has to be open for writing.
+    pub(crate) fn remove_hash_field(&mut self, field: StringRef<'_>) -> Result<(), Failed> {
         // SAFETY: the key is open; the list is one pair, name and the mark for deletion, and a null name.
-        unsafe {
+        let removed = unsafe {
             (self.context.api.hash_set)(
                 self.raw.as_ptr(),
                 raw::REDISMODULE_HASH_NONE.cast_signed(),
@@ -202,6 +223,7 @@ impl<'c> Key<'c> {
                 NO_MORE,
             )
         };
+        if removed == 1 { Ok(()) } else { Err(Failed("HashSet")) }
     }
 
     // Sorted sets.
@@ -215,18 +237,23 @@ impl<'c> Key<'c> {
 
     /// Sets a member's score; the sorted set comes to be where there was nothing. The key has to be open
     /// for writing and hold a sorted set or nothing.
-    pub(crate) fn set_score(&mut self, member: StringRef<'_>, score: f64) {
+    pub(crate) fn set_score(&mut self, member: StringRef<'_>, score: f64) -> Result<(), Failed> {
         // SAFETY: the key is open and the member is alive; null flags mean none.
-        unsafe { (self.context.api.zset_add)(self.raw.as_ptr(), score, member.raw(), std::ptr::null_mut()) };
+        let added = unsafe {
+            (self.context.api.zset_add)(self.raw.as_ptr(), score, member.raw(), std::ptr::null_mut())
+        };
+        done(added, "ZsetAdd")
     }
 
     /// Removes a member, and the sorted set with its last one. True if there was such a member. The key
-    /// has to be open for writing.
-    pub(crate) fn remove_member(&mut self, member: StringRef<'_>) -> bool {
+    /// has to be open for writing and hold a sorted set or nothing.
+    pub(crate) fn remove_member(&mut self, member: StringRef<'_>) -> Result<bool, Failed> {
         let mut removed: c_int = 0;
         // SAFETY: the key is open and the member is alive.
-        unsafe { (self.context.api.zset_rem)(self.raw.as_ptr(), member.raw(), &raw mut removed) };
-        removed != 0
+        let returned =
+            unsafe { (self.context.api.zset_rem)(self.raw.as_ptr(), member.raw(), &raw mut removed) };
+        done(returned, "ZsetRem")?;
+        Ok(removed != 0)
     }
 
     /// Passes the members of a part of a sorted set to `visit`, which must not call the server: opening a

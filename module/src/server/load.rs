@@ -22,22 +22,26 @@ pub(crate) trait Module {
     /// The sentence for the log that says why the module cannot be loaded.
     fn load(context: &Context, arguments: &Arguments<'_>) -> Result<(), String>;
 
-    /// Gives back all memory that the module holds.
-    fn unload(context: &mut Context);
+    /// Whether the server may unload the module.
+    fn may_unload() -> bool;
 }
 
 /// # Safety
 ///
 /// To be called by the server, as a module's `RedisModule_OnUnload`.
 pub(crate) unsafe fn on_unload<M: Module>(raw: *mut raw::RedisModuleCtx) -> c_int {
-    // SAFETY: the server passes the context of this call.
-    if let Some(mut context) = unsafe { Context::enter(raw) }
-        && catch_unwind(AssertUnwindSafe(|| M::unload(&mut context))).is_err()
-    {
-        context.log_warning("pmcptask panicked while it was unloaded; this is a defect of the module");
+    if M::may_unload() {
+        drop(panic::take_hook());
+        return OK;
     }
-    drop(panic::take_hook());
-    OK
+    // SAFETY: the server passes the context of this call.
+    if let Some(context) = unsafe { Context::enter(raw) } {
+        context.log_warning(
+            "pmcptask is never unloaded: most servers crash when an ACL rule or a queued command names a command \
+             that is gone. Restart the server with another module file, or with none",
+        );
+    }
+    ERR
 }
 
 /// Has the server's log tell where a panic was, and no more: its message may hold a user's data, and

@@ -12,22 +12,23 @@ mod events;
 mod info;
 mod key;
 mod load;
+mod permissions;
 mod scan;
 mod state;
 mod string;
 mod timer;
 
+pub(crate) use api::Failed;
 pub(crate) use command::{
     Access, Argument, ArgumentKind, Arguments, Command, CommandInfo, KeySpec, register as register_command,
 };
-pub(crate) use configuration::{NumericSetting, load_settings, register_number};
+pub(crate) use configuration::{NumericSetting, Switch, TextSetting, load_settings};
 pub(crate) use context::Context;
-pub(crate) use events::{
-    KeyEvent, ServerEvent, subscribe as subscribe_to_key_events, subscribe_to_server_event,
-};
+pub(crate) use events::{ServerEvent, subscribe_to_ended_keys, subscribe_to_server_events};
 pub(crate) use info::{Info, register as register_info};
 pub(crate) use key::{Key, Kind, Walk};
 pub(crate) use load::{Module, export, on_load, on_unload};
+pub(crate) use permissions::{AclUser, CommandName, Permissions};
 pub(crate) use scan::ScanCursor;
 pub(crate) use state::ServerThread;
 pub(crate) use string::{Literal, OwnedString, StringRef};

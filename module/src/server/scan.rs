@@ -1,4 +1,4 @@
-//! A walk over all keys of a database, in steps.
+//! Walks in steps: over all keys of a database, or over all members of a sorted set.
 
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
@@ -12,7 +12,9 @@ use super::context::Context;
 use super::key::Key;
 use super::string::StringRef;
 
-/// A position in the walk. Keys that are there all the time are seen at least once, others perhaps.
+/// A position in a walk. What is there all the time is seen at least once, all else perhaps.
+///
+/// One walk, one cursor: a cursor that has come to its end stays there.
 pub(crate) struct ScanCursor {
     api: &'static Api,
     raw: NonNull<raw::RedisModuleScanCursor>,
@@ -28,12 +30,6 @@ impl ScanCursor {
         Self { api: context.api, raw }
     }
 
-    /// Goes back to the start, for another database, say.
-    pub(crate) fn restart(&mut self, _: &Context) {
-        // SAFETY: the cursor is alive.
-        unsafe { (self.api.scan_cursor_restart)(self.raw.as_ptr()) };
-    }
-
     /// Passes a few keys of the selected database to `visit`, which must not open other keys. False once
     /// there are no more.
     pub(crate) fn scan<F: FnMut(StringRef<'_>, &Key<'_>)>(&mut self, context: &Context, visit: F) -> bool {
@@ -45,6 +41,29 @@ impl ScanCursor {
                 context.raw(),
                 self.raw.as_ptr(),
                 Some(visit_key::<F>),
+                std::ptr::from_mut(&mut scan).cast(),
+            ) != 0
+        }
+    }
+
+    /// Passes a few members of a sorted set to `visit`, which must not call the server. False once there are no more.
+    ///
+    /// Unlike a walk by score, which can only be entered at a score, a step takes no longer for members that share
+    /// one.
+    pub(crate) fn scan_members<F: FnMut(&[u8])>(
+        &mut self,
+        context: &Context,
+        key: &Key<'_>,
+        visit: F,
+    ) -> bool {
+        let mut scan = Scan { context, visit };
+        // SAFETY: key and cursor are alive; `visit_member` gets back the scan that is passed here, which outlives the
+        // call. The server refuses a key that holds nothing.
+        unsafe {
+            (self.api.scan_key)(
+                key.raw(),
+                self.raw.as_ptr(),
+                Some(visit_member::<F>),
                 std::ptr::from_mut(&mut scan).cast(),
             ) != 0
         }
@@ -63,6 +82,14 @@ struct Scan<'c, F> {
     visit: F,
 }
 
+impl<F> Scan<'_, F> {
+    fn visit(&mut self, visit: impl FnOnce(&mut F)) {
+        if catch_unwind(AssertUnwindSafe(|| visit(&mut self.visit))).is_err() {
+            self.context.log_warning("pmcptask: looking at a key panicked; this is a defect of the module");
+        }
+    }
+}
+
 unsafe extern "C" fn visit_key<F: FnMut(StringRef<'_>, &Key<'_>)>(
     _: *mut raw::RedisModuleCtx,
     name: *mut raw::RedisModuleString,
@@ -70,12 +97,25 @@ unsafe extern "C" fn visit_key<F: FnMut(StringRef<'_>, &Key<'_>)>(
     scan: *mut c_void,
 ) {
     // SAFETY: `scan` passed a value of this type, which nobody else uses during the call.
-    let Scan { context, visit } = unsafe { &mut *scan.cast::<Scan<'_, F>>() };
+    let scan = unsafe { &mut *scan.cast::<Scan<'_, F>>() };
     let (Some(name), Some(key)) = (NonNull::new(name), NonNull::new(key)) else { return };
+    let context = scan.context;
     // SAFETY: the server keeps name and key alive for this call, and closes the key itself.
     let (name, key) =
         unsafe { (StringRef::new(context.api, name), ManuallyDrop::new(Key::from_raw(context, key))) };
-    if catch_unwind(AssertUnwindSafe(|| visit(name, &key))).is_err() {
-        context.log_warning("pmcptask: looking at a key panicked; this is a defect of the module");
-    }
+    scan.visit(|visit| visit(name, &key));
+}
+
+unsafe extern "C" fn visit_member<F: FnMut(&[u8])>(
+    _: *mut raw::RedisModuleKey,
+    member: *mut raw::RedisModuleString,
+    _score: *mut raw::RedisModuleString,
+    scan: *mut c_void,
+) {
+    // SAFETY: `scan_members` passed a value of this type, which nobody else uses during the call.
+    let scan = unsafe { &mut *scan.cast::<Scan<'_, F>>() };
+    let Some(member) = NonNull::new(member) else { return };
+    // SAFETY: the server keeps the member alive for this call.
+    let member = unsafe { StringRef::new(scan.context.api, member) };
+    scan.visit(|visit| visit(member.bytes()));
 }

@@ -97,8 +97,7 @@ impl Literal {
 
     pub(crate) fn get<'c>(&self, context: &'c Context) -> StringRef<'c> {
         let raw = self.raw.get().unwrap_or_else(|| self.make(context));
-        // SAFETY: the string is alive until `forget`: nobody can call it while this context is borrowed, and the
-        // server unloads no module while another call of it is going on.
+        // SAFETY: the string is never freed.
         unsafe { StringRef::new(context.api, raw) }
     }
 
@@ -107,13 +106,5 @@ impl Literal {
         let raw = context.create_raw_string(self.text.as_bytes());
         self.raw.set(Some(raw));
         raw
-    }
-
-    /// Frees the string, before the module is unloaded.
-    pub(crate) fn forget(&self, context: &mut Context) {
-        if let Some(raw) = self.raw.take() {
-            // SAFETY: the reference is the one that `get` was given, and nobody has it any more.
-            drop(unsafe { OwnedString::new(context.api, raw) });
-        }
     }
 }

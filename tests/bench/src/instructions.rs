@@ -64,7 +64,7 @@ impl CountingServer {
     fn wait_until_settled(&mut self) {
         let wire = &mut self.wire;
         wire.call(&["CONFIG", "SET", "hz", "500"]);
-        let is_settled = || !wire.call(&["INFO", "pmcptask"]).contains("verification_pending:1");
+        let is_settled = || !wire.call(&["INFO", "pmcptask"]).contains("index_walks:0");
         assert!(holds_within(Duration::from_mins(2), is_settled), "the module does not settle");
         // Housekeeping once a second.
         wire.call(&["CONFIG", "SET", "hz", "1"]);

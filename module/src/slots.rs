@@ -1,7 +1,7 @@
-//! In a cluster: which entries this node may touch at all.
+//! In a cluster: which slots this node serves.
 //!
-//! While a slot moves, a hash that is missing here may be at its new node already, or not yet here, and its
-//! entry has to follow it. Entries of slots that belong to another node are that node's.
+//! While a slot moves, a hash that is missing here may be at its new node already, or not yet here. Keys of slots that
+//! belong to another node are that node's.
 
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
@@ -10,54 +10,47 @@ use crate::server::Context;
 
 /// What this node is to the slot of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(crate) enum Role {
     /// The slot is here and stays.
     Owner,
-    /// This slot is on its way from this node or to it.
-    Moving(i64),
+    /// The slot is on its way from this node or to it.
+    Moving,
     /// The slot is another node's.
     Stranger,
 }
 
 /// The slots of this node, read when they are first asked for. Good for one call of the server, in which
 /// no slot changes hands.
-pub(super) struct Slots<'c> {
+pub(crate) struct Slots<'c> {
     context: &'c Context,
     table: OnceCell<Table>,
 }
 
 impl<'c> Slots<'c> {
-    pub(super) fn of(context: &'c Context) -> Self {
+    pub(crate) fn of(context: &'c Context) -> Self {
         Self { context, table: OnceCell::new() }
     }
 
-    pub(super) fn role_for(&self, key: &[u8]) -> Role {
+    pub(crate) fn role_for(&self, key: &[u8]) -> Role {
         if !self.context.is_cluster() {
             return Role::Owner;
         }
-        self.context.cluster_slot(key).map_or(Role::Stranger, |slot| self.table().role_for(slot))
+        let table = self.table.get_or_init(|| Table::read(&self.context.cluster_nodes()));
+        self.context.cluster_slot(key).map_or(Role::Stranger, |slot| table.role_for(slot))
     }
+}
 
-    pub(super) fn is_moving(&self, slot: i64) -> bool {
-        self.table().moving.contains(&slot)
-    }
-
-    /// Takes note of this node's slots in place of those that were `known`; true if others have come.
-    pub(super) fn have_come(&self, known: &mut Vec<(i64, i64)>) -> bool {
-        let have_come = self.table().has_others_than(known);
-        known.clone_from(&self.table().own);
-        have_come
-    }
-
-    fn table(&self) -> &Table {
-        self.table.get_or_init(|| Table::read(&self.context.cluster_nodes()))
-    }
+/// Whether a task that is not here may be at another node of the cluster: while its slot moves, and on a replica,
+/// which is not told that it does.
+pub(crate) fn may_be_elsewhere(context: &Context, task_name: &[u8]) -> bool {
+    context.is_cluster()
+        && (!context.is_settled_primary() || Slots::of(context).role_for(task_name) != Role::Owner)
 }
 
 /// What `CLUSTER NODES` says of this node.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Table {
-    /// First and last slot of each range of this node, in order.
+    /// First and last slot of each range of this node.
     own: Vec<(i64, i64)>,
     moving: BTreeSet<i64>,
 }
@@ -89,17 +82,9 @@ impl Table {
         table
     }
 
-    /// Whether a slot of this node is in none of the `known` ranges.
-    fn has_others_than(&self, known: &[(i64, i64)]) -> bool {
-        self.own.iter().any(|(first, last)| {
-            let before = known.partition_point(|(start, _)| start <= first).checked_sub(1);
-            before.and_then(|before| known.get(before)).is_none_or(|(_, end)| end < last)
-        })
-    }
-
     fn role_for(&self, slot: i64) -> Role {
         if self.moving.contains(&slot) {
-            Role::Moving(slot)
+            Role::Moving
         } else if self.own.iter().any(|(first, last)| (*first..=*last).contains(&slot)) {
             Role::Owner
         } else {
@@ -128,9 +113,7 @@ mod tests {
     fn slot_on_its_way_is_no_reason_to_leave_others_alone() {
         let own = "a1 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-5 [93-<-b2] [5->-b2]\n";
         let table = Table::read(own.as_bytes());
-        for (slot, role) in
-            [(4, Role::Owner), (5, Role::Moving(5)), (93, Role::Moving(93)), (6, Role::Stranger)]
-        {
+        for (slot, role) in [(4, Role::Owner), (5, Role::Moving), (93, Role::Moving), (6, Role::Stranger)] {
             assert_eq!(table.role_for(slot), role, "{slot}");
         }
     }
@@ -141,17 +124,5 @@ mod tests {
         let other = "b2 127.0.0.1:3@4,myself.example master - 0 0 2 connected 6-8 [77->-a1]";
         let table = Table::read(format!("{own}\n{other}\n").as_bytes());
         assert_eq!(table, Table { own: vec![(0, 5)], moving: BTreeSet::new() });
-    }
-
-    #[test]
-    fn slots_that_have_come_are_told_from_those_that_have_left() {
-        let own = "a1 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-5 9 100-200\n";
-        let table = Table::read(own.as_bytes());
-        for known in [&[(0, 5), (9, 9), (100, 200)][..], &[(0, 200)], &[(0, 9), (99, 201)]] {
-            assert!(!table.has_others_than(known), "{known:?}");
-        }
-        for known in [&[][..], &[(0, 5), (9, 9)], &[(0, 9), (100, 199)], &[(0, 9), (101, 200)], &[(1, 200)]] {
-            assert!(table.has_others_than(known), "{known:?}");
-        }
     }
 }

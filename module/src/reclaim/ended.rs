@@ -1,0 +1,115 @@
+//! Tasks that have ended: by expiry, by eviction, or because somebody took the expiry of a key away whose time is over.
+//!
+//! The server says so in the middle of another command, where nothing may be written. The key is noted, and a timer
+//! removes its entry a moment later.
+
+use std::collections::VecDeque;
+use std::ffi::c_int;
+use std::time::{Duration, Instant};
+
+use pmcptask_schema::TaskKey;
+
+use super::in_use::is_in_use;
+use super::{may_write, remove_entries, remove_hash, report};
+use crate::record::{Presence, presence};
+use crate::server::{Context, Failed, ServerThread, StringRef, start_timer};
+use crate::slots::{Role, Slots};
+
+/// Keys that are kept. The entries of any beyond that are left to the walk.
+const MOST: usize = 250_000;
+/// How long commands may have to wait for one go.
+const LONGEST_GO: Duration = Duration::from_millis(1);
+/// Between two goes, in ms, so that commands have at least half of the server's time.
+const PAUSE_MS: i64 = 1;
+/// Between the first key of a burst and its removal, in ms: keys that end together are one transaction.
+const DELAY_MS: i64 = 10;
+/// How soon to try again while the server must not write, in ms.
+const RETRY_MS: i64 = 100;
+
+struct Ended {
+    /// Database and name of each key.
+    keys: VecDeque<(c_int, Box<[u8]>)>,
+    timer_runs: bool,
+}
+
+static ENDED: ServerThread<Ended> = ServerThread::new(Ended { keys: VecDeque::new(), timer_runs: false });
+
+impl Ended {
+    fn start_timer(&mut self, context: &Context, delay_ms: i64) {
+        if self.keys.is_empty() {
+            // A burst must not hold its memory for good.
+            self.keys = VecDeque::new();
+        } else if !self.timer_runs {
+            self.timer_runs = true;
+            start_timer(context, delay_ms, remove_some);
+        }
+    }
+}
+
+/// Takes note of a key of the selected database that may be that of an ended task.
+pub(super) fn note(context: &Context, name: StringRef<'_>) {
+    let name = name.bytes();
+    let Ok(key) = TaskKey::parse(name) else { return };
+    // A replica is told by its primary.
+    if !is_in_use(context, key.prefix) || !context.is_settled_primary() {
+        return;
+    }
+    let Some(mut ended) = ENDED.borrow_mut(context) else { return };
+    if ended.keys.len() < MOST {
+        ended.keys.push_back((context.selected_database(), name.into()));
+        ended.start_timer(context, DELAY_MS);
+    }
+}
+
+/// Two databases have changed places.
+pub(super) fn swap(context: &Context, one: c_int, other: c_int) {
+    let Some(mut ended) = ENDED.borrow_mut(context) else { return };
+    for (database, _) in &mut ended.keys {
+        if *database == one {
+            *database = other;
+        } else if *database == other {
+            *database = one;
+        }
+    }
+}
+
+/// Called by the server's timer.
+fn remove_some(context: &Context) {
+    // First of all: should anything below panic, the next key starts a timer again.
+    if let Some(mut ended) = ENDED.borrow_mut(context) {
+        ended.timer_runs = false;
+        if !context.is_settled_primary() {
+            ended.keys.clear();
+        }
+    }
+    crate::settings::panic_if_asked();
+    let may_write = may_write(context);
+    if may_write {
+        let (started, slots) = (Instant::now(), Slots::of(context));
+        while started.elapsed() < LONGEST_GO {
+            let next = ENDED.borrow_mut(context).and_then(|mut ended| ended.keys.pop_front());
+            let Some((database, name)) = next else { break };
+            if context.select_database(database) {
+                report(context, remove_if_ended(context, &slots, &name));
+            }
+        }
+    }
+    if let Some(mut ended) = ENDED.borrow_mut(context) {
+        ended.start_timer(context, if may_write { PAUSE_MS } else { RETRY_MS });
+    }
+}
+
+/// Removes the entries of a task that has ended, unless the task has come back. What has expired or was evicted here
+/// is at no other node of a cluster, so the entry can go even while the slot is on its way.
+fn remove_if_ended(context: &Context, slots: &Slots<'_>, name: &[u8]) -> Result<(), Failed> {
+    let Ok(key) = TaskKey::parse(name) else { return Ok(()) };
+    let task_name = context.create_string(name);
+    match presence(context, task_name.as_ref(), context.now_ms()) {
+        Presence::Live => return Ok(()),
+        // The key itself may be on its way.
+        Presence::Lapsed if slots.role_for(name) != Role::Owner => return Ok(()),
+        Presence::Lapsed => remove_hash(context, task_name.as_ref())?,
+        Presence::Gone => {}
+    }
+    remove_entries(context, &key)
+}

@@ -1,0 +1,45 @@
+//! The prefixes whose keys are this module's: `pmcp` and those of the setting `prefixes` in every database, all others
+//! in the databases where a command has written a task with them since the process started.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::c_int;
+
+use pmcptask_schema::Keyspace;
+
+use crate::server::{Context, ServerThread};
+use crate::settings;
+
+/// Prefixes that are kept for one database. Whoever makes a prefix for each task has the entries of the rest to keep.
+const MOST: usize = 10_000;
+
+type Prefixes = BTreeSet<Box<[u8]>>;
+
+static WRITTEN: ServerThread<BTreeMap<c_int, Prefixes>> = ServerThread::new(BTreeMap::new());
+
+/// Takes note that a command has written a task with this prefix into the selected database.
+pub(crate) fn note_written(context: &Context, prefix: &[u8]) {
+    if prefix == Keyspace::DEFAULT_PREFIX.as_bytes() {
+        return;
+    }
+    let Some(mut written) = WRITTEN.borrow_mut(context) else { return };
+    let prefixes = written.entry(context.selected_database()).or_default();
+    if !prefixes.contains(prefix) && prefixes.len() < MOST {
+        prefixes.insert(prefix.into());
+    }
+}
+
+/// Whether keys with this prefix are this module's in the selected database.
+pub(super) fn is_in_use(context: &Context, prefix: &[u8]) -> bool {
+    settings::names_prefix(prefix)
+        || WRITTEN.borrow_mut(context).is_some_and(|written| {
+            written.get(&context.selected_database()).is_some_and(|prefixes| prefixes.contains(prefix))
+        })
+}
+
+/// Two databases have changed places.
+pub(super) fn swap(context: &Context, one: c_int, other: c_int) {
+    let Some(mut written) = WRITTEN.borrow_mut(context) else { return };
+    let (of_one, of_other) = (written.remove(&one), written.remove(&other));
+    written.extend(of_one.map(|prefixes| (other, prefixes)));
+    written.extend(of_other.map(|prefixes| (one, prefixes)));
+}

@@ -1,0 +1,157 @@
+//! A slow walk through the indexes of all prefixes in use, in all databases.
+//!
+//! Its pauses are by the monotonic clock: that of the wall, which can jump, only says what has expired.
+
+use std::ffi::c_int;
+use std::time::{Duration, Instant};
+
+use pmcptask_schema::IndexKey;
+
+use super::dead_entries::DeadEntries;
+use super::in_use::is_in_use;
+use super::{ended, may_write, remove_entry, report};
+use crate::record::{Presence, presence};
+use crate::server::{Context, Key, Kind, ScanCursor, ServerThread};
+use crate::slots::{Role, Slots};
+use crate::{settings, statistics};
+
+/// Steps follow each other no sooner, however often the server calls: the least work takes longer than a share of less.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+
+#[derive(Default)]
+struct Walks {
+    walk: Option<Walk>,
+    last_step: Option<Instant>,
+    /// None: a walk starts as soon as possible.
+    last_end: Option<Instant>,
+    dead: DeadEntries,
+}
+
+static WALKS: ServerThread<Option<Walks>> = ServerThread::new(None);
+
+/// Gives up what is known from walks so far: the data or the server's role has changed. A walk starts as soon as possible.
+pub(super) fn start_anew(context: &Context) {
+    if let Some(mut walks) = WALKS.borrow_mut(context) {
+        *walks = None;
+    }
+}
+
+/// Called by the server `hz` times a second.
+pub(super) fn step(context: &Context) {
+    if !may_write(context) {
+        return;
+    }
+    let Some(mut walks) = WALKS.borrow_mut(context) else { return };
+    walks.get_or_insert_default().step(context);
+}
+
+impl Walks {
+    fn step(&mut self, context: &Context) {
+        let started = Instant::now();
+        let since = |then: Option<Instant>| then.map(|then| started.saturating_duration_since(then));
+        let pause = since(self.last_step).unwrap_or(SHORTEST_PAUSE);
+        if pause < SHORTEST_PAUSE {
+            return;
+        }
+        let pace = settings::pace();
+        if self.walk.is_none() && since(self.last_end).is_some_and(|rest| rest < pace.rest) {
+            return;
+        }
+        self.last_step = Some(started);
+        let time = pause.mul_f64(pace.share).min(pace.longest_step);
+        let slots = Slots::of(context);
+        let walk = self.walk.get_or_insert_with(|| Walk::new(context));
+        while walk.advance(context, &slots, &mut self.dead) {
+            if started.elapsed() >= time {
+                return;
+            }
+        }
+        self.walk = None;
+        self.last_end = Some(started);
+        self.dead.end_walk();
+        statistics::INDEX_WALKS.increment();
+    }
+}
+
+/// One walk through all indexes.
+struct Walk {
+    database: c_int,
+    keys: ScanCursor,
+    /// Indexes that are still to be looked at.
+    indexes: Vec<Vec<u8>>,
+    /// The one that is being looked at.
+    index: Option<(Vec<u8>, ScanCursor)>,
+}
+
+impl Walk {
+    fn new(context: &Context) -> Self {
+        Self { database: 0, keys: ScanCursor::new(context), indexes: Vec::new(), index: None }
+    }
+
+    /// Looks at some keys or entries; false once all have been seen.
+    fn advance(&mut self, context: &Context, slots: &Slots<'_>, dead: &mut DeadEntries) -> bool {
+        if !context.select_database(self.database) {
+            return false;
+        }
+        let next = || Some((self.indexes.pop()?, ScanCursor::new(context)));
+        if let Some((index, mut members)) = self.index.take().or_else(next) {
+            if look_at_entries(context, slots, dead, &index, &mut members) {
+                self.index = Some((index, members));
+            }
+            return true;
+        }
+        let indexes = &mut self.indexes;
+        let has_more = self.keys.scan(context, |name, key| {
+            let name = name.bytes();
+            if key.kind() == Kind::SortedSet
+                && IndexKey::parse(name).is_ok_and(|key| is_in_use(context, key.prefix))
+            {
+                indexes.push(name.to_vec());
+            }
+        });
+        if !has_more && self.indexes.is_empty() {
+            self.database = self.database.saturating_add(1);
+            self.keys = ScanCursor::new(context);
+        }
+        true
+    }
+}
+
+/// Looks at some entries of an index; false once all have been seen.
+fn look_at_entries(
+    context: &Context,
+    slots: &Slots<'_>,
+    dead: &mut DeadEntries,
+    name: &[u8],
+    members: &mut ScanCursor,
+) -> bool {
+    let Ok(key) = IndexKey::parse(name) else { return false };
+    let database = context.selected_database();
+    // Collected before any task is looked at: a key that is past its expiry goes by that.
+    let mut found: Vec<Vec<u8>> = Vec::new();
+    let has_more = {
+        let index = Key::open_unnoticed(context, context.create_string(name).as_ref());
+        index.kind() == Kind::SortedSet
+            && members.scan_members(context, &index, |member| found.push(member.to_vec()))
+    };
+    let mut keys = key.task_keys();
+    let now_ms = context.now_ms();
+    for member in found {
+        let task_name = keys.of_member(&member);
+        let task = context.create_string(task_name);
+        match presence(context, task.as_ref(), now_ms) {
+            Presence::Live => {}
+            Presence::Lapsed => ended::note(context, task.as_ref()),
+            // While a slot is on its way, a task that is not here may be at another node.
+            Presence::Gone
+                if dead.had_no_task(database, name, &member)
+                    && slots.role_for(name) == Role::Owner
+                    && slots.role_for(task_name) == Role::Owner =>
+            {
+                report(context, remove_entry(context, &key, &member));
+            }
+            Presence::Gone => dead.note(database, name, &member),
+        }
+    }
+    has_more
+}

@@ -1,0 +1,206 @@
+//! What users may do, by the server's ACL.
+
+use std::cell::{Cell, OnceCell};
+use std::ffi::CStr;
+use std::io;
+use std::ptr::NonNull;
+
+use redis_module::raw;
+
+use super::api::{Api, OK};
+use super::context::Context;
+use super::string::{Literal, OwnedString, StringRef};
+
+/// A user of the ACL.
+pub(crate) struct AclUser<'c> {
+    context: &'c Context,
+    raw: NonNull<raw::RedisModuleUser>,
+}
+
+impl<'c> AclUser<'c> {
+    /// None where there is no user of this name.
+    pub(crate) fn find(context: &'c Context, name: StringRef<'_>) -> Option<Self> {
+        // SAFETY: the name is alive; the server hands over a handle of its own.
+        let raw = NonNull::new(unsafe { (context.api.get_module_user_from_user_name)(name.raw()) })?;
+        Some(Self { context, raw })
+    }
+
+    /// Whether the user may run a command with this key as its first argument.
+    pub(crate) fn may(&self, command: StringRef<'_>, key: StringRef<'_>) -> bool {
+        let mut words = [command.raw(), key.raw()];
+        let check = self.context.api.acl_check_command_permissions;
+        // SAFETY: the user is alive until drop, the list is of two strings that are alive.
+        unsafe { check(self.raw.as_ptr(), words.as_mut_ptr(), 2) == OK }
+    }
+
+    /// The user's rules, as `ACL LIST` shows them. The server keeps the text ready.
+    fn rules(&self) -> Option<OwnedString<'c>> {
+        let Api { get_module_user_acl_string, .. } = self.context.api;
+        let describe = (*get_module_user_acl_string)?;
+        // SAFETY: the user is alive; the server hands out a string that the caller owns.
+        unsafe { Some(OwnedString::new(self.context.api, NonNull::new(describe(self.raw.as_ptr()))?)) }
+    }
+
+    /// Tells the ACL log that the user was kept from a key.
+    fn log_refusal(&self, key: StringRef<'_>) {
+        let reason = raw::RedisModuleACLLogEntryReason_REDISMODULE_ACL_LOG_KEY;
+        let log = self.context.api.acl_add_log_entry;
+        // SAFETY: the context is that of the running call, user and key are alive.
+        unsafe { log(self.context.raw(), self.raw.as_ptr(), key.raw(), reason) };
+    }
+}
+
+impl Drop for AclUser<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the handle is its owner's; to free it leaves the ACL user as it is.
+        unsafe { (self.context.api.free_module_user)(self.raw.as_ptr()) };
+    }
+}
+
+/// Whether a user may run one command, which takes one key, on keys that all start with the same bytes.
+pub(crate) struct Permissions<'c> {
+    context: &'c Context,
+    command: &'static CommandName,
+    user: OnceCell<User<'c>>,
+    /// Set once it is known that the user may run the command on all of the keys.
+    has_all: Cell<bool>,
+}
+
+/// A command's name, as the server takes it in a call and as a string.
+pub(crate) struct CommandName {
+    name: &'static CStr,
+    string: Literal,
+}
+
+impl CommandName {
+    pub(crate) const fn new(name: &'static CStr, text: &'static str) -> Self {
+        Self { name, string: Literal::new(text) }
+    }
+}
+
+/// Who runs a command.
+enum User<'c> {
+    /// Nobody whom the ACL limits: another module by itself, the append-only file.
+    Nobody,
+    Known(AclUser<'c>),
+    /// Somebody whom the ACL does not know any more.
+    Deleted,
+}
+
+impl<'c> Permissions<'c> {
+    pub(crate) fn of(context: &'c Context, command: &'static CommandName) -> Self {
+        Self { context, command, user: OnceCell::new(), has_all: Cell::new(false) }
+    }
+
+    /// Whether the user may run the command on `key`. `common` is what all keys start with that are asked for. A refusal
+    /// goes to the ACL log, as those of the server itself do.
+    pub(crate) fn allow(&self, key: StringRef<'_>, common: &[u8]) -> bool {
+        if self.has_all.get() {
+            return true;
+        }
+        let user = match self.user.get_or_init(|| self.find_user(key)) {
+            User::Nobody => {
+                self.has_all.set(true);
+                return true;
+            }
+            User::Deleted => return false,
+            User::Known(user) => user,
+        };
+        let allowed = user.may(self.command.string.get(self.context), key);
+        if allowed {
+            let command = self.command.name.to_bytes();
+            let has_all = user.rules().is_some_and(|rules| allow_all(rules.bytes(), command, common));
+            self.has_all.set(has_all);
+        } else {
+            user.log_refusal(key);
+        }
+        allowed
+    }
+
+    fn find_user(&self, key: StringRef<'_>) -> User<'c> {
+        let Context { api, .. } = self.context;
+        // The server crashes when it is asked for the user's name where there is no user. There is one where a client
+        // that is connected runs the command. A script and another module run the command by a client that is not
+        // connected, and a call in the name of its user tells whether there is one.
+        // SAFETY: the context is that of the running call. A null pointer asks whether the client exists and nothing
+        // more. The format names a string, which is alive; a reply is freed. The user's name is freed after its use.
+        unsafe {
+            let client = (api.get_client_id)(self.context.raw());
+            if (api.get_client_info_by_id)(std::ptr::null_mut(), client) != OK {
+                let name = self.command.name.as_ptr();
+                let reply = (api.call)(self.context.raw(), name, c"Cs".as_ptr(), key.raw());
+                let error = io::Error::last_os_error();
+                if !reply.is_null() {
+                    (api.free_call_reply)(reply);
+                } else if error.kind() == io::ErrorKind::Unsupported {
+                    return User::Nobody;
+                }
+            }
+            let Some(name) = NonNull::new((api.get_current_user_name)(self.context.raw())) else {
+                return User::Nobody;
+            };
+            let name = OwnedString::new(api, name);
+            AclUser::find(self.context, name.as_ref()).map_or(User::Deleted, User::Known)
+        }
+    }
+}
+
+/// Whether a user with these rules, who may run a command on one key that starts with `common`, may run the command on
+/// every such key.
+///
+/// So it is where one pattern covers all of these keys and nothing else decides: there are no selectors, which could each
+/// allow a part, and the command is not allowed by its first argument.
+fn allow_all(rules: &[u8], command: &[u8], common: &[u8]) -> bool {
+    let names_first_argument = |rule: &[u8]| {
+        let rest = rule.strip_prefix(b"+").and_then(|rule| rule.split_at_checked(command.len()));
+        rest.is_some_and(|(name, rest)| name.eq_ignore_ascii_case(command) && rest.starts_with(b"|"))
+    };
+    // No rule holds a space: the server refuses patterns with one.
+    let rules = || rules.split(|byte| *byte == b' ');
+    rules().all(|rule| !rule.starts_with(b"(") && !names_first_argument(rule))
+        && rules().any(|rule| {
+            let pattern = rule.strip_prefix(b"~").or_else(|| rule.strip_prefix(b"%R~"));
+            pattern.and_then(|pattern| pattern.strip_suffix(b"*")).is_some_and(|literal| {
+                common.starts_with(literal) && !literal.iter().any(|byte| b"*?[\\".contains(byte))
+            })
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allows(rules: &str) -> bool {
+        allow_all(rules.as_bytes(), b"pmcptask.get", b"pmcp:tasks:alice:")
+    }
+
+    #[test]
+    fn one_pattern_for_all_keys_is_enough() {
+        for pattern in ["~*", "~pmcp:*", "%R~pmcp:*", "%R~pmcp:tasks:alice:*", "~x ~pmcp:t*", "%W~x* ~p*"] {
+            assert!(allows(&format!("on nopass {pattern} resetchannels -@all +pmcptask.get")), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn anything_less_is_asked_for_key_by_key() {
+        for pattern in [
+            "",
+            "~pmcp:tasks:alice:",
+            "~pmcp:tasks:alice:t*",
+            "~p?cp:*",
+            "~pmcp:tasks:*:*",
+            "~[p]mcp:*",
+            "~bob*",
+        ] {
+            assert!(!allows(&format!("on nopass {pattern} resetchannels -@all +pmcptask.get")), "{pattern}");
+        }
+        for rules in [
+            "on nopass %W~pmcp:* -@all +pmcptask.get",
+            "on nopass ~pmcp:* -@all +pmcptask.list (~pmcp:tasks:alice:t1 -@all +pmcptask.get)",
+            "on nopass ~pmcp:* -@all +pmcptask.get|pmcp:tasks:alice:t1",
+            "on nopass ~pmcp:* -@all +PMCPTASK.GET|pmcp:tasks:alice:t1",
+        ] {
+            assert!(!allows(rules), "{rules}");
+        }
+    }
+}
