@@ -136,21 +136,35 @@ fn module() -> PathBuf {
     static MODULE: OnceLock<PathBuf> = OnceLock::new();
     MODULE
         .get_or_init(|| {
-            if let Some(path) = env::var_os(MODULE_VARIABLE) {
-                return path.into();
-            }
-            let built = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
-                .args(["build", "--quiet", "--package", "pmcptask"])
-                .current_dir(env!("CARGO_MANIFEST_DIR"))
-                .status()
-                .expect("cargo can be run");
-            assert!(built.success(), "the module does not build; see above");
-            // target/debug/deps/suite-0123456789abcdef
-            let program = env::current_exe().expect("a program has a path");
-            let target = program.ancestors().nth(3).expect("test programs are in target/{profile}/deps");
-            target.join("debug").join("libpmcptask.so")
+            let named = env::var_os(MODULE_VARIABLE).map(PathBuf::from);
+            named.unwrap_or_else(|| build(&["--package", "pmcptask"]).join("libpmcptask.so"))
         })
         .clone()
+}
+
+/// The library of another module, which calls commands: `calling_module.rs` of the examples.
+///
+/// # Panics
+///
+/// Where the module does not build.
+#[must_use]
+pub fn calling_module() -> PathBuf {
+    build(&["--package", "pmcptask-tests", "--example", "calling_module"])
+        .join("examples/libcalling_module.so")
+}
+
+/// Builds what cargo is told to and returns the folder where it is put.
+fn build(what: &[&str]) -> PathBuf {
+    let built = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
+        .args(["build", "--quiet"])
+        .args(what)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .expect("cargo can be run");
+    assert!(built.success(), "the module does not build; see above");
+    // target/debug/deps/suite-0123456789abcdef
+    let program = env::current_exe().expect("a program has a path");
+    program.ancestors().nth(3).expect("test programs are in target/{profile}/deps").join("debug")
 }
 
 /// A running server. Ends with the handle, gracefully; its log is shown if the test has failed.

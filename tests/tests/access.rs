@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
-use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, reason};
+use pmcptask_tests::{Server, ServerOptions, Wire, calling_module, holds_within, reason};
 
 /// All that a user needs for the tasks of one owner.
 const ALICE: &str = "~pmcp:tasks:alice:* ~pmcp:idx:alice -@all +pmcptask.put +pmcptask.cas +pmcptask.get \
@@ -233,6 +233,108 @@ fn list_is_denied_by_the_name_of_the_first_task_that_the_user_may_not_read() {
     let info = guarded.run("INFO pmcptask");
     assert!(info.contains("pmcptask_refused_noperm:4\r\n"), "{info}");
     assert_eq!(guarded.everything(), before);
+}
+
+#[test]
+fn list_shows_no_record_that_the_selector_with_its_key_may_not_get() {
+    let mut guarded = Guarded::start();
+    // EXISTS and TTL reach the task's key, PMCPTASK.GET does not.
+    let rules = "-@all (+pmcptask.list %R~pmcp:idx:*) (+exists +ttl %R~pmcp:tasks:*)";
+    let mut user = guarded.user(rules);
+    assert!(is_denied(&call(&mut user, "PMCPTASK.GET pmcp:tasks:alice:t")));
+    let listed = call(&mut user, "PMCPTASK.LIST pmcp:idx:alice");
+    assert!(is_denied(&listed) && listed.contains("'pmcp:tasks:alice:t'"), "{listed}");
+    let mut user = guarded.user(&format!("{rules} (+pmcptask.get %R~pmcp:tasks:alice:*)"));
+    assert!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice").contains("alices"));
+}
+
+/// Rules drawn at random: what LIST shows is what GET replies with, task by task.
+#[test]
+fn list_shows_a_record_exactly_where_get_does() {
+    const TASKS: [&str; 4] = ["t", "t1", "t2", "u"];
+    const RULES: [&str; 20] = [
+        "~*",
+        "~pmcp:*",
+        "%R~pmcp:tasks:alice:*",
+        "%W~pmcp:tasks:alice:*",
+        "~pmcp:tasks:?lice:*",
+        "~pmcp:tasks:alice:t",
+        "~pmcp:tasks:alice:t*",
+        "%R~pmcp:tasks:alice:t1",
+        "~pmcp:tasks:alice:",
+        "~pmcp:tasks:[a-b]lice:*",
+        "~pmcp:tasks:alice:*2",
+        "+@all",
+        "+pmcptask.get",
+        "+pmcptask.get",
+        "-pmcptask.get",
+        "+pmcptask.get|pmcp:tasks:alice:t",
+        "+PMCPTASK.GET|pmcp:tasks:alice:t1",
+        "(+pmcptask.get ~pmcp:tasks:alice:t2)",
+        "(+pmcptask.get ~pmcp:tasks:alice:*)",
+        "(+exists ~pmcp:*)",
+    ];
+    let mut guarded = Guarded::start();
+    for (task, created) in TASKS.iter().zip(5..) {
+        guarded.run(&format!("PMCPTASK.PUT pmcp:tasks:alice:{task} pmcp:idx:alice x CREATED {created}"));
+    }
+    let (mut shown, mut denied) = (0, 0);
+    let mut dice: usize = 20_261_126;
+    for _ in 0..600 {
+        let mut rules = "~pmcp:idx:* -@all +pmcptask.list".to_owned();
+        for _ in 0..4 {
+            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            rules = format!("{rules} {}", RULES[(dice >> 33) % RULES.len()]);
+        }
+        let reply = guarded.run(&format!("ACL SETUSER limited reset on >pw {rules}"));
+        // Some do not go together: a pattern after one for all keys, say.
+        if reply != "+OK\r\n" {
+            continue;
+        }
+        let mut user = guarded.server.wire();
+        assert_eq!(call(&mut user, "AUTH limited pw"), "+OK\r\n");
+        let first_denied = TASKS
+            .iter()
+            .find(|task| is_denied(&call(&mut user, &format!("PMCPTASK.GET pmcp:tasks:alice:{task}"))));
+        let listed = call(&mut user, "PMCPTASK.LIST pmcp:idx:alice");
+        if let Some(task) = first_denied {
+            denied += 1;
+            assert!(listed.contains(&format!("'pmcp:tasks:alice:{task}'")), "{rules}: {listed}");
+        } else {
+            shown += 1;
+            assert!(listed.starts_with("*4\r\n"), "{rules}: {listed}");
+        }
+    }
+    println!("{shown} users see the list, {denied} do not");
+    assert!(shown > 50 && denied > 50, "{shown} users see the list, {denied} do not");
+}
+
+#[test]
+fn list_that_another_module_asks_for_is_checked_where_the_module_acts_for_a_user() {
+    let options = ServerOptions::default().set("loadmodule", calling_module().to_str().unwrap());
+    let server = Server::start_with(&options);
+    let mut admin = server.wire();
+    assert_eq!(call(&mut admin, "PMCPTASK.PUT pmcp:tasks:alice:t pmcp:idx:alice x"), ":1\r\n");
+    let listed = "$8\r\nlisted 1\r\n";
+    for (rules, may) in [
+        ("~* -@all +pmcptask.list +caller.foruser +caller.byitself +eval", false),
+        ("~pmcp:idx:* -@all +pmcptask.list +pmcptask.get +caller.foruser +caller.byitself +eval", false),
+        ("~* -@all +pmcptask.list +pmcptask.get +caller.foruser +caller.byitself +eval", true),
+    ] {
+        assert_eq!(call(&mut admin, &format!("ACL SETUSER limited reset on >pw {rules}")), "+OK\r\n");
+        let mut user = server.wire();
+        assert_eq!(call(&mut user, "AUTH limited pw"), "+OK\r\n");
+        let for_user = call(&mut user, "CALLER.FORUSER PMCPTASK.LIST pmcp:idx:alice");
+        assert_eq!(for_user == listed, may, "{rules}: {for_user}");
+        assert!(may || for_user.contains("NOPERM"), "{rules}: {for_user}");
+        // By itself, the module may do everything, with any command. It may be a script that asks.
+        assert_eq!(call(&mut user, "CALLER.BYITSELF PMCPTASK.LIST pmcp:idx:alice"), listed, "{rules}");
+        for (command, may) in [("CALLER.FORUSER", may), ("CALLER.BYITSELF", true)] {
+            let script = format!("return redis.call('{command}', 'PMCPTASK.LIST', KEYS[1])");
+            let reply = user.call(&["EVAL", &script, "1", "pmcp:idx:alice"]);
+            assert_eq!(reply == listed, may, "{rules}: {command} in a script: {reply}");
+        }
+    }
 }
 
 #[test]
