@@ -3,9 +3,9 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::wire::Wire;
 
@@ -19,7 +19,7 @@ pub enum Fault {
     LoseReply(usize),
     /// The next command of the module does not reach the server: the connection is closed instead.
     LoseRequest,
-    /// Every reply waits so long.
+    /// Every reply comes so much later, in however many pieces it comes.
     Delay(Duration),
     /// Connections are accepted and stay open, and nothing goes through in either direction.
     Silence,
@@ -249,20 +249,37 @@ impl Shared {
     fn pump_replies(&self, link: &Link) -> io::Result<()> {
         let mut server = link.server.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let mut bytes = vec![0; 1 << 16];
-        loop {
-            let count = server.read(&mut bytes)?;
-            if count == 0 || link.loses_reply.load(Ordering::SeqCst) {
-                return Ok(());
+        thread::scope(|scope| {
+            let (waiting, held_back) = mpsc::channel();
+            scope.spawn(|| {
+                // However one side has ended, so does the other.
+                let _ = deliver(held_back, &link.client);
+                link.close();
+            });
+            loop {
+                let count = server.read(&mut bytes)?;
+                if count == 0 || link.loses_reply.load(Ordering::SeqCst) {
+                    return Ok(());
+                }
+                let fault = lock(&self.fault).clone();
+                let delay = match fault {
+                    Fault::Delay(delay) => delay,
+                    Fault::Silence => continue,
+                    _ => Duration::ZERO,
+                };
+                let _ = waiting.send((Instant::now() + delay, bytes[..count].to_vec()));
             }
-            let fault = lock(&self.fault).clone();
-            match fault {
-                Fault::Delay(delay) => thread::sleep(delay),
-                Fault::Silence => continue,
-                _ => {}
-            }
-            (&link.client).write_all(&bytes[..count])?;
-        }
+        })
     }
+}
+
+/// Delivers each piece at its time, one after the other.
+fn deliver(held_back: mpsc::Receiver<(Instant, Vec<u8>)>, mut client: &TcpStream) -> io::Result<()> {
+    for (due, piece) in held_back {
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        client.write_all(&piece)?;
+    }
+    Ok(())
 }
 
 /// One command as a client sends it.
@@ -300,4 +317,30 @@ fn read_length(stream: &mut impl BufRead, bytes: &mut Vec<u8>) -> io::Result<usi
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, feature = "redis-tests"))]
+mod tests {
+    use super::*;
+    use crate::Server;
+
+    #[test]
+    fn delay_is_that_of_a_reply_and_not_of_each_piece_before_it() {
+        const DELAY: Duration = Duration::from_secs(1);
+        let server = Server::start();
+        let proxy = Proxy::to(server.port());
+        let mut wire = Wire::open(proxy.port()).unwrap();
+        proxy.set(Fault::Delay(DELAY));
+        let started = Instant::now();
+        for _ in 0..3 {
+            wire.send(&["PING"]).unwrap();
+            // The server has replied by then, so each reply is a piece of its own.
+            thread::sleep(DELAY / 10);
+        }
+        for _ in 0..3 {
+            assert_eq!(wire.receive().unwrap(), "+PONG\r\n");
+            assert!(started.elapsed() >= DELAY);
+        }
+        assert!(started.elapsed() < DELAY * 2, "{:?}", started.elapsed());
+    }
 }
