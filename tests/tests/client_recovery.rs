@@ -345,6 +345,43 @@ async fn connections_that_are_cut_under_load_mix_no_answers_up() {
     }
 }
 
+/// A call that is handed over just while the connection ends has nobody left to answer it. It must not wait for the
+/// response timeout to find out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn call_that_meets_the_end_of_its_connection_hears_of_it_at_once() {
+    const ROUNDS: usize = 150;
+    const CALLERS: usize = 32;
+    let server = Server::start();
+    let mut wire = server.wire();
+    for round in 0..ROUNDS {
+        // Long enough for a connection that comes back on a busy machine.
+        let backend = RedisBackend::builder(server.url()).connect_timeout(RESPONSE * 5).connect();
+        let backend = backend.await.unwrap();
+        let ends = Arc::new(AtomicBool::new(false));
+        let callers: Vec<_> = (0..CALLERS)
+            .map(|_| {
+                let (backend, ends) = (backend.clone(), ends.clone());
+                tokio::spawn(async move {
+                    let mut longest = Duration::ZERO;
+                    while !ends.load(Ordering::SeqCst) {
+                        let started = Instant::now();
+                        let _ = backend.get("o:t").await;
+                        longest = longest.max(started.elapsed());
+                    }
+                    longest
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        wire.call(&["CLIENT", "KILL", "TYPE", "normal"]);
+        ends.store(true, Ordering::SeqCst);
+        for caller in callers {
+            let longest = caller.await.unwrap();
+            assert!(longest < BUSY_MACHINE, "round {round}: {longest:?}");
+        }
+    }
+}
+
 // A slow server.
 
 #[tokio::test(flavor = "multi_thread")]
