@@ -1,9 +1,10 @@
 //! A TCP proxy between client and server that goes wrong on purpose, request by request.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -249,37 +250,46 @@ impl Shared {
     fn pump_replies(&self, link: &Link) -> io::Result<()> {
         let mut server = link.server.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let mut bytes = vec![0; 1 << 16];
-        thread::scope(|scope| {
-            let (waiting, held_back) = mpsc::channel();
-            scope.spawn(|| {
-                // However one side has ended, so does the other.
-                let _ = deliver(held_back, &link.client);
-                link.close();
-            });
-            loop {
-                let count = server.read(&mut bytes)?;
-                if count == 0 || link.loses_reply.load(Ordering::SeqCst) {
-                    return Ok(());
-                }
-                let fault = lock(&self.fault).clone();
-                let delay = match fault {
-                    Fault::Delay(delay) => delay,
-                    Fault::Silence => continue,
-                    _ => Duration::ZERO,
-                };
-                let _ = waiting.send((Instant::now() + delay, bytes[..count].to_vec()));
+        // Each piece with the moment at which it is due. One that waits does not keep the next one from being read.
+        let mut held_back = VecDeque::new();
+        loop {
+            let left = deliver(&mut held_back, &link.client)?;
+            server.set_read_timeout(left)?;
+            let count = match server.read(&mut bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                read => read?,
+            };
+            if count == 0 || link.loses_reply.load(Ordering::SeqCst) {
+                break;
             }
-        })
+            let delay = match *lock(&self.fault) {
+                Fault::Delay(delay) => delay,
+                Fault::Silence => continue,
+                _ => Duration::ZERO,
+            };
+            held_back.push_back((Instant::now() + delay, bytes[..count].to_vec()));
+        }
+        while let Some(left) = deliver(&mut held_back, &link.client)? {
+            thread::sleep(left);
+        }
+        Ok(())
     }
 }
 
-/// Delivers each piece at its time, one after the other.
-fn deliver(held_back: mpsc::Receiver<(Instant, Vec<u8>)>, mut client: &TcpStream) -> io::Result<()> {
-    for (due, piece) in held_back {
-        thread::sleep(due.saturating_duration_since(Instant::now()));
-        client.write_all(&piece)?;
+/// Delivers what is due; how long the next piece still has to wait, if there is one.
+fn deliver(
+    held_back: &mut VecDeque<(Instant, Vec<u8>)>,
+    mut client: &TcpStream,
+) -> io::Result<Option<Duration>> {
+    while let Some((due, piece)) = held_back.front() {
+        let left = due.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            return Ok(Some(left));
+        }
+        client.write_all(piece)?;
+        held_back.pop_front();
     }
-    Ok(())
+    Ok(None)
 }
 
 /// One command as a client sends it.
