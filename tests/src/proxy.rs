@@ -22,6 +22,9 @@ pub enum Fault {
     LoseRequest,
     /// Every reply comes so much later, in however many pieces it comes.
     Delay(Duration),
+    /// Replies to commands of the module do not come before there is another fault, nor does what comes after them. New
+    /// connections can be made.
+    Hold,
     /// Connections are accepted and stay open, and nothing goes through in either direction.
     Silence,
     /// Connections are closed as soon as they are accepted.
@@ -143,6 +146,8 @@ struct Link {
     server: Option<TcpStream>,
     /// The next reply is not to come through.
     loses_reply: AtomicBool,
+    /// A command of the module has come through.
+    is_in_use: AtomicBool,
 }
 
 impl Link {
@@ -182,7 +187,12 @@ impl Shared {
         for stream in server.iter().chain([&client]) {
             stream.set_nodelay(true)?;
         }
-        let link = Arc::new(Link { client, server, loses_reply: AtomicBool::new(false) });
+        let link = Arc::new(Link {
+            client,
+            server,
+            loses_reply: AtomicBool::new(false),
+            is_in_use: AtomicBool::new(false),
+        });
         lock(&self.links).push(Arc::clone(&link));
         let pumps: [fn(&Self, &Link) -> io::Result<()>; 2] = [Self::pump_requests, Self::pump_replies];
         // Without a server there are no replies to wait for.
@@ -211,6 +221,9 @@ impl Shared {
                 Fate::ForwardedWithoutReply => link.loses_reply.store(true, Ordering::SeqCst),
                 Fate::Forwarded => {}
             }
+            if request.is_of_module() {
+                link.is_in_use.store(true, Ordering::SeqCst);
+            }
             let mut server = link.server.as_ref().ok_or(io::ErrorKind::NotConnected)?;
             server.write_all(&request.bytes)?;
         }
@@ -218,7 +231,7 @@ impl Shared {
 
     fn fate_of(&self, request: &Request) -> Fate {
         let mut fault = lock(&self.fault);
-        let of_module = request.name.starts_with("PMCPTASK.");
+        let of_module = request.is_of_module();
         match &mut *fault {
             Fault::LoseReply(1) if of_module => {
                 *fault = Fault::None;
@@ -247,6 +260,11 @@ impl Shared {
         }
     }
 
+    fn holds_replies_of(&self, link: &Link) -> bool {
+        let is_wanted = !self.ended.load(Ordering::SeqCst) && *lock(&self.fault) == Fault::Hold;
+        is_wanted && link.is_in_use.load(Ordering::SeqCst)
+    }
+
     fn pump_replies(&self, link: &Link) -> io::Result<()> {
         let mut server = link.server.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let mut bytes = vec![0; 1 << 16];
@@ -261,6 +279,9 @@ impl Shared {
             };
             if count == 0 || link.loses_reply.load(Ordering::SeqCst) {
                 break;
+            }
+            while self.holds_replies_of(link) {
+                thread::sleep(Duration::from_millis(5));
             }
             let delay = match *lock(&self.fault) {
                 Fault::Delay(delay) => delay,
@@ -300,6 +321,10 @@ struct Request {
 }
 
 impl Request {
+    fn is_of_module(&self) -> bool {
+        self.name.starts_with("PMCPTASK.")
+    }
+
     fn read(stream: &mut impl BufRead) -> io::Result<Self> {
         let mut bytes = Vec::new();
         let mut name = None;
