@@ -118,6 +118,28 @@ async fn client_knocks_now_and_then_at_a_door_that_is_closed_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn client_knocks_again_before_a_call_has_waited_in_vain() {
+    const CONNECT: Duration = Duration::from_millis(200);
+    const WATCHED: Duration = Duration::from_secs(3);
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend = RedisBackend::builder(proxy.url()).connect_timeout(CONNECT).connect().await.unwrap();
+    proxy.set(Fault::Close);
+    proxy.cut();
+    // Until the pauses have grown.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let before = proxy.accepted();
+    tokio::time::sleep(WATCHED).await;
+    let knocks = proxy.accepted() - before;
+    // In the time that a call waits, one at least.
+    assert!(
+        WATCHED / u32::try_from(knocks).unwrap() < CONNECT,
+        "{knocks} attempts to connect in {WATCHED:?}"
+    );
+    drop(backend);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connection_whose_replies_do_not_come_is_replaced() {
     let server = Server::start();
     let proxy = Proxy::to(server.port());

@@ -374,6 +374,8 @@ fn says_is_replica(attempt: &Attempt) -> bool {
 async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
     // One attempt that hangs must not take all the time that a call waits.
     let limit = place.settings().timeouts.connect.mul_f32(0.5);
+    // Nor must a pause: a call that comes when the server is back is to find it.
+    let longest_pause = limit.mul_f32(0.5);
     let mut pauses = pauses();
     let mut made = Instant::now();
     let mut number = link.load().number;
@@ -398,7 +400,7 @@ async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
             // A server that has ended all connections does not get all of them back in the same moment.
             sleep(RECONNECT_PAUSE.0.mul_f32(fastrand::f32())).await;
         } else if !is_first {
-            sleep(pauses.next().unwrap_or(RECONNECT_PAUSE.1)).await;
+            sleep(pauses.next().unwrap_or(RECONNECT_PAUSE.1).min(longest_pause)).await;
         }
         is_first = false;
         // Each attempt has a number of its own: one that fails may tell of its loss later.
