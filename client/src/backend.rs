@@ -12,7 +12,7 @@ use redis::aio::MultiplexedConnection;
 use crate::address::Address;
 use crate::breaker::Breaker;
 use crate::commands::{self, Moments};
-use crate::connection::{Connection, Reply, Request};
+use crate::connection::{Connection, Live, Reply, Request};
 use crate::error::{CallKind, Error};
 use crate::observe;
 use crate::replies::{self, CasOutcome};
@@ -83,7 +83,7 @@ impl RedisBackend {
     #[must_use]
     pub fn with_connection(connection: MultiplexedConnection) -> Self {
         let (keyspace, hash_tags) = (Keyspace::default(), HashTags::default());
-        Self::from_parts(Connection::Given(connection), Breaker::default(), keyspace, hash_tags)
+        Self::from_parts(Connection::Given(Live::given(connection)), Breaker::default(), keyspace, hash_tags)
     }
 
     /// Sets what all keys start with; `pmcp` unless set.

@@ -6,9 +6,9 @@
 use std::collections::{BTreeSet, HashSet};
 
 use pmcptask_schema::{IndexKey, Keyspace, TaskKey, fields, owner_in_hash_tag};
-use redis::aio::MultiplexedConnection;
 use redis::{RedisError, cmd, pipe};
 
+use crate::connection::Live;
 use crate::error::{self, Error};
 
 /// Keys that a call of `SCAN` looks at.
@@ -28,10 +28,7 @@ pub struct KeyMove {
 }
 
 /// Moves all tasks of a prefix to the keys of `target`, until there are none left that can be moved.
-pub(crate) async fn move_all(
-    connection: &mut MultiplexedConnection,
-    target: &Keyspace,
-) -> Result<KeyMove, Error> {
+pub(crate) async fn move_all(connection: &mut Live, target: &Keyspace) -> Result<KeyMove, Error> {
     let mut done = KeyMove::default();
     let mut moved_here = HashSet::new();
     loop {
@@ -47,7 +44,7 @@ pub(crate) async fn move_all(
 }
 
 async fn move_those_found(
-    connection: &mut MultiplexedConnection,
+    connection: &mut Live,
     target: &Keyspace,
     done: &mut KeyMove,
     moved_here: &mut HashSet<String>,
@@ -168,7 +165,7 @@ impl Names {
     }
 
     /// Moves the task. If somebody writes to it at the same moment, once more.
-    async fn move_task(&self, connection: &mut MultiplexedConnection) -> Result<Moved, RedisError> {
+    async fn move_task(&self, connection: &mut Live) -> Result<Moved, RedisError> {
         loop {
             let state = self.watch(connection).await?;
             let State { has_task: true, is_taken: false, created_ms } = state else {
@@ -192,7 +189,7 @@ impl Names {
     }
 
     /// Looks at everything that the move concerns, and has it fail if the task changes from here on.
-    async fn watch(&self, connection: &mut MultiplexedConnection) -> Result<State, RedisError> {
+    async fn watch(&self, connection: &mut Live) -> Result<State, RedisError> {
         let (old_index, old_member) = match &self.old_entry {
             Some((index, member)) => (index.as_slice(), member.as_slice()),
             None => (self.index.as_slice(), self.task_id.as_bytes()),
@@ -225,10 +222,7 @@ struct State {
 }
 
 /// Of each task, whether its record says that its owner is what stands in its key, braces included.
-async fn braces_are_the_owners(
-    connection: &mut MultiplexedConnection,
-    keys: &[Vec<u8>],
-) -> Result<Vec<bool>, RedisError> {
+async fn braces_are_the_owners(connection: &mut Live, keys: &[Vec<u8>]) -> Result<Vec<bool>, RedisError> {
     let owners: Vec<_> = keys.iter().map(|key| owner_in_braces(key)).collect();
     let mut records = pipe();
     for (key, _) in keys.iter().zip(&owners).filter(|(_, owner)| owner.is_some()) {

@@ -1,11 +1,12 @@
 //! A TCP proxy between client and server that goes wrong on purpose, request by request.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::wire::Wire;
 
@@ -19,8 +20,11 @@ pub enum Fault {
     LoseReply(usize),
     /// The next command of the module does not reach the server: the connection is closed instead.
     LoseRequest,
-    /// Every reply waits so long.
+    /// Every reply comes so much later, in however many pieces it comes.
     Delay(Duration),
+    /// Replies to commands of the module do not come before there is another fault, nor does what comes after them. New
+    /// connections can be made.
+    Hold,
     /// Connections are accepted and stay open, and nothing goes through in either direction.
     Silence,
     /// Connections are closed as soon as they are accepted.
@@ -142,6 +146,8 @@ struct Link {
     server: Option<TcpStream>,
     /// The next reply is not to come through.
     loses_reply: AtomicBool,
+    /// A command of the module has come through.
+    is_in_use: AtomicBool,
 }
 
 impl Link {
@@ -181,7 +187,12 @@ impl Shared {
         for stream in server.iter().chain([&client]) {
             stream.set_nodelay(true)?;
         }
-        let link = Arc::new(Link { client, server, loses_reply: AtomicBool::new(false) });
+        let link = Arc::new(Link {
+            client,
+            server,
+            loses_reply: AtomicBool::new(false),
+            is_in_use: AtomicBool::new(false),
+        });
         lock(&self.links).push(Arc::clone(&link));
         let pumps: [fn(&Self, &Link) -> io::Result<()>; 2] = [Self::pump_requests, Self::pump_replies];
         // Without a server there are no replies to wait for.
@@ -210,6 +221,9 @@ impl Shared {
                 Fate::ForwardedWithoutReply => link.loses_reply.store(true, Ordering::SeqCst),
                 Fate::Forwarded => {}
             }
+            if request.is_of_module() {
+                link.is_in_use.store(true, Ordering::SeqCst);
+            }
             let mut server = link.server.as_ref().ok_or(io::ErrorKind::NotConnected)?;
             server.write_all(&request.bytes)?;
         }
@@ -217,7 +231,7 @@ impl Shared {
 
     fn fate_of(&self, request: &Request) -> Fate {
         let mut fault = lock(&self.fault);
-        let of_module = request.name.starts_with("PMCPTASK.");
+        let of_module = request.is_of_module();
         match &mut *fault {
             Fault::LoseReply(1) if of_module => {
                 *fault = Fault::None;
@@ -246,23 +260,57 @@ impl Shared {
         }
     }
 
+    fn holds_replies_of(&self, link: &Link) -> bool {
+        let is_wanted = !self.ended.load(Ordering::SeqCst) && *lock(&self.fault) == Fault::Hold;
+        is_wanted && link.is_in_use.load(Ordering::SeqCst)
+    }
+
     fn pump_replies(&self, link: &Link) -> io::Result<()> {
         let mut server = link.server.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let mut bytes = vec![0; 1 << 16];
+        // Each piece with the moment at which it is due. One that waits does not keep the next one from being read.
+        let mut held_back = VecDeque::new();
         loop {
-            let count = server.read(&mut bytes)?;
+            let left = deliver(&mut held_back, &link.client)?;
+            server.set_read_timeout(left)?;
+            let count = match server.read(&mut bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                read => read?,
+            };
             if count == 0 || link.loses_reply.load(Ordering::SeqCst) {
-                return Ok(());
+                break;
             }
-            let fault = lock(&self.fault).clone();
-            match fault {
-                Fault::Delay(delay) => thread::sleep(delay),
+            while self.holds_replies_of(link) {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let delay = match *lock(&self.fault) {
+                Fault::Delay(delay) => delay,
                 Fault::Silence => continue,
-                _ => {}
-            }
-            (&link.client).write_all(&bytes[..count])?;
+                _ => Duration::ZERO,
+            };
+            held_back.push_back((Instant::now() + delay, bytes[..count].to_vec()));
         }
+        while let Some(left) = deliver(&mut held_back, &link.client)? {
+            thread::sleep(left);
+        }
+        Ok(())
     }
+}
+
+/// Delivers what is due; how long the next piece still has to wait, if there is one.
+fn deliver(
+    held_back: &mut VecDeque<(Instant, Vec<u8>)>,
+    mut client: &TcpStream,
+) -> io::Result<Option<Duration>> {
+    while let Some((due, piece)) = held_back.front() {
+        let left = due.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            return Ok(Some(left));
+        }
+        client.write_all(piece)?;
+        held_back.pop_front();
+    }
+    Ok(None)
 }
 
 /// One command as a client sends it.
@@ -273,6 +321,10 @@ struct Request {
 }
 
 impl Request {
+    fn is_of_module(&self) -> bool {
+        self.name.starts_with("PMCPTASK.")
+    }
+
     fn read(stream: &mut impl BufRead) -> io::Result<Self> {
         let mut bytes = Vec::new();
         let mut name = None;
@@ -300,4 +352,30 @@ fn read_length(stream: &mut impl BufRead, bytes: &mut Vec<u8>) -> io::Result<usi
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, feature = "redis-tests"))]
+mod tests {
+    use super::*;
+    use crate::Server;
+
+    #[test]
+    fn delay_is_that_of_a_reply_and_not_of_each_piece_before_it() {
+        const DELAY: Duration = Duration::from_secs(1);
+        let server = Server::start();
+        let proxy = Proxy::to(server.port());
+        let mut wire = Wire::open(proxy.port()).unwrap();
+        proxy.set(Fault::Delay(DELAY));
+        let started = Instant::now();
+        for _ in 0..3 {
+            wire.send(&["PING"]).unwrap();
+            // The server has replied by then, so each reply is a piece of its own.
+            thread::sleep(DELAY / 10);
+        }
+        for _ in 0..3 {
+            assert_eq!(wire.receive().unwrap(), "+PONG\r\n");
+            assert!(started.elapsed() >= DELAY);
+        }
+        assert!(started.elapsed() < DELAY * 2, "{:?}", started.elapsed());
+    }
 }

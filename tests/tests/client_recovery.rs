@@ -118,6 +118,28 @@ async fn client_knocks_now_and_then_at_a_door_that_is_closed_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn client_knocks_again_before_a_call_has_waited_in_vain() {
+    const CONNECT: Duration = Duration::from_millis(200);
+    const WATCHED: Duration = Duration::from_secs(3);
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend = RedisBackend::builder(proxy.url()).connect_timeout(CONNECT).connect().await.unwrap();
+    proxy.set(Fault::Close);
+    proxy.cut();
+    // Until the pauses have grown.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let before = proxy.accepted();
+    tokio::time::sleep(WATCHED).await;
+    let knocks = proxy.accepted() - before;
+    // In the time that a call waits, one at least.
+    assert!(
+        WATCHED / u32::try_from(knocks).unwrap() < CONNECT,
+        "{knocks} attempts to connect in {WATCHED:?}"
+    );
+    drop(backend);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connection_whose_replies_do_not_come_is_replaced() {
     let server = Server::start();
     let proxy = Proxy::to(server.port());
@@ -345,6 +367,43 @@ async fn connections_that_are_cut_under_load_mix_no_answers_up() {
     }
 }
 
+/// A call that is handed over just while the connection ends has nobody left to answer it. It must not wait for the
+/// response timeout to find out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn call_that_meets_the_end_of_its_connection_hears_of_it_at_once() {
+    const ROUNDS: usize = 150;
+    const CALLERS: usize = 32;
+    let server = Server::start();
+    let mut wire = server.wire();
+    for round in 0..ROUNDS {
+        // Long enough for a connection that comes back on a busy machine.
+        let backend = RedisBackend::builder(server.url()).connect_timeout(RESPONSE * 5).connect();
+        let backend = backend.await.unwrap();
+        let ends = Arc::new(AtomicBool::new(false));
+        let callers: Vec<_> = (0..CALLERS)
+            .map(|_| {
+                let (backend, ends) = (backend.clone(), ends.clone());
+                tokio::spawn(async move {
+                    let mut longest = Duration::ZERO;
+                    while !ends.load(Ordering::SeqCst) {
+                        let started = Instant::now();
+                        let _ = backend.get("o:t").await;
+                        longest = longest.max(started.elapsed());
+                    }
+                    longest
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        wire.call(&["CLIENT", "KILL", "TYPE", "normal"]);
+        ends.store(true, Ordering::SeqCst);
+        for caller in callers {
+            let longest = caller.await.unwrap();
+            assert!(longest < BUSY_MACHINE, "round {round}: {longest:?}");
+        }
+    }
+}
+
 // A slow server.
 
 #[tokio::test(flavor = "multi_thread")]
@@ -356,7 +415,7 @@ async fn late_reply_fails_its_call_in_time_and_is_never_the_answer_to_another() 
     for n in 0..8 {
         backend.put(&format!("o:t{n}"), format!("data {n}").as_bytes()).await.unwrap();
     }
-    proxy.set(Fault::Delay(2 * limit));
+    proxy.set(Fault::Hold);
     let started = Instant::now();
     let error = backend.put("o:t0", b"late").await.unwrap_err();
     assert!(matches!(reason(&error), Error::OutcomeUnknown { .. }), "{error}");

@@ -225,7 +225,7 @@ fn set_all(proxies: &[Proxy], fault: &Fault) {
 async fn write_whose_reply_is_lost_is_made_once_and_its_outcome_is_unknown() {
     let (cluster, proxies, backend) = behind_proxies().await;
     // Late replies are as good as lost: nobody waits for them any more.
-    for fault in [Fault::LoseReply(1), Fault::Delay(Duration::from_millis(700))] {
+    for fault in [Fault::LoseReply(1), Fault::Hold] {
         for owner in 0..6 {
             let key = format!("{owner}:t");
             let has_slot = |server: &Server| server.has_slot_of(&format!("{{{owner}}}"));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::aio::ConnectionLike as _;
 use redis::io::tcp::TcpSettings;
 use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{
@@ -12,6 +12,7 @@ use redis::{
 
 use tokio::time::timeout;
 
+use super::live::Live;
 use super::settings::Settings;
 use crate::address::{at, host_of};
 use crate::error::Error;
@@ -75,7 +76,7 @@ impl Endpoint {
         &self,
         limit: Duration,
         on_loss: impl Fn() + Send + Sync + 'static,
-    ) -> RedisResult<MultiplexedConnection> {
+    ) -> RedisResult<Live> {
         let too_late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
         timeout(limit, self.connect_at_last(limit, on_loss)).await.map_err(too_late)?
     }
@@ -84,10 +85,10 @@ impl Endpoint {
         &self,
         limit: Duration,
         on_loss: impl Fn() + Send + Sync + 'static,
-    ) -> RedisResult<MultiplexedConnection> {
+    ) -> RedisResult<Live> {
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(limit))
-            .set_response_timeout(Some(self.settings.timeouts.response))
+            .set_response_timeout(None)
             .set_pipeline_buffer_size(CALLS_WAITING);
         if self.client.get_connection_info().redis_settings().protocol() == ProtocolVersion::RESP3 {
             config = config.set_push_sender(move |push: PushInfo| {
@@ -97,7 +98,8 @@ impl Endpoint {
                 Ok::<(), redis::aio::SendError>(())
             });
         }
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut connection = Live::new(connection, self.settings.timeouts.response);
         if let Some(name) = &self.settings.client_name {
             // A user who may not set a name has none.
             let named = connection.req_packed_command(cmd("CLIENT").arg("SETNAME").arg(name)).await?;

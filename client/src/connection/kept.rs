@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use backon::{BackoffBuilder, ExponentialBuilder};
-use redis::aio::MultiplexedConnection;
 use redis::{RedisError, RedisResult, cmd};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -14,6 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::endpoint::Endpoint;
+use super::live::Live;
 use super::request::{Attempt, Request};
 use super::sentinel::Sentinels;
 use super::settings::Settings;
@@ -65,7 +65,7 @@ impl Place {
     }
 
     /// Connects for whoever will notice the loss of the connection.
-    pub(super) async fn connect_once(&mut self, limit: Duration) -> Result<MultiplexedConnection, Error> {
+    pub(super) async fn connect_once(&mut self, limit: Duration) -> Result<Live, Error> {
         let connected = match self {
             Self::Server(endpoint) => endpoint.connect(limit, || ()).await,
             Self::Watched(sentinels) => sentinels.connect(limit, || ()).await,
@@ -74,12 +74,7 @@ impl Place {
     }
 
     /// Connects. `status` learns of the loss of the connection by its number.
-    async fn connect(
-        &mut self,
-        limit: Duration,
-        status: &Arc<Status>,
-        number: u64,
-    ) -> RedisResult<MultiplexedConnection> {
+    async fn connect(&mut self, limit: Duration, status: &Arc<Status>, number: u64) -> RedisResult<Live> {
         let status = status.clone();
         let on_loss = move || status.lost(number);
         match self {
@@ -93,7 +88,7 @@ impl Place {
 struct Link {
     /// 0 for none, 1 for the first connection, more for each that follows.
     number: u64,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Live>,
     since: Instant,
     /// Why the server let nobody in after this connection was lost: a wrong password, say.
     refusal: Option<RedisError>,
@@ -103,12 +98,12 @@ struct Link {
 #[derive(Clone)]
 pub(super) struct Current {
     number: u64,
-    pub(super) connection: MultiplexedConnection,
+    pub(super) connection: Live,
     since: Instant,
 }
 
 impl Link {
-    fn new(number: u64, connection: Option<MultiplexedConnection>, refusal: Option<RedisError>) -> Self {
+    fn new(number: u64, connection: Option<Live>, refusal: Option<RedisError>) -> Self {
         Self { number, connection, since: Instant::now(), refusal }
     }
 }
@@ -263,11 +258,11 @@ impl Kept {
             }
             return attempt;
         }
-        let mut current = match self.take(wait).await {
+        let current = match self.take(wait).await {
             Ok(current) => current,
             Err(attempt) => return attempt,
         };
-        let attempt = request.send(&mut current.connection, asking).await;
+        let attempt = request.send(&current.connection, asking).await;
         self.note(&current, &attempt);
         attempt
     }
@@ -379,6 +374,8 @@ fn says_is_replica(attempt: &Attempt) -> bool {
 async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
     // One attempt that hangs must not take all the time that a call waits.
     let limit = place.settings().timeouts.connect.mul_f32(0.5);
+    // Nor must a pause: a call that comes when the server is back is to find it.
+    let longest_pause = limit.mul_f32(0.5);
     let mut pauses = pauses();
     let mut made = Instant::now();
     let mut number = link.load().number;
@@ -403,12 +400,12 @@ async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
             // A server that has ended all connections does not get all of them back in the same moment.
             sleep(RECONNECT_PAUSE.0.mul_f32(fastrand::f32())).await;
         } else if !is_first {
-            sleep(pauses.next().unwrap_or(RECONNECT_PAUSE.1)).await;
+            sleep(pauses.next().unwrap_or(RECONNECT_PAUSE.1).min(longest_pause)).await;
         }
         is_first = false;
         // Each attempt has a number of its own: one that fails may tell of its loss later.
         number = number.wrapping_add(1);
-        let link_of = |attempt: RedisResult<MultiplexedConnection>| match attempt {
+        let link_of = |attempt: RedisResult<Live>| match attempt {
             Ok(connection) => Link::new(number, Some(connection), None),
             Err(error) => Link::new(lost_number, None, (!error::is_of_the_moment(&error)).then_some(error)),
         };
@@ -463,7 +460,7 @@ async fn until_lost(place: &mut Place, link: &Link, status: &Status) {
 }
 
 /// Whether a server answers at all, be it with an error.
-async fn answers(mut connection: MultiplexedConnection) -> bool {
+async fn answers(mut connection: Live) -> bool {
     cmd("PING").exec_async(&mut connection).await.map_or_else(|error| error.code().is_some(), |()| true)
 }
 

@@ -4,6 +4,7 @@ mod cluster;
 mod endpoint;
 mod first_answer;
 mod kept;
+mod live;
 mod replica_read;
 mod request;
 mod sentinel;
@@ -14,7 +15,6 @@ mod waiting_writes;
 use std::sync::Arc;
 
 use pmcp_tasks::StorageError;
-use redis::aio::MultiplexedConnection;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -26,6 +26,7 @@ use self::sentinel::{Sentinels, Wanted};
 use crate::address::Address;
 use crate::error::{self, CallKind, Error};
 
+pub(crate) use live::Live;
 pub(crate) use request::{Reply, Request};
 pub(crate) use settings::{Acknowledgement, Settings};
 
@@ -39,7 +40,7 @@ pub(crate) enum Connection {
     /// The nodes of a cluster.
     Cluster(Arc<Cluster>),
     /// Somebody else's: when it is lost, it stays lost.
-    Given(MultiplexedConnection),
+    Given(Live),
 }
 
 /// What Sentinels watch.
@@ -83,10 +84,7 @@ impl Connection {
     /// # Errors
     ///
     /// Those of [`Connection::open`]; [`Error::Settings`] for a cluster.
-    pub(crate) async fn open_alone(
-        address: Address,
-        settings: Settings,
-    ) -> Result<MultiplexedConnection, Error> {
+    pub(crate) async fn open_alone(address: Address, settings: Settings) -> Result<Live, Error> {
         settings.check()?;
         let (limit, settings) = (settings.timeouts.connect, Arc::new(settings));
         let mut place = match address {
@@ -111,7 +109,7 @@ impl Connection {
     pub(crate) async fn call(&self, request: &Request<'_>) -> Result<Reply, StorageError> {
         let started = Instant::now();
         let attempt = match self {
-            Self::Given(connection) => request.send(&mut connection.clone(), false).await,
+            Self::Given(connection) => request.send(connection, false).await,
             Self::Server(server) => server.call(request).await,
             // Apart, so that a call to one server is not as large as what these may have to do.
             Self::Sentinel(watched) => Box::pin(watched.call(request)).await,

@@ -1,8 +1,9 @@
 //! One call: what is sent, and what came of it.
 
-use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::aio::ConnectionLike as _;
 use redis::{Cmd, RedisError, RedisResult, Value};
 
+use super::live::Live;
 use crate::error::{CallKind, Error};
 
 /// A command on its way.
@@ -86,15 +87,14 @@ impl Request<'_> {
     }
 
     /// Sends the command; `asking` says that a redirect has led here while a slot moves.
-    pub(super) async fn send(&self, connection: &mut MultiplexedConnection, asking: bool) -> Attempt {
+    pub(super) async fn send(&self, connection: &Live, asking: bool) -> Attempt {
         let reply = if asking {
             // Nobody else's command comes between.
             let mut pipeline = redis::pipe();
             pipeline.cmd("ASKING").add_command(self.command.clone());
-            let replies = connection.req_packed_commands(&pipeline, 0, 2).await;
+            let replies = connection.clone().req_packed_commands(&pipeline, 0, 2).await;
             replies.map(|mut replies| replies.pop().unwrap_or(Value::Nil))
         } else {
-            // The same as `req_packed_command`, but without a box around it.
             connection.send_packed_command(self.command).await
         };
         match reply {

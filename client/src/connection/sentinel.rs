@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, ProtocolVersion, RedisError, RedisResult, Value, cmd};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::endpoint::Endpoint;
+use super::live::Live;
 use super::settings::Settings;
 use crate::address::SentinelAddress;
 use crate::error::Error;
@@ -64,7 +64,7 @@ impl Clone for Sentinels {
 #[derive(Clone)]
 struct Sentinel {
     endpoint: Endpoint,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Live>,
     is_asked: bool,
 }
 
@@ -73,7 +73,7 @@ struct Asked {
     number: usize,
     round: u64,
     /// To ask it again.
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Live>,
     answer: Result<Answer, NoAnswer>,
 }
 
@@ -168,7 +168,7 @@ impl Sentinels {
         &mut self,
         limit: Duration,
         on_loss: impl Fn() + Send + Sync + 'static,
-    ) -> RedisResult<MultiplexedConnection> {
+    ) -> RedisResult<Live> {
         let started = Instant::now();
         let answer = self.locate().await?;
         let (host, port) = &answer.location;
@@ -187,7 +187,7 @@ impl Sentinels {
     }
 
     /// Whether the server that was connected to is still the one to talk to.
-    pub(super) async fn is_still_right(&mut self, mut connection: MultiplexedConnection) -> bool {
+    pub(super) async fn is_still_right(&mut self, mut connection: Live) -> bool {
         let has_role = has_role(&mut connection, self.wanted);
         // Replicas are as good as each other, while they are some. One that is silent is found out otherwise.
         if self.wanted == Wanted::Replica {
@@ -263,11 +263,11 @@ impl Sentinels {
 /// Asks one Sentinel; what comes back besides is the connection to ask again.
 async fn ask(
     endpoint: Endpoint,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Live>,
     service: &str,
     wanted: Wanted,
     limit: Duration,
-) -> (Option<MultiplexedConnection>, Result<Answer, NoAnswer>) {
+) -> (Option<Live>, Result<Answer, NoAnswer>) {
     let connected = match connection {
         Some(connection) => Ok(connection),
         None => endpoint.connect(limit, || ()).await,
@@ -302,7 +302,7 @@ fn no_answer(error: &RedisError) -> NoAnswer {
 }
 
 async fn ask_for(
-    connection: &mut MultiplexedConnection,
+    connection: &mut Live,
     service: &str,
     wanted: Wanted,
 ) -> RedisResult<Result<Answer, NoAnswer>> {
@@ -337,7 +337,7 @@ fn location_of_healthy_replica(replica: &HashMap<String, String>) -> Option<Loca
 
 /// Asks the server itself: a primary that has been down longer than the others waited comes back as one, and
 /// Sentinels that have not heard of a failover take it for theirs.
-async fn has_role(connection: &mut MultiplexedConnection, wanted: Wanted) -> RedisResult<bool> {
+async fn has_role(connection: &mut Live, wanted: Wanted) -> RedisResult<bool> {
     match cmd("ROLE").query_async::<Vec<Value>>(connection).await {
         Ok(role) => {
             let says = |place: usize, word: &str| matches!(role.get(place), Some(Value::BulkString(said)) if said == word.as_bytes());

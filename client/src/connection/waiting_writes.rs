@@ -71,12 +71,14 @@ impl WaitingWrites {
             let Ok(Ok(place)) = timeout(left(), self.queue.reserve()).await else { return Attempt::NotSent };
             let (caller, outcome) = oneshot::channel();
             place.send(Write { command: request.command.clone(), asking, since, caller });
-            match outcome.await {
+            // What is queued after the queue has been emptied for the last time stays there, and nobody answers it.
+            let outcome = if self.queue.is_closed() { None } else { outcome.await.ok() };
+            match outcome {
                 // The connection was lost while the write was kept back: the next one may be there in time.
-                Ok(Attempt::NotSent) if !left().is_zero() => {}
-                Ok(attempt) => return attempt,
+                Some(Attempt::NotSent) if !left().is_zero() => {}
+                Some(attempt) => return attempt,
                 // The runtime on which writes are sent has ended.
-                Err(_) => return Attempt::Lost(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()),
+                None => return Attempt::Lost(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()),
             }
         }
     }
