@@ -41,7 +41,7 @@ fn look(context: &Context) {
     let has_changed = statistics::DEFAULT_USER_WOULD_LOSE_WRITES.set(refused.is_some());
     if let (true, Some(refused)) = (has_changed, refused) {
         context.log_warning(&format!(
-            "pmcptask: a restart loses the tasks in the append-only file, because this server replays the file as the \
+            "a restart loses the tasks in the append-only file, because this server replays the file as the \
              default user, who may not run {refused}; a safe form is: ACL SETUSER default off ~* &* +@all"
         ));
     }

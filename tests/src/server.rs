@@ -474,9 +474,11 @@ impl Server {
 
     fn shut_down(&self, how: &[&str]) {
         let Ok(mut wire) = Wire::open(self.port) else { return };
-        // No reply to the second: the server is gone.
         let _ = self.options.setting("requirepass").map(|password| wire.try_call(&["AUTH", password]));
-        let _ = wire.try_call(&[&["SHUTDOWN"], how].concat());
+        // There is no reply where the server goes. One that lets nobody in unknown ends by a signal.
+        if wire.try_call(&[&["SHUTDOWN"], how].concat()).is_ok() {
+            self.signal("-TERM");
+        }
     }
 
     /// Ends the server as a crash would, with SIGKILL; its folder stays.

@@ -22,7 +22,7 @@ fn put_with(prefix: &str, wire: &mut Wire, owner: &str, task: &str, options: &[&
 /// Sends commands in batches, as fast as the server takes them.
 fn run_all(wire: &mut Wire, commands: impl Iterator<Item = Vec<String>>) {
     let mut waiting = 0;
-    let mut receive = |wire: &mut Wire, waiting: &mut usize| {
+    let receive = |wire: &mut Wire, waiting: &mut usize| {
         for _ in 0..std::mem::take(waiting) {
             let reply = wire.receive().unwrap();
             assert!(!reply.starts_with('-'), "{reply}");
@@ -316,7 +316,7 @@ fn an_unlink_of_a_quarter_of_a_million_tasks_leaves_no_entry_after_the_second_lo
     let server = Server::start();
     let mut wire = server.wire();
     // As many owners with one task each as with hundreds, and one with very many.
-    let owner = |n: usize| if n % 2 == 0 { 0 } else { n % 1_000 };
+    let owner = |n: usize| if n.is_multiple_of(2) { 0 } else { n % 1_000 };
     run_all(
         &mut wire,
         (0..TASKS).map(|n| {

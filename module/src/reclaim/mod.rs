@@ -90,6 +90,6 @@ fn remove_entry(context: &Context, index: &IndexKey<'_>, member: &[u8]) -> Resul
 fn report(context: &Context, result: Result<(), Failed>) {
     if let Err(failed) = result {
         statistics::FAILED_CALLS.increment();
-        context.log_warning(&format!("pmcptask: {failed} while an index entry was removed"));
+        context.log_warning(&format!("{failed} while an index entry was removed"));
     }
 }

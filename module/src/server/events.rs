@@ -43,8 +43,7 @@ unsafe extern "C" fn key_event(
         // SAFETY: the server keeps the key's name alive for this call.
         let key = unsafe { StringRef::new(context.api, key) };
         if catch_unwind(AssertUnwindSafe(|| handler(&context, key))).is_err() {
-            context
-                .log_warning("pmcptask: the handler of a key event panicked; this is a defect of the module");
+            context.log_warning("the handler of a key event panicked; this is a defect of the module");
         }
     }
     OK
@@ -112,7 +111,6 @@ unsafe extern "C" fn server_event(
     // SAFETY: the server passes the context of this call.
     let Some(context) = (unsafe { Context::enter(raw) }) else { return };
     if catch_unwind(AssertUnwindSafe(|| handler(&context, event))).is_err() {
-        context
-            .log_warning("pmcptask: the handler of a server event panicked; this is a defect of the module");
+        context.log_warning("the handler of a server event panicked; this is a defect of the module");
     }
 }

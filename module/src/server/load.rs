@@ -37,7 +37,7 @@ pub(crate) unsafe fn on_unload<M: Module>(raw: *mut raw::RedisModuleCtx) -> c_in
     // SAFETY: the server passes the context of this call.
     if let Some(context) = unsafe { Context::enter(raw) } {
         context.log_warning(
-            "pmcptask is never unloaded: most servers crash when an ACL rule or a queued command names a command \
+            "the module is never unloaded: most servers crash when an ACL rule or a queued command names a command \
              that is gone. Restart the server with another module file, or with none",
         );
     }
@@ -115,11 +115,11 @@ pub(crate) unsafe fn on_load<M: Module>(
     match catch_unwind(AssertUnwindSafe(|| M::load(&context, &arguments))) {
         Ok(Ok(())) => OK,
         Ok(Err(why)) => {
-            context.log_warning(&format!("pmcptask cannot be loaded: {why}"));
+            context.log_warning(&format!("the module cannot be loaded: {why}"));
             failed
         }
         Err(_) => {
-            context.log_warning("pmcptask panicked while it was loaded; this is a defect of the module");
+            context.log_warning("the module panicked while it was loaded; this is a defect of the module");
             failed
         }
     }

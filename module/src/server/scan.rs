@@ -85,7 +85,7 @@ struct Scan<'c, F> {
 impl<F> Scan<'_, F> {
     fn visit(&mut self, visit: impl FnOnce(&mut F)) {
         if catch_unwind(AssertUnwindSafe(|| visit(&mut self.visit))).is_err() {
-            self.context.log_warning("pmcptask: looking at a key panicked; this is a defect of the module");
+            self.context.log_warning("looking at a key panicked; this is a defect of the module");
         }
     }
 }

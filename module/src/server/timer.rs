@@ -20,8 +20,6 @@ unsafe extern "C" fn fire(raw: *mut raw::RedisModuleCtx, work: *mut c_void) {
     // SAFETY: `start` passed a function of this type, and functions do not go away before the module.
     let work = unsafe { std::mem::transmute::<*mut c_void, fn(&Context)>(work) };
     if catch_unwind(AssertUnwindSafe(|| work(&context))).is_err() {
-        context.log_warning(
-            "pmcptask: a timer's work panicked and was given up; this is a defect of the module",
-        );
+        context.log_warning("a timer's work panicked and was given up; this is a defect of the module");
     }
 }

@@ -1,0 +1,120 @@
+//! No write is acknowledged whose effects cannot reach replicas and the append-only file, and the operator hears where
+//! the file would lose them.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use std::time::Duration;
+
+use pmcptask_tests::{Cluster, Server, ServerOptions, StartError, Wire, holds_within};
+
+const TASK: &str = "pmcp:tasks:alice:t";
+const INDEX: &str = "pmcp:idx:alice";
+/// The module looks at the rules once a second.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn call(wire: &mut Wire, line: &str) -> String {
+    wire.call(&line.split(' ').collect::<Vec<_>>())
+}
+
+#[test]
+fn module_refuses_a_server_that_lacks_a_command_by_which_others_are_told_of_writes() {
+    for command in ["HSET", "HDEL", "PEXPIREAT", "PERSIST", "DEL", "ZADD", "ZREM"] {
+        for new_name in ["", "elsewhere"] {
+            let options = ServerOptions::default().set("rename-command", &format!("{command} {new_name}"));
+            let Err(StartError::Ended(log)) = Server::try_start_with(&options) else {
+                panic!("the module loads without {command}");
+            };
+            assert!(log.contains(&format!("got a server without {command};")), "{log}");
+        }
+    }
+    let options = Cluster::node_options().set("rename-command", "CLUSTER ");
+    let Err(StartError::Ended(log)) = Server::try_start_with(&options) else {
+        panic!("the module loads in a cluster without CLUSTER");
+    };
+    assert!(log.contains("got a server without CLUSTER;"), "{log}");
+}
+
+#[test]
+fn module_loads_where_other_commands_are_renamed() {
+    let options =
+        ServerOptions::default().set("rename-command", "FLUSHALL ").set("rename-command", "CLUSTER ");
+    let server = Server::start_with(&options);
+    let mut wire = server.wire();
+    assert_eq!(wire.call(&["PMCPTASK.PUT", TASK, INDEX, "x"]), ":1\r\n");
+    assert!(wire.call(&["PMCPTASK.LIST", INDEX]).starts_with("*1\r\n"));
+}
+
+/// Whether this server brings tasks back from the append-only file while the default user may write nothing.
+fn replays_whatever_the_default_user_may() -> bool {
+    let mut server = with_users("user default off");
+    let mut wire = admin(&server);
+    assert_eq!(wire.call(&["PMCPTASK.PUT", TASK, INDEX, "x"]), ":1\r\n");
+    server.stop();
+    server.restart();
+    admin(&server).call(&["DBSIZE"]) == ":2\r\n"
+}
+
+/// A server with an append-only file, these rules of the default user and a user `admin` who may do everything.
+fn with_users(default: &str) -> Server {
+    let admin = "user admin on >pw ~* &* +@all";
+    let words = |rules: &str| rules.strip_prefix("user ").unwrap().to_owned();
+    let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
+    Server::start_with(&options.set("user", &words(admin)).set("user", &words(default)))
+}
+
+fn admin(server: &Server) -> Wire {
+    let mut wire = server.wire();
+    assert_eq!(wire.call(&["AUTH", "admin", "pw"]), "+OK\r\n");
+    wire
+}
+
+fn would_lose(wire: &mut Wire) -> bool {
+    let info = wire.call(&["INFO", "pmcptask"]);
+    info.contains("pmcptask_default_user_would_lose_writes:1\r\n")
+}
+
+#[test]
+fn operator_hears_where_a_restart_would_lose_what_the_append_only_file_holds() {
+    let is_right = replays_whatever_the_default_user_may();
+    let server = with_users("user default on nopass ~* &* +@all");
+    let mut wire = admin(&server);
+    for (rules, is_safe) in [
+        ("off resetkeys ~* &* +@all", true),
+        ("off", true),
+        ("reset off", false),
+        ("reset off ~* &* +@all", true),
+        ("reset on nopass ~other:* &* +@all", false),
+        ("reset off ~pmcp:* +@all", true),
+        ("reset off ~pmcp:* +@all -persist", false),
+        ("reset off %R~pmcp:idx:* ~pmcp:tasks:* +@all", false),
+        ("reset off ~* +@all", true),
+    ] {
+        assert_eq!(call(&mut wire, &format!("ACL SETUSER default {rules}")), "+OK\r\n");
+        let expected = !is_safe && !is_right;
+        assert!(holds_within(PATIENCE, || would_lose(&mut wire) == expected), "{rules}");
+    }
+    // A prefix of the settings counts as well, and no file can lose nothing.
+    call(&mut wire, "ACL SETUSER default reset off ~pmcp:* +@all");
+    call(&mut wire, "CONFIG SET pmcptask.prefixes jobs");
+    assert!(holds_within(PATIENCE, || would_lose(&mut wire) != is_right));
+    call(&mut wire, "CONFIG SET appendonly no");
+    assert!(holds_within(PATIENCE, || !would_lose(&mut wire)));
+    // Once each time that it becomes so.
+    let warnings = server.log().matches("a safe form is: ACL SETUSER default off ~* &* +@all").count();
+    assert_eq!(warnings, if is_right { 0 } else { 4 }, "{}", server.log());
+}
+
+#[test]
+fn server_that_is_about_to_drop_what_its_file_holds_says_so_first() {
+    if replays_whatever_the_default_user_may() {
+        return;
+    }
+    let mut server = with_users("user default off");
+    admin(&server).call(&["PMCPTASK.PUT", TASK, INDEX, "x"]);
+    server.stop();
+    let before = server.log().len();
+    server.restart();
+    let log = server.log();
+    let (warned, dropped) = (log[before..].find("a restart loses the tasks"), log[before..].find("NOPERM"));
+    assert!(warned.is_some() && warned < dropped, "{log}");
+}
