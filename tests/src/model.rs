@@ -281,7 +281,7 @@ impl Task {
 /// Why there can be an index entry without a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leftover {
-    /// Its task has gone without a command of this project: the entry goes within a second.
+    /// Its task has gone without a command of this project: the entry goes at the second look.
     Going,
     /// Others have put it there; it means nothing.
     OfOthers,

@@ -114,7 +114,9 @@ fn server_that_is_about_to_drop_what_its_file_holds_says_so_first() {
     server.stop();
     let before = server.log().len();
     server.restart();
-    let log = server.log();
-    let (warned, dropped) = (log[before..].find("a restart loses the tasks"), log[before..].find("NOPERM"));
-    assert!(warned.is_some() && warned < dropped, "{log}");
+    // A server that lets nobody in answers while it loads.
+    let dropped = || server.log()[before..].find("NOPERM");
+    assert!(holds_within(PATIENCE, || dropped().is_some()));
+    let warned = server.log()[before..].find("a restart loses the tasks");
+    assert!(warned.is_some() && warned < dropped(), "{}", server.log());
 }

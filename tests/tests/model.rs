@@ -21,7 +21,7 @@ use std::time::Duration;
 use pmcptask_tests::model::{
     Call, Keys, Lifetime, Listing, Model, Owner, Record, Scope, Stored, TaskName, Write, shown,
 };
-use pmcptask_tests::{Server, holds_within, now_ms};
+use pmcptask_tests::{Server, ServerOptions, holds_within, now_ms};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest::{collection, option, sample};
@@ -510,7 +510,9 @@ fn run_lane(lane: u64, operations: usize) -> Result<(), String> {
     };
     let mut runner = TestRunner::new(config);
     let sequences = collection::vec((steps(), 0..CONNECTIONS), 0..=LONGEST);
-    let server = Server::start();
+    // The module walks through the indexes all the time, so that a second look is never far.
+    let options = ServerOptions::default().set("hz", "100").set("pmcptask.debug-walk-rest-ms", "1");
+    let server = Server::start_with(&options);
     let done = Cell::new(0);
     while done.get() < operations {
         let sequence = sequences.new_tree(&mut runner).map_err(|reason| reason.to_string())?;
