@@ -368,8 +368,8 @@ async fn expiry_beyond_the_year_9999_means_never() {
     assert_eq!(expiry("lua"), ":-1\r\n");
     let expires_at = record.expires_at.unwrap();
     // Parts of a millisecond count as a whole one.
-    let expires_at_ms =
-        expires_at.timestamp_millis() + i64::from(expires_at.timestamp_subsec_nanos() % 1_000_000 != 0);
+    let expires_at_ms = expires_at.timestamp_millis()
+        + i64::from(!expires_at.timestamp_subsec_nanos().is_multiple_of(1_000_000));
     assert_eq!(expiry("native"), format!(":{expires_at_ms}\r\n"));
 }
 

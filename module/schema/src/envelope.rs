@@ -327,7 +327,7 @@ mod tests {
                 assert_eq!(Envelope::read(record.as_bytes()), found, "{start}");
             }
             if value.starts_with('"') {
-                let record = format!(r#"{{{value}:0,{moments},{value}:null}}"#);
+                let record = format!("{{{value}:0,{moments},{value}:null}}");
                 let expires_at_ms = if value == r#""expiresAt""# { Ok(None) } else { found.expires_at_ms };
                 let found = Envelope { expires_at_ms, ..found };
                 assert_eq!(Envelope::read(record.as_bytes()), found, "{start}");
@@ -341,8 +341,9 @@ mod tests {
 
     #[test]
     fn names_are_compared_after_their_escapes_are_undone() {
-        let escaped =
-            |name: &str| name.chars().map(|char| format!("\\u{:04X}", u32::from(char))).collect::<String>();
+        let escaped = |name: &str| {
+            name.chars().fold(String::new(), |text, char| text + &format!("\\u{:04X}", u32::from(char)))
+        };
         let record = format!(
             r#"{{"{}" : "1970-01-01T00:00:01Z", "{}"	:
                 {{"{}":"1970-01-01T00:00:02Z"}}}}"#,
@@ -391,7 +392,7 @@ mod tests {
             "[1,]",
             "{a:1}",
             r#"{"a"}"#,
-            r#"{1:2}"#,
+            "{1:2}",
             r#""\x41""#,
             r#""\u12""#,
             r#""\u{41}""#,
