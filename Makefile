@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-servers build install hash-tags lint fuzz valgrind bench bench-instructions bench-growth bench-micro prerequisites
+.PHONY: help run demo test test-servers build build-hash-tags install hash-tags lint fuzz valgrind bench bench-instructions bench-growth bench-micro prerequisites
 
 # Server to run or test with, port, data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -10,6 +10,7 @@ PREFIX ?= /usr/local
 
 target := $(or $(CARGO_TARGET_DIR),target)
 module := $(abspath $(target))/release/libpmcptask.so
+hash_tags := $(abspath $(target))/release/pmcptask-hash-tags
 # Servers to test with, one a line: name and path.
 servers := $(or $(SERVERS),$(target)/servers/servers)
 newest_valkey := $(abspath $(target))/servers/valkey-9-newest/valkey-server
@@ -44,14 +45,18 @@ test-servers: prerequisites ## Run the suites on each server of SERVERS= (Debian
 build: prerequisites ## Build the module in release mode
 	cargo build --locked --release --package pmcptask
 
-install: build ## Install the module under PREFIX (/usr/local) and print the line for redis.conf
+build-hash-tags: prerequisites
+	cargo build --locked --release --package pmcptask-client --features tls --bin pmcptask-hash-tags
+
+install: build build-hash-tags ## Install module and pmcptask-hash-tags under PREFIX (/usr/local); print the line for redis.conf
 	install -D -m 755 '$(module)' '$(DESTDIR)$(installed)'
+	install -D -m 755 '$(hash_tags)' '$(DESTDIR)$(PREFIX)/bin/pmcptask-hash-tags'
 	@echo 'Add this line to redis.conf and restart the server:'
 	@echo '  loadmodule $(installed)'
 
-hash-tags: prerequisites ## Move the tasks of URL= to keys with hash tags, as a cluster needs them; TO=off: back; KEYS=: prefix
-	@cargo run --locked --quiet --release --package pmcptask-client --features tls --bin pmcptask-hash-tags -- \
-	  '$(or $(TO),on)' '$(or $(URL),$(error URL= is missing: make hash-tags URL=redis://127.0.0.1:6379))' '$(or $(KEYS),pmcp)'
+hash-tags: build-hash-tags ## Move the tasks of URL= to keys with hash tags, as a cluster needs them; TO=off: back; KEYS=: prefix
+	@'$(hash_tags)' '$(or $(TO),on)' \
+	  '$(or $(URL),$(error URL= is missing: make hash-tags URL=redis://127.0.0.1:6379))' '$(or $(KEYS),pmcp)'
 
 lint: prerequisites ## Check format, lints and dependencies
 	cargo fmt --all --check

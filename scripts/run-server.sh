@@ -11,6 +11,9 @@ if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
 fi
 command -v "$server" >/dev/null || { echo "There is no program '$server': set SERVER to the path of a server." >&2; exit 1; }
 mkdir -p "$data"
+# A copy of its own for each start: CONFIG REWRITE writes into the file that the server was started with.
+settings=$data/make-run.conf
+cp "$(dirname "$0")/../redis.conf" "$settings"
 
 cat <<TEXT
 A server with the pmcptask module starts on 127.0.0.1:$port; its data is in $data. Ctrl-C ends it.
@@ -20,4 +23,4 @@ In another terminal, try:
   redis-cli -p $port PMCPTASK.LIST pmcp:idx:alice
 
 TEXT
-exec "$server" "$(dirname "$0")/../redis.conf" --port "$port" --dir "$data" --loadmodule "$module"
+exec "$server" "$settings" --port "$port" --dir "$data" --loadmodule "$module"

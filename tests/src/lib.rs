@@ -28,7 +28,7 @@ pub use load::{Account, Load};
 pub use outcome::{reason, show, skipped};
 pub use proxy::{Fault, Proxy};
 pub use sentinel::Watched;
-pub use server::{Server, ServerOptions, StartError, calling_module};
+pub use server::{FILE, Server, ServerOptions, StartError, calling_module, hash_tags_program};
 pub use wire::Wire;
 
 /// The time of this machine, ms since the epoch; the servers of the harness run on it too.

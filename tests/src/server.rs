@@ -56,6 +56,8 @@ pub struct ServerOptions {
     module: Option<PathBuf>,
     settings: Vec<(String, String)>,
     variables: Vec<(String, OsString)>,
+    login: Option<(String, String)>,
+    is_in_file: bool,
     is_sentinel: bool,
 }
 
@@ -68,6 +70,8 @@ impl Default for ServerOptions {
             module: Some(module()),
             settings: Vec::new(),
             variables: Vec::new(),
+            login: None,
+            is_in_file: false,
             is_sentinel: false,
         }
     }
@@ -86,6 +90,21 @@ impl ServerOptions {
     #[must_use]
     pub fn sentinel(mut self) -> Self {
         self.is_sentinel = true;
+        self.in_file()
+    }
+
+    /// Writes the settings into a file when the server starts for the first time. From then on the file counts,
+    /// whoever changes it.
+    #[must_use]
+    pub fn in_file(mut self) -> Self {
+        self.is_in_file = true;
+        self
+    }
+
+    /// The user that may do all on a server that lets in nobody without a name.
+    #[must_use]
+    pub fn login(mut self, user: &str, password: &str) -> Self {
+        self.login = Some((user.to_owned(), password.to_owned()));
         self
     }
 
@@ -134,12 +153,38 @@ impl ServerOptions {
 /// The module's library, built once for each test program.
 fn module() -> PathBuf {
     static MODULE: OnceLock<PathBuf> = OnceLock::new();
-    MODULE
-        .get_or_init(|| {
-            let named = env::var_os(MODULE_VARIABLE).map(PathBuf::from);
-            named.unwrap_or_else(|| build(&["--package", "pmcptask"]).join("libpmcptask.so"))
-        })
-        .clone()
+    let build = || built(&["--package", "pmcptask"]).join("libpmcptask.so");
+    MODULE.get_or_init(|| env::var_os(MODULE_VARIABLE).map_or_else(build, PathBuf::from)).clone()
+}
+
+/// The program `pmcptask-hash-tags`, built once for each test program.
+#[must_use]
+pub fn hash_tags_program() -> PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    // With the features of the tests, so that little is built anew.
+    let features = ["--workspace", "--all-features", "--bin", "pmcptask-hash-tags"];
+    PROGRAM.get_or_init(|| built(&features).join("pmcptask-hash-tags")).clone()
+}
+
+/// Builds a part of this workspace. Returns the folder that it is in.
+fn built(what: &[&str]) -> PathBuf {
+    let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    build.args(["build", "--quiet"]).args(what).current_dir(env!("CARGO_MANIFEST_DIR"));
+    // What cargo tells of the package that it tests makes build scripts run anew, and all that needs them.
+    for (name, _) in env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG") || name.starts_with("CARGO_MANIFEST"))
+        {
+            build.env_remove(name);
+        }
+    }
+    let status = build.status().expect("cargo can be run");
+    assert!(status.success(), "{what:?} does not build; see above");
+    // target/debug/deps/suite-0123456789abcdef
+    let program = env::current_exe().expect("a program has a path");
+    let target = program.ancestors().nth(3).expect("test programs are in target/{profile}/deps");
+    target.join("debug")
 }
 
 /// The library of another module, which calls commands: `calling_module.rs` of the examples.
@@ -149,22 +194,9 @@ fn module() -> PathBuf {
 /// Where the module does not build.
 #[must_use]
 pub fn calling_module() -> PathBuf {
-    build(&["--package", "pmcptask-tests", "--example", "calling_module"])
-        .join("examples/libcalling_module.so")
-}
-
-/// Builds what cargo is told to and returns the folder where it is put.
-fn build(what: &[&str]) -> PathBuf {
-    let built = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
-        .args(["build", "--quiet"])
-        .args(what)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .expect("cargo can be run");
-    assert!(built.success(), "the module does not build; see above");
-    // target/debug/deps/suite-0123456789abcdef
-    let program = env::current_exe().expect("a program has a path");
-    program.ancestors().nth(3).expect("test programs are in target/{profile}/deps").join("debug")
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    let what = ["--workspace", "--all-features", "--example", "calling_module"];
+    LIBRARY.get_or_init(|| built(&what).join("examples/libcalling_module.so")).clone()
 }
 
 /// A running server. Ends with the handle, gracefully; its log is shown if the test has failed.
@@ -231,7 +263,7 @@ impl Server {
 
     /// True once the server has loaded its data, whoever it wants to talk to.
     fn answers(&self) -> bool {
-        Wire::open(self.port)
+        self.try_wire()
             .and_then(|mut wire| wire.try_call(&["PING"]))
             .is_ok_and(|reply| !reply.starts_with("-LOADING"))
     }
@@ -279,7 +311,11 @@ impl Server {
     /// Where there is none.
     #[must_use]
     pub fn cli_answering(&self, arguments: &[&str], answers: &str) -> Output {
-        let mut cli = Command::new(self.options.cli_program())
+        let mut cli = Command::new(self.options.cli_program());
+        if let Some((user, password)) = &self.options.login {
+            cli.args(["--user", user]).env("REDISCLI_AUTH", password);
+        }
+        let mut cli = cli
             .args(["-p", &self.port.to_string()])
             .args(arguments)
             .stdin(Stdio::piped())
@@ -308,7 +344,7 @@ impl Server {
     /// that they replace.
     #[must_use]
     pub fn replication(&self) -> String {
-        let asked = Wire::open(self.port).and_then(|mut wire| wire.try_call(&["INFO", "replication"]));
+        let asked = self.try_wire().and_then(|mut wire| wire.try_call(&["INFO", "replication"]));
         asked.unwrap_or_default()
     }
 
@@ -338,7 +374,15 @@ impl Server {
     /// Where the server is gone.
     #[must_use]
     pub fn wire(&self) -> Wire {
-        Wire::open(self.port).expect("the server accepts connections")
+        self.try_wire().expect("the server accepts connections")
+    }
+
+    fn try_wire(&self) -> io::Result<Wire> {
+        let mut wire = Wire::open(self.port)?;
+        if let Some((user, password)) = &self.options.login {
+            wire.try_call(&["AUTH", user, password])?;
+        }
+        Ok(wire)
     }
 
     /// A plain connection of the redis crate.
@@ -348,7 +392,11 @@ impl Server {
     /// Where the server is gone.
     #[must_use]
     pub fn connection(&self) -> redis::Connection {
-        let client = Client::open(self.url()).expect("the URL is well formed");
+        let url = self.options.login.as_ref().map_or_else(
+            || self.url(),
+            |(user, password)| self.url().replace("//", &format!("//{user}:{password}@")),
+        );
+        let client = Client::open(url).expect("the URL is well formed");
         client.get_connection().expect("the server accepts connections")
     }
 
@@ -473,7 +521,7 @@ impl Server {
     }
 
     fn shut_down(&self, how: &[&str]) {
-        let Ok(mut wire) = Wire::open(self.port) else { return };
+        let Ok(mut wire) = self.try_wire() else { return };
         let _ = self.options.setting("requirepass").map(|password| wire.try_call(&["AUTH", password]));
         // There is no reply where the server goes. One that lets nobody in unknown ends by a signal.
         if wire.try_call(&[&["SHUTDOWN"], how].concat()).is_ok() {
@@ -568,14 +616,17 @@ impl Drop for Server {
 }
 
 const LOG: &str = "server.log";
+/// Where the settings of [`ServerOptions::in_file`] are, in the server's folder.
+pub const FILE: &str = "redis.conf";
 
 fn spawn(options: &ServerOptions, folder: &Path, port: u16) -> Result<Child, StartError> {
     let log = File::options().create(true).append(true).open(folder.join(LOG))?;
     let mut command = Command::new(&options.program);
     command.envs(options.variables.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    if options.is_sentinel {
-        command.arg(write_sentinel_file(options, folder, port)?).arg("--sentinel");
+    if options.is_in_file {
+        command.arg(write_file(options, folder, port)?);
+        command.args(options.is_sentinel.then_some("--sentinel"));
     } else {
         add_settings(&mut command, options, folder, port);
     }
@@ -598,13 +649,16 @@ fn add_settings(command: &mut Command, options: &ServerOptions, folder: &Path, p
     }
 }
 
-/// Writes the file of a Sentinel, unless it has one from before.
-fn write_sentinel_file(options: &ServerOptions, folder: &Path, port: u16) -> io::Result<PathBuf> {
-    let path = folder.join("sentinel.conf");
+/// Writes the file of a server, unless it has one from before.
+fn write_file(options: &ServerOptions, folder: &Path, port: u16) -> io::Result<PathBuf> {
+    let path = folder.join(FILE);
     if !path.exists() {
         let settings = options.settings.iter().map(|(name, value)| format!("{name} {value}\n"));
+        let module = options.module.iter().map(|module| format!("loadmodule {}\n", module.display()));
         let own = format!("port {port}\nbind 127.0.0.1\ndir {}\n", folder.display());
-        fs::write(&path, own + &settings.collect::<String>())?;
+        // A Sentinel saves nothing, and knows no such setting.
+        let save = if options.is_sentinel { "" } else { "save \"\"\n" };
+        fs::write(&path, settings.chain(module).fold(own + save, |file, line| file + &line))?;
     }
     Ok(path)
 }

@@ -289,6 +289,7 @@ fn expiry_in_the_record_that_is_no_timestamp() {
         ("-1", "a number"),
         ("1795255200000", "a number"),
         ("1e300", "a number"),
+        ("1e400", "a number"),
         ("123456789012345678901234567890", "a number"),
         ("true", "a boolean"),
         ("false", "a boolean"),
@@ -346,7 +347,9 @@ fn expiry_in_the_record_that_is_no_timestamp() {
         "2026/11/21T10:00:00Z",
         "21.11.2026 10:00:00",
         "Sat, 21 Nov 2026 10:00:00 GMT",
+        "+02026-11-21T10:00:00Z",
         "2026\u{2010}11\u{2010}21T10:00:00Z",
+        "\\ud800",
         "\u{ff12}026-11-21T10:00:00Z",
     ]
     .map(|text| (format!("\"{text}\""), "another string"));
@@ -485,7 +488,7 @@ fn data_of_any_bytes_is_kept_as_it_is_and_never_expires() {
         br#"{"expiresAt":tru}"#.to_vec(),
         b"\xef\xbb\xbf{\"expiresAt\":\"soon\"}".to_vec(),
         b"{\"expiresAt\":\"\xff\"}".to_vec(),
-        b"{\"expiresAt\":\"\\ud800\"}".to_vec(),
+        br#"{"expiresAt":"soon","a":NaN}"#.to_vec(),
         br#"{"task":{"expiresAt":"soon"},"ExpiresAt":"soon","expires_at":"soon"}"#.to_vec(),
         deep("["),
         deep(r#"{"a":"#),
@@ -551,7 +554,27 @@ fn owner_and_task_id_of_any_bytes_make_a_task_like_any_other() {
 }
 
 #[test]
-fn odd_timestamps_that_rfc_3339_allows_are_understood() {
+fn nothing_else_in_a_record_hides_when_it_expires() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    let expiry = r#""expiresAt":"2020-01-01T00:00:00Z""#;
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    for value in ["1e400", &"9".repeat(100_000), &deep, r#""\ud800""#, r#"{"\udc00":"\u0000"}"#] {
+        let shown = shown(&[value.as_bytes().to_vec()]);
+        for record in [
+            format!(r#"{{{expiry},"task":{{"createdAt":{value}}}}}"#),
+            format!(r#"{{{expiry},"task":{value}}}"#),
+            format!(r#"{{"expiresAt":{value},"a":{value},{expiry}}}"#),
+        ] {
+            wire.call(&["PMCPTASK.PUT", TASK, INDEX, "before"]);
+            assert_eq!(wire.call(&["PMCPTASK.PUT", TASK, INDEX, &record]), ":2\r\n", "{shown}");
+            assert_eq!(wire.call(&["DBSIZE"]), ":0\r\n", "{shown}");
+        }
+    }
+}
+
+#[test]
+fn odd_timestamps_that_rfc_3339_or_chrono_allows_are_understood() {
     let server = Server::start();
     let mut wire = server.wire();
     for (text, expires_at_ms) in [
@@ -566,6 +589,8 @@ fn odd_timestamps_that_rfc_3339_allows_are_understood() {
         ("2100-01-01T00:00:00.00000000000000000000Z", 4_102_444_800_000),
         ("2096-02-29T00:00:00Z", 3_981_312_000_000),
         ("9999-12-31T23:59:59.999Z", 253_402_300_799_999),
+        ("+10000-01-01T00:00:00.000000001+00:00", 253_402_300_800_001),
+        ("+262142-12-31T23:59:59.999Z", 8_210_266_876_799_999),
     ] {
         let record = format!(r#"{{"expiresAt":"{text}"}}"#);
         let reply = wire.call(&["PMCPTASK.PUT", TASK, INDEX, &record]);

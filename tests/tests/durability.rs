@@ -322,6 +322,25 @@ fn acknowledged_writes_survive_sigkill() {
     }
 }
 
+/// Redis 7.0 to 8.0 and Valkey 8.0 and 8.1 read the transactions of an AOF as the default user.
+#[test]
+fn acknowledged_writes_survive_sigkill_though_the_default_user_is_off_or_has_a_password() {
+    for default in ["off ~* &* +@all", "on >secret ~* &* +@all"] {
+        let options = with_aof().in_file().set("user default", default);
+        let options = options.set("user admin", "on >secret ~* &* +@all").login("admin", "secret");
+        let mut server = Server::start_with(&options);
+        let mut writers = writers();
+        for _ in 0..2 {
+            under_load(&mut server, &mut writers, |server, written| {
+                wait_for(written, 100);
+                server.kill();
+            });
+            server.restart();
+            check(&server, &mut writers);
+        }
+    }
+}
+
 #[test]
 fn acknowledged_writes_survive_sigkill_during_and_after_an_aof_rewrite() {
     let mut server = Server::start_with(&with_aof());

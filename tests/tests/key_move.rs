@@ -12,7 +12,9 @@ use std::time::Duration;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, HashTags, KeyMove, RedisBackend};
-use pmcptask_tests::{Cluster, Fault, Proxy, Server, ServerOptions, Watched, holds_within, now_ms, reason};
+use pmcptask_tests::{
+    Cluster, Fault, Proxy, Server, ServerOptions, Watched, hash_tags_program, holds_within, now_ms, reason,
+};
 
 const OWNERS: [&str; 12] =
     ["alice", "", "}", "{", "{}", "}{", "a{b}c", "tenant:alice", "a:b:c", "ö |", "x}y{z", "tenant"];
@@ -374,14 +376,8 @@ async fn command_moves_keys_and_says_what_it_did() {
     plain.put("alice:one", b"data").await.unwrap();
     plain.put("alice:two", b"data").await.unwrap();
     tagged.put("alice:two", b"data").await.unwrap();
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let run = |arguments: &[&str]| {
-        let mut command = Command::new(&cargo);
-        // As the test itself was built, so that nothing is built anew.
-        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
-        command.args(["run", "--quiet", "--manifest-path", manifest, "--all-features"]);
-        command.args(["--bin", "pmcptask-hash-tags", "--"]);
-        let output = command.args(arguments).output().unwrap();
+        let output = Command::new(hash_tags_program()).args(arguments).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
     };

@@ -353,6 +353,39 @@ async fn unreadable_expiry_means_never() {
 }
 
 #[tokio::test]
+async fn expiry_beyond_the_year_9999_means_never() {
+    let server = Server::start();
+    let (lua, native) = both(&server).await;
+    let record = TaskRecord::new("alice".to_owned(), "tools/call".to_owned(), Some(1 << 48));
+    let data = serde_json::to_vec(&record).unwrap();
+    assert!(String::from_utf8_lossy(&data).contains(r#""expiresAt":"+1"#));
+    for backend in [&lua as &dyn StorageBackend, &native] {
+        assert_eq!(backend.put("alice:t", &data).await.unwrap(), 1);
+        assert_eq!(backend.get("alice:t").await.unwrap().data, data);
+    }
+    let mut wire = server.wire();
+    let mut expiry = |prefix: &str| wire.call(&["PEXPIRETIME", &format!("{prefix}:tasks:alice:t")]);
+    assert_eq!(expiry("lua"), ":-1\r\n");
+    let expires_at = record.expires_at.unwrap();
+    // Parts of a millisecond count as a whole one.
+    let expires_at_ms = expires_at.timestamp_millis()
+        + i64::from(!expires_at.timestamp_subsec_nanos().is_multiple_of(1_000_000));
+    assert_eq!(expiry("native"), format!(":{expires_at_ms}\r\n"));
+}
+
+#[tokio::test]
+async fn number_that_no_double_can_hold_hides_the_expiry() {
+    let server = Server::start();
+    let (lua, native) = both(&server).await;
+    let data = br#"{"expiresAt":"2020-01-01T00:00:00Z","task":{"createdAt":1e400}}"#;
+    for backend in [&lua as &dyn StorageBackend, &native] {
+        assert_eq!(backend.put("alice:t", data).await.unwrap(), 1);
+    }
+    assert_eq!(lua.get("alice:t").await.unwrap().data, data);
+    assert!(matches!(native.get("alice:t").await, Err(StorageError::NotFound { .. })));
+}
+
+#[tokio::test]
 async fn task_without_creation_time_is_listed_first() {
     let server = Server::start();
     let (lua, native) = both(&server).await;

@@ -1,23 +1,27 @@
 //! The two moments that a JSON record carries: `expiresAt` and `task.createdAt`.
 //!
-//! A record is opaque to this project but for these. Everything else in it is skipped without being
-//! decoded, at any depth of nesting, so a record costs one pass over its bytes and one more to see that they are
-//! UTF-8. Memory is taken for what is nested, a byte a level, for names and moments with escapes, and to tell that a
-//! text is no JSON.
+//! A record is opaque to this project but for these. RFC 8259's grammar alone decides whether a record is JSON: what
+//! else stands in it is skipped without being understood, so no number is too large, no nesting too deep and no
+//! escape too odd. A record costs one pass over its bytes and one more to see that they are UTF-8. Memory is taken for
+//! what is nested, a byte a level, for names and moments with escapes, and to tell that a text is no JSON.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use chrono::DateTime;
-use serde::Deserialize;
-use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::{MAX_CREATED_MS, parse_decimal};
 
 /// When a record says that its task was created and expires, both in ms since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Envelope {
     /// Top-level `expiresAt`; parts of a millisecond count as a whole one. None: never expires. An error
-    /// where it is present and neither null nor an RFC 3339 timestamp.
+    /// where it is present and neither null nor an RFC 3339 timestamp. Years beyond 9999, for which RFC 3339 has no
+    /// form, are read as chrono writes them: `+10265-12-22T10:00:00Z`, with five or six digits.
     pub expires_at_ms: Result<Option<i64>, ExpiryError>,
-    /// `task.createdAt`, where it is a timestamp not before the epoch. Anything else is passed over,
+    /// `task.createdAt`, where it is a timestamp from the epoch to [`MAX_CREATED_MS`]. Anything else is passed over,
     /// because a task has a creation time without it.
     pub created_at_ms: Option<i64>,
 }
@@ -36,8 +40,9 @@ impl Envelope {
 
     /// Reads the envelope of a record.
     ///
-    /// A record that is no JSON object (other JSON, truncated JSON, text other than UTF-8, any other bytes) has an empty
-    /// envelope. Of a member that stands twice the last one counts, as in `serde_json::Value`.
+    /// A record that is no JSON object (other JSON, truncated JSON, a byte-order mark, text other than UTF-8, any other
+    /// bytes) has an empty envelope. Names are compared after their escapes are undone. Of a member that stands twice
+    /// the last one counts, as in `serde_json::Value`.
     #[must_use]
     pub fn read(record: &[u8]) -> Self {
         // Most records that are no JSON object show it in their first byte.
@@ -45,218 +50,123 @@ impl Envelope {
             return Self::EMPTY;
         }
         // Text other than UTF-8 is no JSON. To find that out once for all takes less than to ask for each string.
-        let members = str::from_utf8(record).ok().and_then(|record| serde_json::from_str(record).ok());
-        let Some(Members { expires_at, created_at }) = members else { return Self::EMPTY };
-        let expires_at_ms = match expires_at {
+        let Some(members) = str::from_utf8(record).ok().and_then(Members::of_record) else {
+            return Self::EMPTY;
+        };
+        let expires_at_ms = match members.expires_at.map_or(Moment::Absent, Moment::read) {
             Moment::Absent => Ok(None),
             Moment::At(at) => Ok(Some(at.ms_rounded_up())),
             Moment::Unreadable(came) => Err(ExpiryError { came }),
         };
-        let created_at_ms = match created_at {
-            Moment::At(at) => Some(at.ms_rounded_down()).filter(|ms| *ms >= 0),
-            Moment::Absent | Moment::Unreadable(_) => None,
+        let created_at_ms = match members.created_at.map(Moment::read) {
+            Some(Moment::At(at)) => Some(at.ms_rounded_down()).filter(|ms| (0..=MAX_CREATED_MS).contains(ms)),
+            _ => None,
         };
         Self { expires_at_ms, created_at_ms }
     }
 }
 
-/// The members of a record that are looked at.
+/// The members of a record that are looked at, as they are written.
 #[derive(Default)]
-struct Members {
-    expires_at: Moment,
-    created_at: Moment,
+struct Members<'a> {
+    expires_at: Option<&'a RawValue>,
+    /// Of the task.
+    created_at: Option<&'a RawValue>,
 }
 
-impl<'de> Deserialize<'de> for Members {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Record;
-        impl<'de> Visitor<'de> for Record {
-            type Value = Members;
+impl<'a> Members<'a> {
+    /// None where the text is no JSON object.
+    fn of_record(text: &'a str) -> Option<Self> {
+        let mut json = serde_json::Deserializer::from_str(text);
+        let members = Object { text, is_task: false }.deserialize(&mut json).ok()?;
+        json.end().ok().map(|()| members)
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
+/// Reads the members of a record, or of its task.
+struct Object<'a> {
+    /// The whole record.
+    text: &'a str,
+    is_task: bool,
+}
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
-                let mut members = Members::default();
-                while let Some(name) = map.next_key()? {
-                    match name {
-                        Name::ExpiresAt => members.expires_at = map.next_value()?,
-                        Name::Task => members.created_at = map.next_value::<Task>()?.created_at,
-                        Name::CreatedAt | Name::Other => {
-                            map.next_value::<IgnoredAny>()?;
-                        }
+impl<'a> DeserializeSeed<'a> for Object<'a> {
+    type Value = Members<'a>;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Members<'a>, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'a> Visitor<'a> for Object<'a> {
+    type Value = Members<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Members<'a>, A::Error> {
+        let mut members = Members::default();
+        // As it is written: the grammar allows half of a surrogate pair, which no string of Rust holds.
+        while let Some(name) = map.next_key::<&RawValue>()? {
+            match (string(name).as_deref(), self.is_task) {
+                (Some("expiresAt"), false) => members.expires_at = Some(map.next_value()?),
+                (Some("createdAt"), true) => members.created_at = Some(map.next_value()?),
+                (Some("task"), false) => {
+                    members.created_at = None;
+                    if self.is_object_after(name) {
+                        let task = Self { text: self.text, is_task: true };
+                        members.created_at = map.next_value_seed(task)?.created_at;
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
                     }
                 }
-                Ok(members)
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
             }
         }
-        deserializer.deserialize_map(Record)
+        Ok(members)
     }
 }
 
-/// The `task` member: an object with `createdAt`, or anything else, which has none.
-#[derive(Default)]
-struct Task {
-    created_at: Moment,
-}
-
-impl<'de> Deserialize<'de> for Task {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnyValue(TaskObject))
+impl Object<'_> {
+    /// Whether a member's value is an object. Who asks for an object and finds another value cannot go on after it.
+    fn is_object_after(&self, name: &RawValue) -> bool {
+        let end = name.get().as_bytes().as_ptr_range().end.addr();
+        let rest = self.text.get(end.wrapping_sub(self.text.as_ptr().addr())..);
+        rest.is_some_and(|rest| rest.trim_start_matches([' ', '\t', '\n', '\r', ':']).starts_with('{'))
     }
 }
 
-struct TaskObject;
-
-impl<'de> FromJson<'de> for TaskObject {
-    type Value = Task;
-
-    fn map<A: MapAccess<'de>>(self, mut map: A) -> Result<Task, A::Error> {
-        let mut task = Task::default();
-        while let Some(name) = map.next_key()? {
-            if matches!(name, Name::CreatedAt) {
-                task.created_at = map.next_value()?;
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(task)
-    }
-
-    fn null(self) -> Task {
-        Task::default()
-    }
-
-    fn string(self, _: &str) -> Task {
-        Task::default()
-    }
-
-    fn other(self, _: &'static str) -> Task {
-        Task::default()
-    }
+/// What a JSON string says. None where it has half of a surrogate pair, or is no string.
+fn string(value: &RawValue) -> Option<Cow<'_, str>> {
+    let plain = value.get().strip_prefix('"')?.strip_suffix('"')?;
+    if plain.contains('\\') { serde_json::from_str(value.get()).ok() } else { Some(Cow::Borrowed(plain)) }
 }
 
 /// The value of a member that should be a timestamp.
-#[derive(Default)]
 enum Moment {
-    #[default]
     Absent,
     At(Timestamp),
     /// Something else; the text names the kind of value.
     Unreadable(&'static str),
 }
 
-impl<'de> Deserialize<'de> for Moment {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnyValue(MomentValue))
-    }
-}
-
-struct MomentValue;
-
-impl<'de> FromJson<'de> for MomentValue {
-    type Value = Moment;
-
-    fn map<A: MapAccess<'de>>(self, mut map: A) -> Result<Moment, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Moment::Unreadable("an object"))
-    }
-
-    fn null(self) -> Moment {
-        Moment::Absent
-    }
-
-    fn string(self, text: &str) -> Moment {
-        Timestamp::parse(text).map_or(Moment::Unreadable("another string"), Moment::At)
-    }
-
-    fn other(self, kind: &'static str) -> Moment {
-        Moment::Unreadable(kind)
-    }
-}
-
-/// What to make of a JSON value of each kind.
-trait FromJson<'de> {
-    type Value;
-    fn map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error>;
-    fn null(self) -> Self::Value;
-    fn string(self, text: &str) -> Self::Value;
-    fn other(self, kind: &'static str) -> Self::Value;
-}
-
-/// Takes any JSON value, so that an unexpected kind is an answer and not a parse error.
-struct AnyValue<F>(F);
-
-impl<'de, F: FromJson<'de>> Visitor<'de> for AnyValue<F> {
-    type Value = F::Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON value")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<F::Value, A::Error> {
-        self.0.map(map)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<F::Value, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(self.0.other("an array"))
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<F::Value, E> {
-        Ok(self.0.string(text))
-    }
-
-    fn visit_unit<E: de::Error>(self) -> Result<F::Value, E> {
-        Ok(self.0.null())
-    }
-
-    fn visit_bool<E: de::Error>(self, _: bool) -> Result<F::Value, E> {
-        Ok(self.0.other("a boolean"))
-    }
-
-    fn visit_i64<E: de::Error>(self, _: i64) -> Result<F::Value, E> {
-        Ok(self.0.other("a number"))
-    }
-
-    fn visit_u64<E: de::Error>(self, _: u64) -> Result<F::Value, E> {
-        Ok(self.0.other("a number"))
-    }
-
-    fn visit_f64<E: de::Error>(self, _: f64) -> Result<F::Value, E> {
-        Ok(self.0.other("a number"))
-    }
-}
-
-/// The names of members that matter here.
-enum Name {
-    ExpiresAt,
-    Task,
-    CreatedAt,
-    Other,
-}
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct MemberName;
-        impl Visitor<'_> for MemberName {
-            type Value = Name;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the name of a member")
-            }
-
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<Name, E> {
-                Ok(match name {
-                    "expiresAt" => Name::ExpiresAt,
-                    "task" => Name::Task,
-                    "createdAt" => Name::CreatedAt,
-                    _ => Name::Other,
-                })
-            }
-        }
-        deserializer.deserialize_str(MemberName)
+impl Moment {
+    fn read(value: &RawValue) -> Self {
+        // The grammar lets no other kind of value start so.
+        Self::Unreadable(match value.get().as_bytes().first() {
+            Some(b'n') => return Self::Absent,
+            Some(b'"') => match string(value).as_deref().and_then(Timestamp::parse) {
+                Some(at) => return Self::At(at),
+                None => "another string",
+            },
+            Some(b'{') => "an object",
+            Some(b'[') => "an array",
+            Some(b't' | b'f') => "a boolean",
+            _ => "a number",
+        })
     }
 }
 
@@ -267,8 +177,24 @@ struct Timestamp {
     nanos: i64,
 }
 
+/// The calendar repeats itself after so many years, and so many seconds.
+const CYCLE_YEARS: i64 = 400;
+const CYCLE_SECONDS: i64 = 146_097 * 86_400;
+
 impl Timestamp {
+    /// Reads RFC 3339, with the years beyond 9999 that chrono's own reader of RFC 3339 does not know.
     fn parse(text: &str) -> Option<Self> {
+        let Some(signed) = text.strip_prefix('+') else { return Self::parse_rfc3339(text) };
+        let (year, rest) = signed.split_once('-')?;
+        let year = parse_decimal(year.as_bytes()).filter(|year| (10_000..1_000_000).contains(year))?;
+        // The same day of an earlier cycle, whose year has four digits.
+        let earlier = year.rem_euclid(CYCLE_YEARS).wrapping_add(2_000);
+        let cycles = year.wrapping_sub(earlier).div_euclid(CYCLE_YEARS);
+        let Self { seconds, nanos } = Self::parse_rfc3339(&format!("{earlier}-{rest}"))?;
+        Some(Self { seconds: seconds.wrapping_add(cycles.wrapping_mul(CYCLE_SECONDS)), nanos })
+    }
+
+    fn parse_rfc3339(text: &str) -> Option<Self> {
         let moment = DateTime::parse_from_rfc3339(text).ok()?;
         Some(Self { seconds: moment.timestamp(), nanos: i64::from(moment.timestamp_subsec_nanos()) })
     }
@@ -343,10 +269,178 @@ mod tests {
             r#""2026-11-21T25:00:00Z""#,
         ] {
             let record = format!(r#"{{"expiresAt":{value}}}"#);
-            // 1e400 is no JSON number that serde_json can represent, hence no JSON object.
             let read = Envelope::read(record.as_bytes());
-            assert!(read.expires_at_ms.is_err() || value == "1e400", "{record}: {read:?}");
+            assert!(read.expires_at_ms.is_err(), "{record}: {read:?}");
         }
+    }
+
+    #[test]
+    fn refused_expiry_is_called_by_the_kind_of_its_value() {
+        for (value, kind) in [
+            ("1e400", "a number"),
+            ("-0", "a number"),
+            ("false", "a boolean"),
+            ("[]", "an array"),
+            ("{}", "an object"),
+            (r#""soon""#, "another string"),
+            (r#""\ud800""#, "another string"),
+        ] {
+            let read = Envelope::read(format!(r#"{{"expiresAt": {value} }}"#).as_bytes());
+            assert_eq!(read.expires_at_ms, Err(ExpiryError { came: kind }), "{value}");
+        }
+    }
+
+    /// Values that the grammar allows, and that readers of JSON are known to stumble over.
+    fn odd_values() -> Vec<String> {
+        let digits = "9".repeat(10_000);
+        let deep = |open: &str, close: &str| format!("{}0{}", open.repeat(200_000), close.repeat(200_000));
+        let mut values =
+            vec![deep("[", "]"), deep(r#"{"a":"#, "}"), deep(r#"{"task":"#, "}"), digits.clone()];
+        values.extend([
+            format!("-{digits}.{digits}e-{digits}"),
+            format!("1e{digits}"),
+            format!("0.{digits}"),
+        ]);
+        values.extend(
+            ["1e400", "-1E+400", "1e-400", "-0", "0e0", "null", "true", "[ ]", "{ }"].map(String::from),
+        );
+        let strings =
+            [r"\ud800", r"\udc00\ud800", r"\ud800x", r"\uD83D\uDE00", r"\u0000", r#"\"\\\/\b\f\n\r\t"#];
+        values.extend(strings.map(|string| format!(r#""{string}""#)));
+        values.extend(strings.map(|string| format!(r#"{{"{string}":["{string}"]}}"#)));
+        values.extend(["\u{7f}\u{2028}\u{feff}\u{10ffff}", "expiresAt"].map(|text| format!(r#""{text}""#)));
+        values
+    }
+
+    #[test]
+    fn nothing_else_in_a_record_hides_its_moments() {
+        let moments = r#""expiresAt":"1970-01-01T00:00:01Z","task":{"createdAt":"1970-01-01T00:00:02Z"}"#;
+        let found = Envelope { expires_at_ms: Ok(Some(1_000)), created_at_ms: Some(2_000) };
+        for value in odd_values() {
+            let start = value.get(..60).unwrap_or(&value);
+            for record in [
+                format!(r#"{{"a":{value},{moments}}}"#),
+                format!(r#"{{{moments},"a":{value}}}"#),
+                format!(r#"{{"task":{value},"expiresAt":{value},"createdAt":{value},{moments}}}"#),
+                format!(r#"{{"task":{{"createdAt":{value},"expiresAt":{value},"task":{value}}},{moments}}}"#),
+            ] {
+                assert_eq!(Envelope::read(record.as_bytes()), found, "{start}");
+            }
+            if value.starts_with('"') {
+                let record = format!("{{{value}:0,{moments},{value}:null}}");
+                let expires_at_ms = if value == r#""expiresAt""# { Ok(None) } else { found.expires_at_ms };
+                let found = Envelope { expires_at_ms, ..found };
+                assert_eq!(Envelope::read(record.as_bytes()), found, "{start}");
+            }
+            // A creation time that is none of these is passed over, and the expiry stands.
+            let record = format!(r#"{{"expiresAt":"1970-01-01T00:00:01Z","task":{{"createdAt":{value}}}}}"#);
+            let found = Envelope { created_at_ms: None, ..found };
+            assert_eq!(Envelope::read(record.as_bytes()), found, "{start}");
+        }
+    }
+
+    #[test]
+    fn names_are_compared_after_their_escapes_are_undone() {
+        let escaped = |name: &str| {
+            name.chars().fold(String::new(), |text, char| text + &format!("\\u{:04X}", u32::from(char)))
+        };
+        let record = format!(
+            r#"{{"{}" : "1970-01-01T00:00:01Z", "{}"	:
+                {{"{}":"1970-01-01T00:00:02Z"}}}}"#,
+            escaped("expiresAt"),
+            escaped("task"),
+            escaped("createdAt")
+        );
+        let found = Envelope { expires_at_ms: Ok(Some(1_000)), created_at_ms: Some(2_000) };
+        assert_eq!(Envelope::read(record.as_bytes()), found, "{record}");
+        for other in
+            [r"expires\\u0041t", r"expiresAt\u0000", r"ExpiresAt", r"expiresAt\ud800", r"\ufeffexpiresAt"]
+        {
+            assert_eq!(expiry(&format!(r#"{{"{other}":5}}"#)), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_the_grammar_does_not_allow_is_no_json() {
+        let expiry = r#""expiresAt":"soon""#;
+        for record in [
+            format!("\u{feff}{{{expiry}}}"),
+            format!("{{{expiry},}}"),
+            format!("{{{expiry}}} // later"),
+            format!("{{{expiry}}}{{}}"),
+            format!("\u{c}{{{expiry}}}"),
+            format!("{{{expiry},\"a\nb\":1}}"),
+            format!("{{{expiry},\"\\u0061\n\":1}}"),
+            format!("{{{expiry},\"a\":\"\t\"}}"),
+        ] {
+            assert_eq!(Envelope::read(record.as_bytes()), Envelope::EMPTY, "{record:?}");
+        }
+        for value in [
+            "NaN",
+            "-NaN",
+            "Infinity",
+            "-",
+            "+1",
+            "01",
+            "1.",
+            ".5",
+            "1e",
+            "0x1",
+            "nul",
+            "True",
+            "'x'",
+            "[1,]",
+            "{a:1}",
+            r#"{"a"}"#,
+            "{1:2}",
+            r#""\x41""#,
+            r#""\u12""#,
+            r#""\u{41}""#,
+            r#""\U0041""#,
+            r#""\'""#,
+            "\u{a0}1",
+            "",
+        ] {
+            for name in ["a", "task", "expiresAt", "createdAt"] {
+                let record = format!(r#"{{{expiry},"{name}":{value}}}"#);
+                assert_eq!(Envelope::read(record.as_bytes()), Envelope::EMPTY, "{record}");
+                let record = format!(r#"{{{expiry},"task":{{"{name}":{value}}}}}"#);
+                assert_eq!(Envelope::read(record.as_bytes()), Envelope::EMPTY, "{record}");
+            }
+        }
+    }
+
+    #[test]
+    fn years_beyond_9999_are_read_as_chrono_writes_them() {
+        for text in
+            ["+10265-12-22T10:00:00.123Z", "+10000-02-29T23:59:59+02:00", "+262142-12-31T23:59:59.999Z"]
+        {
+            let ms = text.parse::<DateTime<chrono::FixedOffset>>().unwrap().timestamp_millis();
+            assert_eq!(expiry(&format!(r#"{{"expiresAt":"{text}"}}"#)), Some(ms), "{text}");
+            let read = Envelope::read(format!(r#"{{"task":{{"createdAt":"{text}"}}}}"#).as_bytes());
+            assert_eq!(read.created_at_ms, Some(ms), "{text}");
+        }
+        for text in [
+            "10265-12-22T10:00:00Z",
+            "+2026-12-22T10:00:00Z",
+            "+02026-12-22T10:00:00Z",
+            "++10265-12-22T10:00:00Z",
+            "+1000000-12-22T10:00:00Z",
+            "+10001-02-29T10:00:00Z",
+            "+10265-12-22",
+            "+1026a-12-22T10:00:00Z",
+            "+10265 -12-22T10:00:00Z",
+            "-0001-12-22T10:00:00Z",
+        ] {
+            let read = Envelope::read(format!(r#"{{"expiresAt":"{text}"}}"#).as_bytes());
+            assert!(read.expires_at_ms.is_err(), "{text}: {read:?}");
+        }
+    }
+
+    #[test]
+    fn creation_time_that_no_score_can_hold_is_passed_over() {
+        let record = r#"{"task":{"createdAt":"+287397-01-01T00:00:00Z"}}"#;
+        assert_eq!(Envelope::read(record.as_bytes()).created_at_ms, None);
     }
 
     #[test]
@@ -411,16 +505,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn nesting_of_any_depth_is_skipped() {
-        let deep = format!(
-            r#"{{"a":{}{},"expiresAt":"1970-01-01T00:00:01Z"}}"#,
-            "[".repeat(200_000),
-            "]".repeat(200_000)
-        );
-        assert_eq!(expiry(&deep), Some(1_000));
-    }
-
     proptest! {
         #[test]
         fn any_bytes_are_read_without_a_panic(record: Vec<u8>) {
@@ -428,8 +512,10 @@ mod tests {
         }
 
         #[test]
-        fn every_moment_written_in_rfc_3339_is_read_back(ms in 0_i64..253_402_300_799_999) {
-            let text = DateTime::from_timestamp_millis(ms).unwrap().format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string();
+        fn every_moment_that_chrono_writes_is_read_back(
+            ms in prop_oneof![0_i64..253_402_300_800_000, 253_402_300_800_000_i64..8_210_266_876_800_000],
+        ) {
+            let text = DateTime::from_timestamp_millis(ms).unwrap().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
             prop_assert_eq!(expiry(&format!(r#"{{"expiresAt":"{text}"}}"#)), Some(ms));
         }
     }
