@@ -7,9 +7,9 @@ use std::collections::{BTreeSet, HashSet};
 
 use pmcptask_schema::{IndexKey, Keyspace, TaskKey, fields, owner_in_hash_tag};
 use redis::aio::MultiplexedConnection;
-use redis::{RedisError, cmd, pipe};
+use redis::{RedisError, RedisResult, cmd, pipe};
 
-use crate::error::{self, Error};
+use crate::error;
 
 /// Keys that a call of `SCAN` looks at.
 const PAGE: usize = 1_000;
@@ -31,14 +31,14 @@ pub struct KeyMove {
 pub(crate) async fn move_all(
     connection: &mut MultiplexedConnection,
     target: &Keyspace,
-) -> Result<KeyMove, Error> {
+) -> RedisResult<KeyMove> {
     let mut done = KeyMove::default();
     let mut moved_here = HashSet::new();
     loop {
         let before = done.moved;
         // What is still in the way is found again.
         done.left.clear();
-        move_those_found(connection, target, &mut done, &mut moved_here).await.map_err(error::of_move)?;
+        move_those_found(connection, target, &mut done, &mut moved_here).await?;
         // Others may have written under old names behind the back of the scan.
         if done.moved == before {
             return Ok(done);

@@ -68,12 +68,14 @@ impl WaitingWrites {
             if let Err(attempt) = self.connection.take(wait).await {
                 return attempt;
             }
-            let Ok(Ok(place)) = timeout(left(), self.queue.reserve()).await else { return Attempt::NotSent };
+            let Ok(Ok(place)) = timeout(left(), self.queue.reserve()).await else {
+                return Attempt::NotSent(None);
+            };
             let (caller, outcome) = oneshot::channel();
             place.send(Write { command: request.command.clone(), asking, since, caller });
             match outcome.await {
                 // The connection was lost while the write was kept back: the next one may be there in time.
-                Ok(Attempt::NotSent) if !left().is_zero() => {}
+                Ok(Attempt::NotSent(_)) if !left().is_zero() => {}
                 Ok(attempt) => return attempt,
                 // The runtime on which writes are sent has ended.
                 Err(_) => return Attempt::Lost(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()),
@@ -204,7 +206,7 @@ fn answer_what_was_not_made(
 
 fn not_sent(writes: Vec<Write>) {
     for write in writes {
-        answer(write.caller, Attempt::NotSent);
+        answer(write.caller, Attempt::NotSent(None));
     }
 }
 
