@@ -24,7 +24,8 @@ pub(crate) const LIST_PAGE: usize = 1_000;
 /// Whether keys carry their owner as a hash tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HashTags {
-    /// `pmcp:tasks:alice:t1`: what `pmcp-tasks` writes, and the default but in a cluster.
+    /// `pmcp:tasks:alice:t1`: what `pmcp-tasks` writes, and the default but in a cluster, where it is refused unless
+    /// the prefix is a hash tag itself.
     #[default]
     Off,
     /// `pmcp:tasks:{alice}:t1`, braces literal: in a cluster, all keys of an owner share a slot. An owner that is
@@ -71,6 +72,9 @@ impl HashTags {
 ///
 /// The backend reconnects by itself. A write whose reply was lost is not repeated: the error says that
 /// its outcome is unknown ([`Error::OutcomeUnknown`]). No error shows a record's data.
+///
+/// Connections live on the runtime of tokio on which the backend was made. Where that has ended, the next call connects
+/// again on its own runtime: a backend may be kept in a `static` that many tests use.
 #[derive(Clone)]
 pub struct RedisBackend {
     connection: Connection,

@@ -78,14 +78,14 @@ pub enum Error {
     #[error(
         "no connection to {address} was to be had for {} ms, and nothing was sent: {}",
         waited.as_millis(),
-        source.as_ref().map_or_else(|| "others came first".to_owned(), ToString::to_string)
+        source.as_ref().map_or_else(|| WAITS.to_owned(), ToString::to_string)
     )]
     NotConnected {
         /// Where the server is, or what tells where it is.
         address: String,
         /// How long the call has waited.
         waited: Duration,
-        /// How the last attempt to connect failed; none where there was a connection, and others were waited for.
+        /// How the last attempt to connect failed; none where none has.
         source: Option<Box<Self>>,
     },
     /// The circuit breaker has seen the server fail: nothing was sent, and nothing will be for a moment.
@@ -277,6 +277,9 @@ impl Error {
         }
     }
 }
+
+/// Why nothing was sent where no attempt to connect has failed.
+const WAITS: &str = "an attempt to connect goes on, or writes before this one wait for replicas";
 
 /// Why there was no answer, in one line.
 fn no_answer(failure: &RedisError) -> String {

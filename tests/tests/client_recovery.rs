@@ -497,6 +497,27 @@ async fn script_that_keeps_the_server_busy_is_waited_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn script_that_keeps_a_server_busy_is_waited_out_when_connecting_too() {
+    let (cluster, watched) = (Cluster::start(1, 0), Watched::start(0));
+    let single = Server::start();
+    for (url, server) in
+        [(single.url(), &single), (cluster.url(), &cluster.servers[0]), (watched.url(), &watched.servers[0])]
+    {
+        let mut wire = server.wire();
+        wire.call(&["CONFIG", "SET", "busy-reply-threshold", "1"]);
+        let mut script = server.wire();
+        let running = std::thread::spawn(move || script.call(&["EVAL", "while true do end", "0"]));
+        assert!(holds_within(CONNECT, || wire.call(&["PING"]).starts_with("-BUSY")));
+        let connecting = tokio::spawn(RedisBackend::builder(&url).connect_timeout(5 * CONNECT).connect());
+        tokio::time::sleep(CONNECT / 4).await;
+        assert!(!connecting.is_finished(), "{url}");
+        assert_eq!(wire.call(&["SCRIPT", "KILL"]), "+OK\r\n");
+        connecting.await.unwrap().unwrap().put("o:t", b"one").await.unwrap();
+        running.join().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn script_that_goes_on_for_too_long_is_named_as_what_keeps_the_server_busy() {
     let server = Server::start();
     let backend = RedisBackend::builder(server.url()).connect_timeout(CONNECT / 4).connect().await.unwrap();

@@ -39,14 +39,18 @@ pub(super) enum Behind {
 
 /// Asks without the redis crate. None where that tells nothing, or not in time.
 pub(super) async fn what_is_behind(addr: &ConnectionAddr, limit: Duration) -> Option<Behind> {
+    timeout(limit, look_behind(addr)).await.ok().flatten()
+}
+
+async fn look_behind(addr: &ConnectionAddr) -> Option<Behind> {
     let is_tls = matches!(addr, ConnectionAddr::TcpTls { .. });
-    let answer = timeout(limit, ask(addr, PING)).await.ok()?.unwrap_or_default();
+    let answer = ask(addr, PING).await.unwrap_or_default();
     match answer.first() {
         Some(b'+' | b'-') if is_tls => Some(Behind::Plain),
         Some(b'-') => refusal(&answer),
         // It has closed the connection, or sent an alert.
         _ if !is_tls => {
-            let answer = timeout(limit, ask(addr, CLIENT_HELLO)).await.ok()?.ok()?;
+            let answer = ask(addr, CLIENT_HELLO).await.ok()?;
             answer.first().filter(|byte| OF_TLS.contains(byte)).map(|_| Behind::Tls)
         }
         _ => None,

@@ -365,14 +365,12 @@ impl Shared {
             nodes.values().map(|node| node.connection.clone()).filter(|node| node.is_connected()).collect()
         };
         fastrand::shuffle(&mut nodes);
-        match first_answer(nodes.into_iter().map(ask_node), ()).await {
-            Ok(told) => Some(told),
-            Err(()) => {
-                let seeds = self.seeds.iter().cloned();
-                let attempts = seeds.map(|seed| async move { ask_seed(&seed, SURVEY_ANSWER).await });
-                first_answer(attempts, no_seed()).await.ok()
-            }
+        if let Ok(told) = first_answer(nodes.into_iter().map(ask_node), ()).await {
+            return Some(told);
         }
+        let seeds = self.seeds.iter().cloned();
+        let attempts = seeds.map(|seed| async move { ask_seed(&seed, SURVEY_ANSWER).await });
+        first_answer(attempts, no_seed()).await.ok()
     }
 }
 
@@ -415,15 +413,24 @@ async fn ask_seed(seed: &Endpoint, limit: Duration) -> Result<Told, Error> {
     let of_connecting = |error| error::of_connecting(error, seed.address());
     let started = Instant::now();
     let mut connection = seed.connect(limit, || ()).await?;
-    let left = limit.saturating_sub(started.elapsed());
-    let asked = timeout(left, cmd("CLUSTER").arg("SLOTS").query_async(&mut connection)).await;
+    let left = || limit.saturating_sub(started.elapsed());
+    let mut pauses = pauses();
+    let asked = loop {
+        match timeout(left(), cmd("CLUSTER").arg("SLOTS").query_async(&mut connection)).await {
+            // A script runs.
+            Ok(Err(error)) if error::is_passing(&error) && !left().is_zero() => {
+                sleep(pauses.next().unwrap_or_default().min(left())).await;
+            }
+            asked => break asked,
+        }
+    };
     let not_a_cluster = |source| Error::NotACluster { address: seed.address(), source };
     match asked {
         Ok(Ok(reply)) => {
             let shards = topology::read(&reply, &seed.host()).ok_or_else(|| not_a_cluster(None))?;
             Ok(Told { shards, by: seed.address() })
         }
-        Ok(Err(error)) if error.code().is_some_and(|code| code != "NOPERM") => {
+        Ok(Err(error)) if error.code().is_some_and(|code| code != "NOPERM") && !error::is_passing(&error) => {
             Err(not_a_cluster(Some(error)))
         }
         Ok(Err(error)) => Err(of_connecting(error)),

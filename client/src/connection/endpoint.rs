@@ -191,15 +191,21 @@ pub(super) async fn expect_one_server(
     let hello = timeout(limit, cmd("HELLO").query_async::<HashMap<String, Value>>(connection)).await;
     let Ok(Ok(hello)) = hello else { return Ok(()) };
     let (address, scheme) = (endpoint.address(), if endpoint.is_tls() { "rediss" } else { "redis" });
+    let to_use = match endpoint.host() {
+        // A socket.
+        host if host.is_empty() => "host:port".to_owned(),
+        host if host.contains(':') => address.replacen(&host, &format!("[{host}]"), 1),
+        _ => address.clone(),
+    };
     let is = |mode: &[u8]| matches!(hello.get("mode"), Some(Value::BulkString(came)) if came == mode);
     Err(Error::Settings(if is(b"cluster") {
-        format!("URL: {address} is a node of a cluster: connect with {scheme}+cluster://{address}")
+        format!("URL: {address} is a node of a cluster: connect with {scheme}+cluster://{to_use}")
     } else if is(b"sentinel") {
         let asked = cmd("SENTINEL").arg("MASTERS").query_async(connection).await;
         let watched: Vec<HashMap<String, String>> = asked.unwrap_or_default();
         let service = watched.first().and_then(|watched| watched.get("name"));
         let service = service.map_or("service", String::as_str);
-        format!("URL: {address} is a Sentinel: connect with {scheme}+sentinel://{address}/{service}")
+        format!("URL: {address} is a Sentinel: connect with {scheme}+sentinel://{to_use}/{service}")
     } else {
         return Ok(());
     }))

@@ -486,7 +486,7 @@ async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>, _
                 Link::new(lost_number, None, known.or_else(|| Some(Box::new(failure))))
             }
             Err(failure) => {
-                is_asked |= failure.is_closed_door();
+                is_asked = failure.is_closed_door();
                 Link::new(lost_number, None, Some(Box::new(place.explain(failure, limit).await)))
             }
         };

@@ -12,9 +12,10 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, ProtocolVersion, RedisError, RedisResult, Value, cmd};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::endpoint::Endpoint;
+use super::kept::pauses;
 use super::settings::Settings;
 use crate::address::SentinelAddress;
 use crate::error::{self, Error};
@@ -39,7 +40,7 @@ pub(super) struct Sentinels {
     /// Where the last connection went to.
     current: Option<Answer>,
     /// Where the last attempt to connect went to.
-    tried: Option<Endpoint>,
+    tried: Option<Box<Endpoint>>,
     /// Sentinels that have not answered yet: those of an earlier round are not asked twice.
     asking: JoinSet<Asked>,
     round: u64,
@@ -196,7 +197,7 @@ impl Sentinels {
         let (host, port) = &answer.location;
         let what = if self.is_for_writes() { "the primary" } else { "a replica" };
         let announced_by = format!("the Sentinel {} as {what} of {}", answer.from, self.service);
-        let endpoint = self.tried.insert(self.server.at(host, *port, &announced_by)?);
+        let endpoint = self.tried.insert(Box::new(self.server.at(host, *port, &announced_by)?));
         let left = || limit.saturating_sub(started.elapsed());
         let mut connection = endpoint.connect(left(), on_loss).await?;
         let too_late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
@@ -381,7 +382,15 @@ fn location_of_healthy_replica(replica: &HashMap<String, String>) -> Option<Loca
 /// Asks the server itself: a primary that has been down longer than the others waited comes back as one, and
 /// Sentinels that have not heard of a failover take it for theirs.
 async fn has_role(connection: &mut MultiplexedConnection, wanted: Wanted) -> RedisResult<bool> {
-    match cmd("ROLE").query_async::<Vec<Value>>(connection).await {
+    let mut pauses = pauses();
+    let role = loop {
+        match cmd("ROLE").query_async::<Vec<Value>>(connection).await {
+            // A script runs.
+            Err(error) if error.code() == Some("BUSY") => sleep(pauses.next().unwrap_or_default()).await,
+            role => break role,
+        }
+    };
+    match role {
         Ok(role) => {
             let says = |place: usize, word: &str| matches!(role.get(place), Some(Value::BulkString(said)) if said == word.as_bytes());
             Ok(match wanted {
