@@ -1,10 +1,22 @@
 //! URLs: one server, a cluster, or a primary that Sentinels know.
 
+use std::time::Duration;
+
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo};
 
+use crate::connection::Settings;
 use crate::error::Error;
 
 const SENTINEL_PORT: u16 = 26_379;
+
+/// What a URL may be.
+const FORMS: &str = "expected redis://[user:password@]host[:port][/database], redis+unix:///path, \
+                     redis+cluster://[user:password@]host[:port],… or \
+                     redis+sentinel://[user:password@]host[:port],…/service, with rediss for TLS, and parts of user and \
+                     password that mean something in a URL as %40 and the like";
+/// What may follow the question mark.
+const PARAMETERS: &str = "expected one of cluster, db, protocol, user, username, pass, password, client_name, \
+                          socket_connect_timeout, socket_timeout, socket_keepalive, health_check_interval";
 
 /// What a URL says.
 #[derive(Clone)]
@@ -27,31 +39,35 @@ pub(crate) struct SentinelAddress {
 }
 
 impl Address {
-    /// Reads a URL. Hosts are separated by commas.
+    /// Reads a URL. Hosts are separated by commas. What it says of settings goes to these.
     ///
     /// # Errors
     ///
     /// [`Error::Settings`]. It does not show the URL, which may hold a password.
-    pub(crate) fn parse(url: &str) -> Result<Self, Error> {
-        let (scheme, rest) = url.split_once("://").unwrap_or((url, ""));
+    pub(crate) fn parse(url: &str, settings: &mut Settings) -> Result<Self, Error> {
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| no_url("got no ://"))?;
+        if !cfg!(feature = "tls") && matches!(scheme.split('+').next(), Some("rediss" | "valkeys")) {
+            let missing = "URL: TLS needs the cargo feature `tls` of pmcptask-client, which is off";
+            return Err(Error::Settings(missing.to_owned()));
+        }
         let (scheme, kind) = match scheme.rsplit_once('+') {
             Some((scheme, kind @ ("cluster" | "sentinel"))) => (scheme, Some(kind)),
             _ => (scheme, None),
         };
-        let parts = Parts::of(rest);
-        let is_cluster =
-            kind == Some("cluster") || parts.options.iter().any(|option| is_yes(option, "cluster"));
+        let parts = Parts::of(rest, settings)?;
         if kind == Some("sentinel") {
             return sentinel(scheme, &parts).map(Self::Sentinel);
         }
-        if !is_cluster {
-            return parse_one(url).map(Self::Server);
+        let is_cluster = kind == Some("cluster") || parts.options.is_cluster;
+        if !is_cluster && parts.hosts.len() > 1 {
+            return Err(no_url("got several hosts that are neither a cluster nor Sentinels"));
         }
-        let nodes: Vec<_> = parts
-            .hosts
-            .iter()
-            .map(|host| parse_one(&parts.url(scheme, host, parts.path)))
-            .collect::<Result<_, _>>()?;
+        let nodes = parts.hosts.iter().map(|host| parse_one(&parts.url(scheme, host, parts.path)));
+        let mut nodes = nodes.map(|node| node.map(|node| parts.options.complete(node)));
+        if !is_cluster {
+            return nodes.next().unwrap_or_else(|| Err(no_url("got no host"))).map(Self::Server);
+        }
+        let nodes: Vec<_> = nodes.collect::<Result<_, _>>()?;
         if nodes.iter().any(|node| node.redis_settings().db() != 0) {
             return Err(Error::Settings("URL: a cluster has database 0 only".to_owned()));
         }
@@ -62,6 +78,10 @@ impl Address {
     }
 }
 
+fn no_url(got: &str) -> Error {
+    Error::Settings(format!("URL: {FORMS}, {got}"))
+}
+
 /// A URL behind its `://`, cut where it means something.
 struct Parts<'u> {
     /// `user:password@`, or nothing.
@@ -69,55 +89,126 @@ struct Parts<'u> {
     hosts: Vec<&'u str>,
     /// With no slash before it.
     path: &'u str,
-    /// What follows the question mark, but for what only this crate understands.
-    options: Vec<&'u str>,
+    /// `#` and what follows it, or nothing.
+    fragment: &'u str,
+    options: Options,
 }
 
 impl<'u> Parts<'u> {
-    fn of(rest: &'u str) -> Self {
+    fn of(rest: &'u str, settings: &mut Settings) -> Result<Self, Error> {
+        let (rest, fragment) = rest.split_at(rest.find('#').unwrap_or(rest.len()));
         let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let hosts_at = authority.rfind('@').map_or(0, |at| at.saturating_add(1));
         let (login, hosts) = authority.split_at(hosts_at);
-        let options = options.split('&').filter(|option| !option.is_empty()).collect();
-        Self { login, hosts: hosts.split(',').collect(), path, options }
+        let options = Options::read(options, settings)?;
+        Ok(Self { login, hosts: hosts.split(',').collect(), path, fragment, options })
     }
 
     /// The URL of one host.
     fn url(&self, scheme: &str, host: &str, path: &str) -> String {
-        let known = |option: &&&str| !is_yes(option, "cluster");
-        let options = self.options.iter().filter(known).copied().collect::<Vec<_>>().join("&");
-        format!("{scheme}://{}{host}/{path}?{options}", self.login)
+        format!("{scheme}://{}{host}/{path}{}", self.login, self.fragment)
     }
 }
 
-/// `name`, `name=true`, `name=yes` or `name=1`.
-fn is_yes(option: &str, name: &str) -> bool {
-    let (key, value) = option.split_once('=').unwrap_or((option, "yes"));
-    key == name && matches!(value, "true" | "yes" | "1")
+/// What follows the question mark, but for settings of this crate: what redis-py and the redis crate know, by their
+/// names.
+#[derive(Default)]
+struct Options {
+    is_cluster: bool,
+    database: Option<i64>,
+    protocol: Option<ProtocolVersion>,
+    user: Option<String>,
+    password: Option<String>,
 }
 
-/// Reads a URL as the redis crate has it, which does not show it in its errors.
+impl Options {
+    fn read(options: &str, settings: &mut Settings) -> Result<Self, Error> {
+        let mut read = Self::default();
+        for (name, value) in form_urlencoded::parse(options.as_bytes()) {
+            // The value may be a password.
+            let bad = |expected| Error::Settings(format!("URL: parameter '{name}': {expected}, got another"));
+            let seconds = || {
+                let seconds =
+                    value.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+                seconds.ok_or_else(|| bad("expected seconds"))
+            };
+            match &*name {
+                "cluster" => {
+                    read.is_cluster = yes_or_no(&value).ok_or_else(|| bad("expected yes or no"))?;
+                }
+                "db" => {
+                    let database = value.parse().map_err(|_| bad("expected the number of a database"))?;
+                    read.database = Some(database);
+                }
+                "protocol" => {
+                    read.protocol = Some(match &*value {
+                        "2" | "resp2" => ProtocolVersion::RESP2,
+                        "3" | "resp3" => ProtocolVersion::RESP3,
+                        _ => return Err(bad("expected 2 or 3")),
+                    });
+                }
+                "user" | "username" => read.user = Some(value.into_owned()),
+                "pass" | "password" => read.password = Some(value.into_owned()),
+                "client_name" => settings.client_name = Some(value.into_owned()),
+                "socket_connect_timeout" => settings.timeouts.connect = seconds()?,
+                "socket_timeout" => settings.timeouts.response = seconds()?,
+                "health_check_interval" => settings.timeouts.keep_alive = seconds()?,
+                // It is never off.
+                "socket_keepalive" if yes_or_no(&value) == Some(true) => {}
+                "socket_keepalive" => return Err(bad("expected yes")),
+                _ => return Err(Error::Settings(format!("URL: parameters: {PARAMETERS}, got '{name}'"))),
+            }
+        }
+        Ok(read)
+    }
+
+    /// What a URL says before the question mark, and then what it says here.
+    fn complete(&self, info: ConnectionInfo) -> ConnectionInfo {
+        let login = self.complete_login(info.redis_settings().clone());
+        info.set_redis_settings(login)
+    }
+
+    fn complete_login(&self, mut login: RedisConnectionInfo) -> RedisConnectionInfo {
+        // With RESP3, a lost connection is noticed, and replaced, before the next call needs it.
+        login = login.set_protocol(self.protocol.unwrap_or(ProtocolVersion::RESP3));
+        if let Some(database) = self.database {
+            login = login.set_db(database);
+        }
+        if let (None, Some(user)) = (login.username(), &self.user) {
+            login = login.set_username(user);
+        }
+        if let (None, Some(password)) = (login.password(), &self.password) {
+            login = login.set_password(password);
+        }
+        login
+    }
+}
+
+/// What a parameter says; one without a value says yes.
+fn yes_or_no(value: &str) -> Option<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "" | "true" | "yes" | "1" => Some(true),
+        "false" | "no" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+/// Reads a URL without parameters as the redis crate has it, which does not show it in its errors.
 fn parse_one(url: &str) -> Result<ConnectionInfo, Error> {
-    let info = url.into_connection_info().map_err(|error| Error::Settings(format!("URL: {error}")))?;
-    if url.contains("protocol=") {
-        return Ok(info);
-    }
-    // With RESP3, a lost connection is noticed, and replaced, before the next call needs it.
-    let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    Ok(info.set_redis_settings(redis))
+    url.into_connection_info().map_err(|error| no_url(&format!("got another ({error})")))
 }
 
 fn sentinel(scheme: &str, parts: &Parts<'_>) -> Result<SentinelAddress, Error> {
     let (service, database) = parts.path.split_once('/').unwrap_or((parts.path, ""));
     if service.is_empty() {
-        let expected = "URL: expected redis+sentinel://host:port,…/service, came no service";
-        return Err(Error::Settings(expected.to_owned()));
+        return Err(no_url("got no service"));
     }
     // The login is the primary's; a Sentinel has its own, or none.
-    let login = parse_one(&parts.url(scheme, "primary", database))?.redis_settings().clone();
+    let login = parse_one(&parts.url(scheme, "primary", database))?;
+    let login = parts.options.complete_login(login.redis_settings().clone());
     let sentinels = parts.hosts.iter().map(|host| {
-        let sentinel = parse_one(&format!("{scheme}://{host}"))?;
+        let sentinel = parse_one(&format!("{scheme}://{host}/{}", parts.fragment))?;
         Ok(if names_a_port(host) { sentinel } else { at_port(sentinel, SENTINEL_PORT) })
     });
     Ok(SentinelAddress {
@@ -168,6 +259,10 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
 
+    fn parse(url: &str) -> Result<Address, Error> {
+        Address::parse(url, &mut Settings::default())
+    }
+
     fn shown(nodes: &[ConnectionInfo]) -> Vec<String> {
         nodes.iter().map(|node| node.addr().to_string()).collect()
     }
@@ -179,7 +274,7 @@ mod tests {
             "redis://u:p%40,x@a:7000,b,[::1]:7002?cluster",
             "valkey://u:p%40,x@a:7000,b,[::1]:7002/0?protocol=resp3&cluster=true",
         ] {
-            let Address::Cluster(nodes) = Address::parse(url).unwrap() else { panic!("{url}") };
+            let Address::Cluster(nodes) = parse(url).unwrap() else { panic!("{url}") };
             assert_eq!(shown(&nodes), ["a:7000", "b:6379", "::1:7002"], "{url}");
             assert!(nodes.iter().all(|node| node.redis_settings().password() == Some("p@,x")), "{url}");
         }
@@ -188,7 +283,7 @@ mod tests {
     #[test]
     fn sentinels_have_their_port_and_the_primary_has_the_login() {
         let url = "redis+sentinel://user:secret@one,two:5000,[::1]/my-service/3";
-        let Address::Sentinel(address) = Address::parse(url).unwrap() else { panic!("{url}") };
+        let Address::Sentinel(address) = parse(url).unwrap() else { panic!("{url}") };
         assert_eq!(address.service, "my-service");
         assert_eq!(shown(&address.sentinels), ["one:26379", "two:5000", "::1:26379"]);
         assert_eq!((address.login.username(), address.login.db()), (Some("user"), 3));
@@ -200,7 +295,7 @@ mod tests {
         for url in
             ["redis://h:1/2", "redis://h:1/2?protocol=resp3", "redis+unix:///s", "redis://h?cluster=no"]
         {
-            assert!(matches!(Address::parse(url).unwrap(), Address::Server(_)), "{url}");
+            assert!(matches!(parse(url).unwrap(), Address::Server(_)), "{url}");
         }
     }
 
@@ -214,8 +309,34 @@ mod tests {
             "unix:///secret?cluster",
             "secret",
         ] {
-            let error = Address::parse(url).err().map(|error| error.to_string());
+            let error = parse(url).err().map(|error| error.to_string());
             assert!(error.as_ref().is_some_and(|error| !error.contains("secret")), "{url}: {error:?}");
         }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn url_with_tls_names_the_feature_that_is_off() {
+        for scheme in ["rediss", "rediss+cluster", "valkeys", "rediss+sentinel"] {
+            let error = parse(&format!("{scheme}://h/service")).err().map(|error| error.to_string());
+            assert!(error.as_ref().is_some_and(|error| error.contains("cargo feature `tls`")), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn what_stands_before_the_question_mark_is_completed_by_what_follows() {
+        let mut settings = Settings::default();
+        let url = "redis://user@h/1?db=2&user=other&password=a%26b&client_name=me&socket_timeout=1.5";
+        let Address::Server(info) = Address::parse(url, &mut settings).unwrap() else { panic!("{url}") };
+        let login = info.redis_settings();
+        assert_eq!((login.username(), login.password(), login.db()), (Some("user"), Some("a&b"), 2));
+        assert_eq!(settings.client_name.as_deref(), Some("me"));
+        assert_eq!(settings.timeouts.response, Duration::from_millis(1_500));
+        let Address::Sentinel(address) = parse("redis+sentinel://h/s/1?db=2&pass=p").unwrap() else {
+            panic!()
+        };
+        assert_eq!((address.login.db(), address.login.password()), (2, Some("p")));
+        let Address::Server(info) = parse("redis+unix:///s?db=2&user=u&pass=p").unwrap() else { panic!() };
+        assert_eq!((info.addr().to_string(), info.redis_settings().db()), ("/s".to_owned(), 2));
     }
 }

@@ -1,5 +1,6 @@
 //! [`RedisBackend`]: the storage backend.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use async_trait::async_trait;
@@ -15,12 +16,16 @@ use crate::commands::{self, Moments};
 use crate::connection::{Connection, Live, Reply, Request};
 use crate::error::{CallKind, Error};
 use crate::observe;
-use crate::replies::{self, CasOutcome};
+use crate::replies::{self, CasOutcome, Listed};
+
+/// How many tasks a list reads in one go, unless set.
+pub(crate) const LIST_PAGE: usize = 1_000;
 
 /// Whether keys carry their owner as a hash tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HashTags {
-    /// `pmcp:tasks:alice:t1`: what `pmcp-tasks` writes, and the default but in a cluster.
+    /// `pmcp:tasks:alice:t1`: what `pmcp-tasks` writes, and the default but in a cluster, where it is refused unless
+    /// the prefix is a hash tag itself.
     #[default]
     Off,
     /// `pmcp:tasks:{alice}:t1`, braces literal: in a cluster, all keys of an owner share a slot. An owner that is
@@ -54,7 +59,7 @@ impl HashTags {
 /// | `put` | `PMCPTASK.PUT` | O(log n), n tasks of the owner |
 /// | `put_if_version` | `PMCPTASK.CAS` | O(log n) |
 /// | `delete` | `PMCPTASK.DEL` | O(log n) |
-/// | `list_by_prefix` | `PMCPTASK.LIST` | O(n), one round trip |
+/// | `list_by_prefix` | `PMCPTASK.LIST` | O(n), one round trip for each 1,000 tasks |
 /// | `cleanup_expired` | none | the server expires tasks by itself |
 ///
 /// # Keys
@@ -67,12 +72,16 @@ impl HashTags {
 ///
 /// The backend reconnects by itself. A write whose reply was lost is not repeated: the error says that
 /// its outcome is unknown ([`Error::OutcomeUnknown`]). No error shows a record's data.
+///
+/// Connections live on the runtime of tokio on which the backend was made. Where that has ended, the next call connects
+/// again on its own runtime: a backend may be kept in a `static` that many tests use.
 #[derive(Clone)]
 pub struct RedisBackend {
     connection: Connection,
     breaker: Breaker,
     keyspace: Result<Keyspace, PrefixError>,
     hash_tags: HashTags,
+    list_page: usize,
 }
 
 impl RedisBackend {
@@ -83,7 +92,13 @@ impl RedisBackend {
     #[must_use]
     pub fn with_connection(connection: MultiplexedConnection) -> Self {
         let (keyspace, hash_tags) = (Keyspace::default(), HashTags::default());
-        Self::from_parts(Connection::Given(Live::given(connection)), Breaker::default(), keyspace, hash_tags)
+        Self::from_parts(
+            Connection::Given(Live::given(connection)),
+            Breaker::default(),
+            keyspace,
+            hash_tags,
+            LIST_PAGE,
+        )
     }
 
     /// Sets what all keys start with; `pmcp` unless set.
@@ -101,8 +116,9 @@ impl RedisBackend {
         breaker: Breaker,
         keyspace: Keyspace,
         hash_tags: HashTags,
+        list_page: usize,
     ) -> Self {
-        Self { connection, breaker, keyspace: Ok(keyspace), hash_tags }
+        Self { connection, breaker, keyspace: Ok(keyspace), hash_tags, list_page }
     }
 
     /// Makes sure that the server, or each primary of a cluster that can have a key with this prefix, answers and knows
@@ -127,7 +143,7 @@ impl RedisBackend {
             if self.connection.waits_for_replicas()
                 && self.check(&commands::wait(), &task_key).await?.is_none()
             {
-                let expected = "writes that wait for replicas: expected a user who may WAIT, came another";
+                let expected = "writes that wait for replicas: expected a user who may WAIT, got another";
                 return Err(Error::Settings(expected.to_owned()).into());
             }
         }
@@ -175,6 +191,14 @@ impl fmt::Debug for RedisBackend {
             .field("hash_tags", &self.hash_tags)
             .finish_non_exhaustive()
     }
+}
+
+/// A task that was deleted and made anew between two pages is on both of them.
+fn keep_last_of_each(tasks: &mut Vec<Listed>) {
+    let mut seen = HashSet::with_capacity(tasks.len());
+    let is_last: Vec<_> = tasks.iter().rev().map(|task| seen.insert(task.id.clone())).collect();
+    let mut is_last = is_last.into_iter().rev();
+    tasks.retain(|_| is_last.next().unwrap_or(true));
 }
 
 #[async_trait]
@@ -241,9 +265,26 @@ impl StorageBackend for RedisBackend {
         observe::call("PMCPTASK.LIST", prefix, || async move {
             let owner = prefix.strip_suffix(':').ok_or(Error::ListPrefix)?;
             let index_key = self.keyspace()?.index_key(owner);
-            let reply = self.read(&commands::list(&index_key), prefix, &index_key).await?;
-            let tasks = replies::list(reply.value)?;
-            Ok(tasks.into_iter().map(|(task_id, record)| ([prefix, &task_id].concat(), record)).collect())
+            // One more than a page, so that a page is known to be the last.
+            let count = self.list_page.saturating_add(1);
+            let mut tasks = Vec::new();
+            let mut pages = 0_usize;
+            loop {
+                let list = commands::list(&index_key, count, tasks.last());
+                let reply = self.read(&list, prefix, &index_key).await?;
+                let page = replies::list(reply.value)?;
+                let is_last = page.len() < count;
+                tasks.extend(page);
+                pages = pages.saturating_add(1);
+                if is_last {
+                    break;
+                }
+            }
+            if pages > 1 {
+                keep_last_of_each(&mut tasks);
+            }
+            let with_key = |task: Listed| ([prefix, &task.id].concat(), task.record);
+            Ok(tasks.into_iter().map(with_key).collect())
         })
         .await
     }
@@ -251,5 +292,23 @@ impl StorageBackend for RedisBackend {
     /// Always 0: the server expires tasks, and the module their index entries.
     async fn cleanup_expired(&self) -> Result<usize, StorageError> {
         Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_task_that_is_on_two_pages_the_later_record_counts() {
+        let listed = |id: &str, version| Listed {
+            id: id.to_owned(),
+            created_ms: 0,
+            record: VersionedRecord { data: Vec::new(), version },
+        };
+        let mut tasks = vec![listed("a", 7), listed("b", 1), listed("c", 1), listed("a", 1)];
+        keep_last_of_each(&mut tasks);
+        let kept: Vec<_> = tasks.iter().map(|task| (task.id.as_str(), task.record.version)).collect();
+        assert_eq!(kept, [("b", 1), ("c", 1), ("a", 1)]);
     }
 }

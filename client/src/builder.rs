@@ -7,10 +7,10 @@ use pmcp_tasks::StorageError;
 use pmcptask_schema::Keyspace;
 
 use crate::address::Address;
-use crate::backend::{HashTags, RedisBackend};
+use crate::backend::{HashTags, LIST_PAGE, RedisBackend};
 use crate::breaker::Breaker;
 use crate::connection::{Acknowledgement, Connection, Settings};
-use crate::error::Error;
+use crate::error::{self, Error};
 use crate::key_move::{self, KeyMove};
 
 /// Settings of a [`RedisBackend`] that is about to be connected; made by [`RedisBackend::builder`].
@@ -35,6 +35,7 @@ pub struct RedisBackendBuilder {
     prefix: String,
     hash_tags: Option<HashTags>,
     settings: Settings,
+    list_page_size: usize,
 }
 
 impl fmt::Debug for RedisBackendBuilder {
@@ -47,6 +48,7 @@ impl fmt::Debug for RedisBackendBuilder {
             .field("client_name", &self.settings.client_name)
             .field("acknowledgement", &self.settings.acknowledgement)
             .field("reads_from_replicas", &self.settings.reads_from_replicas)
+            .field("list_page_size", &self.list_page_size)
             .finish_non_exhaustive()
     }
 }
@@ -58,6 +60,7 @@ impl RedisBackendBuilder {
             prefix: Keyspace::DEFAULT_PREFIX.to_owned(),
             hash_tags: None,
             settings: Settings::default(),
+            list_page_size: LIST_PAGE,
         }
     }
 
@@ -133,6 +136,14 @@ impl RedisBackendBuilder {
         self
     }
 
+    /// How many tasks `list_by_prefix` reads in one go; 1,000 unless set. Of an owner who has no more, the list is one
+    /// round trip and one snapshot. Of others it is read page by page, so that no list holds the server up for long: no
+    /// task comes twice, and none is left out that was there all the time. Each page may take the response timeout.
+    pub fn list_page_size(mut self, tasks: usize) -> Self {
+        self.list_page_size = tasks;
+        self
+    }
+
     /// Has calls fail at once, with [`Error::CircuitOpen`], while the server does not answer. Off unless set.
     #[cfg(feature = "circuit-breaker")]
     pub fn circuit_breaker(mut self, breaker: crate::CircuitBreaker) -> Self {
@@ -191,11 +202,13 @@ impl RedisBackendBuilder {
     /// [`StorageError::Backend`] as with [`connect`](Self::connect), but for the module; and
     /// [`Error::Interrupted`], after which it can be called again.
     pub async fn move_keys(self) -> Result<KeyMove, StorageError> {
-        let address = Address::parse(&self.url)?;
+        let (mut settings, url) = (self.settings, self.url);
+        let address = Address::parse(&url, &mut settings)?;
         let keyspace = self.hash_tags.unwrap_or_else(|| HashTags::of(&address)).keyspace(self.prefix);
         let keyspace = keyspace.map_err(|error| Error::Settings(error.to_string()))?;
-        let mut connection = Connection::open_alone(address, self.settings).await?;
-        Ok(key_move::move_all(&mut connection, &keyspace).await?)
+        let (mut connection, address) = Connection::open_alone(address, settings).await?;
+        let moved = key_move::move_all(&mut connection, &keyspace).await;
+        Ok(moved.map_err(|error| error::of_move(error, &address))?)
     }
 
     /// Connects, and checks that the server, or each primary of a cluster, has the module.
@@ -206,13 +219,21 @@ impl RedisBackendBuilder {
     /// [`Error::Settings`], [`Error::NoServer`], [`Error::Authentication`], [`Error::ModuleNotLoaded`], or
     /// whatever else the server answers.
     pub async fn connect(self) -> Result<RedisBackend, StorageError> {
-        let address = Address::parse(&self.url)?;
+        let (mut settings, url) = (self.settings, self.url);
+        let address = Address::parse(&url, &mut settings)?;
         let hash_tags = self.hash_tags.unwrap_or_else(|| HashTags::of(&address));
         let keyspace = hash_tags.keyspace(self.prefix).map_err(|error| Error::Settings(error.to_string()))?;
-        self.settings.check()?;
-        let breaker = Breaker::of(&self.settings);
-        let connection = Connection::open(address, self.settings).await?;
-        let backend = RedisBackend::from_parts(connection, breaker, keyspace, hash_tags);
+        let is_spread = matches!(address, Address::Cluster(_)) && !keyspace.prefix_is_hash_tag();
+        if is_spread && hash_tags == HashTags::Off {
+            return Err(error::hash_tags_are_off().into());
+        }
+        settings.check()?;
+        if self.list_page_size == 0 {
+            return Err(Error::Settings("list page size: expected more than 0, got 0".to_owned()).into());
+        }
+        let breaker = Breaker::of(&settings);
+        let connection = Connection::open(address, settings).await?;
+        let backend = RedisBackend::from_parts(connection, breaker, keyspace, hash_tags, self.list_page_size);
         backend.check_health().await?;
         Ok(backend)
     }
@@ -228,8 +249,25 @@ impl RedisBackend {
     /// | `redis+cluster://[user:password@]host[:port][,host[:port]…]`, or `redis://…?cluster` | a cluster, by any of its nodes |
     /// | `redis+sentinel://[user:password@]host[:port][,host[:port]…]/service[/database]` | the primary that these Sentinels watch as `service` |
     ///
-    /// With the feature `tls`, `rediss` instead of `redis`. All settings have their defaults; see
-    /// [`RedisBackend::builder`] for others.
+    /// With the feature `tls`, `rediss` instead of `redis`. User, password and parameters are percent-encoded where they
+    /// hold what means something in a URL.
+    ///
+    /// Parameters stand after a question mark, as `redis-py` and the `redis` crate have them. Any other is refused.
+    ///
+    /// | parameter | what |
+    /// |---|---|
+    /// | `db` | number of the database; counts more than that of the path |
+    /// | `protocol` | `2` or `3`, the version of RESP; 3 unless set |
+    /// | `user` or `username`, `pass` or `password` | the login, where there is none before the host |
+    /// | `client_name` | as [`client_name`](RedisBackendBuilder::client_name) of the builder |
+    /// | `socket_connect_timeout` | seconds, as [`connect_timeout`](RedisBackendBuilder::connect_timeout) |
+    /// | `socket_timeout` | seconds, as [`response_timeout`](RedisBackendBuilder::response_timeout) |
+    /// | `health_check_interval` | seconds, as [`keep_alive`](RedisBackendBuilder::keep_alive) |
+    /// | `socket_keepalive` | `yes`, which it always is |
+    /// | `cluster` | `yes`, or nothing: the server is a node of a cluster |
+    ///
+    /// All other settings have their defaults; see [`RedisBackend::builder`] for others. What the URL says counts more
+    /// than what the builder was told.
     ///
     /// # Errors
     ///

@@ -3,6 +3,8 @@
 use pmcptask_schema::{Envelope, ExpiryError};
 use redis::Cmd;
 
+use crate::replies::Listed;
+
 /// Starts a command; all of it goes into buffers of the right size at once.
 fn command(name: &str, arguments: &[&[u8]], more: usize) -> Cmd {
     /// Digits of a 64-bit number, or the longest name of an option.
@@ -52,9 +54,17 @@ pub(crate) fn del(task_key: &str, index_key: &str) -> Cmd {
     command("PMCPTASK.DEL", &[task_key.as_bytes(), index_key.as_bytes()], 0)
 }
 
-/// `PMCPTASK.LIST` of all tasks
-pub(crate) fn list(index_key: &str) -> Cmd {
-    command("PMCPTASK.LIST", &[index_key.as_bytes()], 0)
+/// `PMCPTASK.LIST` of so many tasks, those after that one if there is one.
+pub(crate) fn list(index_key: &str, count: usize, after: Option<&Listed>) -> Cmd {
+    /// `COUNT n AFTER created task-id`
+    const WORDS: usize = 5;
+    let mut list = command("PMCPTASK.LIST", &[index_key.as_bytes()], WORDS);
+    // The server counts no further.
+    list.arg("COUNT").arg(i64::try_from(count).unwrap_or(i64::MAX));
+    if let Some(after) = after {
+        list.arg("AFTER").arg(after.created_ms).arg(&after.id);
+    }
+    list
 }
 
 /// `WAIT` that waits for nothing, to find out whether the user may.

@@ -6,16 +6,20 @@ use pmcp_tasks::StorageError;
 use redis::{ErrorKind, RedisError};
 
 /// Why a call failed; the source of every [`StorageError::Backend`] of this crate; [`Error::of`] finds it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The URL or a setting cannot be used.
     #[error("settings of the Redis backend: {0}")]
     Settings(String),
-    /// Nobody answers at the address. Nothing was sent.
-    #[error("no Redis server answers at {address}: is it running, and is the address right?")]
+    /// Nobody answers at the address as a Redis server does. Nothing was sent.
+    #[error(
+        "no Redis server answers at {address} ({}): is it running, is the address right, and can it be reached \
+         from here?",
+        no_answer(source)
+    )]
     NoServer {
-        /// Host and port, or path of the socket.
+        /// Host and port, or path of the socket; of an address that a server or Sentinel has told, which one.
         address: String,
         /// What the operating system said.
         source: RedisError,
@@ -27,14 +31,16 @@ pub enum Error {
         "no TLS connection to {address} could be made, check the certificates and their authority: {source}"
     )]
     Tls {
-        /// Host and port, or the name of a service and its Sentinels.
+        /// Host and port; of an address that a server or Sentinel has told, which one.
         address: String,
         /// What is wrong with the certificate or the connection.
         source: RedisError,
     },
     /// The server wants another user name or password. Nothing was changed.
-    #[error("the Redis server refuses user name or password: check them in the URL")]
+    #[error("the Redis server at {address} refuses user name or password, check them in the URL: {source}")]
     Authentication {
+        /// Where the server is.
+        address: String,
         /// What the server said.
         source: RedisError,
     },
@@ -53,8 +59,8 @@ pub enum Error {
         /// How the reply was lost.
         source: RedisError,
     },
-    /// The connection was lost, or no reply came in time, during a read.
-    #[error("no reply came to the read of {key} ({source})")]
+    /// The connection was lost, or no reply came in time, during a read. One that lost its connection was sent twice.
+    #[error("no reply came to the read of {key} ({source}){}", hint_of_lost_list(key, source))]
     NoReply {
         /// Key of the task or of the index.
         key: String,
@@ -69,10 +75,18 @@ pub enum Error {
     },
     /// No connection came back in time, or a write that waits for replicas was kept back too long behind others that do.
     /// Nothing was sent.
-    #[error("no connection to the Redis server was to be had for {} ms: nothing was sent", waited.as_millis())]
+    #[error(
+        "no connection to {address} was to be had for {} ms, and nothing was sent: {}",
+        waited.as_millis(),
+        source.as_ref().map_or_else(|| WAITS.to_owned(), ToString::to_string)
+    )]
     NotConnected {
+        /// Where the server is, or what tells where it is.
+        address: String,
         /// How long the call has waited.
         waited: Duration,
+        /// How the last attempt to connect failed; none where none has.
+        source: Option<Box<Self>>,
     },
     /// The circuit breaker has seen the server fail: nothing was sent, and nothing will be for a moment.
     #[error("the Redis server has failed to answer: nothing is sent for a moment")]
@@ -106,9 +120,7 @@ pub enum Error {
         source: Option<RedisError>,
     },
     /// The server belongs to a cluster, and another node has the key. Nothing was changed.
-    #[error(
-        "the key is at another node of a Redis cluster: connect with redis+cluster:// instead of redis://"
-    )]
+    #[error("the key is at another node of a Redis cluster, connect with redis+cluster://: {source}")]
     OtherNode {
         /// What the server said.
         source: RedisError,
@@ -171,9 +183,11 @@ pub enum Error {
         /// What the server said.
         source: RedisError,
     },
-    /// The server refused the call for another reason. Nothing was changed.
-    #[error("the Redis server refused the call: {source}")]
+    /// The server refused the connection or the call for another reason. Nothing was changed.
+    #[error("the Redis server at {address} refuses: {source}")]
     Refused {
+        /// Where the server is.
+        address: String,
         /// What the server said.
         source: RedisError,
     },
@@ -237,6 +251,54 @@ impl Error {
     }
 }
 
+impl Error {
+    /// True for a failure to connect that says nothing of the next attempt.
+    pub(crate) fn is_of_the_moment(&self) -> bool {
+        match self {
+            Self::Authentication { .. } | Self::Settings(_) | Self::NoPermission { .. } => false,
+            Self::Refused { source, .. } => source.code() != Some("DENIED"),
+            #[cfg(feature = "tls")]
+            Self::Tls { source, .. } => !is_of_certificate(source),
+            _ => true,
+        }
+    }
+
+    /// True for a failure to connect that does not say why: the connection was made, and closed, or what came was
+    /// unreadable.
+    pub(crate) fn is_closed_door(&self) -> bool {
+        match self {
+            Self::NoServer { source, .. } => {
+                source.kind() == ErrorKind::Parse
+                    || (source.is_connection_dropped() && !source.is_connection_refusal())
+            }
+            #[cfg(feature = "tls")]
+            Self::Tls { source, .. } => !is_of_certificate(source),
+            _ => false,
+        }
+    }
+}
+
+/// Why nothing was sent where no attempt to connect has failed.
+const WAITS: &str = "an attempt to connect goes on, or writes before this one wait for replicas";
+
+/// Why there was no answer, in one line.
+fn no_answer(failure: &RedisError) -> String {
+    // The redis crate explains at which byte.
+    let is_unreadable = failure.kind() == ErrorKind::Parse;
+    if is_unreadable { "its reply is none of a Redis server".to_owned() } else { failure.to_string() }
+}
+
+/// One cause of a list without a reply that is not the network's.
+fn hint_of_lost_list(key: &str, loss: &RedisError) -> &'static str {
+    let is_list = key.ends_with(':');
+    if is_list && loss.is_io_error() && !loss.is_timeout() {
+        ": a server closes the connection where the reply is larger than its client-output-buffer-limit; smaller \
+         pages (list_page_size) help"
+    } else {
+        ""
+    }
+}
+
 impl From<Error> for StorageError {
     fn from(error: Error) -> Self {
         Self::Backend { message: error.to_string(), source: Some(Box::new(error)) }
@@ -261,72 +323,79 @@ pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str) -> Error {
 }
 
 /// Gives an error reply its meaning.
-pub(crate) fn of_reply(error: RedisError) -> StorageError {
+pub(crate) fn of_reply(error: RedisError, address: &str) -> StorageError {
     match error.code() {
         Some("CAPACITY" | "OOM") => {
             StorageError::CapacityExceeded { message: error.detail().unwrap_or("no memory left").to_owned() }
         }
-        _ => of_server(error).into(),
+        _ => of_server(error, address).into(),
     }
 }
 
 /// The same in a cluster, of which every node is in reach: one that sends a call elsewhere until there is no time
-/// left has a slot that moves.
-pub(crate) fn of_reply_in_cluster(error: RedisError) -> StorageError {
-    if matches!(error.code(), Some("MOVED" | "ASK")) {
-        Error::SlotMoving { source: error }.into()
-    } else {
-        of_reply(error)
+/// left has a slot that moves, and keys of one owner have different slots where they have no hash tags.
+pub(crate) fn of_reply_in_cluster(error: RedisError, address: &str) -> StorageError {
+    match error.code() {
+        Some("MOVED" | "ASK") => Error::SlotMoving { source: error }.into(),
+        Some("CROSSSLOT") => hash_tags_are_off().into(),
+        _ => of_reply(error, address),
     }
 }
 
-/// True for an error reply of a server that has done nothing, and that may do it, or another may, in a moment: it
-/// is becoming a replica or has just become one, has no replicas yet, is loading its data, or its slots are on their
-/// way.
-pub(crate) fn is_passing(error: &RedisError) -> bool {
-    let passing = ["TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS"];
-    error.code().is_some_and(|code| passing.contains(&code))
+pub(crate) fn hash_tags_are_off() -> Error {
+    Error::Settings(
+        "hash tags: expected HashTags::On, which puts all keys of an owner at one node of the cluster, got \
+         HashTags::Off"
+            .to_owned(),
+    )
 }
 
-/// True for a failure to connect that says nothing of the next attempt.
-pub(crate) fn is_of_the_moment(error: &RedisError) -> bool {
-    !matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig)
-        && !matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED"))
+/// True for an error reply of a server that has done nothing, and that may do it, or another may, in a moment: it
+/// is becoming a replica or has just become one, has no replicas yet, is loading its data, runs a script, or its slots
+/// are on their way.
+pub(crate) fn is_passing(error: &RedisError) -> bool {
+    let passing = ["TRYAGAIN", "CLUSTERDOWN", "LOADING", "BUSY", "MASTERDOWN", "READONLY", "NOREPLICAS"];
+    error.code().is_some_and(|code| passing.contains(&code))
 }
 
 /// Gives the error of an attempt to connect its meaning.
 pub(crate) fn of_connecting(error: RedisError, address: String) -> Error {
     match error.kind() {
-        ErrorKind::AuthenticationFailed => Error::Authentication { source: error },
-        ErrorKind::InvalidClientConfig => Error::Settings(error.to_string()),
+        ErrorKind::AuthenticationFailed => Error::Authentication { address, source: error },
+        ErrorKind::InvalidClientConfig => Error::Settings(format!("{address}: {error}")),
         ErrorKind::MasterNameNotFoundBySentinel => Error::NoPrimary { address, source: error },
-        _ if error.code().is_some() => of_server(error),
+        _ if error.code().is_some() => of_server(error, &address),
         #[cfg(feature = "tls")]
-        _ if is_of_tls(&error) => Error::Tls { address, source: error },
+        _ if tls_error(&error).is_some() => Error::Tls { address, source: error },
         _ => Error::NoServer { address, source: error },
     }
 }
 
-/// True where TLS itself has failed, and not the connection below it.
+/// What has failed where TLS itself has, and not the connection below it.
 #[cfg(feature = "tls")]
-fn is_of_tls(error: &RedisError) -> bool {
+fn tls_error(error: &RedisError) -> Option<&rustls::Error> {
     use std::error::Error;
     type Shared = std::sync::Arc<dyn Error + Send + Sync>;
 
     let source = error.source().and_then(|source| source.downcast_ref::<Shared>());
     let io = source.and_then(|source| source.downcast_ref::<std::io::Error>());
-    let inner = io.and_then(std::io::Error::get_ref);
-    inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some()
+    io.and_then(std::io::Error::get_ref)?.downcast_ref()
+}
+
+/// True where the server's certificate is not good enough.
+#[cfg(feature = "tls")]
+fn is_of_certificate(error: &RedisError) -> bool {
+    matches!(tls_error(error), Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// Gives the failure of a move of keys its meaning, of which the error may be that of a pipeline.
-pub(crate) fn of_move(error: RedisError) -> Error {
+pub(crate) fn of_move(error: RedisError, address: &str) -> Error {
     let replies = error.clone().into_server_errors();
     match replies.as_deref() {
         Some([(_, reply), ..]) if matches!(reply.code(), "MOVED" | "CROSSSLOT") => {
-            Error::Settings("URL: expected one server or Sentinels, came a node of a cluster".to_owned())
+            Error::Settings("URL: expected one server or Sentinels, got a node of a cluster".to_owned())
         }
-        Some([(_, reply), ..]) => of_server(reply.clone().into()),
+        Some([(_, reply), ..]) => of_server(reply.clone().into(), address),
         _ => Error::Interrupted { source: error },
     }
 }
@@ -338,7 +407,7 @@ pub(crate) fn is_wrong_type(error: &RedisError) -> bool {
 }
 
 /// Gives an error reply its meaning. But for DEFECT, the server sends one before it has changed anything.
-fn of_server(error: RedisError) -> Error {
+fn of_server(error: RedisError, address: &str) -> Error {
     let unknown_command = error.detail().and_then(|detail| detail.strip_prefix("unknown command"));
     let is_ours = |name: &str| {
         let name = name.trim_start_matches([' ', '\'', '`']);
@@ -349,7 +418,7 @@ fn of_server(error: RedisError) -> Error {
         return Error::ModuleNotLoaded;
     }
     match error.code() {
-        Some("NOAUTH" | "WRONGPASS") => Error::Authentication { source: error },
+        Some("NOAUTH" | "WRONGPASS") => Error::Authentication { address: address.to_owned(), source: error },
         Some("NOPERM") => Error::NoPermission { source: error },
         Some("READONLY") => Error::ReadOnly { source: error },
         Some("MOVED" | "ASK" | "CROSSSLOT") => Error::OtherNode { source: error },
@@ -360,7 +429,7 @@ fn of_server(error: RedisError) -> Error {
         Some("MISCONF") => Error::CannotPersist { source: error },
         Some("CORRUPT") => Error::Corrupt { source: error },
         Some("DEFECT") => Error::Defect { source: error },
-        _ => Error::Refused { source: error },
+        _ => Error::Refused { address: address.to_owned(), source: error },
     }
 }
 
@@ -379,7 +448,7 @@ mod tests {
     #[test]
     fn server_without_memory_or_room_is_at_capacity() {
         for code in ["OOM", "CAPACITY"] {
-            let error = of_reply(server_error(code, "full"));
+            let error = of_reply(server_error(code, "full"), "h:1");
             assert!(matches!(error, StorageError::CapacityExceeded { message } if message == "full"));
         }
     }
@@ -396,6 +465,15 @@ mod tests {
     }
 
     #[test]
+    fn lost_list_names_the_limit_of_the_server_and_no_other_read_does() {
+        let lost = |kind| RedisError::from(std::io::Error::from(kind));
+        let text = |kind, key| of_loss(lost(kind), CallKind::Read, key).to_string();
+        assert!(text(std::io::ErrorKind::BrokenPipe, "o:").contains("client-output-buffer-limit"));
+        assert!(!text(std::io::ErrorKind::TimedOut, "o:").contains("client-output-buffer-limit"));
+        assert!(!text(std::io::ErrorKind::BrokenPipe, "o:t").contains("client-output-buffer-limit"));
+    }
+
+    #[test]
     fn error_reply_keeps_its_meaning_and_its_source() {
         for (code, text) in [
             ("NOPERM", "may not do this"),
@@ -409,9 +487,9 @@ mod tests {
             ("CORRUPT", "is corrupt"),
             ("DEFECT", "has failed to carry out"),
             ("NOAUTH", "user name or password"),
-            ("WRONGTYPE", "refused the call"),
+            ("WRONGTYPE", "at h:1 refuses: "),
         ] {
-            let error = of_reply(server_error(code, "why"));
+            let error = of_reply(server_error(code, "why"), "h:1");
             assert!(error.to_string().contains(text), "{code}: {error}");
             let redis = error.source().and_then(std::error::Error::source);
             assert!(redis.is_some_and(<dyn std::error::Error>::is::<RedisError>), "{code}");

@@ -6,10 +6,10 @@
 use std::collections::{BTreeSet, HashSet};
 
 use pmcptask_schema::{IndexKey, Keyspace, TaskKey, fields, owner_in_hash_tag};
-use redis::{RedisError, cmd, pipe};
+use redis::{RedisError, RedisResult, cmd, pipe};
 
 use crate::connection::Live;
-use crate::error::{self, Error};
+use crate::error;
 
 /// Keys that a call of `SCAN` looks at.
 const PAGE: usize = 1_000;
@@ -28,14 +28,14 @@ pub struct KeyMove {
 }
 
 /// Moves all tasks of a prefix to the keys of `target`, until there are none left that can be moved.
-pub(crate) async fn move_all(connection: &mut Live, target: &Keyspace) -> Result<KeyMove, Error> {
+pub(crate) async fn move_all(connection: &mut Live, target: &Keyspace) -> RedisResult<KeyMove> {
     let mut done = KeyMove::default();
     let mut moved_here = HashSet::new();
     loop {
         let before = done.moved;
         // What is still in the way is found again.
         done.left.clear();
-        move_those_found(connection, target, &mut done, &mut moved_here).await.map_err(error::of_move)?;
+        move_those_found(connection, target, &mut done, &mut moved_here).await?;
         // Others may have written under old names behind the back of the scan.
         if done.moved == before {
             return Ok(done);

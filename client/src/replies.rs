@@ -65,8 +65,16 @@ pub(crate) fn says_that_nothing_changed(reply: &Value) -> bool {
     }
 }
 
-/// Task ids and records of a list, in the server's order.
-pub(crate) fn list(reply: Value) -> Result<Vec<(String, VersionedRecord)>, Error> {
+/// A task of a list.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) id: String,
+    pub(crate) created_ms: i64,
+    pub(crate) record: VersionedRecord,
+}
+
+/// The tasks of a list, in the server's order.
+pub(crate) fn list(reply: Value) -> Result<Vec<Listed>, Error> {
     const COMMAND: &str = "PMCPTASK.LIST";
     let Value::Array(tasks) = reply else { return Err(unexpected(COMMAND, &reply)) };
     tasks
@@ -75,10 +83,16 @@ pub(crate) fn list(reply: Value) -> Result<Vec<(String, VersionedRecord)>, Error
             let Value::Array(parts) = task else { return Err(unexpected(COMMAND, &task)) };
             match <[Value; 4]>::try_from(parts) {
                 Ok(
-                    [Value::BulkString(task_id), Value::Int(version), Value::Int(_), Value::BulkString(data)],
+                    [
+                        Value::BulkString(id),
+                        Value::Int(version),
+                        Value::Int(created_ms),
+                        Value::BulkString(data),
+                    ],
                 ) => {
-                    let task_id = String::from_utf8(task_id).map_err(|_| malformed(COMMAND))?;
-                    Ok((task_id, VersionedRecord { data, version: to_version(COMMAND, version)? }))
+                    let id = String::from_utf8(id).map_err(|_| malformed(COMMAND))?;
+                    let record = VersionedRecord { data, version: to_version(COMMAND, version)? };
+                    Ok(Listed { id, created_ms, record })
                 }
                 _ => Err(malformed(COMMAND)),
             }

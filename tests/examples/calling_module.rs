@@ -9,9 +9,10 @@ use redis_module::{
 };
 
 fn call(context: &Context, arguments: Vec<RedisString>, options: CallOptionsBuilder) -> RedisResult {
-    let mut words = arguments.iter().skip(1);
+    let mut words = arguments.into_iter().skip(1);
     let command = words.next().ok_or(RedisError::WrongArity)?.to_string_lossy();
-    let words: Vec<&RedisString> = words.collect();
+    let words: Vec<RedisString> = words.collect();
+    let words: Vec<&RedisString> = words.iter().collect();
     let reply: CallResult<'_> = context.call_ext(&command, &options.build(), words.as_slice());
     // Enough to tell a refusal from a list.
     match reply {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
-use pmcptask_tests::{Fault, Proxy, Server, ServerOptions, holds_within, reason};
+use pmcptask_tests::{Cluster, Fault, Proxy, Server, ServerOptions, Watched, holds_within, reason};
 
 fn durable() -> ServerOptions {
     ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always")
@@ -532,6 +532,127 @@ async fn recovers(backend: &RedisBackend) {
     let task = last.unwrap_or_else(|error| panic!("not recovered: {error}"));
     assert_eq!(task.data, b"one");
     assert!(backend.put("o:t", b"after").await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn script_that_keeps_the_server_busy_is_waited_out() {
+    let server = Server::start();
+    let backend = RedisBackend::builder(server.url()).connect_timeout(5 * CONNECT).connect().await.unwrap();
+    backend.put("o:t", b"one").await.unwrap();
+    let mut wire = server.wire();
+    wire.call(&["CONFIG", "SET", "busy-reply-threshold", "1"]);
+    let mut script = server.wire();
+    let running = std::thread::spawn(move || script.call(&["EVAL", "while true do end", "0"]));
+    assert!(holds_within(CONNECT, || wire.call(&["PING"]).starts_with("-BUSY")));
+    let calls = tokio::spawn(async move {
+        let version = backend.put("o:t", b"two").await?;
+        Ok::<_, StorageError>((version, backend.get("o:t").await?.version))
+    });
+    tokio::time::sleep(CONNECT / 4).await;
+    assert!(!calls.is_finished());
+    assert_eq!(wire.call(&["SCRIPT", "KILL"]), "+OK\r\n");
+    assert_eq!(calls.await.unwrap().unwrap(), (2, 2));
+    assert!(running.join().unwrap().starts_with('-'));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn script_that_keeps_a_server_busy_is_waited_out_when_connecting_too() {
+    let (cluster, watched) = (Cluster::start(1, 0), Watched::start(0));
+    let single = Server::start();
+    for (url, server) in
+        [(single.url(), &single), (cluster.url(), &cluster.servers[0]), (watched.url(), &watched.servers[0])]
+    {
+        let mut wire = server.wire();
+        wire.call(&["CONFIG", "SET", "busy-reply-threshold", "1"]);
+        let mut script = server.wire();
+        let running = std::thread::spawn(move || script.call(&["EVAL", "while true do end", "0"]));
+        assert!(holds_within(CONNECT, || wire.call(&["PING"]).starts_with("-BUSY")));
+        let connecting = tokio::spawn(RedisBackend::builder(&url).connect_timeout(5 * CONNECT).connect());
+        tokio::time::sleep(CONNECT / 4).await;
+        assert!(!connecting.is_finished(), "{url}");
+        assert_eq!(wire.call(&["SCRIPT", "KILL"]), "+OK\r\n");
+        connecting.await.unwrap().unwrap().put("o:t", b"one").await.unwrap();
+        running.join().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn script_that_goes_on_for_too_long_is_named_as_what_keeps_the_server_busy() {
+    let server = Server::start();
+    let backend = RedisBackend::builder(server.url()).connect_timeout(CONNECT / 4).connect().await.unwrap();
+    let mut wire = server.wire();
+    wire.call(&["CONFIG", "SET", "busy-reply-threshold", "1"]);
+    let mut script = server.wire();
+    let running = std::thread::spawn(move || script.call(&["EVAL", "while true do end", "0"]));
+    assert!(holds_within(CONNECT, || wire.call(&["PING"]).starts_with("-BUSY")));
+    let started = Instant::now();
+    let error = backend.put("o:t", b"one").await.unwrap_err();
+    assert!(started.elapsed() >= CONNECT / 4, "{:?}", started.elapsed());
+    assert!(error.to_string().contains("BUSY") && !reason(&error).outcome_is_unknown(), "{error}");
+    assert_eq!(wire.call(&["SCRIPT", "KILL"]), "+OK\r\n");
+    running.join().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn list_that_the_server_ends_the_connection_for_is_read_twice_at_most_and_says_why() {
+    let options = ServerOptions::default().set("client-output-buffer-limit", "normal 1mb 0 0");
+    let server = Server::start_with(&options);
+    let backend = connect(server.url()).await;
+    for task in 0..300 {
+        backend.put(&format!("o:{task}"), &[b'x'; 10_000]).await.unwrap();
+    }
+    let error = backend.list_by_prefix("o:").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NoReply { .. }), "{error:?}");
+    assert!(error.to_string().contains("client-output-buffer-limit"), "{error}");
+    let lists = server.calls_of("pmcptask.list");
+    assert!(lists <= 2, "{lists} lists");
+    assert_eq!(backend.get("o:1").await.unwrap().version, 1);
+}
+
+// Runtimes that end.
+
+#[test]
+fn backend_outlives_the_runtime_that_it_was_made_in() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let (server, cluster, watched) = (Server::start(), Cluster::start(1, 0), Watched::start(0));
+    let builders = [
+        RedisBackend::builder(server.url()),
+        RedisBackend::builder(server.url()).wait_for_replicas(1, Duration::from_millis(50)),
+        RedisBackend::builder(cluster.url()),
+        RedisBackend::builder(watched.url()),
+    ];
+    for (number, builder) in builders.into_iter().enumerate() {
+        let key = format!("o{number}:t");
+        let backend = runtime().block_on(builder.connect()).unwrap();
+        for version in 1..=3 {
+            runtime().block_on(async {
+                match backend.put(&key, b"data").await {
+                    Err(error) if number == 1 => {
+                        assert!(matches!(reason(&error), Error::NotReplicated { .. }), "{error}");
+                    }
+                    put => assert_eq!(put.unwrap(), version),
+                }
+                assert_eq!(backend.get(&key).await.unwrap().version, version);
+                backend.check_health().await.unwrap();
+            });
+        }
+    }
+}
+
+#[test]
+fn read_that_is_under_way_when_the_runtime_of_its_connection_ends_is_answered() {
+    let [first, second] = [(); 2].map(|()| tokio::runtime::Runtime::new().unwrap());
+    let server = Server::start();
+    let backend = first.block_on(connect(server.url()));
+    first.block_on(backend.put("o:t", b"one")).unwrap();
+    server.wire().call(&["CLIENT", "PAUSE", "500", "ALL"]);
+    let reading = second.spawn({
+        let backend = backend.clone();
+        async move { backend.get("o:t").await }
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    drop(first);
+    assert_eq!(second.block_on(reading).unwrap().unwrap().data, b"one");
 }
 
 // What is no server of ours.

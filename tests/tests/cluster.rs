@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
-use pmcptask_client::{Error, RedisBackend};
+use pmcptask_client::{Error, HashTags, RedisBackend};
 use pmcptask_tests::conformance::{Difference, Subject};
 use pmcptask_tests::{Cluster, Fault, Proxy, Server, conformance_suite, holds_within, reason};
 use tokio::task::JoinSet;
@@ -440,14 +440,54 @@ async fn what_is_wrong_shows_at_construction() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn url_of_one_server_that_is_a_node_is_told_apart() {
-    let cluster = Cluster::start(3, 0);
-    // Whether the connection fails or a call depends on the slots of their keys.
-    let error = match RedisBackend::new(&cluster.servers[0].url()).await {
-        Err(error) => error,
-        Ok(backend) => backend.put("owner:t", b"data").await.unwrap_err(),
+async fn url_of_one_server_that_is_a_node_is_refused_at_once_with_the_url_to_use() {
+    let cluster = Cluster::start(1, 0);
+    for protocol in ["", "?protocol=2"] {
+        let url = format!("{}{protocol}", cluster.servers[0].url());
+        let error = RedisBackend::new(&url).await.unwrap_err();
+        let to_use = format!("redis+cluster://127.0.0.1:{}", cluster.servers[0].port());
+        assert!(matches!(reason(&error), Error::Settings(_)), "{error:?}");
+        assert!(error.to_string().contains(&to_use), "{error}");
+        RedisBackend::new(&to_use).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hash_tags_that_are_off_are_refused_where_they_are_needed() {
+    let cluster = Cluster::shared();
+    let builder = || RedisBackend::builder(cluster.url()).hash_tags(HashTags::Off);
+    let error = builder().connect().await.unwrap_err();
+    assert!(matches!(reason(&error), Error::Settings(_)), "{error:?}");
+    assert!(error.to_string().contains("HashTags::On"), "{error}");
+    // All keys have the slot of the prefix.
+    let backend = builder().prefix("{app}").connect().await.unwrap();
+    backend.put("owner:hash-tags-off", b"data").await.unwrap();
+    // One that is not is found out by the server.
+    let backend = backend.with_prefix("app");
+    let mut owners = (0..20).map(|owner| format!("{owner}:t"));
+    let error = loop {
+        if let Err(error) = backend.put(&owners.next().unwrap(), b"data").await {
+            break error;
+        }
     };
-    assert!(error.to_string().contains("redis+cluster://"), "{error}");
+    assert!(error.to_string().contains("HashTags::On"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_that_cannot_be_reached_is_named_with_who_announces_it() {
+    // Nobody listens there.
+    let options = Cluster::node_options().set("cluster-announce-ip", "127.0.0.9");
+    let cluster = Cluster::start_with(&options, 1, 0);
+    let port = cluster.servers[0].port();
+    let builder = RedisBackend::builder(cluster.url()).connect_timeout(Duration::from_millis(500));
+    let error = builder.connect().await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(reason(&error), Error::NotConnected { .. }), "{error:?}");
+    for part in
+        [&format!("127.0.0.9:{port}"), "announced by", &format!("127.0.0.1:{port}"), "Connection refused"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -303,7 +303,10 @@ async fn no_server_is_told_at_once_with_the_address() {
     let (message, source) = sentence(&error);
     assert_eq!(
         message,
-        format!("no Redis server answers at 127.0.0.1:{port}: is it running, and is the address right?")
+        format!(
+            "no Redis server answers at 127.0.0.1:{port} (Connection refused (os error 111)): is it running, is the \
+             address right, and can it be reached from here?"
+        )
     );
     assert!(matches!(source, Error::NoServer { .. }));
     assert!(!everything_shown(&error).contains("sesame"));
@@ -312,13 +315,12 @@ async fn no_server_is_told_at_once_with_the_address() {
 #[tokio::test]
 async fn wrong_password_is_told_at_once() {
     let mut server = Server::start_with(&ServerOptions::default().set("requirepass", "right"));
-    for login in [":sesame@", "", "nobody:sesame@"] {
+    for (login, words) in [(":sesame@", "WRONGPASS"), ("", "NOAUTH"), ("nobody:sesame@", "WRONGPASS")] {
         let error = Native::new(&format!("redis://{login}127.0.0.1:{}/", server.port())).await.unwrap_err();
         let (message, source) = sentence(&error);
-        assert_eq!(
-            message, "the Redis server refuses user name or password: check them in the URL",
-            "{login}"
-        );
+        let refuses = "refuses user name or password, check them in the URL: ";
+        let expected = format!("the Redis server at 127.0.0.1:{} {refuses}", server.port());
+        assert!(message.starts_with(&expected) && message.contains(words), "{login}: {message}");
         assert!(matches!(source, Error::Authentication { .. }), "{login}");
         assert!(!everything_shown(&error).contains("sesame"));
     }

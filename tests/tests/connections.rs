@@ -1,6 +1,6 @@
 //! How connections are named, looked after and checked.
 #![cfg(feature = "redis-tests")]
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::time::{Duration, Instant};
@@ -369,5 +369,166 @@ async fn health_check_asks_every_primary_and_no_replica() {
         let asked: Vec<_> =
             calls_of(command).iter().zip(before).map(|(after, before)| after - before).collect();
         assert_eq!(asked, [1, 1, 1, 0, 0, 0], "{command}");
+    }
+}
+
+// What is wrong is said at once, with the address and in the server's own words.
+
+/// The text of what is wrong with a URL.
+async fn refusal(url: &str) -> String {
+    let error = RedisBackend::new(url).await.unwrap_err();
+    assert!(Error::of(&error).is_some(), "{error:?}");
+    let text = error.to_string();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text
+}
+
+/// An address of this machine that is none of its loopback.
+fn own_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Nothing is sent: the system only looks the way up.
+    socket.connect("192.0.2.1:9").ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_loopback())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_in_protected_mode_is_quoted() {
+    let Some(own) = own_address() else {
+        skipped("server_in_protected_mode_is_quoted", "this machine has no address but its loopback");
+        return;
+    };
+    let server = Server::start_with(&ServerOptions::default().set("bind", &format!("127.0.0.1 {own}")));
+    let address = format!("{own}:{}", server.port());
+    let text = refusal(&format!("redis://{address}")).await;
+    assert!(text.contains("protected mode") && text.contains(&address), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_has_no_room_is_quoted_by_the_first_connection_and_by_later_ones() {
+    const WORDS: &str = "max number of clients reached";
+    let server = Server::start();
+    let builder = RedisBackend::builder(server.url()).connect_timeout(Duration::from_secs(1));
+    let backend = builder.connect().await.unwrap();
+    let mut wire = server.wire();
+    wire.call(&["CONFIG", "SET", "maxclients", "1"]);
+    assert_eq!(wire.call(&["CLIENT", "KILL", "TYPE", "normal"]), ":1\r\n");
+    let address = format!("127.0.0.1:{}", server.port());
+    let first = refusal(&server.url()).await;
+    let later = backend.put("owner:t", b"data").await.unwrap_err();
+    assert!(matches!(reason(&later), Error::NotConnected { .. }), "{later}");
+    for text in [first, later.to_string()] {
+        assert!(text.contains(WORDS) && text.contains(&address), "{text}");
+    }
+    wire.call(&["CONFIG", "SET", "maxclients", "1000"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn call_that_finds_no_connection_names_the_address_and_the_last_cause() {
+    let mut server = Server::start();
+    let builder = RedisBackend::builder(server.url()).connect_timeout(Duration::from_millis(500));
+    let backend = builder.connect().await.unwrap();
+    server.stop();
+    let error = backend.get("owner:t").await.unwrap_err();
+    let text = error.to_string();
+    let address = format!("127.0.0.1:{}", server.port());
+    assert!(text.contains("Connection refused") && text.contains(&address), "{text}");
+    assert_eq!(text.matches("Connection refused").count(), 1, "{text}");
+    let Error::NotConnected { source, .. } = reason(&error) else { panic!("{error:?}") };
+    assert!(matches!(source.as_deref(), Some(Error::NoServer { .. })), "{source:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinel_is_told_from_a_server() {
+    let server = Server::start();
+    let monitor = format!("tasks 127.0.0.1 {} 1", server.port());
+    let options = ServerOptions::default().without_module().sentinel().set("sentinel monitor", &monitor);
+    let sentinel = Server::start_with(&options);
+    for protocol in ["", "?protocol=2"] {
+        let text = refusal(&format!("redis://127.0.0.1:{}{protocol}", sentinel.port())).await;
+        let url = format!("redis+sentinel://127.0.0.1:{}/tasks", sentinel.port());
+        assert!(text.contains("is a Sentinel") && text.contains(&url), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parameters_of_the_url_are_honoured() {
+    let server = Server::start();
+    let rules = ["ACL", "SETUSER", "some+one", "on", ">pass&word", "~*", "+@all"];
+    assert_eq!(server.wire().call(&rules), "+OK\r\n");
+    let url = format!("redis://127.0.0.1:{}", server.port());
+    for (parameters, database) in [("db=3", 3), ("/2?db=4", 4), ("protocol=2&db=5", 5), ("protocol=resp3", 0)]
+    {
+        let url = if parameters.starts_with('/') {
+            format!("{url}{parameters}")
+        } else {
+            format!("{url}?{parameters}")
+        };
+        let backend = RedisBackend::new(&url).await.unwrap();
+        backend.put(&format!("owner:{database}"), b"data").await.unwrap();
+        let keyspace = server.wire().call(&["INFO", "keyspace"]);
+        assert!(keyspace.contains(&format!("db{database}:keys=2")), "{parameters}: {keyspace}");
+    }
+    for (user, password) in [("username", "password"), ("user", "pass")] {
+        let url = format!("{url}?{user}=some%2Bone&{password}=pass%26word&client_name={NAME}");
+        let _backend = RedisBackend::new(&url).await.unwrap();
+        assert!(named(&server).iter().any(|line| line.contains(" user=some+one ")), "{:?}", named(&server));
+    }
+    let silent = Proxy::to_nobody(Fault::Silence);
+    let started = Instant::now();
+    let text = refusal(&format!("{}?socket_connect_timeout=0.2", silent.url())).await;
+    assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
+    assert!(text.contains(&silent.port().to_string()), "{text}");
+    let proxy = Proxy::to(server.port());
+    let backend =
+        RedisBackend::new(&format!("{}?socket_timeout=0.3&health_check_interval=60", proxy.url())).await;
+    let backend = backend.unwrap();
+    proxy.set(Fault::Silence);
+    let started = Instant::now();
+    let error = backend.get("owner:t").await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NoReply { .. }), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parameter_that_cannot_be_honoured_is_refused_by_name_and_its_value_is_not_shown() {
+    for parameter in [
+        "max_connections=77777",
+        "ssl_cert_reqs=77777",
+        "retry_on_timeout=77777",
+        "DB=77777",
+        "db=77777x",
+        "protocol=77777",
+        "socket_timeout=77777s",
+        "cluster=77777",
+    ] {
+        for start in
+            ["redis://127.0.0.1:1", "redis+cluster://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/tasks"]
+        {
+            let text = refusal(&format!("{start}?{parameter}")).await;
+            let (name, _) = parameter.split_once('=').unwrap();
+            assert!(text.contains(&format!("'{name}'")) && !text.contains("77777"), "{text}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn url_that_is_none_is_refused_with_the_form() {
+    for url in [
+        "localhost:6379",
+        "127.0.0.1",
+        "",
+        "http://localhost:6379",
+        "redis://",
+        "redis:///2",
+        "redis://localhost:port",
+        "redis://localhost:6379/two",
+        "redis://one,two",
+        "redis+sentinel://one,two",
+        "redis+cluster://",
+        "redis://user:s3cret/with-slash@localhost",
+    ] {
+        let text = refusal(url).await;
+        assert!(text.contains("://[user:password@]host[:port]"), "{url}: {text}");
+        assert!(!text.contains("s3cret"), "{url}: {text}");
     }
 }

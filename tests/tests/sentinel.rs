@@ -406,3 +406,21 @@ async fn servers_and_sentinels_have_passwords_of_their_own() {
     wire.call(&["AUTH", "servers"]);
     assert!(wire.call(&["INFO", "keyspace"]).contains("db3:keys=2"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn primary_that_cannot_be_reached_is_named_with_who_announces_it() {
+    let server = Server::start();
+    // Nobody listens there.
+    let monitor = format!("tasks 127.0.0.9 {} 1", server.port());
+    let options = ServerOptions::default().without_module().sentinel().set("sentinel monitor", &monitor);
+    let sentinel = Server::start_with(&options);
+    let url = format!("redis+sentinel://127.0.0.1:{}/tasks", sentinel.port());
+    let error = RedisBackend::new(&url).await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NoServer { .. }), "{error:?}");
+    let (primary, sentinel) =
+        (format!("127.0.0.9:{}", server.port()), format!("127.0.0.1:{}", sentinel.port()));
+    let text = error.to_string();
+    for part in [&primary, "announced by the Sentinel", &sentinel, "primary of tasks", "Connection refused"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}

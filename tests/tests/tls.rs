@@ -28,6 +28,10 @@ struct Certified {
 
 impl Authority {
     fn new() -> Self {
+        Self::for_server(&["localhost", "127.0.0.1"])
+    }
+
+    fn for_server(names: &[&str]) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         // Unlike those that it certifies: they would pass for their own issuers.
@@ -39,7 +43,7 @@ impl Authority {
             let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
             Certified { certificate: certificate.pem(), key: key.serialize_pem() }
         };
-        let (server, client) = (certify(&["localhost", "127.0.0.1"]), certify(&["client"]));
+        let (server, client) = (certify(names), certify(&["client"]));
         let folder = tempfile::tempdir().unwrap();
         for (name, pem) in
             [("root.pem", &issuer.pem()), ("server.pem", &server.certificate), ("server.key", &server.key)]
@@ -127,7 +131,7 @@ async fn stranger_is_not_talked_to_in_either_direction() {
         let started = Instant::now();
         let error = builder.connect().await.unwrap_err();
         let is_right = if who == "no TLS" {
-            matches!(reason(&error), Error::NoServer { .. })
+            matches!(reason(&error), Error::Settings(_))
         } else {
             matches!(reason(&error), Error::Tls { .. })
         };
@@ -193,4 +197,50 @@ async fn sentinels_and_their_primary_are_talked_to_by_tls() {
     let url = format!("rediss+sentinel://127.0.0.1:{}/tasks", sentinel.tls_port());
     let backend = authority.known_to(&url).connect().await.unwrap();
     assert_eq!(backend.put("owner:t", b"one").await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_error_names_the_node_and_the_names_in_its_certificate() {
+    let authority = Authority::for_server(&["localhost"]);
+    let options = authority.certifies(Cluster::node_options().set("tls-cluster", "yes"));
+    if start("tls_error_names_the_node", &options).is_none() {
+        return;
+    }
+    // It announces its address, which the certificate does not have.
+    let cluster = Cluster::start_with(&options, 1, 0);
+    let port = cluster.servers[0].tls_port();
+    let started = Instant::now();
+    let error =
+        authority.known_to(&format!("rediss+cluster://localhost:{port}")).connect().await.unwrap_err();
+    assert!(matches!(reason(&error), Error::Tls { .. }), "{error:?}");
+    let text = error.to_string();
+    for part in
+        [&format!("127.0.0.1:{port}"), &format!("announced by the node localhost:{port}"), "\"localhost\""]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // Another attempt would not help.
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn port_with_tls_and_port_without_are_told_apart() {
+    let authority = Authority::new();
+    let Some(server) = start("told_apart", &authority.certifies(ServerOptions::default())) else { return };
+    let plain = server.port().to_string();
+    for (url, port, to_use) in [
+        (format!("rediss://localhost:{plain}"), plain.as_str(), "connect with redis://"),
+        (format!("redis://localhost:{}", server.tls_port()), server.tls_port(), "connect with rediss://"),
+        (format!("redis+cluster://localhost:{}", server.tls_port()), server.tls_port(), "rediss"),
+    ] {
+        let builder =
+            if url.starts_with("rediss") { authority.known_to(&url) } else { RedisBackend::builder(&url) };
+        let started = Instant::now();
+        let error = builder.connect().await.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(reason(&error), Error::Settings(_)), "{url}: {error:?}");
+        assert!(text.contains(to_use) && text.contains(&format!("localhost:{port}")), "{url}: {text}");
+        // The time to connect is not waited for.
+        assert!(started.elapsed() < Duration::from_secs(2), "{url}: {:?}", started.elapsed());
+    }
 }

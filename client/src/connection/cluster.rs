@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use redis::{ErrorKind, ServerErrorKind, cmd};
+use redis::{ErrorKind, RedisError, ServerErrorKind, cmd};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -21,6 +21,7 @@ use super::first_answer::first_answer;
 use super::kept::{Kept, Place, pauses};
 use super::replica_read;
 use super::request::{Attempt, Request};
+use super::runtime::OnRuntime;
 use super::settings::Settings;
 use super::topology::{self, Location, SLOTS, Shard, slot_of};
 use crate::error::{self, CallKind, Error};
@@ -82,6 +83,8 @@ struct View {
     shard_of_slot: Vec<Option<usize>>,
     /// What a node has told, of which this was made.
     told: Vec<Shard>,
+    /// That node.
+    told_by: String,
 }
 
 struct ShardNodes {
@@ -104,19 +107,36 @@ impl Drop for Cluster {
 impl Cluster {
     /// Connects to the first seed that answers, and asks it for the others.
     pub(super) async fn open(seeds: Vec<Endpoint>, settings: Arc<Settings>) -> Result<Self, Error> {
-        let shards = ask_seeds(&seeds, settings.timeouts.connect).await?;
+        let limit = settings.timeouts.connect;
+        let attempts = seeds.iter().cloned().map(|seed| async move {
+            match ask_seed(&seed, limit).await {
+                Ok(told) => Ok(told),
+                Err(failure) => Err(Place::Server(seed).explain(failure, limit).await),
+            }
+        });
+        let told = first_answer(attempts, no_seed()).await?;
+        Ok(Self::on(&Handle::current(), seeds, settings, told))
+    }
+
+    fn on(runtime: &Handle, seeds: Vec<Endpoint>, settings: Arc<Settings>, told: Told) -> Self {
         let shared = Arc::new(Shared {
             settings,
-            runtime: Handle::current(),
+            runtime: runtime.clone(),
             seeds,
             view: ArcSwap::default(),
             nodes: Mutex::default(),
             outdated: Notify::new(),
             renewed: Notify::new(),
         });
-        shared.adopt(shards);
-        let surveyor = tokio::spawn(survey(shared.clone())).abort_handle();
-        Ok(Self { shared, surveyor })
+        shared.adopt(told);
+        let surveyor = runtime.spawn(survey(shared.clone())).abort_handle();
+        Self { shared, surveyor }
+    }
+
+    /// The nodes that the user names, for errors.
+    pub(super) fn address(&self) -> String {
+        let seeds: Vec<_> = self.shared.seeds.iter().map(Endpoint::address).collect();
+        format!("the cluster of {}", seeds.join(", "))
     }
 
     /// Sends a request to the node that has the slot of its key, or to a replica of it where that is wanted.
@@ -137,24 +157,28 @@ impl Cluster {
         let started = Instant::now();
         let time_left = || self.shared.settings.timeouts.connect.saturating_sub(started.elapsed());
         let (mut pauses, mut quick_redirects) = (pauses(), QUICK_REDIRECTS);
-        let (mut target, mut refusal) = (None, None);
+        let mut target: Option<(Location, bool, String)> = None;
+        let (mut refusal, mut is_lost) = (None, false);
         loop {
             // From here on no other view is missed.
             let mut renewed = pin!(self.shared.renewed.notified());
             renewed.as_mut().enable();
             let (node, asking) = match target.take() {
-                Some((location, asking)) => (self.shared.node(&location), asking),
+                Some((location, asking, sender)) => (self.shared.node(&location, &sender), asking),
                 None => (self.primary(slot), false),
             };
             let attempt = match &node {
                 Some(node) => node.attempt(request, asking, NODE_WAIT.min(time_left())).await,
-                None => Attempt::NotSent,
+                None => Attempt::NotSent(Some(Box::new(self.no_node()))),
             };
             let redirect = redirect(&attempt, node.as_ref().map_or("", |node| node.host()));
             let may_repeat = match &attempt {
                 Attempt::Replied(Err(error)) => redirect.is_some() || error::is_passing(error),
-                Attempt::Lost(error) => request.may_be_sent_again_after(error),
-                Attempt::NotSent => true,
+                // The read itself may be what ends connections, and it ends them for everybody.
+                Attempt::Lost(error) => {
+                    request.may_be_sent_again_after(error) && !std::mem::replace(&mut is_lost, true)
+                }
+                Attempt::NotSent(_) => !self.has_ended(),
                 Attempt::Replied(Ok(_)) | Attempt::Refused(_) => false,
             };
             if says_slots_have_changed(&attempt, redirect.as_ref()) {
@@ -165,7 +189,8 @@ impl Cluster {
                 return attempt.or_what_was_replied(refusal);
             }
             let is_redirected = redirect.is_some();
-            target = redirect.and_then(|Redirect { to, asking }| Some((to?, asking)));
+            let sender = node.as_ref().map_or_else(String::new, |node| node.plain_address());
+            target = redirect.and_then(|Redirect { to, asking }| Some((to?, asking, sender)));
             if target.is_some() && quick_redirects > 0 {
                 quick_redirects = quick_redirects.saturating_sub(1);
                 continue;
@@ -188,8 +213,15 @@ impl Cluster {
         replicas.get(fastrand::usize(..replicas.len().max(1))).map(|replica| Arc::clone(replica))
     }
 
-    pub(super) fn settings(&self) -> &Settings {
-        &self.shared.settings
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        self.shared.settings.clone()
+    }
+
+    /// Why nobody can be asked for a key.
+    fn no_node(&self) -> Error {
+        let why = "no node that is known has the slot of the key";
+        let source = RedisError::from((ErrorKind::ClusterConnectionNotFound, why));
+        Error::NoPrimary { address: self.address(), source }
     }
 
     fn primary(&self, slot: u16) -> Option<Arc<Kept>> {
@@ -210,6 +242,25 @@ impl Cluster {
         }
         found.into_values().collect()
     }
+}
+
+impl OnRuntime for Cluster {
+    fn has_ended(&self) -> bool {
+        self.surveyor.is_finished()
+    }
+
+    fn again(&self, runtime: &Handle) -> Self {
+        let view = self.shared.view.load();
+        let told = Told { shards: view.told.clone(), by: view.told_by.clone() };
+        Self::on(runtime, self.shared.seeds.clone(), self.shared.settings.clone(), told)
+    }
+}
+
+/// What a node has told of all.
+struct Told {
+    shards: Vec<Shard>,
+    /// That node.
+    by: String,
 }
 
 /// Where a reply sends the request.
@@ -239,18 +290,18 @@ fn says_slots_have_changed(attempt: &Attempt, redirect: Option<&Redirect>) -> bo
             // ASK: they are where they were.
             Some(redirect) => !redirect.asking,
             // Whoever says so has the slot.
-            None if matches!(error.code(), Some("TRYAGAIN" | "NOREPLICAS")) => false,
+            None if matches!(error.code(), Some("TRYAGAIN" | "NOREPLICAS" | "BUSY")) => false,
             None => error::is_passing(error),
         },
-        Attempt::Lost(_) | Attempt::NotSent | Attempt::Refused(_) => true,
+        Attempt::Lost(_) | Attempt::NotSent(_) | Attempt::Refused(_) => true,
     }
 }
 
 impl Shared {
-    /// The connection to a node that a redirect names.
-    fn node(&self, location: &Location) -> Option<Arc<Kept>> {
+    /// The connection to a node that a redirect of another one names.
+    fn node(&self, location: &Location, sender: &str) -> Option<Arc<Kept>> {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        self.node_of(&mut nodes, location, Role::Primary)
+        self.node_of(&mut nodes, location, Role::Primary, sender)
     }
 
     fn node_of(
@@ -258,6 +309,7 @@ impl Shared {
         nodes: &mut HashMap<(Location, Role), Node>,
         location: &Location,
         role: Role,
+        told_by: &str,
     ) -> Option<Arc<Kept>> {
         let key = (location.clone(), role);
         if let Some(node) = nodes.get_mut(&key) {
@@ -265,7 +317,8 @@ impl Shared {
             return Some(node.connection.clone());
         }
         // A host that is none cannot be connected to; another survey may know better.
-        let endpoint = self.seeds.first()?.at(&location.host, location.port).ok()?;
+        let endpoint = self.seeds.first()?.at(&location.host, location.port, &format!("the node {told_by}"));
+        let endpoint = endpoint.ok()?;
         let endpoint = if role == Role::Replica { endpoint.for_reads() } else { endpoint };
         let connection = Arc::new(Kept::start(Place::Server(endpoint), &self.runtime));
         nodes.insert(key, Node { connection: connection.clone(), named: Instant::now() });
@@ -273,14 +326,21 @@ impl Shared {
     }
 
     /// Makes what a node has told the view of all; false where that is nothing new.
-    fn adopt(&self, shards: Vec<Shard>) -> bool {
+    fn adopt(&self, told: Told) -> bool {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut view =
-            View { shards: Vec::new(), shard_of_slot: vec![None; usize::from(SLOTS)], told: shards };
+        let mut view = View {
+            shards: Vec::new(),
+            shard_of_slot: vec![None; usize::from(SLOTS)],
+            told: told.shards,
+            told_by: told.by,
+        };
+        let by = view.told_by.as_str();
         for shard in &view.told {
-            let Some(primary) = self.node_of(&mut nodes, &shard.primary, Role::Primary) else { continue };
+            let primary = self.node_of(&mut nodes, &shard.primary, Role::Primary, by);
+            let Some(primary) = primary else { continue };
             let replicas = shard.replicas.iter().filter(|_| self.settings.reads_from_replicas);
-            let replicas = replicas.filter_map(|replica| self.node_of(&mut nodes, replica, Role::Replica));
+            let replicas =
+                replicas.filter_map(|replica| self.node_of(&mut nodes, replica, Role::Replica, by));
             let replicas = replicas.collect();
             for (first, last) in &shard.slots {
                 let slots = view.shard_of_slot.get_mut(usize::from(*first)..=usize::from(*last));
@@ -299,16 +359,18 @@ impl Shared {
     }
 
     /// Asks any node for the slots: one at random, so that one that is behind is not asked for ever.
-    async fn ask(&self) -> Option<Vec<Shard>> {
+    async fn ask(&self) -> Option<Told> {
         let mut nodes: Vec<_> = {
             let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
             nodes.values().map(|node| node.connection.clone()).filter(|node| node.is_connected()).collect()
         };
         fastrand::shuffle(&mut nodes);
-        match first_answer(nodes.into_iter().map(ask_node), ()).await {
-            Ok(shards) => Some(shards),
-            Err(()) => ask_seeds(&self.seeds, SURVEY_ANSWER).await.ok(),
+        if let Ok(told) = first_answer(nodes.into_iter().map(ask_node), ()).await {
+            return Some(told);
         }
+        let seeds = self.seeds.iter().cloned();
+        let attempts = seeds.map(|seed| async move { ask_seed(&seed, SURVEY_ANSWER).await });
+        first_answer(attempts, no_seed()).await.ok()
     }
 }
 
@@ -319,7 +381,7 @@ async fn survey(shared: Arc<Shared>) {
         // Wanted or not: both are a reason.
         let _ = timeout(SURVEY, shared.outdated.notified()).await;
         let is_first = last.elapsed() >= SURVEYS_FORGOTTEN;
-        let finds_news = shared.ask().await.is_some_and(|shards| shared.adopt(shards));
+        let finds_news = shared.ask().await.is_some_and(|told| shared.adopt(told));
         if is_first || finds_news {
             pauses = self::pauses();
         }
@@ -330,33 +392,45 @@ async fn survey(shared: Arc<Shared>) {
 }
 
 /// Asks a node that is connected to.
-async fn ask_node(node: Arc<Kept>) -> Result<Vec<Shard>, ()> {
+async fn ask_node(node: Arc<Kept>) -> Result<Told, ()> {
     let slots = cmd("CLUSTER").arg("SLOTS").to_owned();
     let request = Request { command: &slots, kind: CallKind::Read, key: "", routed_by: "" };
     match timeout(SURVEY_ANSWER, node.attempt(&request, false, Duration::ZERO)).await {
-        Ok(Attempt::Replied(Ok(reply))) => topology::read(&reply.value, node.host()).ok_or(()),
+        Ok(Attempt::Replied(Ok(reply))) => {
+            let shards = topology::read(&reply.value, node.host()).ok_or(())?;
+            Ok(Told { shards, by: node.plain_address() })
+        }
         _ => Err(()),
     }
 }
 
-/// Asks nodes that are not connected to yet.
-async fn ask_seeds(seeds: &[Endpoint], limit: Duration) -> Result<Vec<Shard>, Error> {
-    let none = Error::Settings("URL: expected at least one node, came none".to_owned());
-    let attempts = seeds.iter().cloned().map(|seed| async move { ask_seed(&seed, limit).await });
-    first_answer(attempts, none).await
+fn no_seed() -> Error {
+    Error::Settings("URL: expected at least one node, got none".to_owned())
 }
 
 /// Asks a node that is not connected to yet.
-async fn ask_seed(seed: &Endpoint, limit: Duration) -> Result<Vec<Shard>, Error> {
+async fn ask_seed(seed: &Endpoint, limit: Duration) -> Result<Told, Error> {
     let of_connecting = |error| error::of_connecting(error, seed.address());
     let started = Instant::now();
-    let mut connection = seed.connect(limit, || ()).await.map_err(of_connecting)?;
-    let left = limit.saturating_sub(started.elapsed());
-    let asked = timeout(left, cmd("CLUSTER").arg("SLOTS").query_async(&mut connection)).await;
+    let mut connection = seed.connect(limit, || ()).await?;
+    let left = || limit.saturating_sub(started.elapsed());
+    let mut pauses = pauses();
+    let asked = loop {
+        match timeout(left(), cmd("CLUSTER").arg("SLOTS").query_async(&mut connection)).await {
+            // A script runs.
+            Ok(Err(error)) if error::is_passing(&error) && !left().is_zero() => {
+                sleep(pauses.next().unwrap_or_default().min(left())).await;
+            }
+            asked => break asked,
+        }
+    };
     let not_a_cluster = |source| Error::NotACluster { address: seed.address(), source };
     match asked {
-        Ok(Ok(reply)) => topology::read(&reply, &seed.host()).ok_or_else(|| not_a_cluster(None)),
-        Ok(Err(error)) if error.code().is_some_and(|code| code != "NOPERM") => {
+        Ok(Ok(reply)) => {
+            let shards = topology::read(&reply, &seed.host()).ok_or_else(|| not_a_cluster(None))?;
+            Ok(Told { shards, by: seed.address() })
+        }
+        Ok(Err(error)) if error.code().is_some_and(|code| code != "NOPERM") && !error::is_passing(&error) => {
             Err(not_a_cluster(Some(error)))
         }
         Ok(Err(error)) => Err(of_connecting(error)),

@@ -1,5 +1,6 @@
 //! One server: how a connection to it is opened.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,15 +8,16 @@ use redis::aio::ConnectionLike as _;
 use redis::io::tcp::TcpSettings;
 use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisResult, cmd,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ProtocolVersion, PushInfo, PushKind,
+    RedisResult, Value, cmd, make_extension_error,
 };
+use tokio::time::{sleep, timeout};
 
-use tokio::time::timeout;
-
+use super::closed_door::{Behind, what_is_behind};
 use super::live::Live;
 use super::settings::Settings;
 use crate::address::{at, host_of};
-use crate::error::Error;
+use crate::error::{self, Error};
 
 /// Calls that may wait to be sent; beyond that, callers wait. The connection sends them in one go.
 const CALLS_WAITING: usize = 1024;
@@ -25,6 +27,10 @@ const PROBES: u32 = 2;
 /// What the operating system takes as the time of a keep-alive, in whole seconds.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(32_767));
 
+/// What a URL with TLS needs besides.
+const NEEDS_FEATURE: &str =
+    if cfg!(feature = "tls") { "" } else { ", with the cargo feature `tls` of pmcptask-client" };
+
 /// Where and how to connect.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
@@ -33,6 +39,8 @@ pub(crate) struct Endpoint {
     /// For reads from a node of a cluster that is a replica. A primary is not asked like this: one that becomes a
     /// replica is to send its clients elsewhere.
     is_for_reads: bool,
+    /// Who says that the server is there, if not the URL.
+    announced_by: Option<Arc<str>>,
 }
 
 impl Endpoint {
@@ -43,7 +51,7 @@ impl Endpoint {
         let keep_alive = TcpKeepalive::new().with_time(silence).with_interval(silence).with_retries(PROBES);
         let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keep_alive);
         let client = client(info.set_redis_settings(redis).set_tcp_settings(tcp), &settings)?;
-        Ok(Self { client, settings, is_for_reads: false })
+        Ok(Self { client, settings, is_for_reads: false, announced_by: None })
     }
 
     pub(super) fn for_reads(self) -> Self {
@@ -54,20 +62,38 @@ impl Endpoint {
         self.is_for_reads
     }
 
-    /// The same way to connect, to another host.
-    pub(crate) fn at(&self, host: &str, port: u16) -> Result<Self, Error> {
+    /// The same way to connect, to another host, of which somebody has told.
+    pub(crate) fn at(&self, host: &str, port: u16, announced_by: &str) -> Result<Self, Error> {
         let info = self.client.get_connection_info();
         let addr = at(info.addr(), host, port);
-        Self::new(info.clone().set_addr(addr), self.settings.clone())
+        let endpoint = Self::new(info.clone().set_addr(addr), self.settings.clone())?;
+        Ok(Self { announced_by: Some(announced_by.into()), ..endpoint })
+    }
+
+    fn addr(&self) -> &ConnectionAddr {
+        self.client.get_connection_info().addr()
     }
 
     /// Host and port, or the path of the socket.
     pub(crate) fn address(&self) -> String {
-        self.client.get_connection_info().addr().to_string()
+        self.addr().to_string()
+    }
+
+    /// The same, and who says that the server is there.
+    pub(super) fn address_and_origin(&self) -> String {
+        let address = self.addr();
+        self.announced_by
+            .as_ref()
+            .map_or_else(|| address.to_string(), |by| format!("{address} (announced by {by})"))
     }
 
     pub(crate) fn host(&self) -> String {
-        host_of(self.client.get_connection_info().addr())
+        host_of(self.addr())
+    }
+
+    /// Whether the URL says TLS.
+    pub(super) fn is_tls(&self) -> bool {
+        matches!(self.addr(), ConnectionAddr::TcpTls { .. })
     }
 
     /// Connects, and does all that is to be done before the first call. `on_loss` is called when the connection is
@@ -76,9 +102,51 @@ impl Endpoint {
         &self,
         limit: Duration,
         on_loss: impl Fn() + Send + Sync + 'static,
-    ) -> RedisResult<Live> {
-        let too_late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
-        timeout(limit, self.connect_at_last(limit, on_loss)).await.map_err(too_late)?
+    ) -> Result<Live, Error> {
+        let too_late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
+        let connecting = async {
+            let connected =
+                timeout(limit, self.connect_at_last(limit, on_loss)).await.unwrap_or_else(too_late);
+            connected.map_err(|error| error::of_connecting(error, self.address_and_origin()))
+        };
+        tokio::select! {
+            connected = connecting => connected,
+            error = self.finds_no_tls(limit.mul_f32(0.5)) => Err(error),
+        }
+    }
+
+    /// Ends where a server waits for the end of what it takes for a command, and that is the start of TLS.
+    async fn finds_no_tls(&self, patience: Duration) -> Error {
+        if self.is_tls() {
+            sleep(patience).await;
+            if let Some(Behind::Plain) = what_is_behind(self.addr(), patience).await {
+                return self.speaks_otherwise();
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// The reason of a failure to connect, where the failure itself does not tell.
+    pub(super) async fn explain(&self, failure: Error, limit: Duration) -> Error {
+        if !failure.is_closed_door() {
+            return failure;
+        }
+        match what_is_behind(self.addr(), limit).await {
+            Some(Behind::Refusal(code, words)) => {
+                error::of_connecting(make_extension_error(code, Some(words)), self.address_and_origin())
+            }
+            Some(Behind::Plain | Behind::Tls) => self.speaks_otherwise(),
+            None => failure,
+        }
+    }
+
+    fn speaks_otherwise(&self) -> Error {
+        let address = self.address_and_origin();
+        Error::Settings(if self.is_tls() {
+            format!("URL: {address} answers without TLS: connect with redis:// instead of rediss://")
+        } else {
+            format!("URL: {address} speaks TLS: connect with rediss:// instead of redis://{NEEDS_FEATURE}")
+        })
     }
 
     async fn connect_at_last(
@@ -115,9 +183,39 @@ impl Endpoint {
     }
 }
 
+/// Refuses what is no server of its own, and says which URL leads to it. What does not tell is a server.
+pub(super) async fn expect_one_server(
+    connection: &mut Live,
+    endpoint: &Endpoint,
+    limit: Duration,
+) -> Result<(), Error> {
+    // Every user may.
+    let hello = timeout(limit, cmd("HELLO").query_async::<HashMap<String, Value>>(connection)).await;
+    let Ok(Ok(hello)) = hello else { return Ok(()) };
+    let (address, scheme) = (endpoint.address(), if endpoint.is_tls() { "rediss" } else { "redis" });
+    let to_use = match endpoint.host() {
+        // A socket.
+        host if host.is_empty() => "host:port".to_owned(),
+        host if host.contains(':') => address.replacen(&host, &format!("[{host}]"), 1),
+        _ => address.clone(),
+    };
+    let is = |mode: &[u8]| matches!(hello.get("mode"), Some(Value::BulkString(came)) if came == mode);
+    Err(Error::Settings(if is(b"cluster") {
+        format!("URL: {address} is a node of a cluster: connect with {scheme}+cluster://{to_use}")
+    } else if is(b"sentinel") {
+        let asked = cmd("SENTINEL").arg("MASTERS").query_async(connection).await;
+        let watched: Vec<HashMap<String, String>> = asked.unwrap_or_default();
+        let service = watched.first().and_then(|watched| watched.get("name"));
+        let service = service.map_or("service", String::as_str);
+        format!("URL: {address} is a Sentinel: connect with {scheme}+sentinel://{to_use}/{service}")
+    } else {
+        return Ok(());
+    }))
+}
+
 #[cfg(feature = "tls")]
 fn client(info: ConnectionInfo, settings: &Settings) -> Result<Client, Error> {
-    let is_tls = matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. });
+    let is_tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
     // The redis crate has rustls choose one, which panics where other crates of the program have brought a second.
     if is_tls && rustls::crypto::CryptoProvider::get_default().is_none() {
         // Somebody else may be faster, with one that is as good.
@@ -126,7 +224,7 @@ fn client(info: ConnectionInfo, settings: &Settings) -> Result<Client, Error> {
     match &settings.certificates {
         Some(certificates) if is_tls => Client::build_with_tls(info, certificates.clone()),
         Some(_) => {
-            return Err(Error::Settings("certificates: expected a rediss:// URL, came another".to_owned()));
+            return Err(Error::Settings("certificates: expected a rediss:// URL, got another".to_owned()));
         }
         None => Client::open(info),
     }

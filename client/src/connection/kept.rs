@@ -1,20 +1,21 @@
 //! A connection that comes back when it is lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use backon::{BackoffBuilder, ExponentialBuilder};
-use redis::{RedisError, RedisResult, cmd};
+use redis::{RedisError, cmd};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, expect_one_server};
 use super::live::Live;
 use super::request::{Attempt, Request};
+use super::runtime::OnRuntime;
 use super::sentinel::Sentinels;
 use super::settings::Settings;
 use super::waiting_writes::WaitingWrites;
@@ -28,6 +29,8 @@ const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Durati
 const STABLE: Duration = Duration::from_secs(1);
 /// A server that takes no writes may be another one when it is connected to again, but not that soon.
 const OTHER_SERVER: Duration = Duration::from_secs(5);
+/// The part of the time to connect that finding out takes at most, after a failure, why it was one.
+const EXPLANATION: f32 = 0.25;
 /// How long a server that has been found to be slow is not asked.
 const LEFT_ALONE: Duration = Duration::from_secs(2);
 /// How often Sentinels are asked who the primary is.
@@ -57,29 +60,43 @@ impl Place {
         }
     }
 
-    fn address(&self) -> String {
+    pub(super) fn address(&self) -> String {
         match self {
-            Self::Server(endpoint) => endpoint.address(),
+            Self::Server(endpoint) => endpoint.address_and_origin(),
             Self::Watched(sentinels) => sentinels.address(),
         }
     }
 
-    /// Connects for whoever will notice the loss of the connection.
-    pub(super) async fn connect_once(&mut self, limit: Duration) -> Result<Live, Error> {
-        let connected = match self {
-            Self::Server(endpoint) => endpoint.connect(limit, || ()).await,
-            Self::Watched(sentinels) => sentinels.connect(limit, || ()).await,
-        };
-        connected.map_err(|error| error::of_connecting(error, self.address()))
+    /// Connects for the first time, and finds out why it fails. `on_loss` is called when the connection is lost.
+    pub(super) async fn connect_once(
+        &mut self,
+        limit: Duration,
+        on_loss: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Live, Error> {
+        match self.connect(limit, on_loss).await {
+            Ok(connection) => Ok(connection),
+            Err(failure) => Err(self.explain(failure, limit).await),
+        }
     }
 
-    /// Connects. `status` learns of the loss of the connection by its number.
-    async fn connect(&mut self, limit: Duration, status: &Arc<Status>, number: u64) -> RedisResult<Live> {
-        let status = status.clone();
-        let on_loss = move || status.lost(number);
+    /// Connects. `on_loss` is called when the connection is lost.
+    async fn connect(
+        &mut self,
+        limit: Duration,
+        on_loss: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Live, Error> {
         match self {
             Self::Server(endpoint) => endpoint.connect(limit, on_loss).await,
             Self::Watched(sentinels) => sentinels.connect(limit, on_loss).await,
+        }
+    }
+
+    /// The reason of the last failure to connect, where the failure itself does not tell.
+    pub(super) async fn explain(&self, failure: Error, limit: Duration) -> Error {
+        let limit = limit.mul_f32(EXPLANATION);
+        match self {
+            Self::Server(endpoint) => endpoint.explain(failure, limit).await,
+            Self::Watched(sentinels) => sentinels.explain(failure, limit).await,
         }
     }
 }
@@ -90,8 +107,8 @@ struct Link {
     number: u64,
     connection: Option<Live>,
     since: Instant,
-    /// Why the server let nobody in after this connection was lost: a wrong password, say.
-    refusal: Option<RedisError>,
+    /// How the last attempt to connect has failed after this connection was lost.
+    failure: Option<Box<Error>>,
 }
 
 /// A connection that a call can use.
@@ -103,8 +120,8 @@ pub(super) struct Current {
 }
 
 impl Link {
-    fn new(number: u64, connection: Option<Live>, refusal: Option<RedisError>) -> Self {
-        Self { number, connection, since: Instant::now(), refusal }
+    fn new(number: u64, connection: Option<Live>, failure: Option<Box<Error>>) -> Self {
+        Self { number, connection, since: Instant::now(), failure }
     }
 }
 
@@ -114,8 +131,20 @@ struct Status {
     /// Number of the last connection that is known to be lost.
     last_lost: AtomicU64,
     loss: Notify,
-    /// There is another [`Link`].
+    /// There is another [`Link`], or there will be none any more.
     change: Notify,
+    /// The runtime on which the connection lives has ended.
+    has_ended: AtomicBool,
+}
+
+/// Tells, when it goes with the task that keeps a connection, that there will be no other connection.
+struct End(Arc<Status>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.has_ended.store(true, Ordering::Release);
+        self.0.change.notify_waiters();
+    }
 }
 
 impl Status {
@@ -133,6 +162,7 @@ impl Status {
 
 /// A connection that comes back, to one place.
 pub(crate) struct Kept {
+    place: Place,
     address: String,
     host: String,
     settings: Arc<Settings>,
@@ -158,8 +188,12 @@ impl Kept {
     pub(super) async fn open(mut place: Place) -> Result<Self, Error> {
         let status = Arc::new(Status::default());
         let limit = place.settings().timeouts.connect;
-        let first = place.connect(limit, &status, 1).await;
-        let connection = first.map_err(|error| error::of_connecting(error, place.address()))?;
+        let (started, told) = (Instant::now(), status.clone());
+        let mut connection = place.connect_once(limit, move || told.lost(1)).await?;
+        if let Place::Server(endpoint) = &place {
+            let left = limit.saturating_sub(started.elapsed());
+            expect_one_server(&mut connection, endpoint, left).await?;
+        }
         Ok(Self::with(place, Link::new(1, Some(connection), None), status, &Handle::current()))
     }
 
@@ -189,8 +223,12 @@ impl Kept {
             Place::Watched(_) => (String::new(), true),
         };
         let link = Arc::new(ArcSwap::from_pointee(link));
-        let keeper = runtime.spawn(keep(place, link.clone(), status.clone())).abort_handle();
+        // Without what has been found out, which stays with the task that goes on with it.
+        let again = place.clone();
+        let kept = keep(place, link.clone(), status.clone(), End(status.clone()));
+        let keeper = runtime.spawn(kept).abort_handle();
         Self {
+            place: again,
             address,
             host,
             settings,
@@ -206,8 +244,8 @@ impl Kept {
     /// Sends a request and waits for its reply, for the next connection too while nothing can have been
     /// changed.
     ///
-    /// A write is sent at most once. What has certainly not been carried out, and a read that lost its
-    /// connection, is tried again until the time to connect is over.
+    /// A write is sent at most once. What has certainly not been carried out is tried again until the time to connect
+    /// is over, and a read that lost its connection once.
     pub(super) async fn call(&self, request: &Request<'_>) -> Attempt {
         let started = Instant::now();
         let attempt = self.attempt(request, false, self.settings.timeouts.connect).await;
@@ -219,11 +257,16 @@ impl Kept {
     }
 
     async fn repeat(&self, request: &Request<'_>, mut attempt: Attempt, started: Instant) -> Attempt {
-        let (mut pauses, mut refusal) = (pauses(), None);
+        let (mut pauses, mut refusal, mut is_lost) = (pauses(), None, false);
         while self.is_to_be_repeated(request, &attempt, started) {
-            if let Attempt::Replied(_) = attempt {
-                refusal = Some(attempt);
-                sleep(pauses.next().unwrap_or(RECONNECT_PAUSE.1).min(self.time_to_wait(started))).await;
+            match attempt {
+                // The read itself may be what ends connections, and it ends them for everybody.
+                Attempt::Lost(_) if is_lost => return attempt,
+                Attempt::Lost(_) => is_lost = true,
+                _ => {
+                    refusal = Some(attempt);
+                    sleep(pauses.next().unwrap_or(RECONNECT_PAUSE.1).min(self.time_to_wait(started))).await;
+                }
             }
             attempt = self.attempt(request, false, self.time_to_wait(started)).await;
         }
@@ -234,7 +277,7 @@ impl Kept {
         let may_repeat = match attempt {
             Attempt::Lost(error) => request.may_be_sent_again_after(error),
             Attempt::Replied(Err(error)) => error::is_passing(error) && self.may_recover(error),
-            Attempt::Replied(Ok(_)) | Attempt::NotSent | Attempt::Refused(_) => false,
+            Attempt::Replied(Ok(_)) | Attempt::NotSent(_) | Attempt::Refused(_) => false,
         };
         may_repeat && !self.time_to_wait(started).is_zero()
     }
@@ -242,7 +285,7 @@ impl Kept {
     /// Whether the error reply of a server that has done nothing may be another one soon. The one server of a URL
     /// that is a replica stays one, for all that this client can do.
     fn may_recover(&self, error: &RedisError) -> bool {
-        self.follows_primary || error.code() == Some("LOADING")
+        self.follows_primary || matches!(error.code(), Some("LOADING" | "BUSY"))
     }
 
     /// Sends a request once, if there is a connection or comes one in time.
@@ -319,6 +362,19 @@ impl Kept {
         self.status.lost(current.number);
     }
 
+    /// What is connected to, for errors.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The same, without whoever has told of it.
+    pub(super) fn plain_address(&self) -> String {
+        match &self.place {
+            Place::Server(endpoint) => endpoint.address(),
+            Place::Watched(sentinels) => sentinels.address(),
+        }
+    }
+
     /// The host of a server that is always the same.
     pub(super) fn host(&self) -> &str {
         &self.host
@@ -357,12 +413,29 @@ impl Kept {
             if let Some(current) = self.current() {
                 return Ok(current);
             }
-            if let Some(refusal) = &self.link.load().refusal {
-                return Err(Attempt::Refused(error::of_connecting(refusal.clone(), self.address.clone())));
+            if let Some(refusal) = self.last_failure().filter(|failure| !failure.is_of_the_moment()) {
+                return Err(Attempt::Refused(refusal));
+            }
+            if self.has_ended() {
+                return Err(Attempt::NotSent(None));
             }
             let in_time = timeout(wait.saturating_sub(started.elapsed()), changed).await;
-            in_time.map_err(|_| Attempt::NotSent)?;
+            in_time.map_err(|_| Attempt::NotSent(self.last_failure()))?;
         }
+    }
+
+    fn last_failure(&self) -> Option<Box<Error>> {
+        self.link.load().failure.clone()
+    }
+}
+
+impl OnRuntime for Kept {
+    fn has_ended(&self) -> bool {
+        self.status.has_ended.load(Ordering::Acquire)
+    }
+
+    fn again(&self, runtime: &Handle) -> Self {
+        Self::start(self.place.clone(), runtime)
     }
 }
 
@@ -371,7 +444,7 @@ fn says_is_replica(attempt: &Attempt) -> bool {
 }
 
 /// Replaces the connection whenever it is lost. One task for all clones, so that they reconnect as one.
-async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
+async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>, _end: End) {
     // One attempt that hangs must not take all the time that a call waits.
     let limit = place.settings().timeouts.connect.mul_f32(0.5);
     // Nor must a pause: a call that comes when the server is back is to find it.
@@ -383,6 +456,8 @@ async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
     // Without a first connection, nothing was lost that would be worth a pause.
     let mut is_first = number == 0;
     let mut is_told = is_first;
+    // A server that closes its door is asked once why it does.
+    let mut is_asked = false;
     loop {
         let lost = link.load_full();
         until_lost(&mut place, &lost, &status).await;
@@ -393,7 +468,7 @@ async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
         // Nobody uses it any more but those who wait for a reply: what it still holds back is not to be sent
         // when the network is back.
         let (lost_number, was_connected) = (lost.number, lost.connection.is_some());
-        link.store(Arc::new(Link::new(lost_number, None, lost.refusal.clone())));
+        link.store(Arc::new(Link::new(lost_number, None, lost.failure.clone())));
         drop(lost);
         if was_connected && made.elapsed() >= STABLE {
             pauses = self::pauses();
@@ -405,13 +480,20 @@ async fn keep(mut place: Place, link: Arc<ArcSwap<Link>>, status: Arc<Status>) {
         is_first = false;
         // Each attempt has a number of its own: one that fails may tell of its loss later.
         number = number.wrapping_add(1);
-        let link_of = |attempt: RedisResult<Live>| match attempt {
+        let told = status.clone();
+        let next = match place.connect(limit, move || told.lost(number)).await {
             Ok(connection) => Link::new(number, Some(connection), None),
-            Err(error) => Link::new(lost_number, None, (!error::is_of_the_moment(&error)).then_some(error)),
+            Err(failure) if is_asked && failure.is_closed_door() => {
+                let known = link.load().failure.clone();
+                Link::new(lost_number, None, known.or_else(|| Some(Box::new(failure))))
+            }
+            Err(failure) => {
+                is_asked = failure.is_closed_door();
+                Link::new(lost_number, None, Some(Box::new(place.explain(failure, limit).await)))
+            }
         };
-        let next = link_of(place.connect(limit, &status, number).await);
         if next.number == number {
-            made = Instant::now();
+            (made, is_asked) = (Instant::now(), false);
             if lost_number != 0 {
                 observe::reconnected(&address);
             }

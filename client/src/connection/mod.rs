@@ -1,5 +1,6 @@
 //! The connections to the servers: how they are opened, kept, and what a call does while one is lost.
 
+mod closed_door;
 mod cluster;
 mod endpoint;
 mod first_answer;
@@ -7,6 +8,7 @@ mod kept;
 mod live;
 mod replica_read;
 mod request;
+mod runtime;
 mod sentinel;
 mod settings;
 mod topology;
@@ -22,6 +24,7 @@ use self::cluster::Cluster;
 use self::endpoint::Endpoint;
 use self::kept::{Kept, Place};
 use self::request::Attempt;
+use self::runtime::{OnRuntime, Revived};
 use self::sentinel::{Sentinels, Wanted};
 use crate::address::Address;
 use crate::error::{self, CallKind, Error};
@@ -34,11 +37,11 @@ pub(crate) use settings::{Acknowledgement, Settings};
 #[derive(Clone)]
 pub(crate) enum Connection {
     /// One server. The connection comes back by itself.
-    Server(Arc<Kept>),
+    Server(Arc<Revived<Kept>>),
     /// The primary of the moment, and one of its replicas where reads may go there.
-    Sentinel(Arc<Watched>),
+    Sentinel(Arc<Revived<Watched>>),
     /// The nodes of a cluster.
-    Cluster(Arc<Cluster>),
+    Cluster(Arc<Revived<Cluster>>),
     /// Somebody else's: when it is lost, it stays lost.
     Given(Live),
 }
@@ -55,11 +58,11 @@ impl Connection {
         let settings = Arc::new(settings);
         match address {
             Address::Server(_) if settings.reads_from_replicas => Err(Error::Settings(
-                "reads from replicas: expected a cluster or Sentinels, came one server".to_owned(),
+                "reads from replicas: expected a cluster or Sentinels, got one server".to_owned(),
             )),
             Address::Server(info) => {
                 let place = Place::Server(Endpoint::new(info, settings)?);
-                Ok(Self::Server(Arc::new(Kept::open(place).await?)))
+                Ok(Self::Server(Arc::new(Revived::new(Kept::open(place).await?))))
             }
             Address::Sentinel(address) => {
                 let to = |wanted| Sentinels::new(&address, wanted, settings.clone());
@@ -69,22 +72,23 @@ impl Connection {
                 } else {
                     None
                 };
-                Ok(Self::Sentinel(Arc::new(Watched { primary, replica })))
+                Ok(Self::Sentinel(Arc::new(Revived::new(Watched { primary, replica }))))
             }
             Address::Cluster(seeds) => {
                 let seeds = seeds.into_iter().map(|seed| Endpoint::new(seed, settings.clone()));
                 let seeds = seeds.collect::<Result<_, _>>()?;
-                Ok(Self::Cluster(Arc::new(Cluster::open(seeds, settings).await?)))
+                Ok(Self::Cluster(Arc::new(Revived::new(Cluster::open(seeds, settings).await?))))
             }
         }
     }
 
-    /// A connection for one's own use, which does not come back, to one server or the primary that Sentinels know.
+    /// A connection for one's own use, which does not come back, to one server or the primary that Sentinels know; and
+    /// what it is to, for errors.
     ///
     /// # Errors
     ///
     /// Those of [`Connection::open`]; [`Error::Settings`] for a cluster.
-    pub(crate) async fn open_alone(address: Address, settings: Settings) -> Result<Live, Error> {
+    pub(crate) async fn open_alone(address: Address, settings: Settings) -> Result<(Live, String), Error> {
         settings.check()?;
         let (limit, settings) = (settings.timeouts.connect, Arc::new(settings));
         let mut place = match address {
@@ -94,55 +98,83 @@ impl Connection {
             }
             Address::Cluster(_) => {
                 return Err(Error::Settings(
-                    "URL: expected one server or Sentinels, came a cluster".to_owned(),
+                    "URL: expected one server or Sentinels, got a cluster".to_owned(),
                 ));
             }
         };
-        place.connect_once(limit).await
+        Ok((place.connect_once(limit, || ()).await?, place.address()))
     }
 
     /// Sends a command and waits for its reply.
     ///
     /// A write is sent at most once, unless the server says that it did nothing. What has certainly not been
-    /// carried out, and a read that lost its connection, waits for the server to be back until the time to
-    /// connect is over.
+    /// carried out waits for the server to be back until the time to connect is over, and a read that lost its
+    /// connection is sent once more.
     pub(crate) async fn call(&self, request: &Request<'_>) -> Result<Reply, StorageError> {
         let started = Instant::now();
-        let attempt = match self {
-            Self::Given(connection) => request.send(connection, false).await,
-            Self::Server(server) => server.call(request).await,
-            // Apart, so that a call to one server is not as large as what these may have to do.
-            Self::Sentinel(watched) => Box::pin(watched.call(request)).await,
-            Self::Cluster(cluster) => Box::pin(cluster.call(request)).await,
-        };
+        let mut attempt = self.attempt(request).await;
+        // Another runtime than the caller's has ended, and its connections with it.
+        if attempt.may_be_made_again(request) && self.has_ended() {
+            attempt = Box::pin(self.attempt(request)).await;
+        }
         match attempt {
             Attempt::Replied(reply) => reply.map_err(|error| match self {
-                Self::Cluster(_) => error::of_reply_in_cluster(error),
-                _ => error::of_reply(error),
+                Self::Cluster(_) => error::of_reply_in_cluster(error, &self.address()),
+                _ => error::of_reply(error, &self.address()),
             }),
             Attempt::Lost(error) => Err(error::of_loss(error, request.kind, request.key).into()),
-            Attempt::NotSent => Err(Error::NotConnected { waited: started.elapsed() }.into()),
-            Attempt::Refused(error) => Err(error.into()),
+            Attempt::NotSent(source) => {
+                Err(Error::NotConnected { address: self.address(), waited: started.elapsed(), source }.into())
+            }
+            Attempt::Refused(error) => Err((*error).into()),
+        }
+    }
+
+    async fn attempt(&self, request: &Request<'_>) -> Attempt {
+        match self {
+            Self::Given(connection) => request.send(connection, false).await,
+            Self::Server(server) => server.get().call(request).await,
+            // Apart, so that a call to one server is not as large as what these may have to do.
+            Self::Sentinel(watched) => Box::pin(async { watched.get().call(request).await }).await,
+            Self::Cluster(cluster) => Box::pin(async { cluster.get().call(request).await }).await,
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        match self {
+            Self::Given(_) => false,
+            Self::Server(server) => server.last().has_ended(),
+            Self::Sentinel(watched) => watched.last().has_ended(),
+            Self::Cluster(cluster) => cluster.last().has_ended(),
+        }
+    }
+
+    /// Where calls go, for errors.
+    fn address(&self) -> String {
+        match self {
+            Self::Given(_) => "the other end of the connection that was given".to_owned(),
+            Self::Server(server) => server.last().address().to_owned(),
+            Self::Sentinel(watched) => watched.last().primary.address().to_owned(),
+            Self::Cluster(cluster) => cluster.last().address(),
         }
     }
 
     /// Of some keys, the first of each server that shares them with others.
     pub(crate) fn one_key_of_each_shard(&self, mut keys: impl Iterator<Item = String>) -> Vec<String> {
         match self {
-            Self::Cluster(cluster) => cluster.one_key_of_each_shard(keys),
+            Self::Cluster(cluster) => cluster.last().one_key_of_each_shard(keys),
             _ => keys.next().into_iter().collect(),
         }
     }
 
     /// Whether writes are to wait for replicas.
     pub(crate) fn waits_for_replicas(&self) -> bool {
-        let settings = match self {
-            Self::Server(server) => server.settings(),
-            Self::Sentinel(watched) => watched.primary.settings(),
-            Self::Cluster(cluster) => cluster.settings(),
-            Self::Given(_) => return false,
-        };
-        settings.acknowledgement.is_some()
+        match self {
+            Self::Server(server) => server.last().settings().acknowledgement.is_some(),
+            Self::Sentinel(watched) => watched.last().primary.settings().acknowledgement.is_some(),
+            Self::Cluster(cluster) => cluster.last().settings().acknowledgement.is_some(),
+            Self::Given(_) => false,
+        }
     }
 }
 
@@ -154,5 +186,16 @@ impl Watched {
             }
             _ => self.primary.call(request).await,
         }
+    }
+}
+
+impl OnRuntime for Watched {
+    fn has_ended(&self) -> bool {
+        self.primary.has_ended()
+    }
+
+    fn again(&self, runtime: &Handle) -> Self {
+        let replica = self.replica.as_ref().map(|replica| replica.again(runtime));
+        Self { primary: self.primary.again(runtime), replica }
     }
 }

@@ -52,18 +52,28 @@ pub(super) enum Attempt {
     Replied(RedisResult<Reply>),
     /// Handed over to be sent, and no reply came.
     Lost(RedisError),
-    /// There was no connection in time, so nothing was sent.
-    NotSent,
+    /// There was no connection in time, so nothing was sent: how the last attempt to connect has failed, where there was
+    /// one.
+    NotSent(Option<Box<Error>>),
     /// The server lets nobody in, so nothing was sent.
-    Refused(Error),
+    Refused(Box<Error>),
 }
 
 impl Attempt {
     /// The same, unless nothing was sent this time, and the server had refused it before: that says more.
     pub(super) fn or_what_was_replied(self, refusal: Option<Self>) -> Self {
         match (self, refusal) {
-            (Self::NotSent, Some(refusal)) => refusal,
+            (Self::NotSent(_), Some(refusal)) => refusal,
             (attempt, _) => attempt,
+        }
+    }
+
+    /// Whether the request may be made again: nothing was sent, or it was a read.
+    pub(super) fn may_be_made_again(&self, request: &Request<'_>) -> bool {
+        match self {
+            Self::NotSent(_) => true,
+            Self::Lost(loss) => request.may_be_sent_again_after(loss),
+            _ => false,
         }
     }
 

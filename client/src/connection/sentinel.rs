@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use redis::{ErrorKind, ProtocolVersion, RedisError, RedisResult, Value, cmd};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::endpoint::Endpoint;
+use super::kept::pauses;
 use super::live::Live;
 use super::settings::Settings;
 use crate::address::SentinelAddress;
-use crate::error::Error;
+use crate::error::{self, Error};
 
 /// However long calls may wait, Sentinels that are silent are not waited for longer.
 const LONGEST_ANSWER: Duration = Duration::from_secs(2);
@@ -38,6 +39,8 @@ pub(super) struct Sentinels {
     wanted: Wanted,
     /// Where the last connection went to.
     current: Option<Answer>,
+    /// Where the last attempt to connect went to.
+    tried: Option<Box<Endpoint>>,
     /// Sentinels that have not answered yet: those of an earlier round are not asked twice.
     asking: JoinSet<Asked>,
     round: u64,
@@ -50,18 +53,23 @@ impl Clone for Sentinels {
             asked: self
                 .asked
                 .iter()
-                .map(|sentinel| Sentinel { is_asked: false, ..sentinel.clone() })
+                // Connections stay with the runtime that they were made on.
+                .map(|Sentinel { endpoint, .. }| Sentinel {
+                    endpoint: endpoint.clone(),
+                    connection: None,
+                    is_asked: false,
+                })
                 .collect(),
             server: self.server.clone(),
             wanted: self.wanted,
             current: None,
+            tried: None,
             asking: JoinSet::new(),
             round: 0,
         }
     }
 }
 
-#[derive(Clone)]
 struct Sentinel {
     endpoint: Endpoint,
     connection: Option<Live>,
@@ -86,24 +94,37 @@ struct Answer {
     /// The configuration's number: it grows with each failover.
     epoch: u64,
     location: Location,
+    /// The Sentinel.
+    from: String,
 }
 
 /// Why a Sentinel says nothing of use. Those that follow say more than those before.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum NoAnswer {
-    Silence,
+    Silence(String),
     UnknownService,
     NoHealthyReplica,
+    NoSentinel,
     Refusal(String),
+}
+
+impl NoAnswer {
+    fn too_late() -> Self {
+        Self::Silence("no reply in time".to_owned())
+    }
 }
 
 impl From<NoAnswer> for RedisError {
     fn from(why: NoAnswer) -> Self {
         let kind = ErrorKind::MasterNameNotFoundBySentinel;
         match why {
-            NoAnswer::Silence => (kind, "no Sentinel answers").into(),
+            NoAnswer::Silence(why) => (kind, "no Sentinel answers", why).into(),
             NoAnswer::UnknownService => (kind, "the Sentinels know no service of this name").into(),
             NoAnswer::NoHealthyReplica => (kind, "the Sentinels know no healthy replica").into(),
+            NoAnswer::NoSentinel => {
+                (kind, "what answers is no Sentinel: connect to a server itself with redis://host:port")
+                    .into()
+            }
             NoAnswer::Refusal(reply) => {
                 (kind, "a Sentinel refuses to answer, see sentinel_login", reply).into()
             }
@@ -129,7 +150,7 @@ impl Sentinels {
             Ok(Sentinel { endpoint, connection: None, is_asked: false })
         });
         let sentinels: Vec<_> = sentinels.collect::<Result<_, Error>>()?;
-        let no_sentinel = || Error::Settings("URL: expected at least one Sentinel, came none".to_owned());
+        let no_sentinel = || Error::Settings("URL: expected at least one Sentinel, got none".to_owned());
         let like = address.sentinels.first().ok_or_else(no_sentinel)?;
         let server = Endpoint::new(like.clone().set_redis_settings(address.login.clone()), settings)?;
         Ok(Self {
@@ -138,6 +159,7 @@ impl Sentinels {
             server,
             wanted,
             current: None,
+            tried: None,
             asking: JoinSet::new(),
             round: 0,
         })
@@ -168,22 +190,33 @@ impl Sentinels {
         &mut self,
         limit: Duration,
         on_loss: impl Fn() + Send + Sync + 'static,
-    ) -> RedisResult<Live> {
+    ) -> Result<Live, Error> {
         let started = Instant::now();
-        let answer = self.locate().await?;
+        self.tried = None;
+        let answer = self.locate().await.map_err(|error| error::of_connecting(error, self.address()))?;
         let (host, port) = &answer.location;
-        let endpoint = self.server.at(host, *port).map_err(|error| {
-            RedisError::from((ErrorKind::InvalidClientConfig, "a Sentinel's answer", error.to_string()))
-        })?;
+        let what = if self.is_for_writes() { "the primary" } else { "a replica" };
+        let announced_by = format!("the Sentinel {} as {what} of {}", answer.from, self.service);
+        let endpoint = self.tried.insert(Box::new(self.server.at(host, *port, &announced_by)?));
         let left = || limit.saturating_sub(started.elapsed());
         let mut connection = endpoint.connect(left(), on_loss).await?;
-        let too_late = |_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
-        if !timeout(left(), has_role(&mut connection, self.wanted)).await.map_err(too_late)?? {
-            let why = "the server is not what the Sentinels say";
-            return Err((ErrorKind::MasterNameNotFoundBySentinel, why).into());
+        let too_late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
+        let has_role = timeout(left(), has_role(&mut connection, self.wanted)).await.unwrap_or_else(too_late);
+        let of_role = |error| error::of_connecting(error, endpoint.address_and_origin());
+        if !has_role.map_err(of_role)? {
+            let why = (ErrorKind::MasterNameNotFoundBySentinel, "the server is not what the Sentinels say");
+            return Err(of_role(why.into()));
         }
         self.current = Some(answer);
         Ok(connection)
+    }
+
+    /// The reason of the last failure to connect, where the failure itself does not tell.
+    pub(super) async fn explain(&self, failure: Error, limit: Duration) -> Error {
+        match &self.tried {
+            Some(endpoint) => endpoint.explain(failure, limit).await,
+            None => failure,
+        }
     }
 
     /// Whether the server that was connected to is still the one to talk to.
@@ -233,7 +266,7 @@ impl Sentinels {
             self.ask(number);
         }
         let (started, limit) = (Instant::now(), self.time_for_answers());
-        let (mut best, mut answers, mut why_not) = (None, 0_usize, NoAnswer::Silence);
+        let (mut best, mut answers, mut why_not) = (None, 0_usize, None);
         while let Ok(Some(asked)) =
             timeout(limit.saturating_sub(started.elapsed()), self.asking.join_next()).await
         {
@@ -244,7 +277,7 @@ impl Sentinels {
             match answer {
                 // Too old to be believed.
                 _ if round != self.round => self.ask(number),
-                Err(why) => why_not = why_not.max(why),
+                Err(why) => why_not = why_not.max(Some(why)),
                 Ok(answer) => {
                     answers = answers.saturating_add(1);
                     if best.as_ref().is_none_or(|best: &Answer| best.epoch < answer.epoch) {
@@ -256,7 +289,7 @@ impl Sentinels {
                 break;
             }
         }
-        best.ok_or_else(|| why_not.into())
+        best.ok_or_else(|| why_not.unwrap_or_else(NoAnswer::too_late).into())
     }
 }
 
@@ -274,28 +307,38 @@ async fn ask(
     };
     let mut connection = match connected {
         Ok(connection) => connection,
-        Err(error) => return (None, Err(no_answer(&error))),
+        Err(error) => return (None, Err(of_login(&error))),
     };
-    match timeout(limit, ask_for(&mut connection, service, wanted)).await {
+    let from = endpoint.address();
+    match timeout(limit, ask_for(&mut connection, service, wanted, from)).await {
         Ok(Ok(answer)) => (Some(connection), answer),
         Ok(Err(error)) if error.clone().into_server_errors().is_some() => {
             (Some(connection), Err(no_answer(&error)))
         }
-        _ => (None, Err(NoAnswer::Silence)),
+        Ok(Err(error)) => (None, Err(no_answer(&error))),
+        Err(_) => (None, Err(NoAnswer::too_late())),
+    }
+}
+
+/// What an error of connecting to a Sentinel says.
+fn of_login(error: &Error) -> NoAnswer {
+    match error {
+        Error::Authentication { source, .. }
+        | Error::NoPermission { source }
+        | Error::Refused { source, .. } => NoAnswer::Refusal(source.to_string()),
+        failure => NoAnswer::Silence(failure.to_string()),
     }
 }
 
 /// What an error says: that of one command or of several.
 fn no_answer(error: &RedisError) -> NoAnswer {
     let replies = error.clone().into_server_errors();
-    let Some([(_, reply), ..]) = replies.as_deref() else {
-        // The redis crate's own words for a refused login.
-        let is_login = error.kind() == ErrorKind::AuthenticationFailed;
-        return if is_login { NoAnswer::Refusal(error.to_string()) } else { NoAnswer::Silence };
-    };
+    let Some([(_, reply), ..]) = replies.as_deref() else { return NoAnswer::Silence(error.to_string()) };
     let text = reply.details().unwrap_or_default();
     if text.contains("No such master") {
         NoAnswer::UnknownService
+    } else if text.starts_with("unknown command") {
+        NoAnswer::NoSentinel
     } else {
         NoAnswer::Refusal(format!("{} {text}", reply.code()))
     }
@@ -305,6 +348,7 @@ async fn ask_for(
     connection: &mut Live,
     service: &str,
     wanted: Wanted,
+    from: String,
 ) -> RedisResult<Result<Answer, NoAnswer>> {
     let (location, master): (Option<Location>, HashMap<String, String>) = redis::pipe()
         // In the middle of a failover this is the new primary already.
@@ -318,13 +362,13 @@ async fn ask_for(
         .await?;
     let epoch = master.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
     if wanted == Wanted::Primary {
-        return Ok(location.map(|location| Answer { epoch, location }).ok_or(NoAnswer::UnknownService));
+        return Ok(location.map(|location| Answer { epoch, location, from }).ok_or(NoAnswer::UnknownService));
     }
     let replicas: Vec<HashMap<String, String>> =
         cmd("SENTINEL").arg("REPLICAS").arg(service).query_async(connection).await?;
     let healthy: Vec<_> = replicas.iter().filter_map(location_of_healthy_replica).collect();
     let location = healthy.get(fastrand::usize(..healthy.len().max(1))).cloned();
-    Ok(location.map(|location| Answer { epoch, location }).ok_or(NoAnswer::NoHealthyReplica))
+    Ok(location.map(|location| Answer { epoch, location, from }).ok_or(NoAnswer::NoHealthyReplica))
 }
 
 fn location_of_healthy_replica(replica: &HashMap<String, String>) -> Option<Location> {
@@ -338,7 +382,15 @@ fn location_of_healthy_replica(replica: &HashMap<String, String>) -> Option<Loca
 /// Asks the server itself: a primary that has been down longer than the others waited comes back as one, and
 /// Sentinels that have not heard of a failover take it for theirs.
 async fn has_role(connection: &mut Live, wanted: Wanted) -> RedisResult<bool> {
-    match cmd("ROLE").query_async::<Vec<Value>>(connection).await {
+    let mut pauses = pauses();
+    let role = loop {
+        match cmd("ROLE").query_async::<Vec<Value>>(connection).await {
+            // A script runs.
+            Err(error) if error.code() == Some("BUSY") => sleep(pauses.next().unwrap_or_default()).await,
+            role => break role,
+        }
+    };
+    match role {
         Ok(role) => {
             let says = |place: usize, word: &str| matches!(role.get(place), Some(Value::BulkString(said)) if said == word.as_bytes());
             Ok(match wanted {

@@ -68,14 +68,16 @@ impl WaitingWrites {
             if let Err(attempt) = self.connection.take(wait).await {
                 return attempt;
             }
-            let Ok(Ok(place)) = timeout(left(), self.queue.reserve()).await else { return Attempt::NotSent };
+            let Ok(Ok(place)) = timeout(left(), self.queue.reserve()).await else {
+                return Attempt::NotSent(None);
+            };
             let (caller, outcome) = oneshot::channel();
             place.send(Write { command: request.command.clone(), asking, since, caller });
             // What is queued after the queue has been emptied for the last time stays there, and nobody answers it.
             let outcome = if self.queue.is_closed() { None } else { outcome.await.ok() };
             match outcome {
                 // The connection was lost while the write was kept back: the next one may be there in time.
-                Some(Attempt::NotSent) if !left().is_zero() => {}
+                Some(Attempt::NotSent(_)) if !left().is_zero() => {}
                 Some(attempt) => return attempt,
                 // The runtime on which writes are sent has ended.
                 None => return Attempt::Lost(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()),
@@ -206,7 +208,7 @@ fn answer_what_was_not_made(
 
 fn not_sent(writes: Vec<Write>) {
     for write in writes {
-        answer(write.caller, Attempt::NotSent);
+        answer(write.caller, Attempt::NotSent(None));
     }
 }
 

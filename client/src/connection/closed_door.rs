@@ -1,0 +1,111 @@
+//! Why a server closes the door: the redis crate drops what a server says before it closes a connection.
+
+use std::io;
+use std::time::Duration;
+
+use redis::ConnectionAddr;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// What any server answers that speaks no TLS.
+const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+/// The start of a TLS connection: a `ClientHello` of TLS 1.2 with two ciphers. Who speaks TLS answers in kind, be it with
+/// an alert.
+const CLIENT_HELLO: &[u8] = &[
+    0x16, 3, 1, 0, 47, // a handshake of 47 bytes
+    1, 0, 0, 43, 3, 3, // a ClientHello of 43 bytes, TLS 1.2
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, // any 32 bytes
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, //
+    0,  // no session
+    0, 4, 0xc0, 0x2f, 0xc0, 0x2b, // ciphers
+    1, 0, // no compression
+];
+/// First bytes of what TLS answers: a handshake, or an alert.
+const OF_TLS: [u8; 2] = [0x16, 0x15];
+/// No refusal of a server is longer.
+const LONGEST_REFUSAL: u64 = 1_024;
+
+/// What is behind a door.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Behind {
+    /// A server that refuses: code and words of its error reply.
+    Refusal(String, String),
+    /// A server that answers without TLS.
+    Plain,
+    /// Somebody who speaks TLS.
+    Tls,
+}
+
+/// Asks without the redis crate. None where that tells nothing, or not in time.
+pub(super) async fn what_is_behind(addr: &ConnectionAddr, limit: Duration) -> Option<Behind> {
+    timeout(limit, look_behind(addr)).await.ok().flatten()
+}
+
+async fn look_behind(addr: &ConnectionAddr) -> Option<Behind> {
+    let is_tls = matches!(addr, ConnectionAddr::TcpTls { .. });
+    let answer = ask(addr, PING).await.unwrap_or_default();
+    match answer.first() {
+        Some(b'+' | b'-') if is_tls => Some(Behind::Plain),
+        Some(b'-') => refusal(&answer),
+        // It has closed the connection, or sent an alert.
+        _ if !is_tls => {
+            let answer = ask(addr, CLIENT_HELLO).await.ok()?;
+            answer.first().filter(|byte| OF_TLS.contains(byte)).map(|_| Behind::Tls)
+        }
+        _ => None,
+    }
+}
+
+/// What a server says, but for those that only want to know who asks.
+fn refusal(answer: &[u8]) -> Option<Behind> {
+    let line = answer.split(|byte| *byte == b'\r').next()?;
+    let line = String::from_utf8_lossy(line.get(1..)?).into_owned();
+    let (code, words) = line.split_once(' ')?;
+    (!matches!(code, "NOAUTH" | "NOPERM")).then(|| Behind::Refusal(code.to_owned(), words.to_owned()))
+}
+
+/// The start of an answer, up to the end of its first line.
+async fn ask(addr: &ConnectionAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+    match addr {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            answer(TcpStream::connect((host.as_str(), *port)).await?, question).await
+        }
+        #[cfg(unix)]
+        ConnectionAddr::Unix(path) => answer(tokio::net::UnixStream::connect(path).await?, question).await,
+        _ => Ok(Vec::new()),
+    }
+}
+
+async fn answer(stream: impl AsyncRead + AsyncWrite, question: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = std::pin::pin!(stream);
+    // One that refuses does so unasked, and may have closed the connection by now.
+    let _ = stream.write_all(question).await;
+    let (mut stream, mut answer) = (stream.take(LONGEST_REFUSAL), Vec::new());
+    // Of an answer that breaks off, the start tells enough.
+    while !answer.contains(&b'\n') && !answer.first().is_some_and(|byte| OF_TLS.contains(byte)) {
+        if !matches!(stream.read_buf(&mut answer).await, Ok(1..)) {
+            break;
+        }
+    }
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_hello_is_as_long_as_it_says() {
+        assert_eq!(CLIENT_HELLO.len(), 5 + 47);
+        assert_eq!(CLIENT_HELLO.get(9..).map(<[u8]>::len), Some(43));
+    }
+
+    #[test]
+    fn refusal_has_its_code_and_who_wants_a_password_refuses_nothing() {
+        let refused = Behind::Refusal("ERR".to_owned(), "max number of clients reached".to_owned());
+        assert_eq!(refusal(b"-ERR max number of clients reached\r\n"), Some(refused));
+        assert_eq!(refusal(b"-NOAUTH Authentication required.\r\n"), None);
+        assert_eq!(refusal(b"-"), None);
+    }
+}

@@ -1,0 +1,111 @@
+//! Lists of any length: read in pages, no task twice, none left out that was there all the time.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use pmcp_tasks::store::backend::StorageBackend;
+use pmcptask_client::{Error, RedisBackend};
+use pmcptask_tests::{Cluster, Fault, Proxy, Server, holds_within, reason};
+
+/// Makes tasks `from..to` of an owner, all with one creation time each hundred.
+async fn fill(backend: &RedisBackend, tasks: std::ops::Range<usize>) {
+    for task in tasks {
+        let created = format!(r#"{{"task":{{"createdAt":"2026-01-01T00:00:{:02}Z"}}}}"#, task / 100);
+        backend.put(&format!("owner:{task:05}"), created.as_bytes()).await.unwrap();
+    }
+}
+
+fn all(tasks: std::ops::Range<usize>) -> Vec<String> {
+    tasks.map(|task| format!("owner:{task:05}")).collect()
+}
+
+async fn listed(backend: &RedisBackend) -> Vec<String> {
+    backend.list_by_prefix("owner:").await.unwrap().into_iter().map(|(key, _)| key).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn list_of_a_page_is_one_round_trip_and_a_longer_one_is_read_page_by_page() {
+    let server = Server::start();
+    let backend = RedisBackend::new(&server.url()).await.unwrap();
+    let mut filled = 0;
+    for (tasks, round_trips) in [(999, 1), (1_000, 1), (1_001, 2), (2_500, 3)] {
+        fill(&backend, filled..tasks).await;
+        filled = tasks;
+        let before = server.calls_of("pmcptask.list");
+        // In the order of creation, and of ids where that is the same.
+        assert_eq!(listed(&backend).await, all(0..tasks));
+        let calls = server.calls_of("pmcptask.list") - before;
+        assert_eq!(calls, round_trips, "{tasks} tasks");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_are_as_long_as_they_are_told_to_be() {
+    let server = Server::start();
+    for page in [1, 2, 7, usize::MAX] {
+        let backend = RedisBackend::builder(server.url()).list_page_size(page).connect().await.unwrap();
+        fill(&backend, 0..20).await;
+        let before = server.calls_of("pmcptask.list");
+        assert_eq!(listed(&backend).await, all(0..20), "pages of {page}");
+        let calls = server.calls_of("pmcptask.list") - before;
+        assert_eq!(calls, 20_u64 / (page as u64).saturating_add(1) + 1, "pages of {page}");
+    }
+    let error = RedisBackend::builder(server.url()).list_page_size(0).connect().await.unwrap_err();
+    assert!(matches!(reason(&error), Error::Settings(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_that_come_and_go_between_pages_leave_nothing_out_and_make_nothing_come_twice() {
+    let server = Server::start();
+    let backend = RedisBackend::new(&server.url()).await.unwrap();
+    fill(&backend, 0..25).await;
+    // The first page ends with the tenth task. Once it is gone, its place still is where the second page starts.
+    for gone in ["00009", "00003", "00010"] {
+        let task = format!("pmcp:tasks:owner:{gone}");
+        let listing = listed_while(&server, &["PMCPTASK.DEL", &task, "pmcp:idx:owner"]).await;
+        let stays: Vec<_> = all(0..25).into_iter().filter(|key| !key.ends_with(gone)).collect();
+        assert!(stays.iter().all(|key| listing.contains(key)), "{gone}: {listing:?}");
+        fill(&backend, 0..25).await;
+    }
+    // Deleted and made anew, it is on a later page again.
+    let anew = ["EVAL", ANEW, "2", "pmcp:tasks:owner:00003", "pmcp:idx:owner"];
+    let mut listing = listed_while(&server, &anew).await;
+    assert_eq!(listing.last().map(String::as_str), Some("owner:00003"));
+    listing.sort();
+    assert_eq!(listing, all(0..25));
+}
+
+/// Deletes a task and makes it anew, last in the order of creation.
+const ANEW: &str = "redis.call('PMCPTASK.DEL', KEYS[1], KEYS[2]) \
+                    return redis.call('PMCPTASK.PUT', KEYS[1], KEYS[2], 'anew', 'PERSIST', 'CREATED', '9007199254740991')";
+
+/// What a list has while somebody else does something between its first page and the second.
+async fn listed_while(server: &Server, other: &[&str]) -> Vec<String> {
+    let proxy = Proxy::to(server.port());
+    let backend = RedisBackend::builder(proxy.url()).list_page_size(9).connect().await.unwrap();
+    let before = server.calls_of("pmcptask.list");
+    // The reply with the first page is held back meanwhile.
+    proxy.set(Fault::Delay(Duration::from_secs(1)));
+    let listing = tokio::spawn(async move { listed(&backend).await });
+    assert!(holds_within(Duration::from_secs(5), || server.calls_of("pmcptask.list") > before));
+    let reply = server.wire().call(other);
+    assert!(!reply.starts_with('-'), "{reply}");
+    proxy.set(Fault::None);
+    let listing = listing.await.unwrap();
+    let unique: HashSet<_> = listing.iter().collect();
+    assert_eq!(unique.len(), listing.len(), "{listing:?}");
+    listing
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_a_cluster_and_of_resp2_are_pages_too() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for url in [format!("{}?protocol=2", server.url()), cluster.url()] {
+        let backend = RedisBackend::builder(url).list_page_size(10).prefix("lists").connect().await.unwrap();
+        fill(&backend, 0..35).await;
+        assert_eq!(listed(&backend).await, all(0..35));
+    }
+}
