@@ -169,6 +169,12 @@ impl Cluster {
         self.operate("reshard", &options);
     }
 
+    /// Has every primary walk through its indexes so many times: [`Server::have_indexes_walked`].
+    pub fn have_indexes_walked(&self, times: u64) {
+        let primaries = self.servers.iter().filter(|server| server.is_primary());
+        primaries.for_each(|server| server.have_indexes_walked(times));
+    }
+
     /// Every task's key, and the index entry of every task as a task's key, of all primaries, sorted. Where both
     /// are the same, index and hashes agree.
     #[must_use]

@@ -44,6 +44,8 @@ async fn end(what: &str, load: Load, cluster: &Cluster, longest_outage: Duration
     let account = load.end(&backend(cluster).await).await;
     show(&format!("{what}: {account}"));
     account.assert_nothing_lost(longest_outage);
+    // Entries stay whose tasks went while their slot was on its way.
+    cluster.have_indexes_walked(2);
     let agree = || {
         let (hashes, entries) = cluster.hashes_and_entries();
         // Each at one node.

@@ -37,7 +37,7 @@ const WARM_UP: usize = 20;
 pub(crate) async fn measure(folder: &Path) -> Result<()> {
     let server = Server::start();
     let described = machine::described(&server);
-    let progress = ProgressBar::new(6 + u64::try_from(HOURS)? + 5);
+    let progress = ProgressBar::new(6 + u64::try_from(HOURS)? + 5 + 9);
     progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}")?);
     progress.set_message("memory");
     let memory = memory(&server, &progress).await?;
@@ -45,6 +45,8 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     let churn = churn(&server, &progress).await?;
     progress.set_message("growth");
     let growth = growth(&server, &progress).await?;
+    progress.set_message("pages");
+    let pages = pages(&server, &progress)?;
     progress.finish_and_clear();
 
     let mut table = format!(
@@ -78,9 +80,24 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
             times.iter().map(|(p50, p99)| format!("{} ({})", short(*p50), short(*p99))).collect();
         let _ = writeln!(table, "| {tasks} | {} |", times.join(" | "));
     }
+    let _ = write!(
+        table,
+        "\n## Pages of an owner, in µs\n\nOne at a time; median (99th percentile) of {PAGES} pages of {PAGE} tasks. `HGETALL` of one \
+         task, at the same time, takes {} µs.\n\n\
+         | entries | creation times | first page | last page | last page, `REV` |\n|---|---|---|---|---|\n",
+        short(pages.hash.0),
+    );
+    for (entries, kind, times) in &pages.rows {
+        let times: Vec<_> =
+            times.iter().map(|(p50, p99)| format!("{} ({})", short(*p50), short(*p99))).collect();
+        let _ = writeln!(table, "| {entries} | {kind} | {} |", times.join(" | "));
+    }
     println!("{table}");
     write(folder, "growth.md", &table)?;
-    let raw: Value = json!({ "machine": described, "memory": memory, "churn": churn, "growth": growth });
+    let raw: Value = json!({
+        "machine": described, "memory": memory, "churn": churn, "growth": growth,
+        "pages": { "rows": pages.rows, "hash": pages.hash },
+    });
     write(folder, "growth.json", &(serde_json::to_string(&raw)? + "\n"))?;
     let left = churn.last().map_or([0; 2], |[ours, lua]| [ours.0, lua.0]);
     #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
@@ -228,4 +245,68 @@ async fn growth(server: &Server, progress: &ProgressBar) -> Result<Vec<(String, 
         progress.inc(1);
     }
     Ok(rows)
+}
+
+const PAGE: usize = 50;
+const PAGES: usize = 100;
+
+struct Pages {
+    /// Entries of the owner, kind of creation times, and a time for each kind of page.
+    rows: Vec<(usize, &'static str, Times)>,
+    /// Of one `HGETALL`.
+    hash: (f64, f64),
+}
+
+/// How long a page takes where creation times are distinct, all equal, or belong to entries of which nine in ten are
+/// without their task.
+fn pages(server: &Server, progress: &ProgressBar) -> Result<Pages> {
+    let mut pipeline = Pipeline::open(server.port())?;
+    let mut rows = Vec::new();
+    let created = |kind, n: usize| if kind == "all equal" { 1_000_000 } else { 1_000_000 + n };
+    for entries in [1_000, 10_000, 100_000] {
+        for kind in ["distinct", "all equal", "distinct, nine in ten without a task"] {
+            server.wire().call(&["FLUSHALL"]);
+            let fill: Vec<_> = (0..entries)
+                .map(|n| {
+                    let (id, created) = (format!("task-{n:06}"), created(kind, n).to_string());
+                    if kind.ends_with("task") && n % 10 != 0 {
+                        return words(&["ZADD", "pmcp:idx:owner", &created, &id]);
+                    }
+                    let key = format!("pmcp:tasks:owner:{id}");
+                    words(&["PMCPTASK.PUT", &key, "pmcp:idx:owner", "x", "PERSIST", "CREATED", &created])
+                })
+                .collect();
+            pipeline.run(&batches(&fill, 100))?;
+            // So far from the end that a page is full, also where few entries have a task.
+            let at = entries - PAGE * if kind.ends_with("task") { 10 } else { 1 } - 1;
+            let position = |n: usize| [created(kind, n).to_string(), format!("task-{n:06}")];
+            let ([created_ms, id], count) = (position(at), PAGE.to_string());
+            let [first_ms, first_id] = position(entries - at);
+            let list = ["PMCPTASK.LIST", "pmcp:idx:owner", "COUNT", &count];
+            let kinds = [
+                list.to_vec(),
+                [&list[..], &["AFTER", &created_ms, &id]].concat(),
+                [&list[..], &["REV", "AFTER", &first_ms, &first_id]].concat(),
+            ];
+            let times =
+                kinds.iter().map(|command| time_one(&mut pipeline, command)).collect::<Result<_>>()?;
+            rows.push((entries, kind, times));
+            progress.inc(1);
+        }
+    }
+    Ok(Pages { rows, hash: time_one(&mut pipeline, &["HGETALL", "pmcp:tasks:owner:task-000000"])? })
+}
+
+/// Median and 99th percentile of a command, one at a time.
+fn time_one(pipeline: &mut Pipeline, command: &[&str]) -> Result<(f64, f64)> {
+    let one = batches(&[words(command)], 1);
+    pipeline.run(&one)?;
+    let mut times = Vec::with_capacity(PAGES);
+    for _ in 0..PAGES {
+        let started = Instant::now();
+        pipeline.run(&one)?;
+        times.push(started.elapsed());
+    }
+    let sample = sample(times, Duration::from_secs(1), Duration::ZERO);
+    Ok((sample.p50, sample.p99.unwrap_or(f64::NAN)))
 }
