@@ -20,7 +20,8 @@ impl TaskCommand for List {
         acl_categories: c"read slow",
         arity: -2,
         summary: c"Lists an owner's tasks with their records, in order of creation.",
-        complexity: c"O(log(N)+M) with N tasks of the owner and M of them looked at; those that share AFTER's creation time are.",
+        complexity: c"O(log(N)+M) with N tasks of the owner and M entries looked at: those listed, those without a live task \
+                      before the last one listed, and with AFTER those of the same creation time.",
         since: c"0.1.0",
         key_specs: &[KeySpec { position: 1, access: Access::Read }],
         arguments: &[

@@ -19,7 +19,8 @@ impl TaskCommand for Put {
         acl_categories: c"write slow",
         arity: -4,
         summary: c"Stores a task's record and returns its new version.",
-        complexity: c"O(log(N)) with N tasks of the owner. With MAXTASKS n and n entries or more: O(log(N)+n+D) with D entries without a live task that are met, newest first.",
+        complexity: c"O(log(N)) with N tasks of the owner. With MAXTASKS n and an index of n entries or more, O(log(N)+n+D): entries \
+                      are looked at, newest first, until n live tasks are found; D of them have none.",
         since: c"0.1.0",
         key_specs: &[
             KeySpec { position: 1, access: Access::Update },

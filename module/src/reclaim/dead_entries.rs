@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ffi::c_int;
 use std::hash::{BuildHasher, RandomState};
 
-/// Entries that are kept: 20 MB at most. The rest waits for a later walk.
+/// Entries that are kept of a walk; those of two walks take 40 MB at most. The rest waits for a later walk.
 const MOST: usize = 1_000_000;
 
 /// Entries as fingerprints of 64 bits with a secret key: two of a million share one in ten million million cases, and

@@ -13,6 +13,7 @@ use super::in_use::is_in_use;
 use super::{may_write, remove_entries, remove_hash, report};
 use crate::record::{Presence, presence};
 use crate::server::{Context, Failed, ServerThread, StringRef, start_timer};
+use crate::settings::{RECLAIM, panic_if_asked};
 use crate::slots::{Role, Slots};
 
 /// Keys that are kept. The entries of any beyond that are left to the walk.
@@ -51,7 +52,7 @@ pub(super) fn note(context: &Context, name: StringRef<'_>) {
     let name = name.bytes();
     let Ok(key) = TaskKey::parse(name) else { return };
     // A replica is told by its primary.
-    if !is_in_use(context, key.prefix) || !context.is_settled_primary() {
+    if !RECLAIM.get() || !is_in_use(context, key.prefix) || !context.is_settled_primary() {
         return;
     }
     let Some(mut ended) = ENDED.borrow_mut(context) else { return };
@@ -82,7 +83,7 @@ fn remove_some(context: &Context) {
             ended.keys.clear();
         }
     }
-    crate::settings::panic_if_asked();
+    panic_if_asked();
     let may_write = may_write(context);
     if may_write {
         let (started, slots) = (Instant::now(), Slots::of(context));
