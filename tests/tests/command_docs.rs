@@ -487,13 +487,14 @@ fn module_is_never_unloaded() {
     let server = Server::start_with(&ServerOptions::default().set("enable-module-command", "local"));
     let mut wire = server.wire();
     run(&mut wire, "PMCPTASK.PUT p:tasks:o:t p:idx:o d");
+    assert!(run(&mut wire, "MODULE UNLOAD pmcptask").starts_with("-ERR Error unloading module"));
+    assert!(server.log().contains("the module is never unloaded"), "{}", server.log());
     run(&mut wire, "ACL SETUSER tasks on nopass ~* +pmcptask.get +pmcptask.put|p:tasks:o:t");
     let mut queued = server.wire();
     assert_eq!(run(&mut queued, "MULTI"), "+OK\r\n");
     assert_eq!(run(&mut queued, "PMCPTASK.GET p:tasks:o:t"), "+QUEUED\r\n");
     let reply = run(&mut wire, "MODULE UNLOAD pmcptask");
     assert!(reply.starts_with("-ERR Error unloading module"), "{reply}");
-    assert!(server.log().contains("the module is never unloaded"), "{}", server.log());
     assert!(run(&mut queued, "EXEC").starts_with("*1\r\n*2\r\n:1"));
     assert!(run(&mut wire, "ACL LIST").contains("+pmcptask.get"));
 }
@@ -506,7 +507,8 @@ fn load_that_the_server_takes_back_leaves_the_server_as_it_was() {
     let mut wire = server.wire();
     let reply = run(&mut wire, &format!("MODULE LOADEX {library} CONFIG pmcptask.nonsense 1"));
     assert!(reply.starts_with('-'), "{reply}");
-    assert_eq!(run(&mut wire, "MODULE LIST"), "*0\r\n");
+    // Some servers have modules of their own.
+    assert!(!run(&mut wire, "MODULE LIST").contains("pmcptask"));
     assert!(
         run(&mut wire, &format!("MODULE LOADEX {library} CONFIG pmcptask.reclaim no")).starts_with("+OK")
     );

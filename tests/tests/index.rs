@@ -287,8 +287,12 @@ fn entry_goes_at_the_second_look_when_somebody_else_removes_the_hash() {
         put(&mut wire, "alice", "stays", &["PERSIST"]);
         // On a connection of its own: Valkey 8.1 leaves that of a MOVE in the other database.
         call(&mut server.wire(), how);
-        // Nothing removes it before.
-        assert!(!holds_within(Duration::from_millis(50), || !has_entry(&mut wire, "alice", "t")), "{how}");
+        // Nothing removes it before; to some servers, an expiry that is set to be past is one like any other.
+        let is_expiry = how.starts_with("PEXPIREAT");
+        assert!(
+            is_expiry || !holds_within(Duration::from_millis(50), || !has_entry(&mut wire, "alice", "t")),
+            "{how}"
+        );
         server.have_indexes_walked(2);
         assert!(!has_entry(&mut wire, "alice", "t"), "{how}");
         assert!(has_entry(&mut wire, "alice", "stays"), "{how}");
