@@ -73,10 +73,11 @@ valgrind_logs := $(abspath $(target))/valgrind
 valgrind_suites := access atomicity bad_input cluster_slots command_docs commands compatibility conformance index \
   model no_crash_no_leak old_backend replication
 
-# Left out: a walk over thousands of keys, which takes a share of the time of which valgrind leaves too little; the
+# Left out: walks over very many keys, which take a share of the time of which valgrind leaves too little; the
 # server's own count of its memory, which is another one under valgrind; and the Lua backend with records of 10 MB,
 # because it waits half a second for a reply.
-valgrind_skips := evicted_index_comes_back_with_its_live_tasks a_million_operations_leave_used_memory_where_it_was \
+valgrind_skips := an_unlink_of_a_quarter_of_a_million_tasks what_the_server_has_expired a_hundred_thousand_owners \
+  whatever_hz no_command_takes_longer a_million_operations_leave_used_memory_where_it_was \
   redis_lua::records_of_1_byte_and_of_10_megabytes_are_kept
 
 valgrind: prerequisites ## Run suites against a server under valgrind; fail on what it finds in the module

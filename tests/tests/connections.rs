@@ -308,8 +308,8 @@ async fn reads_do_not_stay_with_a_server_that_takes_no_writes_any_more() {
     let before = proxy.accepted();
     let error = backend.put("owner:t", b"data").await.unwrap_err();
     assert!(matches!(reason(&error), Error::ReadOnly { .. }), "{error}");
-    // The connections of writes and of reads.
-    assert!(holds_within(Duration::from_secs(2), || proxy.accepted() == before + 2));
+    // The connections of writes and of reads; one that fails is followed by a question why.
+    assert!(holds_within(Duration::from_secs(2), || proxy.accepted() >= before + 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -329,8 +329,8 @@ async fn primary_that_is_demoted_while_a_write_waits_is_left_by_reads_too() {
     let error = writing.await.unwrap().unwrap_err();
     assert!(matches!(reason(&error), Error::NotReplicated { acknowledged: 0, .. }), "{error}");
     assert!(started.elapsed() < WITHIN, "{:?}", started.elapsed());
-    // The connections of writes and of reads.
-    assert!(holds_within(Duration::from_secs(2), || proxy.accepted() == before + 2));
+    // The connections of writes and of reads; one that fails is followed by a question why.
+    assert!(holds_within(Duration::from_secs(2), || proxy.accepted() >= before + 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
