@@ -59,7 +59,12 @@ fn what_is_refused(context: &Context) -> Option<String> {
         let on_indexes = ON_INDEXES.iter().map(|command| (command, &index));
         for (command, key) in on_tasks.chain(on_indexes) {
             let [name, key] = [command.to_bytes(), key].map(|text| context.create_string(text));
-            if !default.may(name.as_ref(), key.as_ref()) {
+            let more = match command.to_bytes() {
+                b"HSET" | b"ZADD" => 2,
+                b"DEL" | b"PERSIST" => 0,
+                _ => 1,
+            };
+            if !default.may(name.as_ref(), key.as_ref(), more) {
                 return Some(format!("{} {}", command.to_string_lossy(), key.bytes().escape_ascii()));
             }
         }

@@ -25,12 +25,14 @@ impl<'c> AclUser<'c> {
         Some(Self { context, raw })
     }
 
-    /// Whether the user may run a command with this key as its first argument.
-    pub(crate) fn may(&self, command: StringRef<'_>, key: StringRef<'_>) -> bool {
-        let mut words = [command.raw(), key.raw()];
+    /// Whether the user may run a command with this key as its first argument, and up to two `more`: some servers ask
+    /// whether there are as many as the command takes.
+    pub(crate) fn may(&self, command: StringRef<'_>, key: StringRef<'_>, more: i32) -> bool {
+        let mut words = [command.raw(), key.raw(), key.raw(), key.raw()];
+        let count = more.clamp(0, 2).saturating_add(2);
         let check = self.context.api.acl_check_command_permissions;
-        // SAFETY: the user is alive until drop, the list is of two strings that are alive.
-        unsafe { check(self.raw.as_ptr(), words.as_mut_ptr(), 2) == OK }
+        // SAFETY: the user is alive until drop, the list is of as many strings as are said at least, all alive.
+        unsafe { check(self.raw.as_ptr(), words.as_mut_ptr(), count) == OK }
     }
 
     /// The user's rules, as `ACL LIST` shows them. The server keeps the text ready.
@@ -106,7 +108,7 @@ impl<'c> Permissions<'c> {
             User::Deleted => return false,
             User::Known(user) => user,
         };
-        let allowed = user.may(self.command.string.get(self.context), key);
+        let allowed = user.may(self.command.string.get(self.context), key, 0);
         if allowed {
             let command = self.command.name.to_bytes();
             let has_all = user.rules().is_some_and(|rules| allow_all(rules.bytes(), command, common));
