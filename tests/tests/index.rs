@@ -365,7 +365,7 @@ fn server_that_is_killed_between_a_tasks_end_and_its_entrys_removes_the_entry_la
     let mut wire = server.wire();
     put(&mut wire, "alice", "long", &["PERSIST"]);
     put(&mut wire, "alice", "short", &["PXAT", &in_ms(50)]);
-    // No entry is removed while writes are paused, as it would be a moment later.
+    // The entry is left as if the server were killed in the moment before its removal.
     call(&mut wire, "CONFIG SET pmcptask.reclaim no");
     std::thread::sleep(Duration::from_millis(60));
     assert!(!exists(&mut wire, "pmcp:tasks:alice:short"));
