@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::agreement::assert_hashes_and_entries_agree;
 use crate::holds_within;
 use crate::proxy::Proxy;
 use crate::server::{Server, ServerOptions};
@@ -169,47 +170,10 @@ impl Cluster {
         self.operate("reshard", &options);
     }
 
-    /// Has every primary walk through its indexes so many times: [`Server::have_indexes_walked`].
-    pub fn have_indexes_walked(&self, times: u64) {
-        let primaries = self.servers.iter().filter(|server| server.is_primary());
-        primaries.for_each(|server| server.have_indexes_walked(times));
-    }
-
-    /// Every task's key, and the index entry of every task as a task's key, of all primaries, sorted. Where both
-    /// are the same, index and hashes agree.
-    #[must_use]
-    pub fn hashes_and_entries(&self) -> (Vec<String>, Vec<String>) {
-        let (mut hashes, mut entries) = (Vec::new(), Vec::new());
-        for server in self.servers.iter().filter(|server| server.is_primary()) {
-            let of_server = server.hashes_and_entries();
-            hashes.extend(of_server.0);
-            entries.extend(of_server.1);
-        }
-        hashes.sort();
-        entries.sort();
-        (hashes, entries)
-    }
-}
-
-impl Server {
-    /// Every task's key, and the index entry of every task as a task's key, sorted.
-    #[must_use]
-    pub fn hashes_and_entries(&self) -> (Vec<String>, Vec<String>) {
-        let (mut hashes, mut entries) = (Vec::new(), Vec::new());
-        let mut connection = self.connection();
-        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
-        for key in keys {
-            let Some((prefix, owner)) = key.split_once(":idx:") else {
-                hashes.push(key);
-                continue;
-            };
-            let members: Vec<String> =
-                redis::cmd("ZRANGE").arg(&key).arg(0).arg(-1).query(&mut connection).unwrap();
-            entries.extend(members.iter().map(|member| format!("{prefix}:tasks:{owner}:{member}")));
-        }
-        hashes.sort();
-        entries.sort();
-        (hashes, entries)
+    /// [`assert_hashes_and_entries_agree`] for all primaries together.
+    pub fn assert_hashes_and_entries_agree(&self) {
+        let primaries: Vec<_> = self.servers.iter().filter(|server| server.is_primary()).collect();
+        assert_hashes_and_entries_agree(&primaries);
     }
 }
 

@@ -13,6 +13,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod agreement;
 mod cluster;
 pub mod conformance;
 mod load;
@@ -23,6 +24,7 @@ mod sentinel;
 mod server;
 mod wire;
 
+pub use agreement::assert_hashes_and_entries_agree;
 pub use cluster::Cluster;
 pub use load::{Account, Load};
 pub use outcome::{reason, show, skipped};

@@ -365,8 +365,7 @@ async fn data_of_one_server_becomes_a_cluster() {
     assert_eq!(shown(&backend).await, before);
     let keys = |server: &Server| server.wire().call(&["DBSIZE"]);
     assert!(cluster.servers.iter().all(|server| keys(server) != ":0\r\n"));
-    let (hashes, entries) = cluster.hashes_and_entries();
-    assert_eq!(hashes, entries);
+    cluster.assert_hashes_and_entries_agree();
 }
 
 #[tokio::test(flavor = "multi_thread")]

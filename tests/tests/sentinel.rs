@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
-use pmcptask_tests::{Fault, Load, Proxy, Server, ServerOptions, Watched, holds_within, reason, show};
+use pmcptask_tests::{
+    Fault, Load, Proxy, Server, ServerOptions, Watched, assert_hashes_and_entries_agree, holds_within,
+    reason, show,
+};
 
 const CLIENTS: usize = 4;
 /// Calls before, and after, something changes.
@@ -40,11 +43,7 @@ async fn end(what: &str, load: Load, watched: &Watched) {
     show(&format!("{what}: {account}"));
     account.assert_nothing_lost(FAILOVER);
     let primary = watched.servers.iter().find(|server| server.is_primary()).unwrap();
-    let agree = || {
-        let (hashes, entries) = primary.hashes_and_entries();
-        !hashes.is_empty() && hashes == entries
-    };
-    assert!(holds_within(Duration::from_secs(1), agree), "{:#?}", primary.hashes_and_entries());
+    assert_hashes_and_entries_agree(&[primary]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
