@@ -46,22 +46,29 @@ pub enum Error {
     },
     /// The server does not know the commands of the module. Nothing was changed.
     #[error(
-        "the Redis server has no pmcptask module: start it with --loadmodule /path/to/libpmcptask.so, or put \
+        "the Redis server at {address} has no pmcptask module: start it with --loadmodule /path/to/libpmcptask.so, or put \
          'loadmodule /path/to/libpmcptask.so' in its redis.conf"
     )]
-    ModuleNotLoaded,
+    ModuleNotLoaded {
+        /// Where the server is.
+        address: String,
+    },
     /// The connection was lost, or no reply came in time, after a write was sent. The write is not
     /// repeated, because nobody knows whether it has been carried out.
-    #[error("the outcome of the write to {key} is unknown: no reply came ({source})")]
+    #[error("the outcome of the write to {key} is unknown: no reply came from {address} ({source})")]
     OutcomeUnknown {
+        /// Where the server is.
+        address: String,
         /// Key of the task.
         key: String,
         /// How the reply was lost.
         source: RedisError,
     },
     /// The connection was lost, or no reply came in time, during a read. One that lost its connection was sent twice.
-    #[error("no reply came to the read of {key} ({source}){}", hint_of_lost_list(key, source))]
+    #[error("no reply came from {address} to the read of {key} ({source}){}", hint_of_lost_list(key, source))]
     NoReply {
+        /// Where the server is.
+        address: String,
         /// Key of the task or of the index.
         key: String,
         /// How the reply was lost.
@@ -76,7 +83,7 @@ pub enum Error {
     /// No connection came back in time, or a write that waits for replicas was kept back too long behind others that do.
     /// Nothing was sent.
     #[error(
-        "no connection to {address} was to be had for {} ms, and nothing was sent: {}",
+        "no connection to {address} within {} ms, nothing was sent: {}",
         waited.as_millis(),
         source.as_ref().map_or_else(|| WAITS.to_owned(), ToString::to_string)
     )]
@@ -92,14 +99,18 @@ pub enum Error {
     #[error("the Redis server has failed to answer: nothing is sent for a moment")]
     CircuitOpen,
     /// The server's ACL does not allow this user the command or the key. Nothing was changed.
-    #[error("the Redis user may not do this: {source}")]
+    #[error("the Redis user may not do this at {address}: {source}")]
     NoPermission {
+        /// Where the server is.
+        address: String,
         /// What the server said.
         source: RedisError,
     },
     /// The server is a replica. Nothing was changed.
-    #[error("the Redis server is a read-only replica: write to its primary")]
+    #[error("the Redis server at {address} is a read-only replica: write to its primary")]
     ReadOnly {
+        /// Where the server is.
+        address: String,
         /// What the server said.
         source: RedisError,
     },
@@ -120,21 +131,31 @@ pub enum Error {
         source: Option<RedisError>,
     },
     /// The server belongs to a cluster, and another node has the key. Nothing was changed.
-    #[error("the key is at another node of a Redis cluster, connect with redis+cluster://: {source}")]
+    #[error(
+        "the Redis server at {address} is a node of a cluster and has no such key, connect with redis+cluster://: {source}"
+    )]
     OtherNode {
+        /// Where the server is.
+        address: String,
         /// What the server said.
         source: RedisError,
     },
     /// The key's slot has been moving to another node all the time that the call could wait. Nothing was changed.
-    #[error("the key's slot is moving to another node of the Redis cluster: try again in a moment")]
+    #[error(
+        "the key's slot is moving to another node of the Redis cluster at {address}, try again in a moment: {source}"
+    )]
     SlotMoving {
+        /// Where the server is.
+        address: String,
         /// What the server said.
         source: RedisError,
     },
     /// No node could serve the key in the time that the call could wait: after a failure, until a replica has
     /// taken over. Nothing was changed.
-    #[error("the key cannot be served right now: {source}")]
+    #[error("no node of the Redis cluster at {address} serves the key right now: {source}")]
     ClusterDown {
+        /// Where the server is.
+        address: String,
         /// What the server said.
         source: RedisError,
     },
@@ -153,33 +174,45 @@ pub enum Error {
     },
     /// The primary has fewer healthy replicas than its `min-replicas-to-write` asks for, and takes no writes. Nothing
     /// was changed.
-    #[error("the Redis server refuses writes because too few of its replicas are well: {source}")]
+    #[error(
+        "the Redis server at {address} refuses writes because too few of its replicas are healthy: {source}"
+    )]
     TooFewReplicas {
+        /// Where the server is.
+        address: String,
         /// What the server said.
         source: RedisError,
     },
     /// The server is still reading its data from disk. Nothing was changed.
-    #[error("the Redis server is loading its data: try again in a moment")]
+    #[error("the Redis server at {address} is loading its data, try again in a moment: {source}")]
     Loading {
+        /// Where the server is.
+        address: String,
         /// What the server said.
         source: RedisError,
     },
     /// The server cannot persist and refuses writes. Nothing was changed.
-    #[error("the Redis server refuses writes because it cannot save to disk: {source}")]
+    #[error("the Redis server at {address} refuses writes because it cannot save to disk: {source}")]
     CannotPersist {
+        /// Where the server is.
+        address: String,
         /// What the server said.
         source: RedisError,
     },
     /// A hash under a task's key is not one that this schema writes. Nothing was changed.
-    #[error("the stored task is corrupt: {source}")]
+    #[error("a task stored at {address} is corrupt: {source}")]
     Corrupt {
+        /// Where the server is.
+        address: String,
         /// What the server said; it names the key.
         source: RedisError,
     },
     /// The module has failed on the server: a defect of it, which its makers want to hear of. Of a write, the
     /// outcome is unknown.
-    #[error("the pmcptask module has failed to carry out the call: {source}")]
+    #[error("the pmcptask module at {address} failed to carry out the call: {source}")]
     Defect {
+        /// Where the server is.
+        address: String,
         /// What the server said.
         source: RedisError,
     },
@@ -315,15 +348,15 @@ pub(crate) enum CallKind {
 }
 
 /// Gives the loss of a reply its meaning.
-pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str) -> Error {
+pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str, address: String) -> Error {
     match kind {
-        CallKind::Write => Error::OutcomeUnknown { key: key.to_owned(), source: error },
-        CallKind::Read | CallKind::Check => Error::NoReply { key: key.to_owned(), source: error },
+        CallKind::Write => Error::OutcomeUnknown { address, key: key.to_owned(), source: error },
+        CallKind::Read | CallKind::Check => Error::NoReply { address, key: key.to_owned(), source: error },
     }
 }
 
 /// Gives an error reply its meaning.
-pub(crate) fn of_reply(error: RedisError, address: &str) -> StorageError {
+pub(crate) fn of_reply(error: RedisError, address: String) -> StorageError {
     match error.code() {
         Some("CAPACITY" | "OOM") => {
             StorageError::CapacityExceeded { message: error.detail().unwrap_or("no memory left").to_owned() }
@@ -334,9 +367,9 @@ pub(crate) fn of_reply(error: RedisError, address: &str) -> StorageError {
 
 /// The same in a cluster, of which every node is in reach: one that sends a call elsewhere until there is no time
 /// left has a slot that moves, and keys of one owner have different slots where they have no hash tags.
-pub(crate) fn of_reply_in_cluster(error: RedisError, address: &str) -> StorageError {
+pub(crate) fn of_reply_in_cluster(error: RedisError, address: String) -> StorageError {
     match error.code() {
-        Some("MOVED" | "ASK") => Error::SlotMoving { source: error }.into(),
+        Some("MOVED" | "ASK") => Error::SlotMoving { address, source: error }.into(),
         Some("CROSSSLOT") => hash_tags_are_off().into(),
         _ => of_reply(error, address),
     }
@@ -364,7 +397,7 @@ pub(crate) fn of_connecting(error: RedisError, address: String) -> Error {
         ErrorKind::AuthenticationFailed => Error::Authentication { address, source: error },
         ErrorKind::InvalidClientConfig => Error::Settings(format!("{address}: {error}")),
         ErrorKind::MasterNameNotFoundBySentinel => Error::NoPrimary { address, source: error },
-        _ if error.code().is_some() => of_server(error, &address),
+        _ if error.code().is_some() => of_server(error, address),
         #[cfg(feature = "tls")]
         _ if tls_error(&error).is_some() => Error::Tls { address, source: error },
         _ => Error::NoServer { address, source: error },
@@ -395,7 +428,7 @@ pub(crate) fn of_move(error: RedisError, address: &str) -> Error {
         Some([(_, reply), ..]) if matches!(reply.code(), "MOVED" | "CROSSSLOT") => {
             Error::Settings("URL: expected one server or Sentinels, got a node of a cluster".to_owned())
         }
-        Some([(_, reply), ..]) => of_server(reply.clone().into(), address),
+        Some([(_, reply), ..]) => of_server(reply.clone().into(), address.to_owned()),
         _ => Error::Interrupted { source: error },
     }
 }
@@ -407,7 +440,7 @@ pub(crate) fn is_wrong_type(error: &RedisError) -> bool {
 }
 
 /// Gives an error reply its meaning. But for DEFECT, the server sends one before it has changed anything.
-fn of_server(error: RedisError, address: &str) -> Error {
+fn of_server(error: RedisError, address: String) -> Error {
     let unknown_command = error.detail().and_then(|detail| detail.strip_prefix("unknown command"));
     let is_ours = |name: &str| {
         let name = name.trim_start_matches([' ', '\'', '`']);
@@ -415,21 +448,21 @@ fn of_server(error: RedisError, address: &str) -> Error {
     };
     if unknown_command.is_some_and(is_ours) {
         // The server repeats the arguments, the record among them: that text goes no further.
-        return Error::ModuleNotLoaded;
+        return Error::ModuleNotLoaded { address };
     }
     match error.code() {
-        Some("NOAUTH" | "WRONGPASS") => Error::Authentication { address: address.to_owned(), source: error },
-        Some("NOPERM") => Error::NoPermission { source: error },
-        Some("READONLY") => Error::ReadOnly { source: error },
-        Some("MOVED" | "ASK" | "CROSSSLOT") => Error::OtherNode { source: error },
-        Some("TRYAGAIN") => Error::SlotMoving { source: error },
-        Some("CLUSTERDOWN" | "MASTERDOWN") => Error::ClusterDown { source: error },
-        Some("LOADING") => Error::Loading { source: error },
-        Some("NOREPLICAS") => Error::TooFewReplicas { source: error },
-        Some("MISCONF") => Error::CannotPersist { source: error },
-        Some("CORRUPT") => Error::Corrupt { source: error },
-        Some("DEFECT") => Error::Defect { source: error },
-        _ => Error::Refused { address: address.to_owned(), source: error },
+        Some("NOAUTH" | "WRONGPASS") => Error::Authentication { address, source: error },
+        Some("NOPERM") => Error::NoPermission { address, source: error },
+        Some("READONLY") => Error::ReadOnly { address, source: error },
+        Some("MOVED" | "ASK" | "CROSSSLOT") => Error::OtherNode { address, source: error },
+        Some("TRYAGAIN") => Error::SlotMoving { address, source: error },
+        Some("CLUSTERDOWN" | "MASTERDOWN") => Error::ClusterDown { address, source: error },
+        Some("LOADING") => Error::Loading { address, source: error },
+        Some("NOREPLICAS") => Error::TooFewReplicas { address, source: error },
+        Some("MISCONF") => Error::CannotPersist { address, source: error },
+        Some("CORRUPT") => Error::Corrupt { address, source: error },
+        Some("DEFECT") => Error::Defect { address, source: error },
+        _ => Error::Refused { address, source: error },
     }
 }
 
@@ -448,7 +481,7 @@ mod tests {
     #[test]
     fn server_without_memory_or_room_is_at_capacity() {
         for code in ["OOM", "CAPACITY"] {
-            let error = of_reply(server_error(code, "full"), "h:1");
+            let error = of_reply(server_error(code, "full"), "h:1".to_owned());
             assert!(matches!(error, StorageError::CapacityExceeded { message } if message == "full"));
         }
     }
@@ -456,18 +489,18 @@ mod tests {
     #[test]
     fn lost_reply_to_a_write_says_that_the_outcome_is_unknown() {
         let lost = || RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
-        let error = StorageError::from(of_loss(lost(), CallKind::Write, "o:t"));
+        let error = StorageError::from(of_loss(lost(), CallKind::Write, "o:t", "h:1".to_owned()));
         assert!(error.to_string().contains("outcome of the write to o:t is unknown"), "{error}");
         let source = error.source().and_then(|source| source.downcast_ref::<Error>());
         assert!(source.is_some_and(Error::outcome_is_unknown));
-        let error = of_loss(lost(), CallKind::Read, "o:t");
-        assert!(error.to_string().contains("no reply came to the read"), "{error}");
+        let error = of_loss(lost(), CallKind::Read, "o:t", "h:1".to_owned());
+        assert!(error.to_string().contains("no reply came from h:1 to the read"), "{error}");
     }
 
     #[test]
     fn lost_list_names_the_limit_of_the_server_and_no_other_read_does() {
         let lost = |kind| RedisError::from(std::io::Error::from(kind));
-        let text = |kind, key| of_loss(lost(kind), CallKind::Read, key).to_string();
+        let text = |kind, key| of_loss(lost(kind), CallKind::Read, key, "h:1".to_owned()).to_string();
         assert!(text(std::io::ErrorKind::BrokenPipe, "o:").contains("client-output-buffer-limit"));
         assert!(!text(std::io::ErrorKind::TimedOut, "o:").contains("client-output-buffer-limit"));
         assert!(!text(std::io::ErrorKind::BrokenPipe, "o:t").contains("client-output-buffer-limit"));
@@ -485,12 +518,13 @@ mod tests {
             ("CLUSTERDOWN", "right now"),
             ("MISCONF", "cannot save to disk"),
             ("CORRUPT", "is corrupt"),
-            ("DEFECT", "has failed to carry out"),
+            ("DEFECT", "failed to carry out"),
             ("NOAUTH", "user name or password"),
             ("WRONGTYPE", "at h:1 refuses: "),
         ] {
-            let error = of_reply(server_error(code, "why"), "h:1");
+            let error = of_reply(server_error(code, "why"), "h:1".to_owned());
             assert!(error.to_string().contains(text), "{code}: {error}");
+            assert!(error.to_string().contains("h:1"), "{code}: {error}");
             let redis = error.source().and_then(std::error::Error::source);
             assert!(redis.is_some_and(<dyn std::error::Error>::is::<RedisError>), "{code}");
         }

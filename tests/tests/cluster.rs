@@ -504,5 +504,5 @@ async fn node_without_the_module_is_found_at_construction() {
     }
     cluster.wait_until_settled();
     let error = RedisBackend::new(&cluster.url()).await.unwrap_err();
-    assert!(matches!(reason(&error), Error::ModuleNotLoaded), "{error}");
+    assert!(matches!(reason(&error), Error::ModuleNotLoaded { .. }), "{error}");
 }

@@ -331,16 +331,21 @@ async fn wrong_password_is_told_at_once() {
     server.kill();
 }
 
-const HOW_TO_LOAD: &str = "the Redis server has no pmcptask module: start it with --loadmodule \
-    /path/to/libpmcptask.so, or put 'loadmodule /path/to/libpmcptask.so' in its redis.conf";
+fn how_to_load(server: &Server) -> String {
+    format!(
+        "the Redis server at 127.0.0.1:{} has no pmcptask module: start it with --loadmodule \
+         /path/to/libpmcptask.so, or put 'loadmodule /path/to/libpmcptask.so' in its redis.conf",
+        server.port()
+    )
+}
 
 #[tokio::test]
 async fn server_without_the_module_is_told_at_once_with_how_to_load_it() {
     let server = Server::start_with(&ServerOptions::default().without_module());
     let error = Native::new(&server.url()).await.unwrap_err();
     let (message, source) = sentence(&error);
-    assert_eq!(message, HOW_TO_LOAD);
-    assert!(matches!(source, Error::ModuleNotLoaded));
+    assert_eq!(message, how_to_load(&server));
+    assert!(matches!(source, Error::ModuleNotLoaded { .. }));
 }
 
 #[tokio::test]
@@ -384,7 +389,7 @@ async fn no_error_shows_data() {
     // The first call finds that its connection has gone.
     let _ = native.get("alice:t").await;
     let without_module = native.put("alice:t", SECRET.as_bytes()).await.unwrap_err();
-    assert_eq!(sentence(&without_module).0, HOW_TO_LOAD);
+    assert_eq!(sentence(&without_module).0, how_to_load(&server));
     errors.push(without_module);
     errors.push(native.put_if_version("alice:t", SECRET.as_bytes(), 1).await.unwrap_err());
     for error in &errors {

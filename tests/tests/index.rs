@@ -363,11 +363,12 @@ fn server_that_is_killed_between_a_tasks_end_and_its_entrys_removes_the_entry_la
     let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
     let mut server = Server::start_with(&options);
     let mut wire = server.wire();
-    put(&mut wire, "alice", "long", &["PERSIST"]);
-    put(&mut wire, "alice", "short", &["PXAT", &in_ms(50)]);
     // The entry is left as if the server were killed in the moment before its removal.
     call(&mut wire, "CONFIG SET pmcptask.reclaim no");
-    std::thread::sleep(Duration::from_millis(60));
+    put(&mut wire, "alice", "long", &["PERSIST"]);
+    put(&mut wire, "alice", "short", &["PERSIST"]);
+    call(&mut wire, "PEXPIRE pmcp:tasks:alice:short 1");
+    std::thread::sleep(Duration::from_millis(2));
     assert!(!exists(&mut wire, "pmcp:tasks:alice:short"));
     server.kill();
     server.restart();
@@ -523,7 +524,9 @@ fn setting_says_which_prefixes_are_in_use_and_whether_anything_is_removed() {
     call(&mut wire, "CONFIG SET pmcptask.reclaim no");
     assert_eq!(wire.call(&["CONFIG", "SET", "pmcptask.prefixes", "jobs  batch"]), "+OK\r\n");
     assert!(wire.call(&["CONFIG", "GET", "pmcptask.prefixes"]).contains("jobs  batch"));
-    put(&mut wire, "b", "t", &["PXAT", &in_ms(1)]);
+    // By the server's clock: a PUT whose PXAT is past on arrival leaves no entry.
+    put(&mut wire, "b", "t", &["PERSIST"]);
+    call(&mut wire, "PEXPIRE pmcp:tasks:b:t 1");
     assert!(holds_within(Duration::from_secs(10), || !exists(&mut wire, "pmcp:tasks:b:t")));
     call(&mut wire, "CONFIG SET pmcptask.debug-walk-rest-ms 1");
     std::thread::sleep(Duration::from_millis(500));

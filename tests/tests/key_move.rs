@@ -12,9 +12,7 @@ use std::time::Duration;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, HashTags, KeyMove, RedisBackend};
-use pmcptask_tests::{
-    Cluster, Fault, Proxy, Server, ServerOptions, Watched, hash_tags_program, holds_within, now_ms, reason,
-};
+use pmcptask_tests::{Fault, Proxy, Server, ServerOptions, Watched, hash_tags_program, now_ms, reason};
 
 const OWNERS: [&str; 12] =
     ["alice", "", "}", "{", "{}", "}{", "a{b}c", "tenant:alice", "a:b:c", "ö |", "x}y{z", "tenant"];
@@ -333,39 +331,6 @@ async fn primary_behind_sentinels_is_moved_too_and_a_cluster_or_nothing_is_refus
     let builder = RedisBackend::builder(silent.url()).connect_timeout(Duration::from_millis(200));
     let error = builder.move_keys().await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoServer { .. }), "{error}");
-}
-
-/// The way from one server to a cluster that docs/operations.md describes.
-#[tokio::test(flavor = "multi_thread")]
-async fn data_of_one_server_becomes_a_cluster() {
-    let mut first = Server::start_with(&ServerOptions::default().set("appendonly", "yes"));
-    let plain = backend(&first, HashTags::Off).await;
-    fill(&plain).await;
-    let before = shown(&plain).await;
-    assert!(move_keys(&first, HashTags::On).await.left.is_empty());
-    first.stop();
-    first.restart_with(&Cluster::node_options().set("appendonly", "yes"));
-    // The node has taken the slots of which it has keys; it takes the others, too.
-    let mut cluster = Cluster { servers: vec![first] };
-    let entry = format!("127.0.0.1:{}", cluster.servers[0].port());
-    let fixed = cluster.servers[0].cli_answering(&["--cluster", "fix", &entry], "yes\n");
-    assert!(fixed.status.success(), "{}", String::from_utf8_lossy(&fixed.stdout));
-    for _ in 0..2 {
-        let joining = Server::start_with(&Cluster::node_options());
-        cluster.servers[0].meet(&joining);
-        cluster.servers.push(joining);
-    }
-    let ids: Vec<_> = cluster.servers.iter().map(Server::node_id).collect();
-    let knows = |server: &Server| ids.iter().all(|id| server.nodes().contains(id));
-    assert!(holds_within(Duration::from_secs(30), || cluster.servers.iter().all(knows)));
-    cluster.wait_until_settled();
-    cluster.operate("rebalance", &["--cluster-use-empty-masters"]);
-    cluster.wait_until_settled();
-    let backend = RedisBackend::new(&cluster.url()).await.unwrap();
-    assert_eq!(shown(&backend).await, before);
-    let keys = |server: &Server| server.wire().call(&["DBSIZE"]);
-    assert!(cluster.servers.iter().all(|server| keys(server) != ":0\r\n"));
-    cluster.assert_hashes_and_entries_agree();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -119,10 +119,12 @@ impl Connection {
         }
         match attempt {
             Attempt::Replied(reply) => reply.map_err(|error| match self {
-                Self::Cluster(_) => error::of_reply_in_cluster(error, &self.address()),
-                _ => error::of_reply(error, &self.address()),
+                Self::Cluster(_) => error::of_reply_in_cluster(error, self.address()),
+                _ => error::of_reply(error, self.address()),
             }),
-            Attempt::Lost(error) => Err(error::of_loss(error, request.kind, request.key).into()),
+            Attempt::Lost(error) => {
+                Err(error::of_loss(error, request.kind, request.key, self.address()).into())
+            }
             Attempt::NotSent(source) => {
                 Err(Error::NotConnected { address: self.address(), waited: started.elapsed(), source }.into())
             }

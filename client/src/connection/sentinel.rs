@@ -324,7 +324,7 @@ async fn ask(
 fn of_login(error: &Error) -> NoAnswer {
     match error {
         Error::Authentication { source, .. }
-        | Error::NoPermission { source }
+        | Error::NoPermission { source, .. }
         | Error::Refused { source, .. } => NoAnswer::Refusal(source.to_string()),
         failure => NoAnswer::Silence(failure.to_string()),
     }
