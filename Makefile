@@ -65,7 +65,7 @@ lint: prerequisites ## Check format, lints and dependencies
 	cargo deny --all-features check
 
 fuzz: prerequisites ## Fuzz argument grammar and record envelope for FUZZ_SECONDS (60) each
-	cd module && for target in argument_grammar record_envelope; do \
+	cd schema && for target in argument_grammar record_envelope; do \
 	  cargo fuzz run --sanitizer none $$target -- -max_total_time=$(or $(FUZZ_SECONDS),60) || exit 1; \
 	done
 

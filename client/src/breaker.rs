@@ -52,7 +52,7 @@ impl CircuitBreaker {
         }
         let came = self.failure_rate;
         let expected = "circuit breaker: expected a failure rate of more than 0 and at most 1";
-        Err(Error::Settings(format!("{expected}, came {came}")))
+        Err(Error::Settings(format!("{expected}, got {came}")))
     }
 }
 

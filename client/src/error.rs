@@ -231,7 +231,7 @@ pub enum Error {
     #[error(transparent)]
     Key(#[from] pmcptask_schema::CompositeKeyError),
     /// The prefix of a list is not `owner:`. Nothing was sent.
-    #[error("prefix: expected owner:, came one without the colon at its end")]
+    #[error("prefix: expected owner:, got one without the colon at its end")]
     ListPrefix,
     /// The reply is not one of this command: what answers is no Redis server with this module.
     #[error("the server's reply is not one of {command}: {found}")]

@@ -3,17 +3,9 @@
 
 use std::ffi::CStr;
 
-use pmcptask_schema::fields;
-
-use crate::arguments::Number;
-use crate::server::{Context, Failed, Literal, StringRef};
-
-/// Fields of the hash.
-pub(crate) static VERSION: Literal = Literal::new(fields::VERSION);
-pub(crate) static DATA: Literal = Literal::new(fields::DATA);
-pub(crate) static EXPIRES_AT: Literal = Literal::new(fields::EXPIRES_AT);
-/// The version of each new task.
-pub(crate) static FIRST_VERSION: Literal = Literal::new("1");
+use crate::fields::EXPIRES_AT;
+use crate::moment::Moment;
+use crate::server::{Context, Failed, StringRef};
 
 /// The commands that replicas and the AOF are told to run on a task's key, and on an index.
 pub(crate) const ON_TASKS: [&CStr; 5] = [c"HSET", c"HDEL", c"PEXPIREAT", c"PERSIST", c"DEL"];
@@ -42,37 +34,6 @@ pub(crate) fn check_commands(context: &Context) -> Result<(), String> {
          remove the rename-command lines of these",
         missing.join(", ")
     ))
-}
-
-/// A time in ms since the epoch.
-#[derive(Clone, Copy)]
-pub(crate) struct Moment<'a> {
-    pub(crate) ms: i64,
-    /// The command's argument that says it, where one does. It is told on as it came, which saves a string.
-    argument: Option<StringRef<'a>>,
-}
-
-impl Moment<'_> {
-    pub(crate) fn new(ms: i64) -> Self {
-        Self { ms, argument: None }
-    }
-
-    fn told(
-        self,
-        context: &Context,
-        tell: impl FnOnce(StringRef<'_>) -> Result<(), Failed>,
-    ) -> Result<(), Failed> {
-        match self.argument {
-            Some(argument) => tell(argument),
-            None => tell(context.create_decimal(self.ms).as_ref()),
-        }
-    }
-}
-
-impl<'a> From<Number<StringRef<'a>>> for Moment<'a> {
-    fn from(Number { value: ms, argument }: Number<StringRef<'a>>) -> Self {
-        Self { ms, argument: Some(argument) }
-    }
 }
 
 /// Fields of the task were set: names and values, two or three.
@@ -106,7 +67,7 @@ pub(crate) fn expiry_set(
     at: Option<Moment<'_>>,
 ) -> Result<(), Failed> {
     match at {
-        Some(at) => at.told(context, |at_ms| context.replicate(c"PEXPIREAT", [task, at_ms])),
+        Some(at) => at.spelled(context, |at_ms| context.replicate(c"PEXPIREAT", [task, at_ms])),
         None => context.replicate(c"PERSIST", [task]),
     }
 }
@@ -123,7 +84,7 @@ pub(crate) fn indexed(
     task_id: StringRef<'_>,
     created: Moment<'_>,
 ) -> Result<(), Failed> {
-    created.told(context, |created_ms| context.replicate(c"ZADD", [index, created_ms, task_id]))
+    created.spelled(context, |created_ms| context.replicate(c"ZADD", [index, created_ms, task_id]))
 }
 
 /// The task left the index.

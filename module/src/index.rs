@@ -8,12 +8,11 @@ use std::ops::ControlFlow;
 
 use pmcptask_schema::IndexKey;
 
-use crate::arguments::ListOptions;
-use crate::effects::{self, Moment};
+use crate::moment::Moment;
 use crate::record::{self, Presence, Reading, Record};
 use crate::refusal::{Code, Refusal};
 use crate::server::{CommandName, Context, Failed, Key, OwnedString, Permissions, StringRef, Walk};
-use crate::{slots, statistics};
+use crate::{effects, slots, statistics};
 
 /// Room is made beforehand for no more entries than these: what follows a position can be far fewer than an index holds.
 const MOST_ROOM: usize = 1024;
@@ -47,8 +46,17 @@ impl Entry<'_> {
     }
 }
 
+/// The part of a list that is asked for.
+pub(crate) struct Part {
+    pub(crate) newest_first: bool,
+    /// Only what follows this position in the order asked for.
+    pub(crate) after: Option<Position>,
+    /// So many tasks at most.
+    pub(crate) count: usize,
+}
+
 /// A place in an index, whether or not there is an entry.
-enum Position {
+pub(crate) enum Position {
     /// After a task that a client names.
     Task { created_ms: i64, task_id: Vec<u8> },
     /// After an entry, whatever its score.
@@ -87,7 +95,7 @@ impl Position {
     }
 }
 
-/// The live tasks of an index, as the options ask for them. One consistent snapshot: nothing else runs
+/// The live tasks of an index, as far as they are asked for. One consistent snapshot: nothing else runs
 /// on the server meanwhile. Tasks whose hash has outlived them are passed to `lapsed`.
 ///
 /// # Errors
@@ -98,29 +106,26 @@ pub(crate) fn list<'c>(
     context: &'c Context,
     index: &Key<'c>,
     key: &IndexKey<'_>,
-    options: &ListOptions<'_>,
+    Part { newest_first, mut after, count }: Part,
     mut lapsed: impl FnMut(StringRef<'_>),
 ) -> Result<Vec<Listed<'c>>, Refusal> {
     let permissions = Permissions::of(context, &GET);
-    let wanted = options.count.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
     let mut listed = Vec::new();
     let mut looked_at: usize = 0;
-    let mut after =
-        options.after.map(|(created_ms, task_id)| Position::Task { created_ms, task_id: task_id.to_vec() });
     let mut keys = key.task_keys();
     let common = keys.of_member(b"").to_vec();
     let elsewhere = OnceCell::new();
     // One moment for all tasks.
     let now_ms = context.now_ms();
-    while listed.len() < wanted {
-        let limit = wanted.saturating_sub(listed.len()).max(looked_at);
-        let entries = entries_after(index, after.as_ref(), options.newest_first, limit);
+    while listed.len() < count {
+        let limit = count.saturating_sub(listed.len()).max(looked_at);
+        let entries = entries_after(index, after.as_ref(), newest_first, limit);
         let is_last = entries.len() < limit;
         looked_at = looked_at.saturating_add(entries.len());
         after = entries.last().map(Entry::position);
-        listed.reserve(entries.len().min(wanted.saturating_sub(listed.len())));
+        listed.reserve(entries.len().min(count.saturating_sub(listed.len())));
         for entry in entries {
-            if listed.len() >= wanted {
+            if listed.len() >= count {
                 break;
             }
             let (created_ms, task_id) = (entry.created_ms(), entry.task_id);

@@ -12,12 +12,13 @@
 //! or not at all, and tells replicas and the AOF so in plain commands. The names of the keys and fields
 //! are those of the crate `pmcptask-schema`.
 
-mod arguments;
 mod commands;
 mod default_user;
 mod effects;
+mod fields;
 mod housekeeping;
 mod index;
+mod moment;
 mod reclaim;
 mod record;
 mod refusal;
@@ -26,6 +27,7 @@ mod settings;
 mod slots;
 mod statistics;
 mod task;
+mod terms;
 
 use std::ffi::CStr;
 

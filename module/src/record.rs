@@ -2,7 +2,7 @@
 
 use pmcptask_schema::{is_past, parse_expires_at, parse_version};
 
-use crate::effects::{DATA, EXPIRES_AT, VERSION};
+use crate::fields::{DATA, EXPIRES_AT, VERSION};
 use crate::refusal::Refusal;
 use crate::server::{Context, Key, Kind, OwnedString, StringRef};
 

@@ -7,8 +7,8 @@ use std::fmt;
 
 use pmcptask_schema::{ExpiryError, KeyError};
 
-use crate::arguments::ArgumentError;
 use crate::server::Failed;
+use pmcptask_schema::arguments::ArgumentError;
 
 /// An error reply: a code, by which clients tell errors apart, and a sentence.
 #[derive(Debug)]
@@ -87,10 +87,10 @@ impl fmt::Display for Refusal {
             Self::VersionExhausted => write!(f, "version: the task is at {}, the largest there is", i64::MAX),
             Self::WrongType => f.write_str("Operation against a key holding the wrong kind of value"),
             Self::TooManyTasks { allowed } => {
-                write!(f, "MAXTASKS: expected fewer than {allowed} live tasks of this owner, came one more")
+                write!(f, "owner already has {allowed} or more live tasks (MAXTASKS {allowed})")
             }
             Self::RecordTooLarge { bytes, allowed } => {
-                write!(f, "data: expected at most {allowed} bytes (pmcptask.max-record-bytes), came {bytes}")
+                write!(f, "data: expected at most {allowed} bytes (pmcptask.max-record-bytes), got {bytes}")
             }
             Self::Corrupt { key, what } => write!(f, "the hash at key '{}' has {what}", printable(key)),
             Self::NoPermission { key } => {

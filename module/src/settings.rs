@@ -104,17 +104,14 @@ pub(crate) fn register(context: &Context, arguments: &Arguments<'_>) -> Result<(
     let mut arguments = arguments.bytes_from(0);
     while let Some(name) = arguments.next() {
         if !name.eq_ignore_ascii_case(MAX_RECORD_BYTES.name.to_bytes()) {
-            return Err(format!(
-                "module argument: expected max-record-bytes, came '{}'",
-                name.escape_ascii()
-            ));
+            return Err(format!("module argument: expected max-record-bytes, got '{}'", name.escape_ascii()));
         }
         let value = arguments.next().unwrap_or_default();
         let bytes =
             parse_bytes(value).filter(|bytes| *bytes >= MAX_RECORD_BYTES.lowest).ok_or_else(|| {
                 let value = value.escape_ascii();
                 format!(
-                    "max-record-bytes: expected a number of bytes from 1, like 65536 or 16mb, came '{value}'"
+                    "max-record-bytes: expected a number of bytes from 1, like 65536 or 16mb, got '{value}'"
                 )
             })?;
         MAX_RECORD_BYTES.value.store(bytes, Ordering::Relaxed);

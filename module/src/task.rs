@@ -1,18 +1,17 @@
 //! A task open for writing: its hash, its entry in the owner's index and its expiry, as one thing.
 
-use std::cell::OnceCell;
 use std::ffi::CStr;
 
-use pmcptask_schema::{Envelope, ExpiryError, IndexKey, TaskKey, expires_at_seconds};
+use pmcptask_schema::{IndexKey, TaskKey, expires_at_seconds};
 
-use crate::arguments::{Expiry, WriteOptions};
-use crate::effects::{self, DATA, EXPIRES_AT, FIRST_VERSION, Moment, VERSION};
-use crate::index;
-use crate::reclaim;
+use crate::fields::{DATA, EXPIRES_AT, FIRST_VERSION, VERSION};
+use crate::moment::Moment;
 use crate::record::{ExpiresAt, version_of, why_no_record};
 use crate::refusal::Refusal;
 use crate::server::{Context, Failed, Key, Kind, OwnedString, StringRef};
 use crate::settings::MAX_RECORD_BYTES;
+use crate::terms::Terms;
+use crate::{effects, index, reclaim};
 
 /// A value that a small hash does not take, in bytes: the server's own `hash-max-listpack-value`.
 const LONG: usize = 64;
@@ -107,26 +106,19 @@ impl<'c> OpenTask<'c> {
     ///
     /// [`Refusal::Expiry`], [`Refusal::VersionExhausted`], [`Refusal::TooManyTasks`]
     /// and [`Refusal::RecordTooLarge`]; nothing is written then. [`Refusal::Failed`] after a part of the write, perhaps.
-    pub(crate) fn write(
-        &mut self,
-        stored: Stored,
-        data: StringRef<'_>,
-        options: &WriteOptions<StringRef<'_>>,
-        event: &CStr,
-    ) -> Result<i64, Refusal> {
-        check_size(data)?;
+    pub(crate) fn write(&mut self, stored: Stored, terms: &Terms<'_>, event: &CStr) -> Result<i64, Refusal> {
+        check_size(terms.data)?;
         let now_ms = self.now_ms;
         let is_new = stored.version().is_none();
         let version = stored.version().unwrap_or(0).checked_add(1).ok_or(Refusal::VersionExhausted)?;
         // The entry of a task that has gone is no entry: a new task of this name has its own creation time.
         let entry = if is_new { None } else { self.index.score(self.task_id.as_ref()) };
-        let moments = Moments::of(options, data);
-        let expires_at = moments.expires_at()?;
+        let expires_at = terms.expires_at()?;
         let created = match entry {
             Some(_) => None,
-            None => Some(moments.created(now_ms)),
+            None => Some(terms.created(now_ms)),
         };
-        if let (true, Some(allowed)) = (is_new, options.max_tasks) {
+        if let (true, Some(allowed)) = (is_new, terms.max_tasks()) {
             self.check_room_for_one_more(allowed)?;
         }
 
@@ -138,7 +130,7 @@ impl<'c> OpenTask<'c> {
             self.hash.delete()?;
             effects::deleted(self.context, self.task_name)?;
         }
-        self.set_fields(version, data, expires_at.map(|at| at.ms), stored)?;
+        self.set_fields(version, terms.data, expires_at.map(|at| at.ms), stored)?;
         self.set_expiry(expires_at, is_new)?;
         if let Some(created) = created {
             let task_id = self.task_id.as_ref();
@@ -245,38 +237,5 @@ fn check_size(data: StringRef<'_>) -> Result<(), Refusal> {
         Ok(())
     } else {
         Err(Refusal::RecordTooLarge { bytes, allowed })
-    }
-}
-
-/// When the task expires and was created, by options or record. The record is looked into at most once,
-/// and only where the options do not say.
-struct Moments<'a> {
-    options: &'a WriteOptions<StringRef<'a>>,
-    data: StringRef<'a>,
-    envelope: OnceCell<Envelope>,
-}
-
-impl<'a> Moments<'a> {
-    fn of(options: &'a WriteOptions<StringRef<'a>>, data: StringRef<'a>) -> Self {
-        Self { options, data, envelope: OnceCell::new() }
-    }
-
-    fn envelope(&self) -> &Envelope {
-        self.envelope.get_or_init(|| Envelope::read(self.data.bytes()))
-    }
-
-    fn expires_at(&self) -> Result<Option<Moment<'a>>, ExpiryError> {
-        match self.options.expiry {
-            Expiry::At(at) => Ok(Some(at.into())),
-            Expiry::Never => Ok(None),
-            Expiry::FromRecord => Ok(self.envelope().expires_at_ms?.map(Moment::new)),
-        }
-    }
-
-    fn created(&self, now_ms: i64) -> Moment<'a> {
-        match self.options.created_ms {
-            Some(created) => created.into(),
-            None => Moment::new(self.envelope().created_at_ms.unwrap_or(now_ms)),
-        }
     }
 }

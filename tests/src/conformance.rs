@@ -95,14 +95,14 @@ fn assert_conflict(result: Result<u64, StorageError>, key: &str, expected: u64, 
         Err(StorageError::VersionConflict { key: k, expected: e, actual: a }) => {
             assert_eq!((k.as_str(), e, a), (key, expected, actual));
         }
-        other => panic!("expected a conflict at version {actual}, came {other:?}"),
+        other => panic!("expected a conflict at version {actual}, got {other:?}"),
     }
 }
 
 fn assert_not_found<T: std::fmt::Debug>(result: Result<T, StorageError>, key: &str) {
     match result {
         Err(StorageError::NotFound { key: k }) => assert_eq!(k, key),
-        other => panic!("expected that {key} is not found, came {other:?}"),
+        other => panic!("expected that {key} is not found, got {other:?}"),
     }
 }
 

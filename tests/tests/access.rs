@@ -16,7 +16,7 @@ use pmcptask_tests::{Server, ServerOptions, Wire, calling_module, holds_within, 
 const ALICE: &str = "~pmcp:tasks:alice:* ~pmcp:idx:alice -@all +pmcptask.put +pmcptask.cas +pmcptask.get \
                      +pmcptask.del +pmcptask.list";
 const OTHER_INDEX: &str =
-    "-ERR index key: expected the index of the task key's own prefix and owner, came another\r\n";
+    "-ERR index key: expected the index of the task key's own prefix and owner, got another\r\n";
 
 /// A server with one task each of `alice` and `bob`.
 struct Guarded {

@@ -14,16 +14,16 @@ const INDEX: &str = "pmcp:idx:o";
 const RECORD: &str = r#"{"note":"secret"}"#;
 const MEGABYTE: usize = 1 << 20;
 
-const NO_TASK_KEY: &str = "ERR task key: expected {prefix}:tasks:{owner}:{task-id}";
-const NO_TASK_ID: &str = "ERR task key: expected a task id after the last colon, came none";
-const NO_INDEX_KEY: &str = "ERR index key: expected {prefix}:idx:{owner}";
+const NO_TASK_KEY: &str = "ERR task key: expected {prefix}:tasks:{owner}:{task-id}, got another form";
+const NO_TASK_ID: &str = "ERR task key: expected a task id after the last colon, got none";
+const NO_INDEX_KEY: &str = "ERR index key: expected {prefix}:idx:{owner}, got another form";
 const INDEX_OF_ANOTHER: &str =
-    "ERR index key: expected the index of the task key's own prefix and owner, came another";
+    "ERR index key: expected the index of the task key's own prefix and owner, got another";
 const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 const CORRUPT_VERSION: &str =
     "CORRUPT the hash at key 'pmcp:tasks:o:t' has a version that is no positive integer, or none";
 const CORRUPT_DATA: &str = "CORRUPT the hash at key 'pmcp:tasks:o:t' has no data";
-const EXPIRY_TWICE: &str = "ERR expiry: expected PXAT or PERSIST, one of them and once, came";
+const EXPIRY_TWICE: &str = "ERR expiry: expected one PXAT or PERSIST, got two";
 
 /// One call that has to fail.
 struct BadCall {
@@ -115,9 +115,9 @@ fn wrong_number_of_arguments() {
 
 #[test]
 fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
-    const OF_PUT: &str = "ERR option: expected PXAT, PERSIST, CREATED or MAXTASKS, came";
-    const OF_CAS: &str = "ERR option: expected PXAT, PERSIST or CREATED, came";
-    const OF_LIST: &str = "ERR option: expected REV, AFTER or COUNT, came";
+    const OF_PUT: &str = "ERR option: expected PXAT, PERSIST, CREATED or MAXTASKS, got";
+    const OF_CAS: &str = "ERR option: expected PXAT, PERSIST or CREATED, got";
+    const OF_LIST: &str = "ERR option: expected REV, AFTER or COUNT, got";
     const MS: &str = "ms since the epoch, from 0 to 9223372036854775807";
     const INTEGER: &str = "an integer from 0 to 9223372036854775807";
     let mut calls = Vec::new();
@@ -125,34 +125,34 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
         ("PUT T I R TTL 5", format!("{OF_PUT} 'TTL'")),
         ("PUT T I R EX", format!("{OF_PUT} 'EX'")),
         ("PUT T I R ''", format!("{OF_PUT} an empty string")),
-        ("PUT T I R R", format!("{OF_PUT} 17 other bytes")),
-        ("PUT T I R %s%n%s%n", format!("{OF_PUT} 8 other bytes")),
-        ("PUT T I R PXAT", format!("ERR PXAT: expected {MS}, came nothing")),
-        ("PUT T I R PXAT PERSIST", format!("ERR PXAT: expected {MS}, came 'PERSIST'")),
-        ("PUT T I R PXAT R", format!("ERR PXAT: expected {MS}, came 17 other bytes")),
-        ("PUT T I R PXAT 1 PXAT 1", format!("{EXPIRY_TWICE} 'PXAT'")),
-        ("PUT T I R PXAT 1 pxat 2", format!("{EXPIRY_TWICE} 'pxat'")),
-        ("PUT T I R PXAT 1 PERSIST", format!("{EXPIRY_TWICE} 'PERSIST'")),
-        ("PUT T I R PERSIST PXAT 1", format!("{EXPIRY_TWICE} 'PXAT'")),
-        ("PUT T I R PERSIST PERSIST", format!("{EXPIRY_TWICE} 'PERSIST'")),
+        ("PUT T I R R", format!("{OF_PUT} 17 bytes that are not shown")),
+        ("PUT T I R %s%n%s%n", format!("{OF_PUT} 8 bytes that are not shown")),
+        ("PUT T I R PXAT", format!("ERR PXAT: expected {MS}, got nothing")),
+        ("PUT T I R PXAT PERSIST", format!("ERR PXAT: expected {MS}, got 'PERSIST'")),
+        ("PUT T I R PXAT R", format!("ERR PXAT: expected {MS}, got 17 bytes that are not shown")),
+        ("PUT T I R PXAT 1 PXAT 1", EXPIRY_TWICE.into()),
+        ("PUT T I R PXAT 1 pxat 2", EXPIRY_TWICE.into()),
+        ("PUT T I R PXAT 1 PERSIST", EXPIRY_TWICE.into()),
+        ("PUT T I R PERSIST PXAT 1", EXPIRY_TWICE.into()),
+        ("PUT T I R PERSIST PERSIST", EXPIRY_TWICE.into()),
         ("PUT T I R PERSIST 5", format!("{OF_PUT} '5'")),
-        ("PUT T I R CREATED 1 CREATED 1", "ERR CREATED: expected it once, came it twice".into()),
-        ("PUT T I R MAXTASKS 9 MAXTASKS 9", "ERR MAXTASKS: expected it once, came it twice".into()),
-        ("PUT T I R MAXTASKS", format!("ERR MAXTASKS: expected {INTEGER}, came nothing")),
+        ("PUT T I R CREATED 1 CREATED 1", "ERR CREATED: expected one, got two".into()),
+        ("PUT T I R MAXTASKS 9 MAXTASKS 9", "ERR MAXTASKS: expected one, got two".into()),
+        ("PUT T I R MAXTASKS", format!("ERR MAXTASKS: expected {INTEGER}, got nothing")),
         ("PUT T I R NX", format!("{OF_PUT} 'NX'")),
         ("PUT T I R COUNT 1", format!("{OF_PUT} 'COUNT'")),
         ("CAS T I 1 R MAXTASKS 9", format!("{OF_CAS} 'MAXTASKS'")),
         ("CAS T I 1 R REV", format!("{OF_CAS} 'REV'")),
-        ("CAS T I 1 R PXAT 1 PERSIST", format!("{EXPIRY_TWICE} 'PERSIST'")),
-        ("CAS T I 1 R CREATED 1 CREATED 1", "ERR CREATED: expected it once, came it twice".into()),
-        ("CAS T I R 1", format!("ERR expected-version: expected {INTEGER}, came 17 other bytes")),
-        ("LIST I REV REV", "ERR REV: expected it once, came it twice".into()),
-        ("LIST I COUNT 1 count 2", "ERR COUNT: expected it once, came it twice".into()),
-        ("LIST I AFTER 1 a AFTER 1 a", "ERR AFTER: expected it once, came it twice".into()),
-        ("LIST I AFTER 1", "ERR AFTER: expected a task id after the creation time, came nothing".into()),
-        ("LIST I AFTER 1 REV COUNT", format!("ERR COUNT: expected {INTEGER}, came nothing")),
+        ("CAS T I 1 R PXAT 1 PERSIST", EXPIRY_TWICE.into()),
+        ("CAS T I 1 R CREATED 1 CREATED 1", "ERR CREATED: expected one, got two".into()),
+        ("CAS T I R 1", format!("ERR expected-version: expected {INTEGER}, got 17 bytes that are not shown")),
+        ("LIST I REV REV", "ERR REV: expected one, got two".into()),
+        ("LIST I COUNT 1 count 2", "ERR COUNT: expected one, got two".into()),
+        ("LIST I AFTER 1 a AFTER 1 a", "ERR AFTER: expected one, got two".into()),
+        ("LIST I AFTER 1", "ERR AFTER: expected a task id after the creation time, got nothing".into()),
+        ("LIST I AFTER 1 REV COUNT", format!("ERR COUNT: expected {INTEGER}, got nothing")),
         ("LIST I LIMIT 0 10", format!("{OF_LIST} 'LIMIT'")),
-        ("LIST I T", format!("{OF_LIST} 14 other bytes")),
+        ("LIST I T", format!("{OF_LIST} 14 bytes that are not shown")),
         ("LIST I 5", format!("{OF_LIST} '5'")),
     ] {
         calls.push(bad(&format!("PMCPTASK.{line}"), &error));
@@ -178,14 +178,14 @@ fn number_that_is_none_or_out_of_range() {
         (b"0x10", "'0x10'"),
         (b"inf", "'inf'"),
         (b"NaN", "'NaN'"),
-        (b" 1", "2 other bytes"),
-        (b"1 ", "2 other bytes"),
-        (b"1\r\n", "3 other bytes"),
-        (b"1\0", "2 other bytes"),
-        (b"1_000", "5 other bytes"),
-        (b"%d%n", "4 other bytes"),
-        (b"\xff1", "2 other bytes"),
-        ("\u{661}".as_bytes(), "2 other bytes"),
+        (b" 1", "2 bytes that are not shown"),
+        (b"1 ", "2 bytes that are not shown"),
+        (b"1\r\n", "3 bytes that are not shown"),
+        (b"1\0", "2 bytes that are not shown"),
+        (b"1_000", "5 bytes that are not shown"),
+        (b"%d%n", "4 bytes that are not shown"),
+        (b"\xff1", "2 bytes that are not shown"),
+        ("\u{661}".as_bytes(), "2 bytes that are not shown"),
         (b"9223372036854775808", "'9223372036854775808'"),
     ];
     let places = [
@@ -201,13 +201,13 @@ fn number_that_is_none_or_out_of_range() {
     let mut calls = Vec::new();
     for (line, argument, expected) in places {
         for (number, came) in odd {
-            let error = format!("ERR {argument}: expected {expected}, came {came}");
+            let error = format!("ERR {argument}: expected {expected}, got {came}");
             calls.push(bad_bytes(line, number, &error));
         }
-        let error = format!("ERR {argument}: expected {expected}, came {MEGABYTE} other bytes");
+        let error = format!("ERR {argument}: expected {expected}, got {MEGABYTE} bytes that are not shown");
         calls.push(bad_bytes(line, nines.as_bytes(), &error));
         if expected == CREATED_MS {
-            let error = format!("ERR {argument}: expected {expected}, came '9007199254740992'");
+            let error = format!("ERR {argument}: expected {expected}, got '9007199254740992'");
             calls.push(bad_bytes(line, b"9007199254740992", &error));
         }
     }
@@ -357,7 +357,7 @@ fn expiry_in_the_record_that_is_no_timestamp() {
     let mut calls = Vec::new();
     for (value, came) in values {
         let error =
-            format!("ERR expiresAt of the record: expected an RFC 3339 timestamp or null, came {came}");
+            format!("ERR expiresAt of the record: expected an RFC 3339 timestamp or null, got {came}");
         let record = format!(r#"{{"note":"secret","expiresAt":{value}}}"#);
         for line in
             ["PMCPTASK.PUT T I HERE", "PMCPTASK.CAS T I 1 HERE", "PMCPTASK.PUT pmcp:tasks:o:new I HERE"]
@@ -446,9 +446,9 @@ fn hash_that_others_have_made() {
 #[test]
 fn record_or_task_for_which_there_is_no_room() {
     let too_large = vec![b'x'; 16 * MEGABYTE + 1];
-    let error = "CAPACITY data: expected at most 16777216 bytes (pmcptask.max-record-bytes), came 16777217";
+    let error = "CAPACITY data: expected at most 16777216 bytes (pmcptask.max-record-bytes), got 16777217";
     let no_room = |allowed: u32| {
-        format!("CAPACITY MAXTASKS: expected fewer than {allowed} live tasks of this owner, came one more")
+        format!("CAPACITY owner already has {allowed} or more live tasks (MAXTASKS {allowed})")
     };
     each_fails_and_changes_nothing(&[
         bad_bytes("PMCPTASK.PUT T I HERE", &too_large, error),

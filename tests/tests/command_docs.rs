@@ -238,7 +238,7 @@ fn person_at_redis_cli_can_read_every_reply() {
     let refused = typed(&server, "PMCPTASK.LIST pmcp:idx:o COUNT few");
     assert_eq!(
         refused.trim_end(),
-        "(error) ERR COUNT: expected an integer from 0 to 9223372036854775807, came 'few'"
+        "(error) ERR COUNT: expected an integer from 0 to 9223372036854775807, got 'few'"
     );
 }
 
@@ -327,14 +327,11 @@ fn setting_comes_from_the_config_line_else_from_the_module_argument() {
 fn module_does_not_load_with_a_setting_that_it_does_not_understand_and_says_why() {
     let expected = "max-record-bytes: expected a number of bytes from 1, like 65536 or 16mb";
     for (options, why) in [
-        (loading_with("max-size 5"), "module argument: expected max-record-bytes, came 'max-size'"),
-        (
-            loading_with("max-record-bytes 5 again"),
-            "module argument: expected max-record-bytes, came 'again'",
-        ),
-        (loading_with("max-record-bytes"), &format!("{expected}, came ''")),
-        (loading_with("max-record-bytes 0"), &format!("{expected}, came '0'")),
-        (loading_with("max-record-bytes 1tb"), &format!("{expected}, came '1tb'")),
+        (loading_with("max-size 5"), "module argument: expected max-record-bytes, got 'max-size'"),
+        (loading_with("max-record-bytes 5 again"), "module argument: expected max-record-bytes, got 'again'"),
+        (loading_with("max-record-bytes"), &format!("{expected}, got ''")),
+        (loading_with("max-record-bytes 0"), &format!("{expected}, got '0'")),
+        (loading_with("max-record-bytes 1tb"), &format!("{expected}, got '1tb'")),
         (
             ServerOptions::default().set(SETTING, "0"),
             "the server refuses its settings; the line above says why",
@@ -344,7 +341,7 @@ fn module_does_not_load_with_a_setting_that_it_does_not_understand_and_says_why(
             Err(StartError::Ended(log)) => {
                 assert!(log.contains(&format!("the module cannot be loaded: {why}")), "{log}");
             }
-            other => panic!("expected that the server ends: {why}; came {other:?}"),
+            other => panic!("expected that the server ends: {why}; got {other:?}"),
         }
     }
 }

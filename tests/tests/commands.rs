@@ -582,9 +582,7 @@ fn hash_that_has_lost_its_expiry_is_gone_at_its_expires_at_all_the_same() {
 #[test]
 fn maxtasks_refuses_a_new_task_and_never_an_existing_one() {
     let mut session = Session::start();
-    let refusal = |n: i64| {
-        format!("-CAPACITY MAXTASKS: expected fewer than {n} live tasks of this owner, came one more\r\n")
-    };
+    let refusal = |n: i64| format!("-CAPACITY owner already has {n} or more live tasks (MAXTASKS {n})\r\n");
     assert_eq!(session.run("PMCPTASK.PUT T I d MAXTASKS 0"), refusal(0));
     assert_eq!(session.run("EXISTS T I"), int(0));
     assert_eq!(session.run("PMCPTASK.PUT T I d MAXTASKS 1"), int(1));
@@ -622,7 +620,7 @@ fn record_beyond_the_setting_is_refused() {
     session.run("CONFIG SET pmcptask.max-record-bytes 10");
     assert_eq!(session.run("PMCPTASK.PUT T I 0123456789"), int(1));
     let before = session.everything();
-    let refusal = "-CAPACITY data: expected at most 10 bytes (pmcptask.max-record-bytes), came 11\r\n";
+    let refusal = "-CAPACITY data: expected at most 10 bytes (pmcptask.max-record-bytes), got 11\r\n";
     assert_eq!(session.run("PMCPTASK.PUT T I 0123456789a"), refusal);
     assert_eq!(session.run("PMCPTASK.CAS T I 1 0123456789a"), refusal);
     assert_eq!(session.everything(), before);
@@ -723,11 +721,10 @@ fn version_is_exact_to_the_largest_and_does_not_wrap() {
 
 // Arguments.
 
-const NO_TASK_KEY: &str = "task key: expected {prefix}:tasks:{owner}:{task-id}";
-const NO_TASK_ID: &str = "task key: expected a task id after the last colon, came none";
-const NO_INDEX_KEY: &str = "index key: expected {prefix}:idx:{owner}";
-const OTHER_INDEX: &str =
-    "index key: expected the index of the task key's own prefix and owner, came another";
+const NO_TASK_KEY: &str = "task key: expected {prefix}:tasks:{owner}:{task-id}, got another form";
+const NO_TASK_ID: &str = "task key: expected a task id after the last colon, got none";
+const NO_INDEX_KEY: &str = "index key: expected {prefix}:idx:{owner}, got another form";
+const OTHER_INDEX: &str = "index key: expected the index of the task key's own prefix and owner, got another";
 
 #[test]
 fn keys_that_do_not_belong_together_are_refused() {
@@ -790,7 +787,7 @@ fn owners_and_prefixes_are_any_bytes() {
 const MS: &str = "ms since the epoch, from 0 to 9223372036854775807";
 const CREATED_MS: &str = "ms since the epoch, from 0 to 9007199254740991";
 const COUNT: &str = "an integer from 0 to 9223372036854775807";
-const ONE_EXPIRY: &str = "expiry: expected PXAT or PERSIST, one of them and once";
+const ONE_EXPIRY: &str = "expiry: expected one PXAT or PERSIST";
 
 #[test]
 fn argument_error_names_the_argument_what_was_expected_and_what_came() {
@@ -798,58 +795,58 @@ fn argument_error_names_the_argument_what_was_expected_and_what_came() {
     session.run("PMCPTASK.PUT T I d");
     let before = session.everything();
     let refusals: Vec<(&str, String)> = vec![
-        ("PUT T I d PXAT", format!("PXAT: expected {MS}, came nothing")),
-        ("PUT T I d PXAT soon", format!("PXAT: expected {MS}, came 'soon'")),
-        ("PUT T I d PXAT -1", format!("PXAT: expected {MS}, came '-1'")),
-        ("PUT T I d PXAT 1.5", format!("PXAT: expected {MS}, came '1.5'")),
-        ("PUT T I d PXAT 01", format!("PXAT: expected {MS}, came '01'")),
-        ("PUT T I d PXAT 9223372036854775808", format!("PXAT: expected {MS}, came '9223372036854775808'")),
-        ("PUT T I d PXAT PERSIST", format!("PXAT: expected {MS}, came 'PERSIST'")),
-        ("PUT T I d PXAT 1 PERSIST", format!("{ONE_EXPIRY}, came 'PERSIST'")),
-        ("PUT T I d PERSIST pxat 1", format!("{ONE_EXPIRY}, came 'pxat'")),
-        ("PUT T I d PXAT 1 PXAT 1", format!("{ONE_EXPIRY}, came 'PXAT'")),
-        ("PUT T I d PERSIST PERSIST", format!("{ONE_EXPIRY}, came 'PERSIST'")),
-        ("PUT T I d CREATED", format!("CREATED: expected {CREATED_MS}, came nothing")),
-        ("PUT T I d CREATED -1", format!("CREATED: expected {CREATED_MS}, came '-1'")),
+        ("PUT T I d PXAT", format!("PXAT: expected {MS}, got nothing")),
+        ("PUT T I d PXAT soon", format!("PXAT: expected {MS}, got 'soon'")),
+        ("PUT T I d PXAT -1", format!("PXAT: expected {MS}, got '-1'")),
+        ("PUT T I d PXAT 1.5", format!("PXAT: expected {MS}, got '1.5'")),
+        ("PUT T I d PXAT 01", format!("PXAT: expected {MS}, got '01'")),
+        ("PUT T I d PXAT 9223372036854775808", format!("PXAT: expected {MS}, got '9223372036854775808'")),
+        ("PUT T I d PXAT PERSIST", format!("PXAT: expected {MS}, got 'PERSIST'")),
+        ("PUT T I d PXAT 1 PERSIST", format!("{ONE_EXPIRY}, got two")),
+        ("PUT T I d PERSIST pxat 1", format!("{ONE_EXPIRY}, got two")),
+        ("PUT T I d PXAT 1 PXAT 1", format!("{ONE_EXPIRY}, got two")),
+        ("PUT T I d PERSIST PERSIST", format!("{ONE_EXPIRY}, got two")),
+        ("PUT T I d CREATED", format!("CREATED: expected {CREATED_MS}, got nothing")),
+        ("PUT T I d CREATED -1", format!("CREATED: expected {CREATED_MS}, got '-1'")),
         (
             "PUT T I d CREATED 9007199254740992",
-            format!("CREATED: expected {CREATED_MS}, came '9007199254740992'"),
+            format!("CREATED: expected {CREATED_MS}, got '9007199254740992'"),
         ),
-        ("PUT T I d CREATED 1 CREATED 1", "CREATED: expected it once, came it twice".to_owned()),
-        ("PUT T I d MAXTASKS", format!("MAXTASKS: expected {COUNT}, came nothing")),
-        ("PUT T I d MAXTASKS -1", format!("MAXTASKS: expected {COUNT}, came '-1'")),
-        ("PUT T I d MAXTASKS many", format!("MAXTASKS: expected {COUNT}, came 'many'")),
-        ("PUT T I d MAXTASKS 1 MAXTASKS 1", "MAXTASKS: expected it once, came it twice".to_owned()),
-        ("PUT T I d TTL 5", "option: expected PXAT, PERSIST, CREATED or MAXTASKS, came 'TTL'".to_owned()),
+        ("PUT T I d CREATED 1 CREATED 1", "CREATED: expected one, got two".to_owned()),
+        ("PUT T I d MAXTASKS", format!("MAXTASKS: expected {COUNT}, got nothing")),
+        ("PUT T I d MAXTASKS -1", format!("MAXTASKS: expected {COUNT}, got '-1'")),
+        ("PUT T I d MAXTASKS many", format!("MAXTASKS: expected {COUNT}, got 'many'")),
+        ("PUT T I d MAXTASKS 1 MAXTASKS 1", "MAXTASKS: expected one, got two".to_owned()),
+        ("PUT T I d TTL 5", "option: expected PXAT, PERSIST, CREATED or MAXTASKS, got 'TTL'".to_owned()),
         (
             "PUT T I d {}",
-            "option: expected PXAT, PERSIST, CREATED or MAXTASKS, came 2 other bytes".to_owned(),
+            "option: expected PXAT, PERSIST, CREATED or MAXTASKS, got 2 bytes that are not shown".to_owned(),
         ),
-        ("CAS T I one d", format!("expected-version: expected {COUNT}, came 'one'")),
-        ("CAS T I -1 d", format!("expected-version: expected {COUNT}, came '-1'")),
+        ("CAS T I one d", format!("expected-version: expected {COUNT}, got 'one'")),
+        ("CAS T I -1 d", format!("expected-version: expected {COUNT}, got '-1'")),
         (
             "CAS T I 9223372036854775808 d",
-            format!("expected-version: expected {COUNT}, came '9223372036854775808'"),
+            format!("expected-version: expected {COUNT}, got '9223372036854775808'"),
         ),
-        ("CAS T I 1 d PXAT x", format!("PXAT: expected {MS}, came 'x'")),
-        ("CAS T I 1 d PERSIST PXAT 1", format!("{ONE_EXPIRY}, came 'PXAT'")),
-        ("CAS T I 1 d CREATED x", format!("CREATED: expected {CREATED_MS}, came 'x'")),
-        ("CAS T I 1 d MAXTASKS 5", "option: expected PXAT, PERSIST or CREATED, came 'MAXTASKS'".to_owned()),
-        ("LIST I REV REV", "REV: expected it once, came it twice".to_owned()),
-        ("LIST I AFTER", format!("AFTER: expected {CREATED_MS}, came nothing")),
-        ("LIST I AFTER x t", format!("AFTER: expected {CREATED_MS}, came 'x'")),
-        ("LIST I AFTER 5", "AFTER: expected a task id after the creation time, came nothing".to_owned()),
-        ("LIST I AFTER 5 t AFTER 5 t", "AFTER: expected it once, came it twice".to_owned()),
-        ("LIST I COUNT", format!("COUNT: expected {COUNT}, came nothing")),
-        ("LIST I COUNT -1", format!("COUNT: expected {COUNT}, came '-1'")),
-        ("LIST I COUNT 1 COUNT 1", "COUNT: expected it once, came it twice".to_owned()),
-        ("LIST I LIMIT 1", "option: expected REV, AFTER or COUNT, came 'LIMIT'".to_owned()),
+        ("CAS T I 1 d PXAT x", format!("PXAT: expected {MS}, got 'x'")),
+        ("CAS T I 1 d PERSIST PXAT 1", format!("{ONE_EXPIRY}, got two")),
+        ("CAS T I 1 d CREATED x", format!("CREATED: expected {CREATED_MS}, got 'x'")),
+        ("CAS T I 1 d MAXTASKS 5", "option: expected PXAT, PERSIST or CREATED, got 'MAXTASKS'".to_owned()),
+        ("LIST I REV REV", "REV: expected one, got two".to_owned()),
+        ("LIST I AFTER", format!("AFTER: expected {CREATED_MS}, got nothing")),
+        ("LIST I AFTER x t", format!("AFTER: expected {CREATED_MS}, got 'x'")),
+        ("LIST I AFTER 5", "AFTER: expected a task id after the creation time, got nothing".to_owned()),
+        ("LIST I AFTER 5 t AFTER 5 t", "AFTER: expected one, got two".to_owned()),
+        ("LIST I COUNT", format!("COUNT: expected {COUNT}, got nothing")),
+        ("LIST I COUNT -1", format!("COUNT: expected {COUNT}, got '-1'")),
+        ("LIST I COUNT 1 COUNT 1", "COUNT: expected one, got two".to_owned()),
+        ("LIST I LIMIT 1", "option: expected REV, AFTER or COUNT, got 'LIMIT'".to_owned()),
     ];
     for (line, refusal) in &refusals {
         assert_eq!(session.run(&format!("PMCPTASK.{line}")), format!("-ERR {refusal}\r\n"), "{line}");
     }
     let empty = session.wire.call(&["PMCPTASK.PUT", TASK, INDEX, "d", "PXAT", ""]);
-    assert_eq!(empty, format!("-ERR PXAT: expected {MS}, came an empty string\r\n"));
+    assert_eq!(empty, format!("-ERR PXAT: expected {MS}, got an empty string\r\n"));
     assert_eq!(session.everything(), before);
     assert_eq!(session.counted("refused_err"), u64::try_from(refusals.len()).unwrap() + 1);
 }
@@ -891,7 +888,7 @@ fn expiry_that_is_no_timestamp_is_refused_and_never_repeated() {
     ] {
         let json = format!(r#"{{"expiresAt":{value}}}"#);
         let refusal =
-            format!("-ERR expiresAt of the record: expected an RFC 3339 timestamp or null, came {came}\r\n");
+            format!("-ERR expiresAt of the record: expected an RFC 3339 timestamp or null, got {came}\r\n");
         assert_eq!(session.put_json(&json), refusal, "{value}");
         assert_eq!(session.wire.call(&["PMCPTASK.CAS", TASK, INDEX, "1", &json]), refusal, "{value}");
     }

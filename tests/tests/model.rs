@@ -384,7 +384,7 @@ impl Run {
             }
             replies.push(reply);
         }
-        Err(format!("{call:?}: expected {replies:?}, came {answer:?}"))
+        Err(format!("{call:?}: expected {replies:?}, got {answer:?}"))
     }
 
     /// Takes over when a task was created by the server's clock.

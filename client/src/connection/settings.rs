@@ -55,7 +55,7 @@ impl Settings {
         let is_printable = |name: &String| name.bytes().all(|byte| byte.is_ascii_graphic());
         if !self.client_name.iter().all(is_printable) {
             return Err(Error::Settings(
-                "client name: expected printable characters without spaces, came others".to_owned(),
+                "client name: expected printable characters without spaces, got others".to_owned(),
             ));
         }
         #[cfg(feature = "circuit-breaker")]
@@ -69,7 +69,7 @@ impl Settings {
             [("connect timeout", connect), ("response timeout", response), ("keep-alive", keep_alive)]
         {
             if duration.is_zero() {
-                return Err(Error::Settings(format!("{name}: expected more than 0, came 0")));
+                return Err(Error::Settings(format!("{name}: expected more than 0, got 0")));
             }
         }
         let Some(acknowledgement) = self.acknowledgement else { return Ok(()) };
@@ -93,5 +93,5 @@ fn check_roots(certificates: &redis::TlsCertificates) -> Result<(), Error> {
     if roots.peek().is_some() && roots.all(|root| root.is_ok()) {
         return Ok(());
     }
-    Err(Error::Settings("root certificates: expected at least one certificate in PEM, came none".to_owned()))
+    Err(Error::Settings("root certificates: expected at least one certificate in PEM, got none".to_owned()))
 }

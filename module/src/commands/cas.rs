@@ -3,12 +3,14 @@
 //! Stores a record if the task is at the expected version. Replies with `OK` and the new version, or with
 //! `CONFLICT` and the version it found, or with `MISSING` and 0; only `OK` has changed anything.
 
+use pmcptask_schema::arguments::{WriteOptions, expected_version};
+
 use super::{CREATED, DATA, EXPIRY, INDEX_KEY, TASK_KEY, TaskCommand, positional, required};
-use crate::arguments::{WriteOptions, expected_version};
 use crate::refusal::Refusal;
 use crate::server::{Access, ArgumentKind, Arguments, CommandInfo, Context, KeySpec};
 use crate::statistics;
 use crate::task::OpenTask;
+use crate::terms::Terms;
 
 pub(super) struct Cas;
 
@@ -40,14 +42,14 @@ impl TaskCommand for Cas {
         let index_key = required(arguments, 2, "index-key")?;
         let expected = expected_version(required(arguments, 3, "expected-version")?.bytes())?;
         let data = required(arguments, 4, "data")?;
-        let options = WriteOptions::of_cas(arguments.from(5))?;
+        let terms = Terms::new(data, WriteOptions::of_cas(arguments.from(5))?);
 
         let mut task = OpenTask::open(context, task_key, index_key)?;
         let stored = task.stored()?;
         let (outcome, counter, version) = match stored.version() {
             None => (c"MISSING", &statistics::CAS_MISSING, 0),
             Some(actual) if actual != expected => (c"CONFLICT", &statistics::CAS_CONFLICT, actual),
-            Some(_) => (c"OK", &statistics::CAS_OK, task.write(stored, data, &options, c"pmcptask.cas")?),
+            Some(_) => (c"OK", &statistics::CAS_OK, task.write(stored, &terms, c"pmcptask.cas")?),
         };
 
         counter.increment();

@@ -4,9 +4,10 @@
 //! each. It writes nothing, and one call is one consistent snapshot.
 
 use pmcptask_schema::IndexKey;
+use pmcptask_schema::arguments::ListOptions;
 
 use super::{TaskCommand, optional, positional, required};
-use crate::arguments::ListOptions;
+use crate::index::{Part, Position};
 use crate::refusal::Refusal;
 use crate::server::{Access, Argument, ArgumentKind, Arguments, CommandInfo, Context, Key, KeySpec, Kind};
 use crate::{index, reclaim, statistics};
@@ -44,11 +45,18 @@ impl TaskCommand for List {
         let index_name = required(arguments, 1, "index-key")?;
         let options = ListOptions::parse(arguments.bytes_from(2))?;
         let key = IndexKey::parse(index_name.bytes())?;
+        let after =
+            |(created_ms, task_id): (i64, &[u8])| Position::Task { created_ms, task_id: task_id.to_vec() };
+        let part = Part {
+            newest_first: options.newest_first,
+            after: options.after.map(after),
+            count: options.count.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX)),
+        };
 
         let listed = match Key::open_for_reading(context, index_name) {
             None => Vec::new(),
             Some(index) if index.kind() != Kind::SortedSet => return Err(Refusal::WrongType),
-            Some(index) => index::list(context, &index, &key, &options, |task_name| {
+            Some(index) => index::list(context, &index, &key, part, |task_name| {
                 reclaim::note_lapsed(context, task_name);
             })?,
         };

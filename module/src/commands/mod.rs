@@ -6,10 +6,10 @@ mod get;
 mod list;
 mod put;
 
-use crate::arguments::ArgumentError;
 use crate::refusal::Refusal;
 use crate::server::{self, Argument, ArgumentKind, Arguments, Command, CommandInfo, Context, StringRef};
 use crate::{settings, statistics};
+use pmcptask_schema::arguments::ArgumentError;
 
 /// A command of this module: parse, check, act, replicate, reply. An error is returned before the first
 /// write and before any reply.
@@ -61,7 +61,7 @@ fn required<'c>(
     index: usize,
     name: &'static str,
 ) -> Result<StringRef<'c>, Refusal> {
-    arguments.get(index).ok_or_else(|| ArgumentError::missing(name, "it").into())
+    arguments.get(index).ok_or_else(|| ArgumentError::missing(name, "an argument").into())
 }
 
 // Descriptions of arguments that more than one command has.

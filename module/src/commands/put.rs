@@ -3,12 +3,14 @@
 //! Stores a record as the task's next version, whatever the version before, and replies with it: 1 for a
 //! new task.
 
+use pmcptask_schema::arguments::WriteOptions;
+
 use super::{CREATED, DATA, EXPIRY, INDEX_KEY, TASK_KEY, TaskCommand, optional, required};
-use crate::arguments::WriteOptions;
 use crate::refusal::Refusal;
 use crate::server::{Access, ArgumentKind, Arguments, CommandInfo, Context, KeySpec};
 use crate::statistics;
 use crate::task::OpenTask;
+use crate::terms::Terms;
 
 pub(super) struct Put;
 
@@ -40,11 +42,11 @@ impl TaskCommand for Put {
         let task_key = required(arguments, 1, "task-key")?;
         let index_key = required(arguments, 2, "index-key")?;
         let data = required(arguments, 3, "data")?;
-        let options = WriteOptions::of_put(arguments.from(4))?;
+        let terms = Terms::new(data, WriteOptions::of_put(arguments.from(4))?);
 
         let mut task = OpenTask::open(context, task_key, index_key)?;
         let stored = task.stored()?;
-        let version = task.write(stored, data, &options, c"pmcptask.put")?;
+        let version = task.write(stored, &terms, c"pmcptask.put")?;
 
         statistics::PUTS.increment();
         context.reply_integer(version);

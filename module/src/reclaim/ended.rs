@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use pmcptask_schema::TaskKey;
 
 use super::in_use::is_in_use;
-use super::{may_write, remove_entries, remove_hash, report};
+use super::removal::{may_write, remove_entries, remove_hash, report};
 use crate::record::{Presence, presence};
 use crate::server::{Context, Failed, ServerThread, StringRef, start_timer};
 use crate::settings::{RECLAIM, panic_if_asked};

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use pmcptask_schema::IndexKey;
 
 use super::dead_entries::DeadEntries;
+use super::ended;
 use super::in_use::is_in_use;
-use super::{ended, may_write, remove_entry, report};
+use super::removal::{may_write, remove_entry, report};
 use crate::record::{Presence, presence};
 use crate::server::{Context, Key, Kind, ScanCursor, ServerThread};
 use crate::slots::{Role, Slots};

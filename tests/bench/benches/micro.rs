@@ -6,14 +6,8 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pmcp_tasks::TaskRecord;
+use pmcptask_schema::arguments::{ListOptions, WriteOptions};
 use pmcptask_schema::{Envelope, IndexKey, TaskKey};
-
-// The grammar lives in the module, which only a server can load; it needs nothing of either.
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../../module/src/arguments.rs"]
-mod arguments;
-
-use arguments::{ListOptions, WriteOptions};
 
 fn envelope(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("record envelope");

@@ -26,12 +26,12 @@ pub struct Envelope {
     pub created_at_ms: Option<i64>,
 }
 
-/// The record has an `expiresAt` from which no moment can be read. Tells the kind of value that came,
+/// The record has an `expiresAt` from which no moment can be read. Tells the kind of value it is,
 /// never the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expiresAt of the record: expected an RFC 3339 timestamp or null, came {came}")]
+#[error("expiresAt of the record: expected an RFC 3339 timestamp or null, got {got}")]
 pub struct ExpiryError {
-    came: &'static str,
+    got: &'static str,
 }
 
 impl Envelope {
@@ -56,7 +56,7 @@ impl Envelope {
         let expires_at_ms = match members.expires_at.map_or(Moment::Absent, Moment::read) {
             Moment::Absent => Ok(None),
             Moment::At(at) => Ok(Some(at.ms_rounded_up())),
-            Moment::Unreadable(came) => Err(ExpiryError { came }),
+            Moment::Unreadable(got) => Err(ExpiryError { got }),
         };
         let created_at_ms = match members.created_at.map(Moment::read) {
             Some(Moment::At(at)) => Some(at.ms_rounded_down()).filter(|ms| (0..=MAX_CREATED_MS).contains(ms)),
@@ -286,7 +286,7 @@ mod tests {
             (r#""\ud800""#, "another string"),
         ] {
             let read = Envelope::read(format!(r#"{{"expiresAt": {value} }}"#).as_bytes());
-            assert_eq!(read.expires_at_ms, Err(ExpiryError { came: kind }), "{value}");
+            assert_eq!(read.expires_at_ms, Err(ExpiryError { got: kind }), "{value}");
         }
     }
 

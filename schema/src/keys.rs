@@ -13,16 +13,16 @@ const INDEX: &[u8; 5] = b":idx:";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// The first key is no task key.
-    #[error("task key: expected {{prefix}}:tasks:{{owner}}:{{task-id}}")]
+    #[error("task key: expected {{prefix}}:tasks:{{owner}}:{{task-id}}, got another form")]
     NoTaskKey,
     /// The task key ends in a colon.
-    #[error("task key: expected a task id after the last colon, came none")]
+    #[error("task key: expected a task id after the last colon, got none")]
     NoTaskId,
     /// The index key is no index key.
-    #[error("index key: expected {{prefix}}:idx:{{owner}}")]
+    #[error("index key: expected {{prefix}}:idx:{{owner}}, got another form")]
     NoIndexKey,
     /// Both are well formed and belong to different owners or prefixes.
-    #[error("index key: expected the index of the task key's own prefix and owner, came another")]
+    #[error("index key: expected the index of the task key's own prefix and owner, got another")]
     IndexOfAnother,
 }
 
@@ -177,7 +177,7 @@ fn split_at_last_colon(text: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// A composite key of `StorageBackend` has no colon, so it names no owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("key: expected owner:task-id, came one without {missing}")]
+#[error("key: expected owner:task-id, got one without {missing}")]
 pub struct CompositeKeyError {
     missing: &'static str,
 }

@@ -1,14 +1,14 @@
-//! What a stored MCP task looks like from outside: the names of its keys, the fields of its hash and
-//! the few members of its record that decide when it was created and when it expires.
+//! What a stored MCP task looks like from outside: the names of its keys, the fields of its hash, the members of its record
+//! that say when it was created and when it expires, and the arguments of the commands.
 //!
-//! Server module, client and tests all rely on these names and rules, so they are written here once.
-//! Nothing in this crate talks to a server or a network.
+//! Module, client and tests share these rules. This crate knows no server and no network.
 //!
 //! | key | type | holds |
 //! |---|---|---|
 //! | `{prefix}:tasks:{owner}:{task-id}` | hash | [`fields`] |
 //! | `{prefix}:idx:{owner}` | sorted set | member: task id; score: creation time, ms since the epoch |
 
+pub mod arguments;
 mod envelope;
 mod keys;
 

@@ -1,58 +1,63 @@
-//! The grammar of options and numbers, the same for all commands.
+//! The options and numbers of the commands.
 //!
-//! Options come in any order and any case, each at most once. Nothing here knows the server.
+//! Options come in any order and any case, each at most once. Numbers are decimal, without sign, space or leading zero.
 
 use std::fmt;
 
-use pmcptask_schema::{MAX_CREATED_MS, parse_decimal};
+use crate::{MAX_CREATED_MS, parse_decimal};
 
-/// An argument is not what it should be.
+/// An argument is not what the command expects.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ArgumentError {
+pub struct ArgumentError {
     argument: &'static str,
     expected: &'static str,
-    came: String,
+    got: String,
 }
 
 impl ArgumentError {
-    fn new(argument: &'static str, expected: &'static str, came: &[u8]) -> Self {
-        Self { argument, expected, came: shown(came) }
+    fn new(argument: &'static str, expected: &'static str, got: &[u8]) -> Self {
+        Self { argument, expected, got: shown(got) }
     }
 
-    pub(crate) fn missing(argument: &'static str, expected: &'static str) -> Self {
-        Self { argument, expected, came: "nothing".to_owned() }
+    /// The error of an argument that is not there.
+    #[must_use]
+    pub fn missing(argument: &'static str, expected: &'static str) -> Self {
+        Self { argument, expected, got: "nothing".to_owned() }
     }
 }
 
 impl fmt::Display for ArgumentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: expected {}, came {}", self.argument, self.expected, self.came)
+        write!(f, "{}: expected {}, got {}", self.argument, self.expected, self.got)
     }
 }
 
-/// What came, for an error reply. Only what can be a number or the name of an option is repeated; the
-/// rest may be a record that was put in the wrong place.
-fn shown(came: &[u8]) -> String {
-    let short =
-        came.len() <= 24 && came.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte));
-    match std::str::from_utf8(came) {
+/// An argument as an error reply shows it. Only text that can be a number or an option's name is shown: anything else may
+/// be a record in the wrong place.
+fn shown(argument: &[u8]) -> String {
+    const LONGEST_SHOWN: usize = 24;
+    let can_be_shown = argument.len() <= LONGEST_SHOWN
+        && argument.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte));
+    match std::str::from_utf8(argument) {
         Ok("") => "an empty string".to_owned(),
-        Ok(text) if short => format!("'{text}'"),
-        _ => format!("{} other bytes", came.len()),
+        Ok(text) if can_be_shown => format!("'{text}'"),
+        _ => format!("{} bytes that are not shown", argument.len()),
     }
 }
 
-/// A number and the argument that says it, in the one form that this grammar takes.
+/// A number, and the argument that spells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Number<A> {
-    pub(crate) value: i64,
-    pub(crate) argument: A,
+pub struct Number<A> {
+    /// The number.
+    pub value: i64,
+    /// Its only spelling, so that whoever repeats the number need not spell it again.
+    pub argument: A,
 }
 
-/// When a task is to expire.
+/// When a written task expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Expiry<A> {
-    /// As the record says.
+pub enum Expiry<A> {
+    /// When the record says so.
     FromRecord,
     /// Never.
     Never,
@@ -62,22 +67,31 @@ pub(crate) enum Expiry<A> {
 
 /// The options of PUT and CAS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WriteOptions<A> {
-    pub(crate) expiry: Expiry<A>,
-    /// Creation time of a task that enters the index, ms since the epoch.
-    pub(crate) created_ms: Option<Number<A>>,
-    /// How many live tasks the owner may have, a new one included.
-    pub(crate) max_tasks: Option<i64>,
+pub struct WriteOptions<A> {
+    /// `PXAT` or `PERSIST`.
+    pub expiry: Expiry<A>,
+    /// `CREATED`: creation time of a task that enters the index, ms since the epoch.
+    pub created_ms: Option<Number<A>>,
+    /// `MAXTASKS`: how many live tasks the owner may have, a new one included.
+    pub max_tasks: Option<i64>,
 }
 
 impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
     /// Reads the options of PUT.
-    pub(crate) fn of_put(options: impl Iterator<Item = A>) -> Result<Self, ArgumentError> {
+    ///
+    /// # Errors
+    ///
+    /// The first argument that is no option of PUT, or no value of its option.
+    pub fn of_put(options: impl Iterator<Item = A>) -> Result<Self, ArgumentError> {
         Self::parse(options, true, "PXAT, PERSIST, CREATED or MAXTASKS")
     }
 
     /// Reads the options of CAS, which creates no task.
-    pub(crate) fn of_cas(options: impl Iterator<Item = A>) -> Result<Self, ArgumentError> {
+    ///
+    /// # Errors
+    ///
+    /// The first argument that is no option of CAS, or no value of its option.
+    pub fn of_cas(options: impl Iterator<Item = A>) -> Result<Self, ArgumentError> {
         Self::parse(options, false, "PXAT, PERSIST or CREATED")
     }
 
@@ -91,9 +105,9 @@ impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
             let option = option.as_ref();
             if is(option, "PXAT") {
                 let at = number("PXAT", MILLISECONDS, options.next(), i64::MAX)?;
-                read.set_expiry(Expiry::At(at), option)?;
+                read.set_expiry(Expiry::At(at))?;
             } else if is(option, "PERSIST") {
-                read.set_expiry(Expiry::Never, option)?;
+                read.set_expiry(Expiry::Never)?;
             } else if is(option, "CREATED") {
                 let created = number("CREATED", CREATED_MILLISECONDS, options.next(), MAX_CREATED_MS)?;
                 set_once("CREATED", &mut read.created_ms, created)?;
@@ -107,9 +121,13 @@ impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
         Ok(read)
     }
 
-    fn set_expiry(&mut self, expiry: Expiry<A>, option: &[u8]) -> Result<(), ArgumentError> {
+    fn set_expiry(&mut self, expiry: Expiry<A>) -> Result<(), ArgumentError> {
         if !matches!(self.expiry, Expiry::FromRecord) {
-            return Err(ArgumentError::new("expiry", "PXAT or PERSIST, one of them and once", option));
+            return Err(ArgumentError {
+                argument: "expiry",
+                expected: "one PXAT or PERSIST",
+                got: "two".to_owned(),
+            });
         }
         self.expiry = expiry;
         Ok(())
@@ -118,16 +136,22 @@ impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
 
 /// The options of LIST.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ListOptions<'a> {
-    pub(crate) newest_first: bool,
-    /// Only what follows this creation time and task id in the order asked for.
-    pub(crate) after: Option<(i64, &'a [u8])>,
-    pub(crate) count: Option<i64>,
+pub struct ListOptions<'a> {
+    /// `REV`.
+    pub newest_first: bool,
+    /// `AFTER`: only what follows this creation time, in ms since the epoch, and task id in the order asked for.
+    pub after: Option<(i64, &'a [u8])>,
+    /// `COUNT`: so many tasks at most.
+    pub count: Option<i64>,
 }
 
 impl<'a> ListOptions<'a> {
     /// Reads the options of LIST.
-    pub(crate) fn parse(mut options: impl Iterator<Item = &'a [u8]>) -> Result<Self, ArgumentError> {
+    ///
+    /// # Errors
+    ///
+    /// The first argument that is no option of LIST, or no value of its option.
+    pub fn parse(mut options: impl Iterator<Item = &'a [u8]>) -> Result<Self, ArgumentError> {
         let mut read = Self { newest_first: false, after: None, count: None };
         while let Some(option) = options.next() {
             if is(option, "REV") {
@@ -157,7 +181,11 @@ const CREATED_MILLISECONDS: &str = "ms since the epoch, from 0 to 90071992547409
 const COUNT: &str = "an integer from 0 to 9223372036854775807";
 
 /// Reads the version that CAS expects.
-pub(crate) fn expected_version(argument: &[u8]) -> Result<i64, ArgumentError> {
+///
+/// # Errors
+///
+/// An argument that is no integer from 0 to 2^63-1.
+pub fn expected_version(argument: &[u8]) -> Result<i64, ArgumentError> {
     Ok(number("expected-version", COUNT, Some(argument), i64::MAX)?.value)
 }
 
@@ -183,7 +211,7 @@ fn set_once<T>(argument: &'static str, place: &mut Option<T>, value: T) -> Resul
 }
 
 fn twice(argument: &'static str) -> ArgumentError {
-    ArgumentError { argument, expected: "it once", came: "it twice".to_owned() }
+    ArgumentError { argument, expected: "one", got: "two".to_owned() }
 }
 
 #[cfg(test)]
@@ -248,19 +276,16 @@ mod tests {
     }
 
     #[test]
-    fn error_names_the_argument_what_was_expected_and_what_came() {
-        assert_eq!(put(&["PXAT"]).unwrap_err(), format!("PXAT: expected {MILLISECONDS}, came nothing"));
-        assert_eq!(
-            put(&["PXAT", "soon"]).unwrap_err(),
-            format!("PXAT: expected {MILLISECONDS}, came 'soon'")
-        );
+    fn error_names_the_argument_what_was_expected_and_what_was_got() {
+        assert_eq!(put(&["PXAT"]).unwrap_err(), format!("PXAT: expected {MILLISECONDS}, got nothing"));
+        assert_eq!(put(&["PXAT", "soon"]).unwrap_err(), format!("PXAT: expected {MILLISECONDS}, got 'soon'"));
         assert_eq!(
             put(&["TTL", "5"]).unwrap_err(),
-            "option: expected PXAT, PERSIST, CREATED or MAXTASKS, came 'TTL'"
+            "option: expected PXAT, PERSIST, CREATED or MAXTASKS, got 'TTL'"
         );
         assert_eq!(
             list(&["AFTER", "5"]).unwrap_err(),
-            "AFTER: expected a task id after the creation time, came nothing"
+            "AFTER: expected a task id after the creation time, got nothing"
         );
     }
 
@@ -272,7 +297,10 @@ mod tests {
     #[test]
     fn record_in_the_wrong_place_is_not_repeated() {
         let error = put(&[r#"{"secret":1}"#]).unwrap_err();
-        assert_eq!(error, "option: expected PXAT, PERSIST, CREATED or MAXTASKS, came 12 other bytes");
+        assert_eq!(
+            error,
+            "option: expected PXAT, PERSIST, CREATED or MAXTASKS, got 12 bytes that are not shown"
+        );
         assert!(!put(&[&"secret".repeat(9)]).unwrap_err().contains("secret"));
     }
 }

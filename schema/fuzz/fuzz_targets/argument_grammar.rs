@@ -2,14 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use pmcptask_schema::arguments::{Expiry, ListOptions, WriteOptions, expected_version};
 use pmcptask_schema::{IndexKey, TaskKey};
-
-// The grammar lives in the module, which only a server can load; it needs nothing of either.
-#[allow(dead_code)]
-#[path = "../../src/arguments.rs"]
-mod arguments;
-
-use arguments::{Expiry, ListOptions, WriteOptions, expected_version};
 
 fuzz_target!(|line: &[u8]| {
     let words = || line.split(|byte| *byte == b' ');

@@ -1,0 +1,33 @@
+//! A time, and the argument that spells it.
+
+use pmcptask_schema::arguments::Number;
+
+use crate::server::{Context, StringRef};
+
+/// A time in ms since the epoch.
+#[derive(Clone, Copy)]
+pub(crate) struct Moment<'a> {
+    pub(crate) ms: i64,
+    /// The argument of the command that spells the time, if there is one.
+    argument: Option<StringRef<'a>>,
+}
+
+impl Moment<'_> {
+    pub(crate) fn new(ms: i64) -> Self {
+        Self { ms, argument: None }
+    }
+
+    /// Passes the time as a string to `tell`: the command's own argument, where there is one, saves a new string.
+    pub(crate) fn spelled<T>(self, context: &Context, tell: impl FnOnce(StringRef<'_>) -> T) -> T {
+        match self.argument {
+            Some(argument) => tell(argument),
+            None => tell(context.create_decimal(self.ms).as_ref()),
+        }
+    }
+}
+
+impl<'a> From<Number<StringRef<'a>>> for Moment<'a> {
+    fn from(Number { value: ms, argument }: Number<StringRef<'a>>) -> Self {
+        Self { ms, argument: Some(argument) }
+    }
+}

@@ -1,0 +1,51 @@
+//! The removals themselves, and when they are allowed.
+
+use pmcptask_schema::{IndexKey, TaskKey};
+
+use crate::server::{Context, Failed, Key, Kind, StringRef};
+use crate::{effects, index, settings, statistics};
+
+/// False on a replica, which is told of removals, and while a failover or CLIENT PAUSE forbids writes.
+pub(super) fn may_write(context: &Context) -> bool {
+    settings::RECLAIM.get() && context.is_settled_primary() && !context.writes_are_paused()
+}
+
+/// Removes a hash that has outlived its task.
+pub(super) fn remove_hash(context: &Context, task_name: StringRef<'_>) -> Result<(), Failed> {
+    Key::open_unnoticed(context, task_name).delete()?;
+    effects::deleted(context, task_name)?;
+    context.signal_modified(task_name);
+    context.notify(c"pmcptask.del", task_name);
+    Ok(())
+}
+
+/// Removes all entries by which a task is known.
+pub(super) fn remove_entries(context: &Context, key: &TaskKey<'_>) -> Result<(), Failed> {
+    remove_entry(context, &IndexKey::of(key), key.task_id)?;
+    if let Some((index, member)) = key.old_entry() {
+        remove_entry(context, &index, &member)?;
+    }
+    Ok(())
+}
+
+pub(super) fn remove_entry(context: &Context, index: &IndexKey<'_>, member: &[u8]) -> Result<(), Failed> {
+    let mut name = Vec::new();
+    index.write(&mut name);
+    let name = context.create_string(&name);
+    let mut index = Key::open_unnoticed(context, name.as_ref());
+    let member = context.create_string(member);
+    if index.kind() == Kind::SortedSet
+        && index::remove_entry(context, &mut index, name.as_ref(), member.as_ref())?
+    {
+        statistics::INDEX_ENTRIES_REMOVED.increment();
+    }
+    Ok(())
+}
+
+/// Counts and logs what cannot happen.
+pub(super) fn report(context: &Context, result: Result<(), Failed>) {
+    if let Err(failed) = result {
+        statistics::FAILED_CALLS.increment();
+        context.log_warning(&format!("{failed} while an index entry was removed"));
+    }
+}
