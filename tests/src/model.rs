@@ -524,7 +524,9 @@ impl Model {
 
     fn ends(&self) -> impl Iterator<Item = i64> {
         self.tasks.values().filter_map(|task| {
-            let lapses_ms = task.expires_at_seconds.map(|seconds| seconds.saturating_mul(1000));
+            // The first millisecond in which a hash has outlived its task.
+            let lapses_ms =
+                task.expires_at_seconds.map(|seconds| seconds.saturating_mul(1000).saturating_add(1));
             // The field counts only where the key has no expiry of its own.
             task.expires_ms.or(lapses_ms)
         })

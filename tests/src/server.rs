@@ -237,7 +237,7 @@ impl Server {
             let options = with_free_ports(options)?;
             let process = spawn(&options, folder.path(), port)?;
             let mut server = Self { options, folder, process, port };
-            match server.wait_until_ready() {
+            match server.wait_until_ready(0) {
                 // Somebody was faster on the port that the OS had given us.
                 Err(StartError::Ended(log)) if log.contains("Address already in use") => {}
                 ready => return ready.map(|()| server),
@@ -245,13 +245,17 @@ impl Server {
         }
     }
 
-    fn wait_until_ready(&mut self) -> Result<(), StartError> {
+    /// `logged` is the length of the log when the process started. Who answers on the port may be somebody else as long as
+    /// the server itself does not say that it listens.
+    fn wait_until_ready(&mut self, logged: usize) -> Result<(), StartError> {
         let started = Instant::now();
         loop {
             if self.process.try_wait()?.is_some() {
                 return Err(StartError::Ended(self.log()));
             }
-            if self.answers() {
+            let log = self.log();
+            let news = log.get(logged..).unwrap_or_default();
+            if LISTENS.iter().any(|line| news.contains(line)) && self.answers() {
                 return Ok(());
             }
             if started.elapsed() > START_LIMIT {
@@ -591,9 +595,10 @@ impl Server {
     /// Where it does not start.
     pub fn restart_with(&mut self, options: &ServerOptions) {
         self.options = with_free_ports(options).expect("the OS has free ports");
+        let logged = self.log().len();
         self.process =
             spawn(&self.options, self.folder.path(), self.port).expect("the server has run before");
-        self.wait_until_ready().unwrap_or_else(|error| panic!("{error}"));
+        self.wait_until_ready(logged).unwrap_or_else(|error| panic!("{error}"));
     }
 }
 
@@ -616,6 +621,8 @@ impl Drop for Server {
 }
 
 const LOG: &str = "server.log";
+/// What a server, or a Sentinel, logs once it listens on its port.
+const LISTENS: [&str; 2] = ["eady to accept connections", "Sentinel ID is"];
 /// Where the settings of [`ServerOptions::in_file`] are, in the server's folder.
 pub const FILE: &str = "redis.conf";
 

@@ -18,11 +18,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::endpoint::Endpoint;
 use super::first_answer::first_answer;
-use super::kept::{Kept, Place, pauses};
+use super::node::Node;
 use super::replica_read;
 use super::request::{Attempt, Request};
+use super::retry::{pauses, retry};
 use super::runtime::OnRuntime;
 use super::settings::Settings;
+use super::target::Target;
 use super::topology::{self, Location, SLOTS, Shard, slot_of};
 use crate::error::{self, CallKind, Error};
 
@@ -55,7 +57,7 @@ struct Shared {
     seeds: Vec<Endpoint>,
     view: ArcSwap<View>,
     /// All nodes that are connected to. Locked when nodes come or go and for redirects, not for other calls.
-    nodes: Mutex<HashMap<(Location, Role), Node>>,
+    nodes: Mutex<HashMap<(Location, Purpose), KnownNode>>,
     /// Somebody has seen that the view is outdated.
     outdated: Notify,
     /// There is another view.
@@ -64,13 +66,13 @@ struct Shared {
 
 /// What a connection to a node is for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Role {
+enum Purpose {
     Primary,
     Replica,
 }
 
-struct Node {
-    connection: Arc<Kept>,
+struct KnownNode {
+    node: Arc<Node>,
     /// When a redirect, or a view, named it last.
     named: Instant,
 }
@@ -88,8 +90,8 @@ struct View {
 }
 
 struct ShardNodes {
-    primary: Arc<Kept>,
-    replicas: Vec<Arc<Kept>>,
+    primary: Arc<Node>,
+    replicas: Vec<Arc<Node>>,
 }
 
 impl View {
@@ -111,7 +113,7 @@ impl Cluster {
         let attempts = seeds.iter().cloned().map(|seed| async move {
             match ask_seed(&seed, limit).await {
                 Ok(told) => Ok(told),
-                Err(failure) => Err(Place::Server(seed).explain(failure, limit).await),
+                Err(failure) => Err(Target::Server(seed).explain(failure, limit).await),
             }
         });
         let told = first_answer(attempts, no_seed()).await?;
@@ -154,11 +156,9 @@ impl Cluster {
     ///
     /// A write is sent again only if the node has said that it did nothing.
     async fn call_primary(&self, slot: u16, request: &Request<'_>) -> Attempt {
-        let started = Instant::now();
-        let time_left = || self.shared.settings.timeouts.connect.saturating_sub(started.elapsed());
-        let (mut pauses, mut quick_redirects) = (pauses(), QUICK_REDIRECTS);
+        let mut retry = retry(Instant::now(), self.shared.settings.timeouts.connect);
+        let mut quick_redirects = QUICK_REDIRECTS;
         let mut target: Option<(Location, bool, String)> = None;
-        let (mut refusal, mut is_lost) = (None, false);
         loop {
             // From here on no other view is missed.
             let mut renewed = pin!(self.shared.renewed.notified());
@@ -168,47 +168,40 @@ impl Cluster {
                 None => (self.primary(slot), false),
             };
             let attempt = match &node {
-                Some(node) => node.attempt(request, asking, NODE_WAIT.min(time_left())).await,
+                Some(node) => node.attempt(request, asking, NODE_WAIT.min(retry.time_left())).await,
                 None => Attempt::NotSent(Some(Box::new(self.no_node()))),
             };
             let redirect = redirect(&attempt, node.as_ref().map_or("", |node| node.host()));
-            let may_repeat = match &attempt {
-                Attempt::Replied(Err(error)) => redirect.is_some() || error::is_passing(error),
-                // The read itself may be what ends connections, and it ends them for everybody.
-                Attempt::Lost(error) => {
-                    request.may_be_sent_again_after(error) && !std::mem::replace(&mut is_lost, true)
-                }
-                Attempt::NotSent(_) => !self.has_ended(),
-                Attempt::Replied(Ok(_)) | Attempt::Refused(_) => false,
-            };
             if says_slots_have_changed(&attempt, redirect.as_ref()) {
                 self.shared.outdated.notify_one();
             }
-            let left = time_left();
-            if !may_repeat || left.is_zero() {
-                return attempt.or_what_was_replied(refusal);
+            let may_pass = match &attempt {
+                Attempt::Replied(Err(error)) => redirect.is_some() || error::is_passing(error),
+                _ => !self.has_ended(),
+            };
+            if !retry.allows(request, &attempt, may_pass) {
+                return retry.outcome(attempt);
             }
             let is_redirected = redirect.is_some();
-            let sender = node.as_ref().map_or_else(String::new, |node| node.plain_address());
+            let sender = node.as_ref().map_or_else(String::new, |node| node.address());
             target = redirect.and_then(|Redirect { to, asking }| Some((to?, asking, sender)));
             if target.is_some() && quick_redirects > 0 {
                 quick_redirects = quick_redirects.saturating_sub(1);
                 continue;
             }
             (target, quick_redirects) = (None, QUICK_REDIRECTS);
-            // Where a redirect leads to nobody, that nobody is there says more than the redirect.
+            // If the redirect's node cannot be reached, that says more than the redirect.
             if !is_redirected && matches!(attempt, Attempt::Replied(_)) {
-                refusal = Some(attempt);
+                retry.keep_refusal(attempt);
             }
-            let pause = pauses.next().unwrap_or_default().min(left);
             // Whichever is first; then the slot is looked up again.
-            let _ = timeout(pause, renewed).await;
+            let _ = timeout(retry.next_pause(), renewed).await;
         }
     }
 
-    fn connected_replica(&self, slot: u16) -> Option<Arc<Kept>> {
+    fn connected_replica(&self, slot: u16) -> Option<Arc<Node>> {
         let view = self.shared.view.load();
-        let of_use = |replica: &&Arc<Kept>| replica.is_connected() && !replica.is_left_alone();
+        let of_use = |replica: &&Arc<Node>| replica.ready().is_some();
         let replicas: Vec<_> = view.shard(slot)?.replicas.iter().filter(of_use).collect();
         replicas.get(fastrand::usize(..replicas.len().max(1))).map(|replica| Arc::clone(replica))
     }
@@ -224,7 +217,7 @@ impl Cluster {
         Error::NoPrimary { address: self.address(), source }
     }
 
-    fn primary(&self, slot: u16) -> Option<Arc<Kept>> {
+    fn primary(&self, slot: u16) -> Option<Arc<Node>> {
         self.shared.view.load().shard(slot).map(|shard| shard.primary.clone())
     }
 
@@ -299,30 +292,30 @@ fn says_slots_have_changed(attempt: &Attempt, redirect: Option<&Redirect>) -> bo
 
 impl Shared {
     /// The connection to a node that a redirect of another one names.
-    fn node(&self, location: &Location, sender: &str) -> Option<Arc<Kept>> {
+    fn node(&self, location: &Location, sender: &str) -> Option<Arc<Node>> {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        self.node_of(&mut nodes, location, Role::Primary, sender)
+        self.node_of(&mut nodes, location, Purpose::Primary, sender)
     }
 
     fn node_of(
         &self,
-        nodes: &mut HashMap<(Location, Role), Node>,
+        nodes: &mut HashMap<(Location, Purpose), KnownNode>,
         location: &Location,
-        role: Role,
+        purpose: Purpose,
         told_by: &str,
-    ) -> Option<Arc<Kept>> {
-        let key = (location.clone(), role);
-        if let Some(node) = nodes.get_mut(&key) {
-            node.named = Instant::now();
-            return Some(node.connection.clone());
+    ) -> Option<Arc<Node>> {
+        let key = (location.clone(), purpose);
+        if let Some(known) = nodes.get_mut(&key) {
+            known.named = Instant::now();
+            return Some(known.node.clone());
         }
         // A host that is none cannot be connected to; another survey may know better.
         let endpoint = self.seeds.first()?.at(&location.host, location.port, &format!("the node {told_by}"));
         let endpoint = endpoint.ok()?;
-        let endpoint = if role == Role::Replica { endpoint.for_reads() } else { endpoint };
-        let connection = Arc::new(Kept::start(Place::Server(endpoint), &self.runtime));
-        nodes.insert(key, Node { connection: connection.clone(), named: Instant::now() });
-        Some(connection)
+        let endpoint = if purpose == Purpose::Replica { endpoint.for_reads() } else { endpoint };
+        let node = Arc::new(Node::start(Target::Server(endpoint), &self.runtime));
+        nodes.insert(key, KnownNode { node: node.clone(), named: Instant::now() });
+        Some(node)
     }
 
     /// Makes what a node has told the view of all; false where that is nothing new.
@@ -336,11 +329,11 @@ impl Shared {
         };
         let by = view.told_by.as_str();
         for shard in &view.told {
-            let primary = self.node_of(&mut nodes, &shard.primary, Role::Primary, by);
+            let primary = self.node_of(&mut nodes, &shard.primary, Purpose::Primary, by);
             let Some(primary) = primary else { continue };
             let replicas = shard.replicas.iter().filter(|_| self.settings.reads_from_replicas);
             let replicas =
-                replicas.filter_map(|replica| self.node_of(&mut nodes, replica, Role::Replica, by));
+                replicas.filter_map(|replica| self.node_of(&mut nodes, replica, Purpose::Replica, by));
             let replicas = replicas.collect();
             for (first, last) in &shard.slots {
                 let slots = view.shard_of_slot.get_mut(usize::from(*first)..=usize::from(*last));
@@ -349,7 +342,7 @@ impl Shared {
             view.shards.push(ShardNodes { primary, replicas });
         }
         // Calls that are on their way to a node which goes keep its connection until they are done.
-        nodes.retain(|_, node| node.named.elapsed() < GUEST);
+        nodes.retain(|_, known| known.named.elapsed() < GUEST);
         let is_new = self.view.load().told != view.told;
         self.view.store(Arc::new(view));
         if is_new {
@@ -362,7 +355,7 @@ impl Shared {
     async fn ask(&self) -> Option<Told> {
         let mut nodes: Vec<_> = {
             let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-            nodes.values().map(|node| node.connection.clone()).filter(|node| node.is_connected()).collect()
+            nodes.values().map(|known| known.node.clone()).filter(|node| node.is_connected()).collect()
         };
         fastrand::shuffle(&mut nodes);
         if let Ok(told) = first_answer(nodes.into_iter().map(ask_node), ()).await {
@@ -392,13 +385,13 @@ async fn survey(shared: Arc<Shared>) {
 }
 
 /// Asks a node that is connected to.
-async fn ask_node(node: Arc<Kept>) -> Result<Told, ()> {
+async fn ask_node(node: Arc<Node>) -> Result<Told, ()> {
     let slots = cmd("CLUSTER").arg("SLOTS").to_owned();
     let request = Request { command: &slots, kind: CallKind::Read, key: "", routed_by: "" };
     match timeout(SURVEY_ANSWER, node.attempt(&request, false, Duration::ZERO)).await {
         Ok(Attempt::Replied(Ok(reply))) => {
             let shards = topology::read(&reply.value, node.host()).ok_or(())?;
-            Ok(Told { shards, by: node.plain_address() })
+            Ok(Told { shards, by: node.address() })
         }
         _ => Err(()),
     }

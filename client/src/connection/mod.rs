@@ -4,15 +4,18 @@ mod closed_door;
 mod cluster;
 mod endpoint;
 mod first_answer;
-mod kept;
 mod live;
+mod node;
+mod reconnecting;
 mod replica_read;
+mod replicated_writes;
 mod request;
+mod retry;
 mod runtime;
 mod sentinel;
 mod settings;
+mod target;
 mod topology;
-mod waiting_writes;
 
 use std::sync::Arc;
 
@@ -22,10 +25,11 @@ use tokio::time::Instant;
 
 use self::cluster::Cluster;
 use self::endpoint::Endpoint;
-use self::kept::{Kept, Place};
+use self::node::Node;
 use self::request::Attempt;
 use self::runtime::{OnRuntime, Revived};
 use self::sentinel::{Sentinels, Wanted};
+use self::target::Target;
 use crate::address::Address;
 use crate::error::{self, CallKind, Error};
 
@@ -37,19 +41,19 @@ pub(crate) use settings::{Acknowledgement, Settings};
 #[derive(Clone)]
 pub(crate) enum Connection {
     /// One server. The connection comes back by itself.
-    Server(Arc<Revived<Kept>>),
-    /// The primary of the moment, and one of its replicas where reads may go there.
-    Sentinel(Arc<Revived<Watched>>),
+    Server(Arc<Revived<Node>>),
+    /// What Sentinels monitor.
+    Sentinel(Arc<Revived<Monitored>>),
     /// The nodes of a cluster.
     Cluster(Arc<Revived<Cluster>>),
     /// Somebody else's: when it is lost, it stays lost.
     Given(Live),
 }
 
-/// What Sentinels watch.
-pub(crate) struct Watched {
-    primary: Kept,
-    replica: Option<Kept>,
+/// The primary that Sentinels monitor, and one of its replicas where reads may go there.
+pub(crate) struct Monitored {
+    primary: Node,
+    replica: Option<Node>,
 }
 
 impl Connection {
@@ -61,18 +65,18 @@ impl Connection {
                 "reads from replicas: expected a cluster or Sentinels, got one server".to_owned(),
             )),
             Address::Server(info) => {
-                let place = Place::Server(Endpoint::new(info, settings)?);
-                Ok(Self::Server(Arc::new(Revived::new(Kept::open(place).await?))))
+                let target = Target::Server(Endpoint::new(info, settings)?);
+                Ok(Self::Server(Arc::new(Revived::new(Node::open(target).await?))))
             }
             Address::Sentinel(address) => {
                 let to = |wanted| Sentinels::new(&address, wanted, settings.clone());
-                let primary = Kept::open(Place::Watched(to(Wanted::Primary)?)).await?;
+                let primary = Node::open(Target::Monitored(to(Wanted::Primary)?)).await?;
                 let replica = if settings.reads_from_replicas {
-                    Some(Kept::start(Place::Watched(to(Wanted::Replica)?), &Handle::current()))
+                    Some(Node::start(Target::Monitored(to(Wanted::Replica)?), &Handle::current()))
                 } else {
                     None
                 };
-                Ok(Self::Sentinel(Arc::new(Revived::new(Watched { primary, replica }))))
+                Ok(Self::Sentinel(Arc::new(Revived::new(Monitored { primary, replica }))))
             }
             Address::Cluster(seeds) => {
                 let seeds = seeds.into_iter().map(|seed| Endpoint::new(seed, settings.clone()));
@@ -91,10 +95,10 @@ impl Connection {
     pub(crate) async fn open_alone(address: Address, settings: Settings) -> Result<(Live, String), Error> {
         settings.check()?;
         let (limit, settings) = (settings.timeouts.connect, Arc::new(settings));
-        let mut place = match address {
-            Address::Server(info) => Place::Server(Endpoint::new(info, settings)?),
+        let mut target = match address {
+            Address::Server(info) => Target::Server(Endpoint::new(info, settings)?),
             Address::Sentinel(address) => {
-                Place::Watched(Sentinels::new(&address, Wanted::Primary, settings)?)
+                Target::Monitored(Sentinels::new(&address, Wanted::Primary, settings)?)
             }
             Address::Cluster(_) => {
                 return Err(Error::Settings(
@@ -102,7 +106,7 @@ impl Connection {
                 ));
             }
         };
-        Ok((place.connect_once(limit, || ()).await?, place.address()))
+        Ok((target.connect_or_explain(limit, || ()).await?, target.address_and_origin()))
     }
 
     /// Sends a command and waits for its reply.
@@ -137,7 +141,7 @@ impl Connection {
             Self::Given(connection) => request.send(connection, false).await,
             Self::Server(server) => server.get().call(request).await,
             // Apart, so that a call to one server is not as large as what these may have to do.
-            Self::Sentinel(watched) => Box::pin(async { watched.get().call(request).await }).await,
+            Self::Sentinel(monitored) => Box::pin(async { monitored.get().call(request).await }).await,
             Self::Cluster(cluster) => Box::pin(async { cluster.get().call(request).await }).await,
         }
     }
@@ -146,7 +150,7 @@ impl Connection {
         match self {
             Self::Given(_) => false,
             Self::Server(server) => server.last().has_ended(),
-            Self::Sentinel(watched) => watched.last().has_ended(),
+            Self::Sentinel(monitored) => monitored.last().has_ended(),
             Self::Cluster(cluster) => cluster.last().has_ended(),
         }
     }
@@ -155,8 +159,8 @@ impl Connection {
     fn address(&self) -> String {
         match self {
             Self::Given(_) => "the other end of the connection that was given".to_owned(),
-            Self::Server(server) => server.last().address().to_owned(),
-            Self::Sentinel(watched) => watched.last().primary.address().to_owned(),
+            Self::Server(server) => server.last().address_and_origin().to_owned(),
+            Self::Sentinel(monitored) => monitored.last().primary.address_and_origin().to_owned(),
             Self::Cluster(cluster) => cluster.last().address(),
         }
     }
@@ -173,14 +177,14 @@ impl Connection {
     pub(crate) fn waits_for_replicas(&self) -> bool {
         match self {
             Self::Server(server) => server.last().settings().acknowledgement.is_some(),
-            Self::Sentinel(watched) => watched.last().primary.settings().acknowledgement.is_some(),
+            Self::Sentinel(monitored) => monitored.last().primary.settings().acknowledgement.is_some(),
             Self::Cluster(cluster) => cluster.last().settings().acknowledgement.is_some(),
             Self::Given(_) => false,
         }
     }
 }
 
-impl Watched {
+impl Monitored {
     async fn call(&self, request: &Request<'_>) -> Attempt {
         match &self.replica {
             Some(replica) if request.kind == CallKind::Read => {
@@ -191,7 +195,7 @@ impl Watched {
     }
 }
 
-impl OnRuntime for Watched {
+impl OnRuntime for Monitored {
     fn has_ended(&self) -> bool {
         self.primary.has_ended()
     }

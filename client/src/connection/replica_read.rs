@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::kept::Kept;
+use super::node::Node;
 use super::request::{Attempt, Request};
 
 /// Asks a replica that is connected, and the primary where the replica has nothing of worth: what it does not have may
@@ -14,12 +14,11 @@ use super::request::{Attempt, Request};
 /// One that takes longer than a call waits for a connection has the primary asked as well. Where that is faster, the
 /// replica may be hanging: its connection is replaced, and it is left alone for a while.
 pub(super) async fn read<P: Future<Output = Attempt>>(
-    replica: &Kept,
+    replica: &Node,
     request: &Request<'_>,
     primary: impl FnOnce() -> P,
 ) -> Attempt {
-    let current = replica.current().filter(|_| !replica.is_left_alone());
-    let Some(current) = current else { return primary().await };
+    let Some(current) = replica.ready() else { return primary().await };
     let mut asked = pin!(replica.attempt(request, false, Duration::ZERO));
     match timeout(replica.settings().timeouts.connect, &mut asked).await {
         Ok(attempt) if attempt.is_worth_something() => return attempt,
@@ -31,7 +30,7 @@ pub(super) async fn read<P: Future<Output = Attempt>>(
         attempt = &mut asked => if attempt.is_worth_something() { attempt } else { primary.await },
         attempt = &mut primary => {
             if let Attempt::Replied(Ok(_)) = attempt {
-                replica.leave_alone(&current);
+                replica.avoid(&current);
                 return attempt;
             }
             // The replica is all there is.

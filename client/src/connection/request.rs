@@ -60,14 +60,6 @@ pub(super) enum Attempt {
 }
 
 impl Attempt {
-    /// The same, unless nothing was sent this time, and the server had refused it before: that says more.
-    pub(super) fn or_what_was_replied(self, refusal: Option<Self>) -> Self {
-        match (self, refusal) {
-            (Self::NotSent(_), Some(refusal)) => refusal,
-            (attempt, _) => attempt,
-        }
-    }
-
     /// Whether the request may be made again: nothing was sent, or it was a read.
     pub(super) fn may_be_made_again(&self, request: &Request<'_>) -> bool {
         match self {
@@ -112,4 +104,9 @@ impl Request<'_> {
             Ok(value) => Attempt::Replied(value.extract_error().map(Reply::of_one_server)),
         }
     }
+}
+
+/// Whether the server has become a replica, or always was one.
+pub(super) fn says_is_replica(attempt: &Attempt) -> bool {
+    matches!(attempt, Attempt::Replied(Err(error)) if error.code() == Some("READONLY"))
 }

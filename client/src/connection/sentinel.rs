@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::endpoint::Endpoint;
-use super::kept::pauses;
 use super::live::Live;
+use super::retry::pauses;
 use super::settings::Settings;
 use crate::address::SentinelAddress;
 use crate::error::{self, Error};

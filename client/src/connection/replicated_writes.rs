@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
-use super::kept::{Current, Kept};
+use super::reconnecting::{Connected, Reconnecting};
 use super::request::{Attempt, Reply, Request};
 use super::settings::Acknowledgement;
 use crate::replies;
@@ -25,8 +25,8 @@ const GROUP: usize = 1024;
 const BECAME_REPLICA: &str = "UNBLOCKED";
 
 /// The way of such writes to one place.
-pub(super) struct WaitingWrites {
-    connection: Arc<Kept>,
+pub(super) struct ReplicatedWrites {
+    connection: Arc<Reconnecting>,
     queue: mpsc::Sender<Write>,
 }
 
@@ -44,10 +44,10 @@ struct Made {
     caller: oneshot::Sender<Attempt>,
 }
 
-impl WaitingWrites {
+impl ReplicatedWrites {
     /// `on_demotion` is called when the server has become a replica while writes waited.
     pub(super) fn new(
-        connection: Kept,
+        connection: Reconnecting,
         acknowledgement: Acknowledgement,
         on_demotion: impl Fn() + Send + Sync + 'static,
         runtime: &Handle,
@@ -88,7 +88,7 @@ impl WaitingWrites {
 
 async fn send_in_groups(
     mut queue: mpsc::Receiver<Write>,
-    connection: Arc<Kept>,
+    connection: Arc<Reconnecting>,
     acknowledgement: Acknowledgement,
     on_demotion: Arc<impl Fn() + Send + Sync + 'static>,
 ) {
@@ -129,8 +129,8 @@ async fn send_in_groups(
 ///
 /// What became of the `WAIT` instead of a number. The writes before it were made all the same.
 async fn send_group(
-    connection: &Kept,
-    current: &Current,
+    connection: &Reconnecting,
+    current: &Connected,
     group: Vec<Write>,
     Acknowledgement { replicas, within }: Acknowledgement,
 ) -> RedisResult<()> {
@@ -174,8 +174,8 @@ async fn send_group(
 
 /// Tells callers whose write was not made, or may not have been; those of the others are left.
 fn answer_what_was_not_made(
-    connection: &Kept,
-    current: &Current,
+    connection: &Reconnecting,
+    current: &Connected,
     replies: RedisResult<Vec<Value>>,
     callers: Vec<(bool, oneshot::Sender<Attempt>)>,
 ) -> Vec<Made> {

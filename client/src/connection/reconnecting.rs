@@ -1,0 +1,324 @@
+//! A connection that is replaced whenever it is lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use redis::cmd;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::live::Live;
+use super::request::{Attempt, says_is_replica};
+use super::retry::{LONGEST_PAUSE, SHORTEST_PAUSE, pauses};
+use super::settings::Settings;
+use super::target::Target;
+use crate::error::Error;
+use crate::observe;
+
+/// A connection that lasts longer than this was a good one: the next attempt follows at once.
+const STABLE: Duration = Duration::from_secs(1);
+/// An address that leads to a replica may lead to another server later, but not sooner than this.
+const OTHER_SERVER: Duration = Duration::from_secs(5);
+
+/// What there is to call with at the moment. It is replaced as a whole, so that calls read it without a lock.
+struct State {
+    /// 0 for none yet, 1 for the first connection, more for each one after that.
+    number: u64,
+    connection: Option<Live>,
+    since: Instant,
+    /// How the last attempt failed after this connection was lost.
+    failure: Option<Box<Error>>,
+}
+
+impl State {
+    fn new(number: u64, connection: Option<Live>, failure: Option<Box<Error>>) -> Self {
+        Self { number, connection, since: Instant::now(), failure }
+    }
+}
+
+/// A connection that a call can use.
+#[derive(Clone)]
+pub(super) struct Connected {
+    number: u64,
+    pub(super) connection: Live,
+    since: Instant,
+}
+
+/// What calls and the task that reconnects tell each other.
+#[derive(Default)]
+struct Signals {
+    /// Number of the last connection that is known to be lost.
+    last_lost: AtomicU64,
+    loss: Notify,
+    /// There is a new [`State`], or there will be none any more.
+    change: Notify,
+    /// The runtime of the connection has ended.
+    has_ended: AtomicBool,
+}
+
+impl Signals {
+    fn lost(&self, number: u64) {
+        // Many calls notice the same loss, some of them much later.
+        if self.last_lost.fetch_max(number, Ordering::Relaxed) < number {
+            self.loss.notify_one();
+        }
+    }
+
+    fn is_lost(&self, number: u64) -> bool {
+        number <= self.last_lost.load(Ordering::Relaxed)
+    }
+}
+
+/// Signals, when the task that reconnects is dropped, that there will be no other connection.
+struct End(Arc<Signals>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.has_ended.store(true, Ordering::Release);
+        self.0.change.notify_waiters();
+    }
+}
+
+pub(super) struct Reconnecting {
+    target: Target,
+    address_and_origin: String,
+    host: String,
+    settings: Arc<Settings>,
+    state: Arc<ArcSwap<State>>,
+    signals: Arc<Signals>,
+    reconnects: AbortHandle,
+}
+
+impl Drop for Reconnecting {
+    fn drop(&mut self) {
+        self.reconnects.abort();
+    }
+}
+
+impl Reconnecting {
+    /// Connects once, so that a failure shows at once. Returns the first connection as well.
+    pub(super) async fn open(mut target: Target) -> Result<(Self, Live), Error> {
+        let signals = Arc::new(Signals::default());
+        let (limit, on_loss) = (target.settings().timeouts.connect, signals.clone());
+        let connection = target.connect_or_explain(limit, move || on_loss.lost(1)).await?;
+        let state = State::new(1, Some(connection.clone()), None);
+        Ok((Self::with(target, state, signals, &Handle::current()), connection))
+    }
+
+    /// Connects in the background, on a runtime that lasts as long as the connection is wanted.
+    pub(super) fn start(target: Target, runtime: &Handle) -> Self {
+        Self::with(target, State::new(0, None, None), Arc::default(), runtime)
+    }
+
+    fn with(target: Target, state: State, signals: Arc<Signals>, runtime: &Handle) -> Self {
+        let state = Arc::new(ArcSwap::from_pointee(state));
+        let (address_and_origin, host, settings) =
+            (target.address_and_origin(), target.host(), target.settings());
+        // The clone lacks what Sentinels have told: the task that goes on with the connection needs that.
+        let blank = target.clone();
+        let task = reconnect(target, state.clone(), signals.clone(), End(signals.clone()));
+        let reconnects = runtime.spawn(task).abort_handle();
+        Self { target: blank, address_and_origin, host, settings, state, signals, reconnects }
+    }
+
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    pub(super) fn address_and_origin(&self) -> &str {
+        &self.address_and_origin
+    }
+
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(super) fn follows_primary(&self) -> bool {
+        self.target.follows_primary()
+    }
+
+    /// Whether the runtime of the connection has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.signals.has_ended.load(Ordering::Acquire)
+    }
+
+    /// The connection, unless it is lost.
+    pub(super) fn current(&self) -> Option<Connected> {
+        let state = self.state.load();
+        if self.signals.is_lost(state.number) {
+            return None;
+        }
+        let connection = state.connection.clone()?;
+        Some(Connected { number: state.number, connection, since: state.since })
+    }
+
+    /// The connection, or the next one if it comes within `wait`.
+    pub(super) async fn take(&self, wait: Duration) -> Result<Connected, Attempt> {
+        match self.current() {
+            Some(current) => Ok(current),
+            None => Box::pin(self.next(wait)).await,
+        }
+    }
+
+    async fn next(&self, wait: Duration) -> Result<Connected, Attempt> {
+        let started = Instant::now();
+        loop {
+            let mut changed = std::pin::pin!(self.signals.change.notified());
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            if let Some(current) = self.current() {
+                return Ok(current);
+            }
+            if let Some(refusal) = self.last_failure().filter(|failure| !failure.is_of_the_moment()) {
+                return Err(Attempt::Refused(refusal));
+            }
+            if self.has_ended() {
+                return Err(Attempt::NotSent(None));
+            }
+            let in_time = timeout(wait.saturating_sub(started.elapsed()), changed).await;
+            in_time.map_err(|_| Attempt::NotSent(self.last_failure()))?;
+        }
+    }
+
+    fn last_failure(&self) -> Option<Box<Error>> {
+        self.state.load().failure.clone()
+    }
+
+    /// Replaces the connection if an attempt shows that it is useless.
+    pub(super) fn note(&self, current: &Connected, attempt: &Attempt) {
+        let is_useless = match attempt {
+            // Late and unreadable replies promise as little for the next ones as none at all.
+            Attempt::Lost(_) => true,
+            // The primary is another server by now; maybe one that the same address leads to, if not just now.
+            attempt if says_is_replica(attempt) => {
+                self.follows_primary() || current.since.elapsed() >= OTHER_SERVER
+            }
+            _ => false,
+        };
+        if is_useless {
+            self.lose(current);
+        }
+    }
+
+    /// Replaces the connection.
+    pub(super) fn lose(&self, current: &Connected) {
+        self.signals.lost(current.number);
+    }
+
+    /// Replaces the connection of the moment.
+    pub(super) fn lose_current(&self) {
+        self.signals.lost(self.state.load().number);
+    }
+
+    /// Waits until this connection has been replaced.
+    pub(super) async fn replaced(&self, current: &Connected) {
+        loop {
+            let mut changed = std::pin::pin!(self.signals.change.notified());
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            if self.state.load().number != current.number {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// Replaces the connection whenever it is lost. All clones of a backend share this one task, so they reconnect once.
+async fn reconnect(mut target: Target, state: Arc<ArcSwap<State>>, signals: Arc<Signals>, _end: End) {
+    // One attempt that hangs must not take all the time that a call waits.
+    let limit = target.settings().timeouts.connect.mul_f32(0.5);
+    // Nor must a pause: a call that comes once the server is back has to find it.
+    let longest_pause = limit.mul_f32(0.5);
+    let mut pauses = pauses();
+    let mut connected_at = Instant::now();
+    let mut number = state.load().number;
+    let address = target.address_and_origin();
+    // Before the first connection nothing was lost, so there is no pause.
+    let mut is_first = number == 0;
+    let mut is_loss_told = is_first;
+    // A server that closes new connections is asked for the reason once.
+    let mut has_asked_why = false;
+    loop {
+        let lost = state.load_full();
+        until_lost(&mut target, &lost, &signals).await;
+        if !is_loss_told {
+            observe::lost(&address);
+            is_loss_told = true;
+        }
+        // Only those who wait for a reply use the lost connection now. What it still holds back must not be sent when the
+        // network is back.
+        let (lost_number, was_connected) = (lost.number, lost.connection.is_some());
+        state.store(Arc::new(State::new(lost_number, None, lost.failure.clone())));
+        drop(lost);
+        if was_connected && connected_at.elapsed() >= STABLE {
+            pauses = self::pauses();
+            // A server that ended all connections does not get all of them back in the same moment.
+            sleep(SHORTEST_PAUSE.mul_f32(fastrand::f32())).await;
+        } else if !is_first {
+            sleep(pauses.next().unwrap_or(LONGEST_PAUSE).min(longest_pause)).await;
+        }
+        is_first = false;
+        // Each attempt has its own number: a failed one may signal its loss later.
+        number = number.wrapping_add(1);
+        let on_loss = signals.clone();
+        let next = match target.connect(limit, move || on_loss.lost(number)).await {
+            Ok(connection) => State::new(number, Some(connection), None),
+            Err(failure) if has_asked_why && failure.is_closed_door() => {
+                let known = state.load().failure.clone();
+                State::new(lost_number, None, known.or_else(|| Some(Box::new(failure))))
+            }
+            Err(failure) => {
+                has_asked_why = failure.is_closed_door();
+                State::new(lost_number, None, Some(Box::new(target.explain(failure, limit).await)))
+            }
+        };
+        if next.number == number {
+            (connected_at, has_asked_why) = (Instant::now(), false);
+            if lost_number != 0 {
+                observe::reconnected(&address);
+            }
+            is_loss_told = false;
+        }
+        state.store(Arc::new(next));
+        signals.change.notify_waiters();
+    }
+}
+
+/// Waits until the connection is lost. Meanwhile checks that the server still answers and is still the right one.
+async fn until_lost(target: &mut Target, state: &State, signals: &Signals) {
+    let is_signalled = async {
+        while !signals.is_lost(state.number) {
+            signals.loss.notified().await;
+        }
+    };
+    let Some(connection) = &state.connection else { return is_signalled.await };
+    let keep_alive = target.settings().timeouts.keep_alive;
+    let is_silent = async {
+        loop {
+            sleep(keep_alive).await;
+            if !answers(connection.clone()).await {
+                break;
+            }
+        }
+    };
+    // Both checks go on together: Sentinels may know why a server is silent.
+    tokio::select! {
+        () = is_signalled => {}
+        () = is_silent => signals.lost(state.number),
+        () = target.until_replaced(connection) => signals.lost(state.number),
+    }
+}
+
+/// Whether a server answers at all, even with an error.
+async fn answers(mut connection: Live) -> bool {
+    cmd("PING").exec_async(&mut connection).await.map_or_else(|error| error.code().is_some(), |()| true)
+}

@@ -1,0 +1,166 @@
+//! The retry policy: which request is sent again, how long it may take, and the pauses between two attempts.
+//!
+//! A write is sent again only if it was not sent, or if the server said that it did nothing. A read is sent again once
+//! after a lost connection too: a second loss may be the fault of the read itself, and costs everybody the connection.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::time::Instant;
+
+use super::request::{Attempt, Request};
+
+/// The shortest pause between two attempts. Pauses have jitter of up to their own length, so that a fleet does not come
+/// back in the same moment.
+pub(super) const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+/// The longest pause, without its jitter.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(300);
+
+/// Pauses that grow from the shortest to the longest.
+pub(super) fn pauses() -> impl Iterator<Item = Duration> + Send + Sync + 'static {
+    ExponentialBuilder::default()
+        .with_min_delay(SHORTEST_PAUSE)
+        .with_max_delay(LONGEST_PAUSE)
+        .without_max_times()
+        .with_jitter()
+        .build()
+}
+
+/// The attempts of one call.
+pub(super) struct Retry<P> {
+    started: Instant,
+    limit: Duration,
+    pauses: P,
+    has_lost_connection: bool,
+    /// The last error reply.
+    refusal: Option<Attempt>,
+}
+
+/// For a call that started at `started` and may wait for `limit`.
+pub(super) fn retry(
+    started: Instant,
+    limit: Duration,
+) -> Retry<impl Iterator<Item = Duration> + Send + Sync> {
+    Retry { started, limit, pauses: pauses(), has_lost_connection: false, refusal: None }
+}
+
+impl<P: Iterator<Item = Duration>> Retry<P> {
+    /// How long the call may still wait for a server.
+    pub(super) fn time_left(&self) -> Duration {
+        self.limit.saturating_sub(self.started.elapsed())
+    }
+
+    /// Whether the request is sent again after this attempt. `may_pass`: an error reply, or that nothing was sent, may be
+    /// over in a moment.
+    pub(super) fn allows(&mut self, request: &Request<'_>, attempt: &Attempt, may_pass: bool) -> bool {
+        let is_allowed = match attempt {
+            Attempt::Lost(loss) => {
+                request.may_be_sent_again_after(loss)
+                    && !std::mem::replace(&mut self.has_lost_connection, true)
+            }
+            Attempt::Replied(Err(_)) | Attempt::NotSent(_) => may_pass,
+            Attempt::Replied(Ok(_)) | Attempt::Refused(_) => false,
+        };
+        is_allowed && !self.time_left().is_zero()
+    }
+
+    /// The pause before the next attempt.
+    pub(super) fn next_pause(&mut self) -> Duration {
+        self.pauses.next().unwrap_or(LONGEST_PAUSE).min(self.time_left())
+    }
+
+    /// Keeps an error reply for the case that nothing is sent any more.
+    pub(super) fn keep_refusal(&mut self, refusal: Attempt) {
+        self.refusal = Some(refusal);
+    }
+
+    /// The outcome of the call: where the last attempt sent nothing, the error reply before it says more.
+    pub(super) fn outcome(self, last: Attempt) -> Attempt {
+        match (last, self.refusal) {
+            (Attempt::NotSent(_), Some(refusal)) => refusal,
+            (attempt, _) => attempt,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use redis::{Cmd, RedisError, make_extension_error};
+
+    use super::*;
+    use crate::connection::request::Reply;
+    use crate::error::CallKind;
+
+    const LIMIT: Duration = Duration::from_secs(2);
+
+    fn request(command: &Cmd, kind: CallKind) -> Request<'_> {
+        Request { command, kind, key: "", routed_by: "" }
+    }
+
+    fn lost() -> Attempt {
+        Attempt::Lost(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into())
+    }
+
+    fn refused(code: &str) -> Attempt {
+        Attempt::Replied(Err(make_extension_error(code.to_owned(), None)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn write_is_sent_again_only_where_nothing_was_done() {
+        let command = Cmd::new();
+        let write = request(&command, CallKind::Write);
+        let mut retry = retry(Instant::now(), LIMIT);
+        assert!(!retry.allows(&write, &lost(), true));
+        assert!(retry.allows(&write, &refused("LOADING"), true));
+        assert!(retry.allows(&write, &Attempt::NotSent(None), true));
+        assert!(!retry.allows(&write, &refused("ERR"), false));
+        let done = Attempt::Replied(Ok(Reply::of_one_server(redis::Value::Okay)));
+        assert!(!retry.allows(&write, &done, true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn read_is_sent_again_after_one_lost_connection_and_never_after_a_timeout() {
+        let command = Cmd::new();
+        let read = request(&command, CallKind::Read);
+        let mut retry = retry(Instant::now(), LIMIT);
+        let timed_out = RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
+        assert!(!retry.allows(&read, &Attempt::Lost(timed_out), true));
+        assert!(retry.allows(&read, &lost(), false));
+        assert!(!retry.allows(&read, &lost(), false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_grow_and_end_with_the_time_of_the_call() {
+        let command = Cmd::new();
+        let write = request(&command, CallKind::Write);
+        let mut retry = retry(Instant::now(), LIMIT);
+        let (mut attempts, mut longest) = (0, Duration::ZERO);
+        while retry.allows(&write, &refused("LOADING"), true) {
+            let pause = retry.next_pause();
+            assert!(attempts > 0 || (SHORTEST_PAUSE..=2 * SHORTEST_PAUSE).contains(&pause), "{pause:?}");
+            longest = longest.max(pause);
+            tokio::time::sleep(pause).await;
+            attempts += 1;
+        }
+        assert!(retry.time_left().is_zero());
+        assert!((4..=20).contains(&attempts), "{attempts}");
+        assert!(longest <= 2 * LONGEST_PAUSE, "{longest:?}");
+    }
+
+    #[test]
+    fn error_reply_says_more_than_that_nothing_was_sent_after_it() {
+        let code = |attempt| match attempt {
+            Attempt::Replied(Err(error)) => error.code().map(str::to_owned),
+            _ => None,
+        };
+        let with_refusal = || {
+            let mut retry = retry(Instant::now(), LIMIT);
+            retry.keep_refusal(refused("LOADING"));
+            retry
+        };
+        assert_eq!(code(with_refusal().outcome(Attempt::NotSent(None))).unwrap(), "LOADING");
+        assert_eq!(code(with_refusal().outcome(refused("BUSY"))).unwrap(), "BUSY");
+        assert!(matches!(with_refusal().outcome(lost()), Attempt::Lost(_)));
+    }
+}

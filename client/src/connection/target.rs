@@ -1,0 +1,117 @@
+//! What a connection leads to: one server, or the server that Sentinels name.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::endpoint::Endpoint;
+use super::live::Live;
+use super::sentinel::Sentinels;
+use super::settings::Settings;
+use crate::error::Error;
+
+/// The part of the time to connect that finding the cause of a failure may take.
+const EXPLANATION: f32 = 0.25;
+/// How often Sentinels are asked whether a server is still the right one.
+const SENTINEL_CHECK: Duration = Duration::from_secs(1);
+
+#[derive(Clone)]
+pub(super) enum Target {
+    /// One server.
+    Server(Endpoint),
+    /// The primary that Sentinels monitor, or one of its replicas.
+    Monitored(Sentinels),
+}
+
+impl Target {
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        match self {
+            Self::Server(endpoint) => endpoint.settings.clone(),
+            Self::Monitored(sentinels) => sentinels.settings(),
+        }
+    }
+
+    pub(super) fn takes_writes(&self) -> bool {
+        match self {
+            Self::Server(endpoint) => !endpoint.is_for_reads(),
+            Self::Monitored(sentinels) => sentinels.is_for_writes(),
+        }
+    }
+
+    /// Whether a primary that has become a replica is replaced by another server.
+    pub(super) fn follows_primary(&self) -> bool {
+        matches!(self, Self::Monitored(_))
+    }
+
+    /// The host, where there is only one.
+    pub(super) fn host(&self) -> String {
+        match self {
+            Self::Server(endpoint) => endpoint.host(),
+            Self::Monitored(_) => String::new(),
+        }
+    }
+
+    /// The address, for errors.
+    pub(super) fn address(&self) -> String {
+        match self {
+            Self::Server(endpoint) => endpoint.address(),
+            Self::Monitored(sentinels) => sentinels.address(),
+        }
+    }
+
+    /// The address and, unless the URL names it, who announced it.
+    pub(super) fn address_and_origin(&self) -> String {
+        match self {
+            Self::Server(endpoint) => endpoint.address_and_origin(),
+            Self::Monitored(sentinels) => sentinels.address(),
+        }
+    }
+
+    /// Connects once, and finds the cause of a failure. `on_loss` is called when the connection is lost.
+    pub(super) async fn connect_or_explain(
+        &mut self,
+        limit: Duration,
+        on_loss: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Live, Error> {
+        match self.connect(limit, on_loss).await {
+            Ok(connection) => Ok(connection),
+            Err(failure) => Err(self.explain(failure, limit).await),
+        }
+    }
+
+    /// Connects once. `on_loss` is called when the connection is lost.
+    pub(super) async fn connect(
+        &mut self,
+        limit: Duration,
+        on_loss: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Live, Error> {
+        match self {
+            Self::Server(endpoint) => endpoint.connect(limit, on_loss).await,
+            Self::Monitored(sentinels) => sentinels.connect(limit, on_loss).await,
+        }
+    }
+
+    /// The cause of a failure to connect, where the failure does not name it.
+    pub(super) async fn explain(&self, failure: Error, limit: Duration) -> Error {
+        let limit = limit.mul_f32(EXPLANATION);
+        match self {
+            Self::Server(endpoint) => endpoint.explain(failure, limit).await,
+            Self::Monitored(sentinels) => sentinels.explain(failure, limit).await,
+        }
+    }
+
+    /// Returns once Sentinels name another server than the connected one; never for a server of the URL.
+    pub(super) async fn until_replaced(&mut self, connection: &Live) {
+        let keep_alive = self.settings().timeouts.keep_alive;
+        match self {
+            Self::Server(_) => std::future::pending().await,
+            Self::Monitored(sentinels) => loop {
+                sleep(SENTINEL_CHECK.min(keep_alive)).await;
+                if !sentinels.is_still_right(connection.clone()).await {
+                    break;
+                }
+            },
+        }
+    }
+}
