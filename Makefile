@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-servers build build-hash-tags install hash-tags lint fuzz valgrind bench bench-instructions bench-growth bench-micro prerequisites
+.PHONY: help run demo test test-servers build build-hash-tags install url-is-given hash-tags lint fuzz valgrind bench bench-instructions bench-growth bench-micro prerequisites
 
 # Server to run or test with, port, data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -54,9 +54,13 @@ install: build build-hash-tags ## Install module and pmcptask-hash-tags under PR
 	@echo 'Add this line to redis.conf and restart the server:'
 	@echo '  loadmodule $(installed)'
 
-hash-tags: build-hash-tags ## Move the tasks of URL= to keys with hash tags, as a cluster needs them; TO=off: back; KEYS=: prefix
+# Before the build, which takes a minute.
+url-is-given:
+	@$(if $(URL),:,echo 'URL= is missing: make hash-tags URL=redis://127.0.0.1:6379' >&2; exit 1)
+
+hash-tags: url-is-given build-hash-tags ## Move the tasks of URL= to keys with hash tags, as a cluster needs them; TO=off: back; KEYS=: prefix
 	@'$(hash_tags)' '$(or $(TO),on)' \
-	  '$(or $(URL),$(error URL= is missing: make hash-tags URL=redis://127.0.0.1:6379))' '$(or $(KEYS),pmcp)'
+	  '$(URL)' '$(or $(KEYS),pmcp)'
 
 lint: prerequisites ## Check format, lints and dependencies
 	cargo fmt --all --check

@@ -98,6 +98,10 @@ impl<'u> Parts<'u> {
     fn of(rest: &'u str, settings: &mut Settings) -> Result<Self, Error> {
         let (rest, fragment) = rest.split_at(rest.find('#').unwrap_or(rest.len()));
         let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
+        // Nothing of what follows is shown: it is the end of a password.
+        if options.contains('@') {
+            return Err(no_url("got a '?' before an '@', which is %3F in a user name or password"));
+        }
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let hosts_at = authority.rfind('@').map_or(0, |at| at.saturating_add(1));
         let (login, hosts) = authority.split_at(hosts_at);
@@ -157,7 +161,10 @@ impl Options {
                 // It is never off.
                 "socket_keepalive" if yes_or_no(&value) == Some(true) => {}
                 "socket_keepalive" => return Err(bad("expected yes")),
-                _ => return Err(Error::Settings(format!("URL: parameters: {PARAMETERS}, got '{name}'"))),
+                name if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
+                    return Err(Error::Settings(format!("URL: parameters: {PARAMETERS}, got '{name}'")));
+                }
+                _ => return Err(Error::Settings(format!("URL: parameters: {PARAMETERS}, got another"))),
             }
         }
         Ok(read)
@@ -307,6 +314,8 @@ mod tests {
             "redis+sentinel://u:secret@a,b",
             "redis+sentinel://u:secret@a,b/service/secret",
             "unix:///secret?cluster",
+            "redis://u:a?secret@host",
+            "redis://host?secret-word=1",
             "secret",
         ] {
             let error = parse(url).err().map(|error| error.to_string());

@@ -153,7 +153,7 @@ impl RedisBackend {
     /// The reply of the server that has a key; none where the user may not ask. Such a user may well do other
     /// things, and the server is there.
     async fn check(&self, command: &Cmd, task_key: &str) -> Result<Option<Reply>, StorageError> {
-        let request = Request { command, kind: CallKind::Check, key: task_key, routed_by: task_key };
+        let request = Request { command, kind: CallKind::PrimaryRead, key: task_key, routed_by: task_key };
         match self.connection.call(&request).await {
             Ok(reply) => Ok(Some(reply)),
             Err(error) if matches!(Error::of(&error), Some(Error::NoPermission { .. })) => Ok(None),
@@ -162,7 +162,17 @@ impl RedisBackend {
     }
 
     async fn read(&self, command: &Cmd, key: &str, routed_by: &str) -> Result<Reply, StorageError> {
-        let request = Request { command, kind: CallKind::Read, key, routed_by };
+        self.read_as(CallKind::Read, command, key, routed_by).await
+    }
+
+    async fn read_as(
+        &self,
+        kind: CallKind,
+        command: &Cmd,
+        key: &str,
+        routed_by: &str,
+    ) -> Result<Reply, StorageError> {
+        let request = Request { command, kind, key, routed_by };
         self.breaker.guard(|| self.connection.call(&request)).await
     }
 
@@ -271,7 +281,9 @@ impl StorageBackend for RedisBackend {
             let mut pages = 0_usize;
             loop {
                 let list = commands::list(&index_key, count, tasks.last());
-                let reply = self.read(&list, prefix, &index_key).await?;
+                // A replica that is behind the one of the first page could end the list too early.
+                let kind = if pages == 0 { CallKind::Read } else { CallKind::PrimaryRead };
+                let reply = self.read_as(kind, &list, prefix, &index_key).await?;
                 let page = replies::list(reply.value)?;
                 let is_last = page.len() < count;
                 tasks.extend(page);

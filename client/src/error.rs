@@ -343,15 +343,17 @@ impl From<Error> for StorageError {
 pub(crate) enum CallKind {
     Read,
     Write,
-    /// Reads nothing of interest, and finds out whether the server that is written to is well.
-    Check,
+    /// A read that a replica is not asked.
+    PrimaryRead,
 }
 
 /// Gives the loss of a reply its meaning.
 pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str, address: String) -> Error {
     match kind {
         CallKind::Write => Error::OutcomeUnknown { address, key: key.to_owned(), source: error },
-        CallKind::Read | CallKind::Check => Error::NoReply { address, key: key.to_owned(), source: error },
+        CallKind::Read | CallKind::PrimaryRead => {
+            Error::NoReply { address, key: key.to_owned(), source: error }
+        }
     }
 }
 

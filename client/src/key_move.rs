@@ -178,7 +178,7 @@ impl Names {
             if let Some((index, member)) = &self.old_entry {
                 rename.zrem(index, member).ignore();
             }
-            // Where there was no entry, the module makes one.
+            // A task without an entry gets one with its next write.
             if let Some(created_ms) = created_ms {
                 rename.zadd(&self.new_index, &self.task_id, created_ms).ignore();
             }

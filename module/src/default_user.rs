@@ -1,8 +1,8 @@
 //! Whether the append-only file would bring the tasks back.
 //!
-//! Older servers (Redis up to 8.0, Valkey up to 8.1 at least) replay the file's transactions as the default user. Where that user may not
-//! write the keys, a restart drops every write of this module, with one line in the log. Nothing tells a module of a
-//! change of the ACL, so the rules are looked at once a second.
+//! Older servers replay the file's transactions as the default user. If that user may not write the keys, a restart drops
+//! every write of this module, with one line in the log. No event reports a change of the ACL, so the rules are checked
+//! once a second.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -11,9 +11,11 @@ use pmcptask_schema::Keyspace;
 
 use crate::effects::{ON_INDEXES, ON_TASKS};
 use crate::server::{AclUser, Context, ServerEvent, ServerThread};
-use crate::{settings, statistics};
+use crate::{reclaim, settings, statistics};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Of the prefixes that commands have written with, so many of each database are asked about, so that one look is short.
+const MOST_WRITTEN: usize = 100;
 
 static LAST_LOOK: ServerThread<Option<Instant>> = ServerThread::new(None);
 
@@ -47,21 +49,27 @@ fn look(context: &Context) {
     }
 }
 
-/// The first effect of this module that the default user may not have, of `pmcp` and the prefixes of the settings.
+/// The first command of the file that the default user may not run, for the prefixes in use. The server adds `SELECT`, and
+/// `UNLINK` for a key that it finds expired.
 fn what_is_refused(context: &Context) -> Option<String> {
     let default = AclUser::find(context, context.create_string(b"default").as_ref())?;
+    let select = context.create_string(b"SELECT");
+    if !default.may(select.as_ref(), context.create_string(b"0").as_ref(), 0) {
+        return Some("SELECT".to_owned());
+    }
     let mut prefixes = settings::prefixes();
     prefixes.push(Keyspace::DEFAULT_PREFIX.as_bytes().to_vec());
+    prefixes.extend(reclaim::written_prefixes(context, MOST_WRITTEN));
     for prefix in prefixes {
         let task = [prefix.as_slice(), b":tasks:owner:task"].concat();
         let index = [prefix.as_slice(), b":idx:owner"].concat();
-        let on_tasks = ON_TASKS.iter().map(|command| (command, &task));
+        let on_tasks = ON_TASKS.iter().chain(&[c"UNLINK"]).map(|command| (command, &task));
         let on_indexes = ON_INDEXES.iter().map(|command| (command, &index));
         for (command, key) in on_tasks.chain(on_indexes) {
             let [name, key] = [command.to_bytes(), key].map(|text| context.create_string(text));
             let more = match command.to_bytes() {
                 b"HSET" | b"ZADD" => 2,
-                b"DEL" | b"PERSIST" => 0,
+                b"DEL" | b"PERSIST" | b"UNLINK" => 0,
                 _ => 1,
             };
             if !default.may(name.as_ref(), key.as_ref(), more) {
@@ -72,8 +80,8 @@ fn what_is_refused(context: &Context) -> Option<String> {
     None
 }
 
-/// Whether this server is one of those. Newer ones are believed from the first version on that was seen to be right; a
-/// version that cannot be read is not.
+/// Whether this server replays the file as the default user. Versions from the first one that was seen to be right do not;
+/// a version that cannot be read counts as an old one.
 fn replays_as_default_user(context: &Context) -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {

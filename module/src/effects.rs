@@ -17,11 +17,13 @@ pub(crate) const ON_INDEXES: [&CStr; 2] = [c"ZADD", c"ZREM"];
 ///
 /// The sentence for the log that names those that are missing.
 pub(crate) fn check_commands(context: &Context) -> Result<(), String> {
-    // Slots are asked for by this one.
+    // The module asks for slots with CLUSTER.
     let of_clusters = context.is_cluster().then_some(c"CLUSTER");
     let missing: Vec<_> = ON_TASKS
         .into_iter()
         .chain(ON_INDEXES)
+        // The server wraps them.
+        .chain([c"MULTI", c"EXEC"])
         .chain(of_clusters)
         .filter(|name| !context.has_command(name))
         .map(CStr::to_string_lossy)

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::server::{Context, ServerEvent, subscribe_to_server_events};
 use crate::{default_user, reclaim, settings};
 
-/// The server's housekeeping has come by: the load of this module was no failure.
+/// The server's housekeeping has come by, so the load of this module was no failure. No event says so at once: a server
+/// tells a module of the loads of others only.
 static IS_SETTLED: AtomicBool = AtomicBool::new(false);
 
 /// Starts listening to the server.

@@ -88,7 +88,9 @@ impl Position {
                 (entry.created_ms(), entry.task_id.bytes()).cmp(&(*created_ms, task_id.as_slice()))
             }
             Self::Entry { score, task_id } => {
-                entry.score.total_cmp(score).then_with(|| entry.task_id.bytes().cmp(task_id))
+                // As the server does, which takes -0 and 0 for one score; a sorted set has no NaN.
+                let by_score = entry.score.partial_cmp(score).unwrap_or(Ordering::Equal);
+                by_score.then_with(|| entry.task_id.bytes().cmp(task_id))
             }
         };
         order == if newest_first { Ordering::Less } else { Ordering::Greater }
@@ -109,6 +111,14 @@ pub(crate) fn list<'c>(
     Part { newest_first, mut after, count }: Part,
     mut lapsed: impl FnMut(StringRef<'_>),
 ) -> Result<Vec<Listed<'c>>, Refusal> {
+    // Whole milliseconds do not say where an entry with a fraction in its score stands.
+    if let Some(Position::Task { created_ms, task_id }) = &mut after {
+        let entry = context.create_string(task_id);
+        let score = index.score(entry.as_ref()).map(|score| Entry { score, task_id: entry });
+        if let Some(entry) = score.filter(|entry| entry.created_ms() == *created_ms) {
+            after = Some(entry.position());
+        }
+    }
     let permissions = Permissions::of(context, &GET);
     let mut listed = Vec::new();
     let mut looked_at: usize = 0;

@@ -89,6 +89,7 @@ impl<'c> OpenTask<'c> {
         let [version, expires_at] = self.hash.hash_fields(names);
         let expires_at = ExpiresAt::of(expires_at.as_ref());
         if expires_at.is_past(self.now_ms) {
+            reclaim::note_lapsed(self.context, self.task_name);
             return Ok(Stored::Lapsed);
         }
         match version_of(version.as_ref()) {

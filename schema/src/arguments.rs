@@ -160,11 +160,11 @@ impl<'a> ListOptions<'a> {
                 }
                 read.newest_first = true;
             } else if is(option, "AFTER") {
-                let created = number("AFTER", CREATED_MILLISECONDS, options.next(), MAX_CREATED_MS)?;
+                let created_ms = created_of_listed(options.next())?;
                 let task_id = options
                     .next()
                     .ok_or_else(|| ArgumentError::missing("AFTER", "a task id after the creation time"))?;
-                set_once("AFTER", &mut read.after, (created.value, task_id))?;
+                set_once("AFTER", &mut read.after, (created_ms, task_id))?;
             } else if is(option, "COUNT") {
                 let count = number("COUNT", COUNT, options.next(), i64::MAX)?;
                 set_once("COUNT", &mut read.count, count.value)?;
@@ -178,6 +178,7 @@ impl<'a> ListOptions<'a> {
 
 const MILLISECONDS: &str = "ms since the epoch, from 0 to 9223372036854775807";
 const CREATED_MILLISECONDS: &str = "ms since the epoch, from 0 to 9007199254740991";
+const LISTED_MILLISECONDS: &str = "ms since the epoch, from -9223372036854775808 to 9223372036854775807";
 const COUNT: &str = "an integer from 0 to 9223372036854775807";
 
 /// Reads the version that CAS expects.
@@ -204,6 +205,21 @@ fn number<A: AsRef<[u8]> + Copy>(
         Some(value) if value <= highest => Ok(Number { value, argument }),
         _ => Err(ArgumentError::new(name, expected, argument.as_ref())),
     }
+}
+
+/// Reads a creation time as LIST replies with it: others can have written any score.
+fn created_of_listed(argument: Option<&[u8]>) -> Result<i64, ArgumentError> {
+    let argument = argument.ok_or_else(|| ArgumentError::missing("AFTER", LISTED_MILLISECONDS))?;
+    let read = match argument {
+        [b'-', digits @ ..] => match parse_decimal(digits) {
+            Some(0) => None,
+            // The least number has no positive counterpart.
+            None if digits == b"9223372036854775808" => Some(i64::MIN),
+            value => value.and_then(i64::checked_neg),
+        },
+        digits => parse_decimal(digits),
+    };
+    read.ok_or_else(|| ArgumentError::new("AFTER", LISTED_MILLISECONDS, argument))
 }
 
 fn set_once<T>(argument: &'static str, place: &mut Option<T>, value: T) -> Result<(), ArgumentError> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
-use pmcptask_tests::{Server, ServerOptions, Wire, calling_module, holds_within, reason};
+use pmcptask_tests::{Server, ServerOptions, Wire, calling_module, holds_within, reason, skipped};
 
 /// All that a user needs for the tasks of one owner.
 const ALICE: &str = "~pmcp:tasks:alice:* ~pmcp:idx:alice -@all +pmcptask.put +pmcptask.cas +pmcptask.get \
@@ -606,5 +606,41 @@ async fn key_of_another_type_is_refused_in_the_servers_words() {
     for error in errors {
         assert!(matches!(reason(&error), Error::Refused { .. }), "{error}");
         assert!(error.to_string().contains("WRONGTYPE"), "{error}");
+    }
+}
+
+/// Valkey 9.1 limits users to databases.
+#[test]
+fn user_of_some_databases_lists_there_what_get_shows_and_nowhere_else() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    if wire.call(&["ACL", "SETUSER", "u", "reset", "+@all", "db=0"]).starts_with('-') {
+        skipped("user_of_some_databases_lists_there", "the server limits no user to databases");
+        return;
+    }
+    assert_eq!(wire.call(&["PMCPTASK.PUT", "pmcp:tasks:alice:t", "pmcp:idx:alice", "x"]), ":1\r\n");
+    for (rules, is_allowed) in [
+        ("+@all ~* db=0", true),
+        ("+@all ~* db=0,1", true),
+        ("-@all (+@all ~* db=0)", true),
+        ("+@all ~* db=1", false),
+    ] {
+        let words = format!("ACL SETUSER u reset on nopass {rules}");
+        let words: Vec<_> = match words.split_once('(') {
+            Some((before, selector)) => {
+                before.split_whitespace().map(str::to_owned).chain([format!("({selector}")]).collect()
+            }
+            None => words.split(' ').map(str::to_owned).collect(),
+        };
+        assert_eq!(wire.call(&words.iter().map(String::as_str).collect::<Vec<_>>()), "+OK\r\n", "{rules}");
+        let mut user = server.wire();
+        assert_eq!(user.call(&["AUTH", "u", "any"]), "+OK\r\n");
+        let [got, listed] = [&["PMCPTASK.GET", "pmcp:tasks:alice:t"], &["PMCPTASK.LIST", "pmcp:idx:alice"]]
+            .map(|words| user.call(words));
+        assert_eq!(
+            (got.starts_with("*2"), listed.starts_with("*1")),
+            (is_allowed, is_allowed),
+            "{rules}: {listed}"
+        );
     }
 }

@@ -164,6 +164,7 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
 fn number_that_is_none_or_out_of_range() {
     const MS: &str = "ms since the epoch, from 0 to 9223372036854775807";
     const CREATED_MS: &str = "ms since the epoch, from 0 to 9007199254740991";
+    const LISTED_MS: &str = "ms since the epoch, from -9223372036854775808 to 9223372036854775807";
     const INTEGER: &str = "an integer from 0 to 9223372036854775807";
     let nines = "9".repeat(MEGABYTE);
     let odd: [(&[u8], &str); 20] = [
@@ -195,13 +196,15 @@ fn number_that_is_none_or_out_of_range() {
         ("PMCPTASK.CAS T I HERE R", "expected-version", INTEGER),
         ("PMCPTASK.CAS T I 1 R PXAT HERE", "PXAT", MS),
         ("PMCPTASK.CAS T I 1 R CREATED HERE", "CREATED", CREATED_MS),
-        ("PMCPTASK.LIST I AFTER HERE t", "AFTER", CREATED_MS),
+        ("PMCPTASK.LIST I AFTER HERE t", "AFTER", LISTED_MS),
         ("PMCPTASK.LIST I COUNT HERE", "COUNT", INTEGER),
     ];
     let mut calls = Vec::new();
     for (line, argument, expected) in places {
-        for (number, came) in odd {
-            let error = format!("ERR {argument}: expected {expected}, got {came}");
+        // LIST replies with negative times where others have written some, so AFTER takes them.
+        let odd = odd.into_iter().filter(|(number, _)| expected != LISTED_MS || *number != b"-1");
+        for (number, got) in odd {
+            let error = format!("ERR {argument}: expected {expected}, got {got}");
             calls.push(bad_bytes(line, number, &error));
         }
         let error = format!("ERR {argument}: expected {expected}, got {MEGABYTE} bytes that are not shown");

@@ -787,6 +787,7 @@ fn owners_and_prefixes_are_any_bytes() {
 const MS: &str = "ms since the epoch, from 0 to 9223372036854775807";
 const CREATED_MS: &str = "ms since the epoch, from 0 to 9007199254740991";
 const COUNT: &str = "an integer from 0 to 9223372036854775807";
+const LISTED_MS: &str = "ms since the epoch, from -9223372036854775808 to 9223372036854775807";
 const ONE_EXPIRY: &str = "expiry: expected one PXAT or PERSIST";
 
 #[test]
@@ -833,8 +834,8 @@ fn argument_error_names_the_argument_what_was_expected_and_what_came() {
         ("CAS T I 1 d CREATED x", format!("CREATED: expected {CREATED_MS}, got 'x'")),
         ("CAS T I 1 d MAXTASKS 5", "option: expected PXAT, PERSIST or CREATED, got 'MAXTASKS'".to_owned()),
         ("LIST I REV REV", "REV: expected one, got two".to_owned()),
-        ("LIST I AFTER", format!("AFTER: expected {CREATED_MS}, got nothing")),
-        ("LIST I AFTER x t", format!("AFTER: expected {CREATED_MS}, got 'x'")),
+        ("LIST I AFTER", format!("AFTER: expected {LISTED_MS}, got nothing")),
+        ("LIST I AFTER x t", format!("AFTER: expected {LISTED_MS}, got 'x'")),
         ("LIST I AFTER 5", "AFTER: expected a task id after the creation time, got nothing".to_owned()),
         ("LIST I AFTER 5 t AFTER 5 t", "AFTER: expected one, got two".to_owned()),
         ("LIST I COUNT", format!("COUNT: expected {COUNT}, got nothing")),

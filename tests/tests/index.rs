@@ -242,7 +242,7 @@ fn task_whose_key_lost_its_expiry_is_hidden_and_removed_by_whoever_meets_it() {
     let server = Server::start();
     let mut wire = server.wire();
     for lose in ["PERSIST", "RESTORE"] {
-        for meet in ["GET", "LIST", "MAXTASKS", "WALK"] {
+        for meet in ["GET", "LIST", "CAS", "MAXTASKS", "WALK"] {
             put(&mut wire, "alice", "t", &["PXAT", &in_ms(400)]);
             if lose == "PERSIST" {
                 assert_eq!(call(&mut wire, "PERSIST pmcp:tasks:alice:t"), ":1\r\n");
@@ -257,6 +257,10 @@ fn task_whose_key_lost_its_expiry_is_hidden_and_removed_by_whoever_meets_it() {
             match meet {
                 "GET" => assert_eq!(call(&mut wire, "PMCPTASK.GET pmcp:tasks:alice:t"), "$-1\r\n"),
                 "LIST" => assert_eq!(call(&mut wire, "PMCPTASK.LIST pmcp:idx:alice"), "*0\r\n"),
+                "CAS" => {
+                    let reply = call(&mut wire, "PMCPTASK.CAS pmcp:tasks:alice:t pmcp:idx:alice 1 x");
+                    assert_eq!(reply, "*2\r\n+MISSING\r\n:0\r\n");
+                }
                 "MAXTASKS" => {
                     put(&mut wire, "alice", "u", &["MAXTASKS", "1"]);
                     call(&mut wire, "PMCPTASK.DEL pmcp:tasks:alice:u pmcp:idx:alice");
@@ -401,6 +405,29 @@ fn promoted_replica_removes_what_its_primary_could_not() {
 }
 
 // Other tools and other applications.
+
+/// An entry that was dead before counts for nothing once its index has gone, or once nobody looks.
+#[test]
+fn copy_that_starts_anew_has_all_its_time_again() {
+    for between in ["FLUSHALL", "FLUSHDB", "CONFIG SET pmcptask.reclaim no"] {
+        let server = Server::start();
+        let mut wire = server.wire();
+        call(&mut wire, "ZADD pmcp:idx:alice 5 t");
+        server.have_indexes_walked(0);
+        let walks = server.counter("index_walks");
+        call(&mut wire, between);
+        call(&mut wire, "DEL pmcp:idx:alice");
+        call(&mut wire, "ZADD pmcp:idx:alice 5 t");
+        // The server's housekeeping comes by.
+        std::thread::sleep(Duration::from_millis(250));
+        call(&mut wire, "CONFIG SET pmcptask.reclaim yes");
+        call(&mut wire, "CONFIG SET pmcptask.debug-walk-rest-ms 3000");
+        assert!(holds_within(Duration::from_secs(10), || server.counter("index_walks") > walks));
+        assert!(has_entry(&mut wire, "alice", "t"), "{between}");
+        server.have_indexes_walked(2);
+        assert!(!has_entry(&mut wire, "alice", "t"), "{between}");
+    }
+}
 
 #[test]
 fn data_that_another_tool_copies_in_keeps_its_entries_in_whatever_order() {

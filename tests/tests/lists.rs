@@ -109,3 +109,50 @@ async fn pages_of_a_cluster_and_of_resp2_are_pages_too() {
         assert_eq!(listed(&backend).await, all(0..35));
     }
 }
+
+/// The old client writes times before the epoch, and other tools whatever they like.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_leave_out_no_task_whatever_scores_others_have_written() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    let scores = [
+        ("a", "-62135596800000"),
+        ("z", "-0.7"),
+        ("b", "-0.2"),
+        ("y", "10.2"),
+        ("c", "10.7"),
+        ("d", "10.7"),
+        ("e", "9007199254740993"),
+    ];
+    for (task_id, score) in scores {
+        wire.call(&["PMCPTASK.PUT", &format!("pmcp:tasks:owner:{task_id}"), "pmcp:idx:owner", "x"]);
+        wire.call(&["ZADD", "pmcp:idx:owner", score, task_id]);
+    }
+    let expected = scores.map(|(task_id, _)| format!("owner:{task_id}"));
+    for page in [1, 2, 3, 1_000] {
+        let backend = RedisBackend::builder(server.url()).list_page_size(page).connect().await.unwrap();
+        assert_eq!(listed(&backend).await, expected, "pages of {page}");
+    }
+}
+
+/// In the table that a long index is, the server takes -0 and 0 for one score.
+#[test]
+fn no_task_comes_twice_where_scores_are_two_zeros() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    wire.call(&["CONFIG", "SET", "zset-max-listpack-entries", "0"]);
+    for (task_id, score) in [("a", "0"), ("b", "-0"), ("c", "0"), ("d", "-0"), ("dead", "-1")] {
+        wire.call(&["ZADD", "pmcp:idx:owner", score, task_id]);
+        if task_id != "dead" {
+            wire.call(&["HSET", &format!("pmcp:tasks:owner:{task_id}"), "version", "1", "data", "x"]);
+        }
+    }
+    for count in ["1", "2", "3", "4"] {
+        let listed = wire.call(&["PMCPTASK.LIST", "pmcp:idx:owner", "COUNT", count]);
+        let ids: Vec<_> = ["a", "b", "c", "d"]
+            .into_iter()
+            .filter(|id| listed.contains(&format!("$1\r\n{id}\r\n")))
+            .collect();
+        assert_eq!(ids.len().to_string(), *count, "{listed}");
+    }
+}

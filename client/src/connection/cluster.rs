@@ -138,7 +138,7 @@ impl Cluster {
     /// The nodes that the user names, for errors.
     pub(super) fn address(&self) -> String {
         let seeds: Vec<_> = self.shared.seeds.iter().map(Endpoint::address).collect();
-        format!("the cluster of {}", seeds.join(", "))
+        format!("{} (cluster)", seeds.join(", "))
     }
 
     /// Sends a request to the node that has the slot of its key, or to a replica of it where that is wanted.
@@ -191,8 +191,8 @@ impl Cluster {
             }
             (target, quick_redirects) = (None, QUICK_REDIRECTS);
             // If the redirect's node cannot be reached, that says more than the redirect.
-            if !is_redirected && matches!(attempt, Attempt::Replied(_)) {
-                retry.keep_refusal(attempt);
+            if !is_redirected {
+                retry.keep(attempt);
             }
             // Whichever is first; then the slot is looked up again.
             let _ = timeout(retry.next_pause(), renewed).await;

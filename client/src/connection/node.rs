@@ -72,8 +72,9 @@ impl Node {
     async fn call_again(&self, request: &Request<'_>, mut attempt: Attempt, started: Instant) -> Attempt {
         let mut retry = retry(started, self.settings().timeouts.connect);
         while retry.allows(request, &attempt, self.may_pass(&attempt)) {
-            if !matches!(attempt, Attempt::Lost(_)) {
-                retry.keep_refusal(attempt);
+            let is_lost = matches!(attempt, Attempt::Lost(_));
+            retry.keep(attempt);
+            if !is_lost {
                 sleep(retry.next_pause()).await;
             }
             attempt = self.attempt(request, false, retry.time_left()).await;

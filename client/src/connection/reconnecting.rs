@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::live::Live;
 use super::request::{Attempt, says_is_replica};
-use super::retry::{LONGEST_PAUSE, SHORTEST_PAUSE, pauses};
+use super::retry::{self, SHORTEST_PAUSE};
 use super::settings::Settings;
 use super::target::Target;
 use crate::error::Error;
@@ -238,15 +238,15 @@ async fn reconnect(mut target: Target, state: Arc<ArcSwap<State>>, signals: Arc<
     let limit = target.settings().timeouts.connect.mul_f32(0.5);
     // Nor must a pause: a call that comes once the server is back has to find it.
     let longest_pause = limit.mul_f32(0.5);
-    let mut pauses = pauses();
+    let mut pauses = retry::pauses_up_to(longest_pause);
     let mut connected_at = Instant::now();
     let mut number = state.load().number;
     let address = target.address_and_origin();
     // Before the first connection nothing was lost, so there is no pause.
     let mut is_first = number == 0;
     let mut is_loss_told = is_first;
-    // A server that closes new connections is asked for the reason once.
-    let mut has_asked_why = false;
+    // A server that closes new connections is asked for the reason, and no more once it is known.
+    let mut knows_why = false;
     loop {
         let lost = state.load_full();
         until_lost(&mut target, &lost, &signals).await;
@@ -260,11 +260,11 @@ async fn reconnect(mut target: Target, state: Arc<ArcSwap<State>>, signals: Arc<
         state.store(Arc::new(State::new(lost_number, None, lost.failure.clone())));
         drop(lost);
         if was_connected && connected_at.elapsed() >= STABLE {
-            pauses = self::pauses();
+            pauses = retry::pauses_up_to(longest_pause);
             // A server that ended all connections does not get all of them back in the same moment.
             sleep(SHORTEST_PAUSE.mul_f32(fastrand::f32())).await;
         } else if !is_first {
-            sleep(pauses.next().unwrap_or(LONGEST_PAUSE).min(longest_pause)).await;
+            sleep(pauses.next().unwrap_or(longest_pause)).await;
         }
         is_first = false;
         // Each attempt has its own number: a failed one may signal its loss later.
@@ -272,17 +272,19 @@ async fn reconnect(mut target: Target, state: Arc<ArcSwap<State>>, signals: Arc<
         let on_loss = signals.clone();
         let next = match target.connect(limit, move || on_loss.lost(number)).await {
             Ok(connection) => State::new(number, Some(connection), None),
-            Err(failure) if has_asked_why && failure.is_closed_door() => {
+            Err(failure) if knows_why && failure.is_closed_door() => {
                 let known = state.load().failure.clone();
                 State::new(lost_number, None, known.or_else(|| Some(Box::new(failure))))
             }
             Err(failure) => {
-                has_asked_why = failure.is_closed_door();
-                State::new(lost_number, None, Some(Box::new(target.explain(failure, limit).await)))
+                let is_closed_door = failure.is_closed_door();
+                let cause = target.explain(failure, limit).await;
+                knows_why = is_closed_door && !cause.is_closed_door();
+                State::new(lost_number, None, Some(Box::new(cause)))
             }
         };
         if next.number == number {
-            (connected_at, has_asked_why) = (Instant::now(), false);
+            (connected_at, knows_why) = (Instant::now(), false);
             if lost_number != 0 {
                 observe::reconnected(&address);
             }

@@ -10,17 +10,21 @@ use tokio::time::Instant;
 
 use super::request::{Attempt, Request};
 
-/// The shortest pause between two attempts. Pauses have jitter of up to their own length, so that a fleet does not come
-/// back in the same moment.
+/// The shortest pause between two attempts, without its jitter.
 pub(super) const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
-/// The longest pause, without its jitter.
-pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(300);
+/// The longest pause, with its jitter.
+const LONGEST_PAUSE: Duration = Duration::from_millis(600);
 
-/// Pauses that grow from the shortest to the longest.
+/// Growing pauses with jitter of up to their own length, so that a fleet does not come back in the same moment.
 pub(super) fn pauses() -> impl Iterator<Item = Duration> + Send + Sync + 'static {
+    pauses_up_to(LONGEST_PAUSE)
+}
+
+/// The same, but none is longer than `longest`, if that leaves room for the shortest one and its jitter.
+pub(super) fn pauses_up_to(longest: Duration) -> impl Iterator<Item = Duration> + Send + Sync + 'static {
     ExponentialBuilder::default()
         .with_min_delay(SHORTEST_PAUSE)
-        .with_max_delay(LONGEST_PAUSE)
+        .with_max_delay(longest.min(LONGEST_PAUSE).mul_f32(0.5).max(SHORTEST_PAUSE))
         .without_max_times()
         .with_jitter()
         .build()
@@ -32,8 +36,8 @@ pub(super) struct Retry<P> {
     limit: Duration,
     pauses: P,
     has_lost_connection: bool,
-    /// The last error reply.
-    refusal: Option<Attempt>,
+    /// The last attempt that sent something.
+    sent: Option<Attempt>,
 }
 
 /// For a call that started at `started` and may wait for `limit`.
@@ -41,7 +45,7 @@ pub(super) fn retry(
     started: Instant,
     limit: Duration,
 ) -> Retry<impl Iterator<Item = Duration> + Send + Sync> {
-    Retry { started, limit, pauses: pauses(), has_lost_connection: false, refusal: None }
+    Retry { started, limit, pauses: pauses(), has_lost_connection: false, sent: None }
 }
 
 impl<P: Iterator<Item = Duration>> Retry<P> {
@@ -69,15 +73,17 @@ impl<P: Iterator<Item = Duration>> Retry<P> {
         self.pauses.next().unwrap_or(LONGEST_PAUSE).min(self.time_left())
     }
 
-    /// Keeps an error reply for the case that nothing is sent any more.
-    pub(super) fn keep_refusal(&mut self, refusal: Attempt) {
-        self.refusal = Some(refusal);
+    /// Keeps what came of an attempt for the case that nothing is sent any more.
+    pub(super) fn keep(&mut self, attempt: Attempt) {
+        if !matches!(attempt, Attempt::NotSent(_)) {
+            self.sent = Some(attempt);
+        }
     }
 
-    /// The outcome of the call: where the last attempt sent nothing, the error reply before it says more.
+    /// The outcome of the call: where the last attempt sent nothing, the one before it says more.
     pub(super) fn outcome(self, last: Attempt) -> Attempt {
-        match (last, self.refusal) {
-            (Attempt::NotSent(_), Some(refusal)) => refusal,
+        match (last, self.sent) {
+            (Attempt::NotSent(_), Some(sent)) => sent,
             (attempt, _) => attempt,
         }
     }
@@ -145,22 +151,36 @@ mod tests {
         }
         assert!(retry.time_left().is_zero());
         assert!((4..=20).contains(&attempts), "{attempts}");
-        assert!(longest <= 2 * LONGEST_PAUSE, "{longest:?}");
+        assert!(longest <= LONGEST_PAUSE, "{longest:?}");
     }
 
     #[test]
-    fn error_reply_says_more_than_that_nothing_was_sent_after_it() {
+    fn what_was_sent_says_more_than_that_nothing_was_sent_after_it() {
         let code = |attempt| match attempt {
             Attempt::Replied(Err(error)) => error.code().map(str::to_owned),
             _ => None,
         };
-        let with_refusal = || {
+        let after = |attempt| {
             let mut retry = retry(Instant::now(), LIMIT);
-            retry.keep_refusal(refused("LOADING"));
+            retry.keep(attempt);
+            retry.keep(Attempt::NotSent(None));
             retry
         };
-        assert_eq!(code(with_refusal().outcome(Attempt::NotSent(None))).unwrap(), "LOADING");
-        assert_eq!(code(with_refusal().outcome(refused("BUSY"))).unwrap(), "BUSY");
-        assert!(matches!(with_refusal().outcome(lost()), Attempt::Lost(_)));
+        assert_eq!(code(after(refused("LOADING")).outcome(Attempt::NotSent(None))).unwrap(), "LOADING");
+        assert!(matches!(after(lost()).outcome(Attempt::NotSent(None)), Attempt::Lost(_)));
+        assert_eq!(code(after(refused("LOADING")).outcome(refused("BUSY"))).unwrap(), "BUSY");
+        assert!(matches!(after(refused("LOADING")).outcome(lost()), Attempt::Lost(_)));
+    }
+
+    #[test]
+    fn short_pauses_keep_their_jitter_and_are_never_shorter_than_the_shortest() {
+        for longest in
+            [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(200), LONGEST_PAUSE * 9]
+        {
+            let last: Vec<_> = (0..20).map(|_| pauses_up_to(longest).nth(20).unwrap()).collect();
+            let (least, most) = (last.iter().min().unwrap(), last.iter().max().unwrap());
+            assert!(*least >= SHORTEST_PAUSE && least < most, "{longest:?}: {last:?}");
+            assert!(*most <= LONGEST_PAUSE.min(longest.max(2 * SHORTEST_PAUSE)), "{longest:?}: {last:?}");
+        }
     }
 }

@@ -1,21 +1,21 @@
 //! Index entries that were found without their task, from one walk to the next.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::ffi::c_int;
 use std::hash::{BuildHasher, RandomState};
 
 /// Entries that are kept of a walk; those of two walks take 40 MB at most. The rest waits for a later walk.
 const MOST: usize = 1_000_000;
 
-/// Entries as fingerprints of 64 bits with a secret key: two of a million share one in ten million million cases, and
-/// then an entry without a task goes a walk too early.
+/// Entries as fingerprints of 64 bits with a secret key. An entry is mistaken for another one in about 1 of 10^13 cases, and
+/// then goes one walk too early. A tree grows in small steps, where a table would move a million entries at once.
 #[derive(Default)]
 pub(super) struct DeadEntries {
     hasher: RandomState,
     /// Found by the walk before.
-    before: HashSet<u64>,
+    before: BTreeSet<u64>,
     /// Found by this walk.
-    now: HashSet<u64>,
+    now: BTreeSet<u64>,
 }
 
 impl DeadEntries {

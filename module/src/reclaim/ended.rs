@@ -79,7 +79,7 @@ fn remove_some(context: &Context) {
     // First of all: should anything below panic, the next key starts a timer again.
     if let Some(mut ended) = ENDED.borrow_mut(context) {
         ended.timer_runs = false;
-        if !context.is_settled_primary() {
+        if !context.is_settled_primary() || !RECLAIM.get() {
             ended.keys.clear();
         }
     }

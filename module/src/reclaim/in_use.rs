@@ -36,6 +36,12 @@ pub(super) fn is_in_use(context: &Context, prefix: &[u8]) -> bool {
         })
 }
 
+/// Prefixes that commands have written with, up to `most` of each database.
+pub(crate) fn written_prefixes(context: &Context, most: usize) -> Vec<Vec<u8>> {
+    let Some(written) = WRITTEN.borrow_mut(context) else { return Vec::new() };
+    written.values().flat_map(|prefixes| prefixes.iter().take(most)).map(|prefix| prefix.to_vec()).collect()
+}
+
 /// Two databases have changed places.
 pub(super) fn swap(context: &Context, one: c_int, other: c_int) {
     let Some(mut written) = WRITTEN.borrow_mut(context) else { return };

@@ -19,7 +19,7 @@ mod walk;
 use crate::server::{Context, ServerEvent, StringRef, subscribe_to_ended_keys};
 use crate::settings;
 
-pub(crate) use in_use::note_written;
+pub(crate) use in_use::{note_written, written_prefixes};
 
 /// Starts listening.
 pub(crate) fn start(context: &Context) -> bool {
@@ -39,7 +39,9 @@ pub(crate) fn tell(context: &Context, event: ServerEvent) {
     match event {
         ServerEvent::Cron => walk::step(context),
         ServerEvent::AppendOnlyFileLoads => {}
-        ServerEvent::DataLoaded | ServerEvent::RoleChanged => walk::start_anew(context),
+        ServerEvent::DataLoaded | ServerEvent::RoleChanged | ServerEvent::Flushed => {
+            walk::start_anew(context);
+        }
         ServerEvent::DatabasesSwapped { one, other } => {
             in_use::swap(context, one, other);
             ended::swap(context, one, other);

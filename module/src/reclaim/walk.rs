@@ -39,6 +39,11 @@ pub(super) fn start_anew(context: &Context) {
 
 /// Called by the server `hz` times a second.
 pub(super) fn step(context: &Context) {
+    if !settings::RECLAIM.get() {
+        // What was dead before the pause may have been copied in anew.
+        start_anew(context);
+        return;
+    }
     if !may_write(context) {
         return;
     }
@@ -76,7 +81,8 @@ impl Walks {
 
 /// One walk through all indexes.
 struct Walk {
-    database: c_int,
+    /// Databases that are still to be looked at, the next one last.
+    databases: Vec<c_int>,
     keys: ScanCursor,
     /// Indexes that are still to be looked at.
     indexes: Vec<Vec<u8>>,
@@ -86,12 +92,17 @@ struct Walk {
 
 impl Walk {
     fn new(context: &Context) -> Self {
-        Self { database: 0, keys: ScanCursor::new(context), indexes: Vec::new(), index: None }
+        let every_one =
+            || (0..c_int::MAX).take_while(|database| context.select_database(*database)).collect();
+        let mut databases = context.databases_with_keys().unwrap_or_else(every_one);
+        databases.reverse();
+        Self { databases, keys: ScanCursor::new(context), indexes: Vec::new(), index: None }
     }
 
     /// Looks at some keys or entries; false once all have been seen.
     fn advance(&mut self, context: &Context, slots: &Slots<'_>, dead: &mut DeadEntries) -> bool {
-        if !context.select_database(self.database) {
+        let Some(database) = self.databases.last() else { return false };
+        if !context.select_database(*database) {
             return false;
         }
         let next = || Some((self.indexes.pop()?, ScanCursor::new(context)));
@@ -111,7 +122,7 @@ impl Walk {
             }
         });
         if !has_more && self.indexes.is_empty() {
-            self.database = self.database.saturating_add(1);
+            self.databases.pop();
             self.keys = ScanCursor::new(context);
         }
         true

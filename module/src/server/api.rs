@@ -3,7 +3,7 @@
 //! The server hands out its functions as pointers that stay null where it does not have them. Those that
 //! every supported server has are checked at load and plain from then on; the others are options.
 
-use std::ffi::{c_char, c_double, c_int, c_longlong, c_uint, c_ulonglong, c_void};
+use std::ffi::{CStr, c_char, c_double, c_int, c_longlong, c_uint, c_ulonglong, c_void};
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -13,11 +13,13 @@ macro_rules! functions {
     (
         required { $($name:ident: $pointer:ident = $type:ty,)* }
         optional { $($optional_name:ident: $optional_pointer:ident = $optional_type:ty,)* }
+        by_name { $($named:ident: $function:literal = $named_type:ty,)* }
     ) => {
         /// One pointer for each function that this module calls.
         pub(super) struct Api {
             $(pub(super) $name: $type,)*
             $(pub(super) $optional_name: Option<$optional_type>,)*
+            $(pub(super) $named: Option<$named_type>,)*
         }
 
         impl Api {
@@ -29,6 +31,9 @@ macro_rules! functions {
                     Ok(Self {
                         $($name: raw::$pointer.ok_or(stringify!($pointer))?,)*
                         $($optional_name: raw::$optional_pointer,)*
+                        $($named: find($function).map(|function| {
+                            std::mem::transmute::<*mut c_void, $named_type>(function)
+                        }),)*
                     })
                 }
             }
@@ -169,6 +174,22 @@ functions! {
         set_command_acl_categories: RedisModule_SetCommandACLCategories =
             unsafe extern "C" fn(*mut raw::RedisModuleCommand, *const c_char) -> c_int,
     }
+    // The bindings do not know them.
+    by_name {
+        // Valkey 9.1, whose users can be limited to databases.
+        acl_check_permissions: c"ValkeyModule_ACLCheckPermissions" = unsafe extern "C" fn(
+            *mut raw::RedisModuleUser, *mut Str, c_int, c_int, *mut raw::RedisModuleACLLogEntryReason,
+        ) -> c_int,
+    }
+}
+
+/// Asks the server for a function; None where the server has no function of this name.
+pub(super) fn find(function: &CStr) -> Option<*mut c_void> {
+    let mut found: *mut c_void = std::ptr::null_mut();
+    // SAFETY: the pointer was filled in when the module was initialized and is copied out. The name is a C string, and
+    // there is room for the pointer that the server writes.
+    let is_found = unsafe { raw::RedisModule_GetApi?(function.as_ptr(), (&raw mut found).cast()) == OK };
+    (is_found && !found.is_null()).then_some(found)
 }
 
 /// A function of the server has failed that cannot fail after all that was checked before: a defect.

@@ -236,6 +236,15 @@ impl Context {
         }
     }
 
+    /// The databases that hold keys; None where INFO is renamed. Valkey 9 creates a database that is selected, so to select
+    /// each one is no way to find out.
+    pub(crate) fn databases_with_keys(&self) -> Option<Vec<c_int>> {
+        let info = self.ask(c"INFO", c"keyspace")?;
+        let lines = info.split(|byte| *byte == b'\n').filter_map(|line| str::from_utf8(line).ok());
+        let databases = lines.filter_map(|line| line.strip_prefix("db")?.split_once(':')?.0.parse().ok());
+        Some(databases.collect())
+    }
+
     pub(crate) fn is_cluster(&self) -> bool {
         self.has_flag(raw::REDISMODULE_CTX_FLAGS_CLUSTER)
     }
@@ -248,23 +257,24 @@ impl Context {
 
     /// What `CLUSTER NODES` says of this node and the others; empty where the server does not say.
     pub(crate) fn cluster_nodes(&self) -> Vec<u8> {
-        // SAFETY: the format names one C string, which is given. The reply is freed after its bytes have
-        // been copied; a null reply (no such command) has no bytes, and a reply that is no string has a
-        // null pointer.
+        self.ask(c"CLUSTER", c"NODES").unwrap_or_default()
+    }
+
+    /// The text with which a command replies to one argument; None where there is no such command.
+    fn ask(&self, command: &CStr, argument: &CStr) -> Option<Vec<u8>> {
+        // SAFETY: the format names one C string, which is given. The reply is freed after its bytes have been copied. A
+        // reply that is no string has a null pointer.
         unsafe {
-            let reply = (self.api.call)(self.raw, c"CLUSTER".as_ptr(), c"c".as_ptr(), c"NODES".as_ptr());
+            let reply = (self.api.call)(self.raw, command.as_ptr(), c"c".as_ptr(), argument.as_ptr());
             if reply.is_null() {
-                return Vec::new();
+                return None;
             }
             let mut length = 0;
             let start = (self.api.call_reply_string_ptr)(reply, &raw mut length);
-            let nodes = if start.is_null() {
-                Vec::new()
-            } else {
-                std::slice::from_raw_parts(start.cast::<u8>(), length).to_vec()
-            };
+            let text =
+                (!start.is_null()).then(|| std::slice::from_raw_parts(start.cast::<u8>(), length).to_vec());
             (self.api.free_call_reply)(reply);
-            nodes
+            text
         }
     }
 

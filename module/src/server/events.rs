@@ -56,6 +56,8 @@ pub(crate) enum ServerEvent {
     Cron,
     /// The append-only file is about to be loaded.
     AppendOnlyFileLoads,
+    /// A database has been emptied, or all of them.
+    Flushed,
     /// A data set has been loaded, from disk or from a primary.
     DataLoaded,
     /// The server has become a primary or a replica.
@@ -73,6 +75,7 @@ pub(crate) fn subscribe_to_server_events(context: &Context, handler: ServerHandl
     SERVER_HANDLER.get_or_init(|| handler);
     [
         raw::REDISMODULE_EVENT_CRON_LOOP,
+        raw::REDISMODULE_EVENT_FLUSHDB,
         raw::REDISMODULE_EVENT_LOADING,
         raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
         raw::REDISMODULE_EVENT_SWAPDB,
@@ -98,6 +101,9 @@ unsafe extern "C" fn server_event(
         }
         raw::REDISMODULE_EVENT_LOADING if part == raw::REDISMODULE_SUBEVENT_LOADING_ENDED => {
             ServerEvent::DataLoaded
+        }
+        raw::REDISMODULE_EVENT_FLUSHDB if part == raw::REDISMODULE_SUBEVENT_FLUSHDB_END => {
+            ServerEvent::Flushed
         }
         raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED => ServerEvent::RoleChanged,
         raw::REDISMODULE_EVENT_SWAPDB if !data.is_null() => {

@@ -1,8 +1,7 @@
 //! Loading and unloading.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
-use std::ptr;
 
 use redis_module::raw;
 
@@ -100,8 +99,8 @@ pub(crate) unsafe fn on_load<M: Module>(
     // SAFETY: the server passes the context of this call.
     let Some(context) = (unsafe { Context::enter(raw) }) else { return failed };
     log_panics(&context);
-    // Writes say themselves what they modified. The module keeps nothing about keys that loading another
-    // data set in the background could make wrong.
+    // Writes say themselves what they modified. What the module keeps about keys is dropped when another data set has been
+    // loaded in the background.
     let mut options =
         raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED | raw::REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD;
     if is_valkey() {
@@ -131,11 +130,7 @@ const VALKEY_OPTIONS_HANDLE_ATOMIC_SLOT_MIGRATION: u32 = 1 << 5;
 
 /// Valkey has its functions under names of its own too.
 fn is_valkey() -> bool {
-    let mut function: *mut c_void = ptr::null_mut();
-    // SAFETY: the pointer was filled in when the module was initialized and is copied out.
-    let Some(get_api) = (unsafe { raw::RedisModule_GetApi }) else { return false };
-    // SAFETY: the name is a C string, and there is room for the pointer that the server writes.
-    unsafe { get_api(c"ValkeyModule_SetModuleOptions".as_ptr(), (&raw mut function).cast()) == OK }
+    api::find(c"ValkeyModule_SetModuleOptions").is_some()
 }
 
 /// Makes `$module` what the server finds in this library.

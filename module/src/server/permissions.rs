@@ -25,14 +25,22 @@ impl<'c> AclUser<'c> {
         Some(Self { context, raw })
     }
 
-    /// Whether the user may run a command with this key as its first argument, and up to two `more`: some servers ask
-    /// whether there are as many as the command takes.
+    /// Whether the user may run a command in the selected database, with this key as its first argument and up to two
+    /// `more`: some servers check how many arguments there are.
     pub(crate) fn may(&self, command: StringRef<'_>, key: StringRef<'_>, more: i32) -> bool {
         let mut words = [command.raw(), key.raw(), key.raw(), key.raw()];
         let count = more.clamp(0, 2).saturating_add(2);
-        let check = self.context.api.acl_check_command_permissions;
-        // SAFETY: the user is alive until drop, the list is of as many strings as are said at least, all alive.
-        unsafe { check(self.raw.as_ptr(), words.as_mut_ptr(), count) == OK }
+        let (user, words) = (self.raw.as_ptr(), words.as_mut_ptr());
+        // SAFETY: the user is alive until drop, the list is of as many strings as are said at least, all alive. A null
+        // pointer asks for no reason.
+        unsafe {
+            match self.context.api.acl_check_permissions {
+                Some(check) => {
+                    check(user, words, count, self.context.selected_database(), std::ptr::null_mut()) == OK
+                }
+                None => (self.context.api.acl_check_command_permissions)(user, words, count) == OK,
+            }
+        }
     }
 
     /// The user's rules, as `ACL LIST` shows them. The server keeps the text ready.
@@ -64,8 +72,8 @@ pub(crate) struct Permissions<'c> {
     context: &'c Context,
     command: &'static CommandName,
     user: OnceCell<User<'c>>,
-    /// Set once it is known that the user may run the command on all of the keys.
-    has_all: Cell<bool>,
+    /// Whether the user may run the command on all of the keys; None until the rules have been read.
+    has_all: Cell<Option<bool>>,
 }
 
 /// A command's name, as the server takes it in a call and as a string.
@@ -91,29 +99,30 @@ enum User<'c> {
 
 impl<'c> Permissions<'c> {
     pub(crate) fn of(context: &'c Context, command: &'static CommandName) -> Self {
-        Self { context, command, user: OnceCell::new(), has_all: Cell::new(false) }
+        Self { context, command, user: OnceCell::new(), has_all: Cell::new(None) }
     }
 
     /// Whether the user may run the command on `key`. `common` is what all keys start with that are asked for. A refusal
     /// goes to the ACL log, as those of the server itself do.
     pub(crate) fn allow(&self, key: StringRef<'_>, common: &[u8]) -> bool {
-        if self.has_all.get() {
+        if self.has_all.get() == Some(true) {
             return true;
         }
         let user = match self.user.get_or_init(|| self.find_user(key)) {
             User::Nobody => {
-                self.has_all.set(true);
+                self.has_all.set(Some(true));
                 return true;
             }
             User::Deleted => return false,
             User::Known(user) => user,
         };
         let allowed = user.may(self.command.string.get(self.context), key, 0);
-        if allowed {
+        if allowed && self.has_all.get().is_none() {
             let command = self.command.name.to_bytes();
             let has_all = user.rules().is_some_and(|rules| allow_all(rules.bytes(), command, common));
-            self.has_all.set(has_all);
-        } else {
+            self.has_all.set(Some(has_all));
+        }
+        if !allowed {
             user.log_refusal(key);
         }
         allowed
