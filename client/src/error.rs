@@ -271,17 +271,58 @@ impl Error {
         )
     }
 
-    /// True where a write may or may not have been carried out: read the task to find out.
+    /// Whether the call changed anything on the server.
+    #[must_use]
+    pub fn was_applied(&self) -> Applied {
+        match self {
+            Self::NotReplicated { .. } => Applied::Yes,
+            Self::OutcomeUnknown { .. }
+            | Self::UnexpectedReply { .. }
+            | Self::Defect { .. }
+            | Self::Interrupted { .. } => Applied::Unknown,
+            _ => Applied::No,
+        }
+    }
+
+    /// True where a write may or may not have been made: read the task to find out.
     #[must_use]
     pub fn outcome_is_unknown(&self) -> bool {
-        matches!(
-            self,
-            Self::OutcomeUnknown { .. }
-                | Self::NotReplicated { .. }
-                | Self::UnexpectedReply { .. }
-                | Self::Defect { .. }
-        )
+        self.was_applied() == Applied::Unknown
     }
+
+    /// True where the same call may succeed later although nobody changes the client, its settings or the server's.
+    ///
+    /// It says nothing about whether the call may be made again: ask [`Error::was_applied`] first.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::NoServer { .. }
+            | Self::NotConnected { .. }
+            | Self::NoPrimary { .. }
+            | Self::CircuitOpen
+            | Self::OutcomeUnknown { .. }
+            | Self::NoReply { .. }
+            | Self::Interrupted { .. }
+            | Self::SlotMoving { .. }
+            | Self::ClusterDown { .. }
+            | Self::TooFewReplicas { .. }
+            | Self::NotReplicated { .. }
+            | Self::Loading { .. } => true,
+            Self::Refused { source, .. } => is_passing(source),
+            _ => false,
+        }
+    }
+}
+
+/// Whether a call that failed changed anything on the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// The write was made.
+    Yes,
+    /// Nothing was changed.
+    No,
+    /// Nobody knows.
+    Unknown,
 }
 
 impl Error {
@@ -497,6 +538,33 @@ mod tests {
         assert!(source.is_some_and(Error::outcome_is_unknown));
         let error = of_loss(lost(), CallKind::Read, "o:t", "h:1".to_owned());
         assert!(error.to_string().contains("no reply came from h:1 to the read"), "{error}");
+    }
+
+    #[test]
+    fn error_says_whether_anything_was_applied_and_whether_it_may_pass() {
+        let [address, key] = ["h:1", "o:t"].map(str::to_owned);
+        let source = || server_error("BUSY", "a script runs");
+        for (error, applied, is_transient) in [
+            (
+                Error::OutcomeUnknown { address: address.clone(), key: key.clone(), source: source() },
+                Applied::Unknown,
+                true,
+            ),
+            (Error::NotReplicated { key: key.clone(), expected: 2, acknowledged: 1 }, Applied::Yes, true),
+            (Error::Defect { address: address.clone(), source: source() }, Applied::Unknown, false),
+            (Error::Loading { address: address.clone(), source: source() }, Applied::No, true),
+            (Error::Refused { address: address.clone(), source: source() }, Applied::No, true),
+            (
+                Error::Refused { address: address.clone(), source: server_error("WRONGTYPE", "") },
+                Applied::No,
+                false,
+            ),
+            (Error::NoPermission { address, source: source() }, Applied::No, false),
+            (Error::ListPrefix, Applied::No, false),
+        ] {
+            assert_eq!((error.was_applied(), error.is_transient()), (applied, is_transient), "{error}");
+            assert_eq!(error.outcome_is_unknown(), applied == Applied::Unknown, "{error}");
+        }
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub use backend::{HashTags, RedisBackend};
 #[cfg(feature = "circuit-breaker")]
 pub use breaker::CircuitBreaker;
 pub use builder::RedisBackendBuilder;
-pub use error::Error;
+pub use error::{Applied, Error};
 pub use key_move::KeyMove;
 
 /// The version of the redis crate that [`RedisBackend::with_connection`] takes a connection of.

@@ -3,8 +3,8 @@
 
 use pmcp_tasks::StorageError;
 
-/// Watches one call of the trait. It is given as a function, because a future would have two places in this one: where it
-/// comes and where it is waited for.
+/// Watches one call of the trait. The call is a function that makes the future: a future that is passed in takes its memory
+/// twice, as an argument and while it is awaited.
 pub(crate) async fn call<T, C: Future<Output = Result<T, StorageError>>>(
     command: &'static str,
     key: &str,
@@ -53,7 +53,12 @@ fn outcome<T>(result: &Result<T, StorageError>) -> &'static str {
         Err(StorageError::NotFound { .. }) => "not_found",
         Err(StorageError::VersionConflict { .. }) => "conflict",
         Err(StorageError::CapacityExceeded { .. }) => "capacity",
-        Err(error) if crate::Error::of(error).is_some_and(crate::Error::outcome_is_unknown) => "unknown",
+        // Also of a write that too few replicas have: a failover may undo it.
+        Err(error)
+            if crate::Error::of(error).is_some_and(|error| error.was_applied() != crate::Applied::No) =>
+        {
+            "unknown"
+        }
         Err(_) => "failed",
     }
 }

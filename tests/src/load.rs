@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
-use pmcptask_client::{Error, RedisBackend};
+use pmcptask_client::{Applied, Error, RedisBackend};
 use tokio::task::JoinHandle;
 
 /// Together with those of the others, so many that any sixteenth of the slots has some.
@@ -354,7 +354,8 @@ impl Client {
             self.violated(format!("{key}: {error}"));
         }
         *self.account.errors.entry(name).or_default() += 1;
-        if reason.outcome_is_unknown() {
+        // A failover may undo a write that too few replicas have.
+        if reason.was_applied() != Applied::No {
             self.account.tasks.insert(key.to_owned(), states);
         }
         false

@@ -59,8 +59,8 @@ impl ReplicatedWrites {
         Self { connection, queue }
     }
 
-    /// Sends a write once, if there is a connection or comes one in time, and waits for the replicas. It is kept back
-    /// no longer than the response timeout. Who gives up before it is sent has it never sent.
+    /// Sends a write once, if there is a connection within `wait`, and waits for the replicas. The write is kept back no longer
+    /// than the response timeout. A write whose caller gives up while it is kept back is never sent.
     pub(super) async fn attempt(&self, request: &Request<'_>, asking: bool, wait: Duration) -> Attempt {
         let (since, most) = (Instant::now(), self.connection.settings().timeouts.response);
         let left = || most.saturating_sub(since.elapsed());
