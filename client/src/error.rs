@@ -80,10 +80,10 @@ pub enum Error {
         /// How the connection was lost.
         source: RedisError,
     },
-    /// No connection came back in time, or a write that waits for replicas was kept back too long behind others that do.
-    /// Nothing was sent.
+    /// There was no connection in time, or a write that waits for replicas was kept back too long behind others. A write was
+    /// not sent. A read may have been sent before its connection was lost.
     #[error(
-        "no connection to {address} within {} ms, nothing was sent: {}",
+        "no connection to {address} within {} ms, nothing was changed: {}",
         waited.as_millis(),
         source.as_ref().map_or_else(|| WAITS.to_owned(), ToString::to_string)
     )]
@@ -352,7 +352,7 @@ impl Error {
     }
 }
 
-/// Why nothing was sent where no attempt to connect has failed.
+/// Why there was no connection where no attempt to connect has failed.
 const WAITS: &str = "an attempt to connect goes on, or writes before this one wait for replicas";
 
 /// Why there was no answer, in one line.

@@ -36,8 +36,8 @@ pub(super) struct Retry<P> {
     limit: Duration,
     pauses: P,
     has_lost_connection: bool,
-    /// The last attempt that sent something.
-    sent: Option<Attempt>,
+    /// The last error reply.
+    refusal: Option<Attempt>,
 }
 
 /// For a call that started at `started` and may wait for `limit`.
@@ -45,7 +45,7 @@ pub(super) fn retry(
     started: Instant,
     limit: Duration,
 ) -> Retry<impl Iterator<Item = Duration> + Send + Sync> {
-    Retry { started, limit, pauses: pauses(), has_lost_connection: false, sent: None }
+    Retry { started, limit, pauses: pauses(), has_lost_connection: false, refusal: None }
 }
 
 impl<P: Iterator<Item = Duration>> Retry<P> {
@@ -73,17 +73,18 @@ impl<P: Iterator<Item = Duration>> Retry<P> {
         self.pauses.next().unwrap_or(LONGEST_PAUSE).min(self.time_left())
     }
 
-    /// Keeps what came of an attempt for the case that nothing is sent any more.
+    /// Keeps an error reply for the case that no connection comes any more.
     pub(super) fn keep(&mut self, attempt: Attempt) {
-        if !matches!(attempt, Attempt::NotSent(_)) {
-            self.sent = Some(attempt);
+        if matches!(attempt, Attempt::Replied(_)) {
+            self.refusal = Some(attempt);
         }
     }
 
-    /// The outcome of the call: where the last attempt sent nothing, the one before it says more.
+    /// The outcome of the call. Where no connection came in the end, the error reply before that says more; a lost
+    /// connection says less than why there is no other one.
     pub(super) fn outcome(self, last: Attempt) -> Attempt {
-        match (last, self.sent) {
-            (Attempt::NotSent(_), Some(sent)) => sent,
+        match (last, self.refusal) {
+            (Attempt::NotSent(_), Some(refusal)) => refusal,
             (attempt, _) => attempt,
         }
     }
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_says_more_than_that_nothing_was_sent_after_it() {
+    fn error_reply_says_more_than_a_missing_connection_and_a_lost_one_says_less() {
         let code = |attempt| match attempt {
             Attempt::Replied(Err(error)) => error.code().map(str::to_owned),
             _ => None,
@@ -167,7 +168,7 @@ mod tests {
             retry
         };
         assert_eq!(code(after(refused("LOADING")).outcome(Attempt::NotSent(None))).unwrap(), "LOADING");
-        assert!(matches!(after(lost()).outcome(Attempt::NotSent(None)), Attempt::Lost(_)));
+        assert!(matches!(after(lost()).outcome(Attempt::NotSent(None)), Attempt::NotSent(None)));
         assert_eq!(code(after(refused("LOADING")).outcome(refused("BUSY"))).unwrap(), "BUSY");
         assert!(matches!(after(refused("LOADING")).outcome(lost()), Attempt::Lost(_)));
     }
