@@ -21,6 +21,8 @@ use crate::observe;
 
 /// A connection that lasts longer than this was a good one: the next attempt follows at once.
 const STABLE: Duration = Duration::from_secs(1);
+/// How long the reason counts for which a server closes new connections. To ask takes another connection.
+const REASON_HOLDS: Duration = Duration::from_secs(5);
 /// An address that leads to a replica may lead to another server later, but not sooner than this.
 const OTHER_SERVER: Duration = Duration::from_secs(5);
 
@@ -245,8 +247,8 @@ async fn reconnect(mut target: Target, state: Arc<ArcSwap<State>>, signals: Arc<
     // Before the first connection nothing was lost, so there is no pause.
     let mut is_first = number == 0;
     let mut is_loss_told = is_first;
-    // A server that closes new connections is asked for the reason, and no more once it is known.
-    let mut knows_why = false;
+    // When a server that closes new connections was asked for the reason: the answer, or that there is none, holds for a while.
+    let mut asked_why: Option<Instant> = None;
     loop {
         let lost = state.load_full();
         until_lost(&mut target, &lost, &signals).await;
@@ -272,19 +274,20 @@ async fn reconnect(mut target: Target, state: Arc<ArcSwap<State>>, signals: Arc<
         let on_loss = signals.clone();
         let next = match target.connect(limit, move || on_loss.lost(number)).await {
             Ok(connection) => State::new(number, Some(connection), None),
-            Err(failure) if knows_why && failure.is_closed_door() => {
+            Err(failure)
+                if failure.is_closed_door()
+                    && asked_why.is_some_and(|asked| asked.elapsed() < REASON_HOLDS) =>
+            {
                 let known = state.load().failure.clone();
                 State::new(lost_number, None, known.or_else(|| Some(Box::new(failure))))
             }
             Err(failure) => {
-                let is_closed_door = failure.is_closed_door();
-                let cause = target.explain(failure, limit).await;
-                knows_why = is_closed_door && !cause.is_closed_door();
-                State::new(lost_number, None, Some(Box::new(cause)))
+                asked_why = failure.is_closed_door().then(Instant::now);
+                State::new(lost_number, None, Some(Box::new(target.explain(failure, limit).await)))
             }
         };
         if next.number == number {
-            (connected_at, knows_why) = (Instant::now(), false);
+            (connected_at, asked_why) = (Instant::now(), None);
             if lost_number != 0 {
                 observe::reconnected(&address);
             }
