@@ -574,7 +574,9 @@ fn setting_says_which_prefixes_are_in_use_and_whether_anything_is_removed() {
 #[test]
 fn own_reads_leave_idle_times_counters_and_statistics_as_they_are() {
     for policy in ["allkeys-lru", "allkeys-lfu"] {
-        let server = Server::start_with(&ServerOptions::default().set("maxmemory-policy", policy));
+        // Without a decay time a counter loses one at each full minute of the clock, whoever reads the key.
+        let options = ServerOptions::default().set("maxmemory-policy", policy).set("lfu-decay-time", "0");
+        let server = Server::start_with(&options);
         let mut wire = server.wire();
         for n in 0..50 {
             put(&mut wire, "alice", &format!("t{n}"), &["PXAT", &in_ms(600_000)]);
