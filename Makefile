@@ -46,7 +46,7 @@ build: prerequisites ## Build the module in release mode
 	cargo build --locked --release --package pmcptask
 
 build-hash-tags: prerequisites
-	cargo build --locked --release --package pmcptask-client --features tls --bin pmcptask-hash-tags
+	cargo build --locked --release --package pmcptask-hash-tags
 
 install: build build-hash-tags ## Install module and pmcptask-hash-tags under PREFIX (/usr/local); print the line for redis.conf
 	install -D -m 755 '$(module)' '$(DESTDIR)$(installed)'

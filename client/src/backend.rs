@@ -1,52 +1,24 @@
 //! [`RedisBackend`]: the storage backend.
 
 use std::collections::HashSet;
-use std::fmt;
 
 use async_trait::async_trait;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
-use pmcptask_schema::{Keyspace, PrefixError, split_composite};
-use redis::Cmd;
+use pmcptask_schema::Keyspace;
 use redis::aio::MultiplexedConnection;
 
-use crate::address::Address;
 use crate::breaker::Breaker;
-use crate::commands::{self, Moments};
-use crate::connection::{Connection, Live, Reply, Request};
+use crate::commands::{self, RecordTimes};
+use crate::connection::{Connection, Live, Request};
 use crate::error::{CallKind, Error};
+use crate::hash_tags::HashTags;
 use crate::observe;
 use crate::replies::{self, CasOutcome, Listed};
+use crate::session::Session;
 
-/// How many tasks a list reads in one go, unless set.
+/// How many tasks one page of a list has by default.
 pub(crate) const LIST_PAGE: usize = 1_000;
-
-/// Whether keys carry their owner as a hash tag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum HashTags {
-    /// `pmcp:tasks:alice:t1`: what `pmcp-tasks` writes, and the default but in a cluster, where it is refused unless
-    /// the prefix is a hash tag itself.
-    #[default]
-    Off,
-    /// `pmcp:tasks:{alice}:t1`, braces literal: in a cluster, all keys of an owner share a slot. An owner that is
-    /// empty or starts with `}` stands after `_{_}` instead, because such a tag would be void.
-    On,
-}
-
-impl HashTags {
-    /// What fits, if the user does not say: in a cluster, task and index have to share a slot.
-    pub(crate) fn of(address: &Address) -> Self {
-        if matches!(address, Address::Cluster(_)) { Self::On } else { Self::Off }
-    }
-
-    pub(crate) fn keyspace(self, prefix: impl Into<String>) -> Result<Keyspace, PrefixError> {
-        let keyspace = Keyspace::new(prefix)?;
-        match self {
-            Self::Off => Ok(keyspace),
-            Self::On => keyspace.with_hash_tags(),
-        }
-    }
-}
 
 /// Keeps task records in Redis or Valkey, with one native command for each call.
 ///
@@ -75,131 +47,45 @@ impl HashTags {
 ///
 /// Connections live on the runtime of tokio on which the backend was made. Where that has ended, the next call connects
 /// again on its own runtime: a backend may be kept in a `static` that many tests use.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct RedisBackend {
-    connection: Connection,
-    breaker: Breaker,
-    keyspace: Result<Keyspace, PrefixError>,
-    hash_tags: HashTags,
+    session: Session,
     list_page: usize,
 }
 
 impl RedisBackend {
-    /// Uses a connection that is there already.
+    /// Uses an existing connection, which keeps its own timeouts. Prefer [`RedisBackend::new`].
     ///
-    /// Nothing is checked, and a connection made like this does not come back when it is lost, nor has it
-    /// other timeouts than its own. Prefer [`RedisBackend::new`].
+    /// Nothing is checked. The backend does not reconnect when this connection is lost.
     #[must_use]
     pub fn with_connection(connection: MultiplexedConnection) -> Self {
-        let (keyspace, hash_tags) = (Keyspace::default(), HashTags::default());
-        Self::from_parts(
-            Connection::Given(Live::given(connection)),
-            Breaker::default(),
-            keyspace,
-            hash_tags,
-            LIST_PAGE,
-        )
+        let connection = Connection::Given(Live::given(connection));
+        let session = Session::new(connection, Breaker::default(), Keyspace::default(), HashTags::default());
+        Self::from_parts(session, LIST_PAGE)
     }
 
-    /// Sets what all keys start with; `pmcp` unless set.
+    /// Sets the start of all keys. Default: `pmcp`.
     ///
     /// With a prefix that no key can have (see [`RedisBackendBuilder::prefix`](crate::RedisBackendBuilder::prefix)),
     /// every call fails with [`Error::Settings`].
     #[must_use]
     pub fn with_prefix(mut self, prefix: impl Into<String>) -> Self {
-        self.keyspace = self.hash_tags.keyspace(prefix);
+        self.session.set_prefix(prefix);
         self
     }
 
-    pub(crate) fn from_parts(
-        connection: Connection,
-        breaker: Breaker,
-        keyspace: Keyspace,
-        hash_tags: HashTags,
-        list_page: usize,
-    ) -> Self {
-        Self { connection, breaker, keyspace: Ok(keyspace), hash_tags, list_page }
+    pub(crate) fn from_parts(session: Session, list_page: usize) -> Self {
+        Self { session, list_page }
     }
 
-    /// Makes sure that the server, or each primary of a cluster that can have a key with this prefix, answers and knows
-    /// the module's commands: it gets a `PING` and a `PMCPTASK.GET`. A circuit breaker lets both through.
+    /// Checks that the server answers and has the module. In a cluster, checks each primary that can have a key with
+    /// this prefix. Each of them gets a `PING` and a `PMCPTASK.GET`, past the circuit breaker.
     ///
     /// # Errors
     ///
-    /// [`StorageError::Backend`], with an [`Error`] as its source that says what is wrong.
+    /// [`StorageError::Backend`]; [`Error::of`] finds the [`Error`] that says what is wrong.
     pub async fn check_health(&self) -> Result<(), StorageError> {
-        /// More owners than it takes to hit the one slot of a shard that has no other.
-        const OWNERS: u32 = 200_000;
-        let keyspace = self.keyspace()?;
-        // Where the prefix decides for all owners, all keys are at one server.
-        let owners = if keyspace.prefix_is_hash_tag() { 1 } else { OWNERS };
-        let keys = (0..owners).map(|owner| keyspace.task_key(&owner.to_string(), "health-check"));
-        for task_key in self.connection.one_key_of_each_shard(keys) {
-            self.check(&redis::cmd("PING"), &task_key).await?;
-            // The only way to find out that works everywhere: hosted servers deny MODULE LIST.
-            if let Some(reply) = self.check(&commands::get(&task_key), &task_key).await? {
-                replies::record(reply.value)?;
-            }
-            if self.connection.waits_for_replicas()
-                && self.check(&commands::wait(), &task_key).await?.is_none()
-            {
-                let expected = "writes that wait for replicas: expected a user who may WAIT, got another";
-                return Err(Error::Settings(expected.to_owned()).into());
-            }
-        }
-        Ok(())
-    }
-
-    /// The reply of the server that has a key; none where the user may not ask. Such a user may well do other
-    /// things, and the server is there.
-    async fn check(&self, command: &Cmd, task_key: &str) -> Result<Option<Reply>, StorageError> {
-        let request = Request { command, kind: CallKind::PrimaryRead, key: task_key, routed_by: task_key };
-        match self.connection.call(&request).await {
-            Ok(reply) => Ok(Some(reply)),
-            Err(error) if matches!(Error::of(&error), Some(Error::NoPermission { .. })) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn read(&self, command: &Cmd, key: &str, routed_by: &str) -> Result<Reply, StorageError> {
-        self.read_as(CallKind::Read, command, key, routed_by).await
-    }
-
-    async fn read_as(
-        &self,
-        kind: CallKind,
-        command: &Cmd,
-        key: &str,
-        routed_by: &str,
-    ) -> Result<Reply, StorageError> {
-        let request = Request { command, kind, key, routed_by };
-        self.breaker.guard(|| self.connection.call(&request)).await
-    }
-
-    async fn write(&self, command: &Cmd, key: &str, routed_by: &str) -> Result<Reply, StorageError> {
-        let request = Request { command, kind: CallKind::Write, key, routed_by };
-        self.breaker.guard(|| self.connection.call(&request)).await
-    }
-
-    fn keyspace(&self) -> Result<&Keyspace, Error> {
-        self.keyspace.as_ref().map_err(|error| Error::Settings(error.to_string()))
-    }
-
-    /// Task key and index key of a composite key.
-    fn keys_of(&self, key: &str) -> Result<(String, String), Error> {
-        let keyspace = self.keyspace()?;
-        let (owner, task_id) = split_composite(key)?;
-        Ok((keyspace.task_key(owner, task_id), keyspace.index_key(owner)))
-    }
-}
-
-impl fmt::Debug for RedisBackend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The connection knows the password.
-        f.debug_struct("RedisBackend")
-            .field("keyspace", &self.keyspace)
-            .field("hash_tags", &self.hash_tags)
-            .finish_non_exhaustive()
+        self.session.check_health().await
     }
 }
 
@@ -215,22 +101,22 @@ fn keep_last_of_each(tasks: &mut Vec<Listed>) {
 impl StorageBackend for RedisBackend {
     async fn get(&self, key: &str) -> Result<VersionedRecord, StorageError> {
         observe::call("PMCPTASK.GET", key, || async move {
-            let (task_key, _) = self.keys_of(key)?;
-            let reply = self.read(&commands::get(&task_key), key, &task_key).await?;
-            replies::record(reply.value)?.ok_or_else(|| StorageError::NotFound { key: key.to_owned() })
+            let keys = self.session.keys_of(key)?;
+            let command = &commands::get(&keys.task);
+            let request = Request { command, kind: CallKind::Read, key, routed_by: &keys.task };
+            let record = self.session.call(&request, replies::record).await?;
+            record.ok_or_else(|| StorageError::NotFound { key: key.to_owned() })
         })
         .await
     }
 
     async fn put(&self, key: &str, data: &[u8]) -> Result<u64, StorageError> {
         observe::call("PMCPTASK.PUT", key, || async move {
-            let (task_key, index_key) = self.keys_of(key)?;
-            let moments = Moments::of(data).map_err(Error::from)?;
-            let put = commands::put(&task_key, &index_key, data, moments);
-            let reply = self.write(&put, key, &task_key).await?;
-            let too_few_replicas = reply.check_replicas(key);
-            let version = replies::version("PMCPTASK.PUT", reply.value)?;
-            Ok(too_few_replicas.map(|()| version)?)
+            let keys = self.session.keys_of(key)?;
+            let times = RecordTimes::of(data).map_err(Error::from)?;
+            let command = &commands::put(&keys.task, &keys.index, data, times);
+            let request = Request { command, kind: CallKind::Write, key, routed_by: &keys.task };
+            self.session.call(&request, |reply| replies::version("PMCPTASK.PUT", reply)).await
         })
         .await
     }
@@ -242,13 +128,12 @@ impl StorageBackend for RedisBackend {
         expected_version: u64,
     ) -> Result<u64, StorageError> {
         observe::call("PMCPTASK.CAS", key, || async move {
-            let (task_key, index_key) = self.keys_of(key)?;
-            let moments = Moments::of(data).map_err(Error::from)?;
-            let cas = commands::cas(&task_key, &index_key, expected_version, data, moments);
-            let reply = self.write(&cas, key, &task_key).await?;
-            let too_few_replicas = reply.check_replicas(key);
-            match replies::cas(reply.value)? {
-                CasOutcome::Won(version) => Ok(too_few_replicas.map(|()| version)?),
+            let keys = self.session.keys_of(key)?;
+            let times = RecordTimes::of(data).map_err(Error::from)?;
+            let command = &commands::cas(&keys.task, &keys.index, expected_version, data, times);
+            let request = Request { command, kind: CallKind::Write, key, routed_by: &keys.task };
+            match self.session.call(&request, replies::cas).await? {
+                CasOutcome::Won(version) => Ok(version),
                 CasOutcome::Lost(actual) => Err(StorageError::VersionConflict {
                     key: key.to_owned(),
                     expected: expected_version,
@@ -261,12 +146,10 @@ impl StorageBackend for RedisBackend {
 
     async fn delete(&self, key: &str) -> Result<bool, StorageError> {
         observe::call("PMCPTASK.DEL", key, || async move {
-            let (task_key, index_key) = self.keys_of(key)?;
-            let del = commands::del(&task_key, &index_key);
-            let reply = self.write(&del, key, &task_key).await?;
-            let too_few_replicas = reply.check_replicas(key);
-            let is_deleted = replies::deleted(reply.value)?;
-            Ok(too_few_replicas.map(|()| is_deleted)?)
+            let keys = self.session.keys_of(key)?;
+            let command = &commands::del(&keys.task, &keys.index);
+            let request = Request { command, kind: CallKind::Write, key, routed_by: &keys.task };
+            self.session.call(&request, replies::deleted).await
         })
         .await
     }
@@ -274,17 +157,17 @@ impl StorageBackend for RedisBackend {
     async fn list_by_prefix(&self, prefix: &str) -> Result<Vec<(String, VersionedRecord)>, StorageError> {
         observe::call("PMCPTASK.LIST", prefix, || async move {
             let owner = prefix.strip_suffix(':').ok_or(Error::ListPrefix)?;
-            let index_key = self.keyspace()?.index_key(owner);
-            // One more than a page, so that a page is known to be the last.
+            let index_key = self.session.index_key(owner)?;
+            // One task more than a page, so that a shorter reply is known to be the last one.
             let count = self.list_page.saturating_add(1);
             let mut tasks = Vec::new();
             let mut pages = 0_usize;
             loop {
-                let list = commands::list(&index_key, count, tasks.last());
-                // A replica that is behind the one of the first page could end the list too early.
+                let command = &commands::list(&index_key, count, tasks.last());
+                // Another replica may be behind the one of the first page, and end the list too early.
                 let kind = if pages == 0 { CallKind::Read } else { CallKind::PrimaryRead };
-                let reply = self.read_as(kind, &list, prefix, &index_key).await?;
-                let page = replies::list(reply.value)?;
+                let request = Request { command, kind, key: prefix, routed_by: &index_key };
+                let page = self.session.call(&request, replies::list).await?;
                 let is_last = page.len() < count;
                 tasks.extend(page);
                 pages = pages.saturating_add(1);

@@ -4,24 +4,24 @@ use pmcp_tasks::StorageError;
 #[cfg(feature = "circuit-breaker")]
 use {crate::Error, recloser::AsyncRecloser, recloser::Recloser, std::time::Duration};
 
-use crate::connection::Settings;
-
-/// When calls fail at once. Only a server that does not answer counts as a failure, or a cluster that is down, and no
-/// other refusal does; nor does a call that its caller has given up.
+/// When calls fail at once, without being sent.
 ///
-/// A backend and its clones have one breaker, also where they talk to many nodes: one shard of three that is away
-/// fails a third of the calls.
+/// A call counts as failed if the server does not answer, or if the cluster is down. Other errors do not count, and
+/// neither does a call that its caller dropped.
+///
+/// A backend and its clones share one breaker, in a cluster too: if one shard of three does not answer, a third of
+/// the calls fail.
 #[cfg(feature = "circuit-breaker")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CircuitBreaker {
-    /// How many of the last calls are looked at, once there were so many, from 1 to 100,000; 20 unless set.
+    /// The breaker looks at this many of the latest calls, from 1 to 100,000, and opens no sooner. Default: 20.
     pub calls: usize,
-    /// What share of them has to fail, more than 0 and at most 1; 0.5 unless set.
+    /// The breaker opens when this share of those calls has failed, more than 0 and at most 1. Default: 0.5.
     pub failure_rate: f32,
-    /// For how long calls fail at once then, before they are let through again, at most a day; 1 s unless set.
+    /// While open, the breaker fails every call for this long, at most a day. Default: 1 s.
     pub pause: Duration,
-    /// How many calls have to have ended then, from 1 to 100,000, before the next one decides whether the server is
-    /// back; 3 unless set.
+    /// After the pause, the breaker lets calls through. Once this many have ended, from 1 to 100,000, the next one that
+    /// ends closes the breaker or opens it again. Default: 3.
     pub trials: usize,
 }
 
@@ -34,11 +34,8 @@ impl Default for CircuitBreaker {
 
 #[cfg(feature = "circuit-breaker")]
 impl CircuitBreaker {
-    /// # Errors
-    ///
-    /// [`Error::Settings`] where a number is out of its range.
-    pub(crate) fn check(&self) -> Result<(), Error> {
-        // What the library would panic for.
+    fn check(&self) -> Result<(), Error> {
+        // The recloser crate panics on these.
         let counts = 1..=100_000;
         if !counts.contains(&self.calls) || !counts.contains(&self.trials) {
             let expected = "circuit breaker: expected from 1 to 100,000 calls and trials";
@@ -50,13 +47,13 @@ impl CircuitBreaker {
         if self.failure_rate > 0.0 && self.failure_rate <= 1.0 {
             return Ok(());
         }
-        let came = self.failure_rate;
+        let got = self.failure_rate;
         let expected = "circuit breaker: expected a failure rate of more than 0 and at most 1";
-        Err(Error::Settings(format!("{expected}, got {came}")))
+        Err(Error::Settings(format!("{expected}, got {got}")))
     }
 }
 
-/// The breaker of a backend, which all its clones share; none unless there is one.
+/// The breaker that a backend shares with its clones. The default lets every call through.
 #[derive(Clone, Default)]
 pub(crate) struct Breaker {
     #[cfg(feature = "circuit-breaker")]
@@ -64,25 +61,21 @@ pub(crate) struct Breaker {
 }
 
 impl Breaker {
+    /// # Errors
+    ///
+    /// [`Error::Settings`] where a number is out of its range.
     #[cfg(feature = "circuit-breaker")]
-    pub(crate) fn of(settings: &Settings) -> Self {
-        let recloser = settings.circuit_breaker.map(|settings| {
-            let recloser = Recloser::custom()
-                .closed_len(settings.calls)
-                .half_open_len(settings.trials)
-                .error_rate(settings.failure_rate)
-                .open_wait(settings.pause);
-            recloser.build().into()
-        });
-        Self { recloser }
+    pub(crate) fn new(settings: CircuitBreaker) -> Result<Self, Error> {
+        settings.check()?;
+        let recloser = Recloser::custom()
+            .closed_len(settings.calls)
+            .half_open_len(settings.trials)
+            .error_rate(settings.failure_rate)
+            .open_wait(settings.pause);
+        Ok(Self { recloser: Some(recloser.build().into()) })
     }
 
-    #[cfg(not(feature = "circuit-breaker"))]
-    pub(crate) fn of(_: &Settings) -> Self {
-        Self::default()
-    }
-
-    /// Makes a call, unless it would most likely fail.
+    /// Makes a call, unless the breaker is open.
     pub(crate) async fn guard<T, C: Future<Output = Result<T, StorageError>>>(
         &self,
         call: impl FnOnce() -> C,

@@ -7,11 +7,12 @@ use pmcp_tasks::StorageError;
 use pmcptask_schema::Keyspace;
 
 use crate::address::Address;
-use crate::backend::{HashTags, LIST_PAGE, RedisBackend};
+use crate::backend::{LIST_PAGE, RedisBackend};
 use crate::breaker::Breaker;
 use crate::connection::{Acknowledgement, Connection, Settings};
 use crate::error::{self, Error};
-use crate::key_move::{self, KeyMove};
+use crate::hash_tags::HashTags;
+use crate::session::Session;
 
 /// Settings of a [`RedisBackend`] that is about to be connected; made by [`RedisBackend::builder`].
 ///
@@ -35,6 +36,8 @@ pub struct RedisBackendBuilder {
     prefix: String,
     hash_tags: Option<HashTags>,
     settings: Settings,
+    #[cfg(feature = "circuit-breaker")]
+    circuit_breaker: Option<crate::CircuitBreaker>,
     list_page_size: usize,
 }
 
@@ -60,6 +63,8 @@ impl RedisBackendBuilder {
             prefix: Keyspace::DEFAULT_PREFIX.to_owned(),
             hash_tags: None,
             settings: Settings::default(),
+            #[cfg(feature = "circuit-breaker")]
+            circuit_breaker: None,
             list_page_size: LIST_PAGE,
         }
     }
@@ -147,7 +152,7 @@ impl RedisBackendBuilder {
     /// Has calls fail at once, with [`Error::CircuitOpen`], while the server does not answer. Off unless set.
     #[cfg(feature = "circuit-breaker")]
     pub fn circuit_breaker(mut self, breaker: crate::CircuitBreaker) -> Self {
-        self.settings.circuit_breaker = Some(breaker);
+        self.circuit_breaker = Some(breaker);
         self
     }
 
@@ -180,48 +185,31 @@ impl RedisBackendBuilder {
         self.settings.certificates.get_or_insert(none)
     }
 
-    /// Gives tasks of this prefix that are kept under the keys of the other setting of
-    /// [`hash_tags`](Self::hash_tags) the keys of this one: `pmcp:tasks:alice:t1` becomes `pmcp:tasks:{alice}:t1`, say,
-    /// before the data goes into a cluster. Not for a cluster itself. The server needs no module for it.
-    ///
-    /// Each task goes over as it is, version, record, expiry and creation time, in one transaction, and never
-    /// replaces another. A call that was interrupted loses nothing: the next one goes on. A key whose owner stands in
-    /// braces counts as hash-tagged, unless its record says that it is the `ownerId`.
-    ///
-    /// Clients find tasks only under the keys of their own setting, so while tasks move, those of either setting
-    /// see a part of them: **stop the clients of the old setting first**. Should one still write, nothing that
-    /// was written is lost: a task that it finds where it was moves afterwards, and one that it makes anew, because it
-    /// has moved already, is left where it is, and told of ([`KeyMove::left`](crate::KeyMove::left)).
-    ///
-    /// It ends once it finds nothing more to move, so not while somebody goes on making tasks under the old keys.
-    /// Takes O(n), n keys of the database, at some 5,000 tasks per second, without stopping the server for longer
-    /// than a task takes.
+    /// Opens a connection for other commands, to the same server or to the primary that the Sentinels name. The server
+    /// needs no module. The connection does not reconnect.
     ///
     /// # Errors
     ///
-    /// [`StorageError::Backend`] as with [`connect`](Self::connect), but for the module; and
-    /// [`Error::Interrupted`], after which it can be called again.
-    pub async fn move_keys(self) -> Result<KeyMove, StorageError> {
+    /// Those of [`connect`](Self::connect), but not [`Error::ModuleNotLoaded`]; [`Error::Settings`] for a cluster.
+    pub async fn open_connection(
+        self,
+    ) -> Result<impl redis::aio::ConnectionLike + Clone + Send + Sync + 'static, StorageError> {
         let (mut settings, url) = (self.settings, self.url);
         let address = Address::parse(&url, &mut settings)?;
-        let keyspace = self.hash_tags.unwrap_or_else(|| HashTags::of(&address)).keyspace(self.prefix);
-        let keyspace = keyspace.map_err(|error| Error::Settings(error.to_string()))?;
-        let (mut connection, address) = Connection::open_alone(address, settings).await?;
-        let moved = key_move::move_all(&mut connection, &keyspace).await;
-        Ok(moved.map_err(|error| error::of_move(error, &address))?)
+        Ok(Connection::open_once(address, settings).await?)
     }
 
     /// Connects, and checks that the server, or each primary of a cluster, has the module.
     ///
     /// # Errors
     ///
-    /// [`StorageError::Backend`] with one sentence that says what to do, and an [`Error`] as its source:
+    /// [`StorageError::Backend`] with one sentence that says what to do. [`Error::of`] finds its [`Error`]:
     /// [`Error::Settings`], [`Error::NoServer`], [`Error::Authentication`], [`Error::ModuleNotLoaded`], or
     /// whatever else the server answers.
     pub async fn connect(self) -> Result<RedisBackend, StorageError> {
         let (mut settings, url) = (self.settings, self.url);
         let address = Address::parse(&url, &mut settings)?;
-        let hash_tags = self.hash_tags.unwrap_or_else(|| HashTags::of(&address));
+        let hash_tags = self.hash_tags.unwrap_or_else(|| HashTags::default_for(&address));
         let keyspace = hash_tags.keyspace(self.prefix).map_err(|error| Error::Settings(error.to_string()))?;
         let is_spread = matches!(address, Address::Cluster(_)) && !keyspace.prefix_is_hash_tag();
         if is_spread && hash_tags == HashTags::Off {
@@ -231,9 +219,16 @@ impl RedisBackendBuilder {
         if self.list_page_size == 0 {
             return Err(Error::Settings("list page size: expected more than 0, got 0".to_owned()).into());
         }
-        let breaker = Breaker::of(&settings);
+        #[cfg(feature = "circuit-breaker")]
+        let breaker = match self.circuit_breaker {
+            Some(circuit_breaker) => Breaker::new(circuit_breaker)?,
+            None => Breaker::default(),
+        };
+        #[cfg(not(feature = "circuit-breaker"))]
+        let breaker = Breaker::default();
         let connection = Connection::open(address, settings).await?;
-        let backend = RedisBackend::from_parts(connection, breaker, keyspace, hash_tags, self.list_page_size);
+        let session = Session::new(connection, breaker, keyspace, hash_tags);
+        let backend = RedisBackend::from_parts(session, self.list_page_size);
         backend.check_health().await?;
         Ok(backend)
     }

@@ -26,10 +26,10 @@ pub(crate) fn get(task_key: &str) -> Cmd {
 }
 
 /// `PMCPTASK.PUT`
-pub(crate) fn put(task_key: &str, index_key: &str, data: &[u8], moments: Moments) -> Cmd {
+pub(crate) fn put(task_key: &str, index_key: &str, data: &[u8], times: RecordTimes) -> Cmd {
     let arguments = [task_key.as_bytes(), index_key.as_bytes(), data];
-    let mut put = command("PMCPTASK.PUT", &arguments, Moments::WORDS);
-    moments.add_to(&mut put);
+    let mut put = command("PMCPTASK.PUT", &arguments, RecordTimes::WORDS);
+    times.add_to(&mut put);
     put
 }
 
@@ -39,13 +39,13 @@ pub(crate) fn cas(
     index_key: &str,
     expected_version: u64,
     data: &[u8],
-    moments: Moments,
+    times: RecordTimes,
 ) -> Cmd {
     // No task is ever at a version beyond the server's range, nor at 0.
     let expected_version = i64::try_from(expected_version).unwrap_or(0).to_string();
     let arguments = [task_key.as_bytes(), index_key.as_bytes(), expected_version.as_bytes(), data];
-    let mut cas = command("PMCPTASK.CAS", &arguments, Moments::WORDS);
-    moments.add_to(&mut cas);
+    let mut cas = command("PMCPTASK.CAS", &arguments, RecordTimes::WORDS);
+    times.add_to(&mut cas);
     cas
 }
 
@@ -72,19 +72,19 @@ pub(crate) fn wait() -> Cmd {
     command("WAIT", &[b"0", b"1"], 0)
 }
 
-/// When a record's task expires and was created. It goes out with the record, so that the server need not
-/// look into it.
+/// When the task of a record expires, and when it was created. Commands carry both times beside the record, so that the
+/// server does not parse the record.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Moments {
+pub(crate) struct RecordTimes {
     expires_at_ms: Option<i64>,
     created_at_ms: Option<i64>,
 }
 
-impl Moments {
+impl RecordTimes {
     /// `PXAT ms CREATED ms`
     const WORDS: usize = 4;
 
-    /// Reads them from the record.
+    /// Reads the times from the record.
     pub(crate) fn of(record: &[u8]) -> Result<Self, ExpiryError> {
         let Envelope { expires_at_ms, created_at_ms } = Envelope::read(record);
         Ok(Self { expires_at_ms: expires_at_ms?, created_at_ms })
@@ -92,7 +92,7 @@ impl Moments {
 
     fn add_to(self, command: &mut Cmd) {
         match self.expires_at_ms {
-            // The server knows no time before the epoch; 0 is as past.
+            // PXAT takes no time before the epoch. 0 is just as past.
             Some(at_ms) => command.arg("PXAT").arg(at_ms.max(0)),
             None => command.arg("PERSIST"),
         };

@@ -1,11 +1,15 @@
 //! What can go wrong, and what it means for the task.
 
+use std::fmt;
 use std::time::Duration;
 
 use pmcp_tasks::StorageError;
 use redis::{ErrorKind, RedisError};
 
-/// Why a call failed; the source of every [`StorageError::Backend`] of this crate; [`Error::of`] finds it.
+/// Why a call failed. Every [`StorageError::Backend`] of this crate holds one; [`Error::of`] finds it.
+///
+/// The text holds the cause, in the server's or the operating system's own words. Therefore `std::error::Error::source`
+/// returns none: a chain that is printed shows each cause once. The field `cause` has the cause's type.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,33 +20,33 @@ pub enum Error {
     #[error(
         "no Redis server answers at {address} ({}): is it running, is the address right, and can it be reached \
          from here?",
-        no_answer(source)
+        no_answer(cause)
     )]
     NoServer {
         /// Host and port, or path of the socket; of an address that a server or Sentinel has told, which one.
         address: String,
         /// What the operating system said.
-        source: RedisError,
+        cause: RedisError,
     },
     /// Client and server do not trust each other's certificates, or one of them does not speak TLS. Nothing was
     /// sent.
     #[cfg(feature = "tls")]
     #[error(
-        "no TLS connection to {address} could be made, check the certificates and their authority: {source}"
+        "no TLS connection to {address} could be made, check the certificates and their authority: {cause}"
     )]
     Tls {
         /// Host and port; of an address that a server or Sentinel has told, which one.
         address: String,
         /// What is wrong with the certificate or the connection.
-        source: RedisError,
+        cause: RedisError,
     },
     /// The server wants another user name or password. Nothing was changed.
-    #[error("the Redis server at {address} refuses user name or password, check them in the URL: {source}")]
+    #[error("the Redis server at {address} refuses user name or password, check them in the URL: {cause}")]
     Authentication {
         /// Where the server is.
         address: String,
         /// What the server said.
-        source: RedisError,
+        cause: RedisError,
     },
     /// The server does not know the commands of the module. Nothing was changed.
     #[error(
@@ -55,37 +59,31 @@ pub enum Error {
     },
     /// The connection was lost, or no reply came in time, after a write was sent. The write is not
     /// repeated, because nobody knows whether it has been carried out.
-    #[error("the outcome of the write to {key} is unknown: no reply came from {address} ({source})")]
+    #[error("the outcome of the write to {key} is unknown: no reply came from {address} ({cause})")]
     OutcomeUnknown {
         /// Where the server is.
         address: String,
         /// Key of the task.
         key: String,
         /// How the reply was lost.
-        source: RedisError,
+        cause: RedisError,
     },
     /// The connection was lost, or no reply came in time, during a read. One that lost its connection was sent twice.
-    #[error("no reply came from {address} to the read of {key} ({source}){}", hint_of_lost_list(key, source))]
+    #[error("no reply came from {address} to the read of {key} ({cause}){}", hint_of_lost_list(key, cause))]
     NoReply {
         /// Where the server is.
         address: String,
         /// Key of the task or of the index.
         key: String,
         /// How the reply was lost.
-        source: RedisError,
-    },
-    /// The connection was lost while keys were moved: those that were not will be by another run.
-    #[error("the connection was lost before all keys were moved, run it again: {source}")]
-    Interrupted {
-        /// How the connection was lost.
-        source: RedisError,
+        cause: RedisError,
     },
     /// There was no connection in time, or a write that waits for replicas was kept back too long behind others. A write was
     /// not sent. A read may have been sent before its connection was lost.
     #[error(
         "no connection to {address} within {} ms, nothing was changed: {}",
         waited.as_millis(),
-        source.as_ref().map_or_else(|| WAITS.to_owned(), ToString::to_string)
+        cause.as_ref().map_or_else(|| WAITS.to_owned(), ToString::to_string)
     )]
     NotConnected {
         /// Where the server is, or what tells where it is.
@@ -93,71 +91,74 @@ pub enum Error {
         /// How long the call has waited.
         waited: Duration,
         /// How the last attempt to connect failed; none where none has.
-        source: Option<Box<Self>>,
+        cause: Option<Box<Self>>,
     },
     /// The circuit breaker has seen the server fail: nothing was sent, and nothing will be for a moment.
     #[error("the Redis server has failed to answer: nothing is sent for a moment")]
     CircuitOpen,
     /// The server's ACL does not allow this user the command or the key. Nothing was changed.
-    #[error("the Redis user may not do this at {address}: {source}")]
+    #[error("the Redis user may not do this at {address}: {cause}")]
     NoPermission {
         /// Where the server is.
         address: String,
         /// What the server said.
-        source: RedisError,
+        cause: RedisError,
     },
     /// The server is a replica. Nothing was changed.
-    #[error("the Redis server at {address} is a read-only replica: write to its primary")]
+    #[error("the Redis server at {address} is a read-only replica, write to its primary: {cause}")]
     ReadOnly {
         /// Where the server is.
         address: String,
         /// What the server said.
-        source: RedisError,
+        cause: RedisError,
     },
     /// The Sentinels know no primary that is one. Nothing was sent.
-    #[error("no primary was found for {address}: {source}")]
+    #[error("no primary was found for {address}: {cause}")]
     NoPrimary {
         /// Name of the service, and where its Sentinels are.
         address: String,
         /// What they said.
-        source: RedisError,
+        cause: RedisError,
     },
     /// The server belongs to no cluster. Nothing was sent.
-    #[error("the Redis server at {address} is no node of a cluster with slots: connect to it with redis://")]
+    #[error(
+        "the Redis server at {address} is no node of a cluster with slots, connect to it with redis://: {}",
+        cause.as_ref().map_or_else(|| "CLUSTER SLOTS is empty".to_owned(), ToString::to_string)
+    )]
     NotACluster {
         /// Host and port.
         address: String,
         /// What the server said, if not an empty list of slots.
-        source: Option<RedisError>,
+        cause: Option<RedisError>,
     },
     /// The server belongs to a cluster, and another node has the key. Nothing was changed.
     #[error(
-        "the Redis server at {address} is a node of a cluster and has no such key, connect with redis+cluster://: {source}"
+        "the Redis server at {address} is a node of a cluster and has no such key, connect with redis+cluster://: {cause}"
     )]
     OtherNode {
         /// Where the server is.
         address: String,
         /// What the server said.
-        source: RedisError,
+        cause: RedisError,
     },
     /// The key's slot has been moving to another node all the time that the call could wait. Nothing was changed.
     #[error(
-        "the key's slot is moving to another node of the Redis cluster at {address}, try again in a moment: {source}"
+        "the key's slot is moving to another node of the Redis cluster at {address}, try again in a moment: {cause}"
     )]
     SlotMoving {
         /// Where the server is.
         address: String,
         /// What the server said.
-        source: RedisError,
+        cause: RedisError,
     },
     /// No node could serve the key in the time that the call could wait: after a failure, until a replica has
     /// taken over. Nothing was changed.
-    #[error("no node of the Redis cluster at {address} serves the key right now: {source}")]
+    #[error("no node of the Redis cluster at {address} serves the key right now: {cause}")]
     ClusterDown {
         /// Where the server is.
         address: String,
         /// What the server said.
-        source: RedisError,
+        cause: RedisError,
     },
     /// The write was made, but too few replicas had it in time: a failover may lose it.
     #[error(
@@ -175,54 +176,54 @@ pub enum Error {
     /// The primary has fewer healthy replicas than its `min-replicas-to-write` asks for, and takes no writes. Nothing
     /// was changed.
     #[error(
-        "the Redis server at {address} refuses writes because too few of its replicas are healthy: {source}"
+        "the Redis server at {address} refuses writes because too few of its replicas are healthy: {cause}"
     )]
     TooFewReplicas {
         /// Where the server is.
         address: String,
         /// What the server said.
-        source: RedisError,
+        cause: RedisError,
     },
     /// The server is still reading its data from disk. Nothing was changed.
-    #[error("the Redis server at {address} is loading its data, try again in a moment: {source}")]
+    #[error("the Redis server at {address} is loading its data, try again in a moment: {cause}")]
     Loading {
         /// Where the server is.
         address: String,
         /// What the server said.
-        source: RedisError,
+        cause: RedisError,
     },
     /// The server cannot persist and refuses writes. Nothing was changed.
-    #[error("the Redis server at {address} refuses writes because it cannot save to disk: {source}")]
+    #[error("the Redis server at {address} refuses writes because it cannot save to disk: {cause}")]
     CannotPersist {
         /// Where the server is.
         address: String,
         /// What the server said.
-        source: RedisError,
+        cause: RedisError,
     },
     /// A hash under a task's key is not one that this schema writes. Nothing was changed.
-    #[error("a task stored at {address} is corrupt: {source}")]
+    #[error("a task stored at {address} is corrupt: {cause}")]
     Corrupt {
         /// Where the server is.
         address: String,
         /// What the server said; it names the key.
-        source: RedisError,
+        cause: RedisError,
     },
     /// The module has failed on the server: a defect of it, which its makers want to hear of. Of a write, the
     /// outcome is unknown.
-    #[error("the pmcptask module at {address} failed to carry out the call: {source}")]
+    #[error("the pmcptask module at {address} failed to carry out the call: {cause}")]
     Defect {
         /// Where the server is.
         address: String,
         /// What the server said.
-        source: RedisError,
+        cause: RedisError,
     },
     /// The server refused the connection or the call for another reason. Nothing was changed.
-    #[error("the Redis server at {address} refuses: {source}")]
+    #[error("the Redis server at {address} refuses: {cause}")]
     Refused {
         /// Where the server is.
         address: String,
         /// What the server said.
-        source: RedisError,
+        cause: RedisError,
     },
     /// The record cannot be stored. Nothing was sent.
     #[error("the record cannot be stored: {0}")]
@@ -244,7 +245,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The source of a [`StorageError::Backend`] of this crate.
+    /// The error in a [`StorageError::Backend`] of this crate; none in other errors.
     ///
     /// ```
     /// # use pmcp_tasks::StorageError;
@@ -254,7 +255,8 @@ impl Error {
     /// ```
     #[must_use]
     pub fn of(error: &StorageError) -> Option<&Self> {
-        std::error::Error::source(error).and_then(|source| source.downcast_ref())
+        let kind: &Kind = std::error::Error::source(error)?.downcast_ref()?;
+        Some(&kind.0)
     }
 
     /// True where nothing came back from the server, or there was none.
@@ -276,10 +278,9 @@ impl Error {
     pub fn was_applied(&self) -> Applied {
         match self {
             Self::NotReplicated { .. } => Applied::Yes,
-            Self::OutcomeUnknown { .. }
-            | Self::UnexpectedReply { .. }
-            | Self::Defect { .. }
-            | Self::Interrupted { .. } => Applied::Unknown,
+            Self::OutcomeUnknown { .. } | Self::UnexpectedReply { .. } | Self::Defect { .. } => {
+                Applied::Unknown
+            }
             _ => Applied::No,
         }
     }
@@ -302,13 +303,12 @@ impl Error {
             | Self::CircuitOpen
             | Self::OutcomeUnknown { .. }
             | Self::NoReply { .. }
-            | Self::Interrupted { .. }
             | Self::SlotMoving { .. }
             | Self::ClusterDown { .. }
             | Self::TooFewReplicas { .. }
             | Self::NotReplicated { .. }
             | Self::Loading { .. } => true,
-            Self::Refused { source, .. } => is_passing(source),
+            Self::Refused { cause, .. } => is_passing(cause),
             _ => false,
         }
     }
@@ -330,9 +330,9 @@ impl Error {
     pub(crate) fn is_of_the_moment(&self) -> bool {
         match self {
             Self::Authentication { .. } | Self::Settings(_) | Self::NoPermission { .. } => false,
-            Self::Refused { source, .. } => source.code() != Some("DENIED"),
+            Self::Refused { cause, .. } => cause.code() != Some("DENIED"),
             #[cfg(feature = "tls")]
-            Self::Tls { source, .. } => !is_of_certificate(source),
+            Self::Tls { cause, .. } => !is_of_certificate(cause),
             _ => true,
         }
     }
@@ -341,12 +341,12 @@ impl Error {
     /// unreadable.
     pub(crate) fn is_closed_door(&self) -> bool {
         match self {
-            Self::NoServer { source, .. } => {
-                source.kind() == ErrorKind::Parse
-                    || (source.is_connection_dropped() && !source.is_connection_refusal())
+            Self::NoServer { cause, .. } => {
+                cause.kind() == ErrorKind::Parse
+                    || (cause.is_connection_dropped() && !cause.is_connection_refusal())
             }
             #[cfg(feature = "tls")]
-            Self::Tls { source, .. } => !is_of_certificate(source),
+            Self::Tls { cause, .. } => !is_of_certificate(cause),
             _ => false,
         }
     }
@@ -373,9 +373,23 @@ fn hint_of_lost_list(key: &str, loss: &RedisError) -> &'static str {
     }
 }
 
+/// The source of a [`StorageError::Backend`], whose message holds the whole text. As a link of a printed chain it shows the
+/// name of the error's variant alone.
+#[derive(Debug)]
+struct Kind(Error);
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let variant = format!("{:?}", self.0);
+        f.write_str(variant.split([' ', '(']).next().unwrap_or_default())
+    }
+}
+
+impl std::error::Error for Kind {}
+
 impl From<Error> for StorageError {
     fn from(error: Error) -> Self {
-        Self::Backend { message: error.to_string(), source: Some(Box::new(error)) }
+        Self::Backend { message: error.to_string(), source: Some(Box::new(Kind(error))) }
     }
 }
 
@@ -391,9 +405,9 @@ pub(crate) enum CallKind {
 /// Gives the loss of a reply its meaning.
 pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str, address: String) -> Error {
     match kind {
-        CallKind::Write => Error::OutcomeUnknown { address, key: key.to_owned(), source: error },
+        CallKind::Write => Error::OutcomeUnknown { address, key: key.to_owned(), cause: error },
         CallKind::Read | CallKind::PrimaryRead => {
-            Error::NoReply { address, key: key.to_owned(), source: error }
+            Error::NoReply { address, key: key.to_owned(), cause: error }
         }
     }
 }
@@ -412,7 +426,7 @@ pub(crate) fn of_reply(error: RedisError, address: String) -> StorageError {
 /// left has a slot that moves, and keys of one owner have different slots where they have no hash tags.
 pub(crate) fn of_reply_in_cluster(error: RedisError, address: String) -> StorageError {
     match error.code() {
-        Some("MOVED" | "ASK") => Error::SlotMoving { address, source: error }.into(),
+        Some("MOVED" | "ASK") => Error::SlotMoving { address, cause: error }.into(),
         Some("CROSSSLOT") => hash_tags_are_off().into(),
         _ => of_reply(error, address),
     }
@@ -437,13 +451,13 @@ pub(crate) fn is_passing(error: &RedisError) -> bool {
 /// Gives the error of an attempt to connect its meaning.
 pub(crate) fn of_connecting(error: RedisError, address: String) -> Error {
     match error.kind() {
-        ErrorKind::AuthenticationFailed => Error::Authentication { address, source: error },
+        ErrorKind::AuthenticationFailed => Error::Authentication { address, cause: error },
         ErrorKind::InvalidClientConfig => Error::Settings(format!("{address}: {error}")),
-        ErrorKind::MasterNameNotFoundBySentinel => Error::NoPrimary { address, source: error },
+        ErrorKind::MasterNameNotFoundBySentinel => Error::NoPrimary { address, cause: error },
         _ if error.code().is_some() => of_server(error, address),
         #[cfg(feature = "tls")]
-        _ if tls_error(&error).is_some() => Error::Tls { address, source: error },
-        _ => Error::NoServer { address, source: error },
+        _ if tls_error(&error).is_some() => Error::Tls { address, cause: error },
+        _ => Error::NoServer { address, cause: error },
     }
 }
 
@@ -464,24 +478,6 @@ fn is_of_certificate(error: &RedisError) -> bool {
     matches!(tls_error(error), Some(rustls::Error::InvalidCertificate(_)))
 }
 
-/// Gives the failure of a move of keys its meaning, of which the error may be that of a pipeline.
-pub(crate) fn of_move(error: RedisError, address: &str) -> Error {
-    let replies = error.clone().into_server_errors();
-    match replies.as_deref() {
-        Some([(_, reply), ..]) if matches!(reply.code(), "MOVED" | "CROSSSLOT") => {
-            Error::Settings("URL: expected one server or Sentinels, got a node of a cluster".to_owned())
-        }
-        Some([(_, reply), ..]) => of_server(reply.clone().into(), address.to_owned()),
-        _ => Error::Interrupted { source: error },
-    }
-}
-
-/// True where a pipeline, or a command, has met a key of another type.
-pub(crate) fn is_wrong_type(error: &RedisError) -> bool {
-    let replies = error.clone().into_server_errors();
-    replies.iter().any(|replies| replies.iter().any(|(_, reply)| reply.code() == "WRONGTYPE"))
-}
-
 /// Gives an error reply its meaning. But for DEFECT, the server sends one before it has changed anything.
 fn of_server(error: RedisError, address: String) -> Error {
     let unknown_command = error.detail().and_then(|detail| detail.strip_prefix("unknown command"));
@@ -494,25 +490,24 @@ fn of_server(error: RedisError, address: String) -> Error {
         return Error::ModuleNotLoaded { address };
     }
     match error.code() {
-        Some("NOAUTH" | "WRONGPASS") => Error::Authentication { address, source: error },
-        Some("NOPERM") => Error::NoPermission { address, source: error },
-        Some("READONLY") => Error::ReadOnly { address, source: error },
-        Some("MOVED" | "ASK" | "CROSSSLOT") => Error::OtherNode { address, source: error },
-        Some("TRYAGAIN") => Error::SlotMoving { address, source: error },
-        Some("CLUSTERDOWN" | "MASTERDOWN") => Error::ClusterDown { address, source: error },
-        Some("LOADING") => Error::Loading { address, source: error },
-        Some("NOREPLICAS") => Error::TooFewReplicas { address, source: error },
-        Some("MISCONF") => Error::CannotPersist { address, source: error },
-        Some("CORRUPT") => Error::Corrupt { address, source: error },
-        Some("DEFECT") => Error::Defect { address, source: error },
-        _ => Error::Refused { address, source: error },
+        Some("NOAUTH" | "WRONGPASS") => Error::Authentication { address, cause: error },
+        Some("NOPERM") => Error::NoPermission { address, cause: error },
+        Some("READONLY") => Error::ReadOnly { address, cause: error },
+        Some("MOVED" | "ASK" | "CROSSSLOT") => Error::OtherNode { address, cause: error },
+        Some("TRYAGAIN") => Error::SlotMoving { address, cause: error },
+        Some("CLUSTERDOWN" | "MASTERDOWN") => Error::ClusterDown { address, cause: error },
+        Some("LOADING") => Error::Loading { address, cause: error },
+        Some("NOREPLICAS") => Error::TooFewReplicas { address, cause: error },
+        Some("MISCONF") => Error::CannotPersist { address, cause: error },
+        Some("CORRUPT") => Error::Corrupt { address, cause: error },
+        Some("DEFECT") => Error::Defect { address, cause: error },
+        _ => Error::Refused { address, cause: error },
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::error::Error as _;
-
+    #![allow(clippy::indexing_slicing)]
     use redis::make_extension_error;
 
     use super::*;
@@ -534,8 +529,7 @@ mod tests {
         let lost = || RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
         let error = StorageError::from(of_loss(lost(), CallKind::Write, "o:t", "h:1".to_owned()));
         assert!(error.to_string().contains("outcome of the write to o:t is unknown"), "{error}");
-        let source = error.source().and_then(|source| source.downcast_ref::<Error>());
-        assert!(source.is_some_and(Error::outcome_is_unknown));
+        assert!(Error::of(&error).is_some_and(Error::outcome_is_unknown));
         let error = of_loss(lost(), CallKind::Read, "o:t", "h:1".to_owned());
         assert!(error.to_string().contains("no reply came from h:1 to the read"), "{error}");
     }
@@ -543,23 +537,23 @@ mod tests {
     #[test]
     fn error_says_whether_anything_was_applied_and_whether_it_may_pass() {
         let [address, key] = ["h:1", "o:t"].map(str::to_owned);
-        let source = || server_error("BUSY", "a script runs");
+        let cause = || server_error("BUSY", "a script runs");
         for (error, applied, is_transient) in [
             (
-                Error::OutcomeUnknown { address: address.clone(), key: key.clone(), source: source() },
+                Error::OutcomeUnknown { address: address.clone(), key: key.clone(), cause: cause() },
                 Applied::Unknown,
                 true,
             ),
             (Error::NotReplicated { key: key.clone(), expected: 2, acknowledged: 1 }, Applied::Yes, true),
-            (Error::Defect { address: address.clone(), source: source() }, Applied::Unknown, false),
-            (Error::Loading { address: address.clone(), source: source() }, Applied::No, true),
-            (Error::Refused { address: address.clone(), source: source() }, Applied::No, true),
+            (Error::Defect { address: address.clone(), cause: cause() }, Applied::Unknown, false),
+            (Error::Loading { address: address.clone(), cause: cause() }, Applied::No, true),
+            (Error::Refused { address: address.clone(), cause: cause() }, Applied::No, true),
             (
-                Error::Refused { address: address.clone(), source: server_error("WRONGTYPE", "") },
+                Error::Refused { address: address.clone(), cause: server_error("WRONGTYPE", "") },
                 Applied::No,
                 false,
             ),
-            (Error::NoPermission { address, source: source() }, Applied::No, false),
+            (Error::NoPermission { address, cause: cause() }, Applied::No, false),
             (Error::ListPrefix, Applied::No, false),
         ] {
             assert_eq!((error.was_applied(), error.is_transient()), (applied, is_transient), "{error}");
@@ -577,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn error_reply_keeps_its_meaning_and_its_source() {
+    fn error_reply_keeps_its_meaning_and_its_cause() {
         for (code, text) in [
             ("NOPERM", "may not do this"),
             ("READONLY", "read-only replica"),
@@ -595,8 +589,26 @@ mod tests {
             let error = of_reply(server_error(code, "why"), "h:1".to_owned());
             assert!(error.to_string().contains(text), "{code}: {error}");
             assert!(error.to_string().contains("h:1"), "{code}: {error}");
-            let redis = error.source().and_then(std::error::Error::source);
-            assert!(redis.is_some_and(<dyn std::error::Error>::is::<RedisError>), "{code}");
+            assert_eq!(error.to_string().matches("why").count(), 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn printed_chain_shows_each_cause_once() {
+        let refused = || RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
+        let no_server = Error::NoServer { address: "h:1".to_owned(), cause: refused() };
+        let not_connected = Error::NotConnected {
+            address: "h:1".to_owned(),
+            waited: Duration::from_secs(2),
+            cause: Some(Box::new(no_server.clone())),
+        };
+        for (error, name) in [(no_server, "NoServer"), (not_connected, "NotConnected")] {
+            let error = StorageError::from(error);
+            let chain = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+            let links: Vec<_> = chain.map(ToString::to_string).collect();
+            assert_eq!(links.len(), 2, "{links:?}");
+            assert!(links[0].contains(&refused().to_string()), "{links:?}");
+            assert_eq!(links[1], name);
         }
     }
 }

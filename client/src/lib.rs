@@ -32,16 +32,17 @@ mod builder;
 mod commands;
 mod connection;
 mod error;
-mod key_move;
+mod hash_tags;
 mod observe;
 mod replies;
+mod session;
 
-pub use backend::{HashTags, RedisBackend};
+pub use backend::RedisBackend;
 #[cfg(feature = "circuit-breaker")]
 pub use breaker::CircuitBreaker;
 pub use builder::RedisBackendBuilder;
 pub use error::{Applied, Error};
-pub use key_move::KeyMove;
+pub use hash_tags::HashTags;
 
 /// The version of the redis crate that [`RedisBackend::with_connection`] takes a connection of.
 pub use redis;

@@ -4,7 +4,6 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
-use std::error::Error as _;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use pmcp_tasks::domain::TaskRecord;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcp_tasks::{GenericTaskStore, ListTasksOptions, RedisBackend as Lua, StorageError, TaskStatus};
 use pmcptask_client::{Error, RedisBackend as Native};
-use pmcptask_tests::{Server, ServerOptions, now_ms};
+use pmcptask_tests::{Server, ServerOptions, now_ms, reason};
 use redis::Commands;
 use serde_json::json;
 
@@ -279,11 +278,10 @@ async fn task_started_here_ends_with_lua() {
 
 // Connecting.
 
-/// The sentence of an error and the kind of its source.
+/// The sentence of an error, and its type.
 fn sentence(error: &StorageError) -> (&str, &Error) {
-    let source = error.source().and_then(|source| source.downcast_ref()).unwrap();
     match error {
-        StorageError::Backend { message, .. } => (message, source),
+        StorageError::Backend { message, .. } => (message, reason(error)),
         other => panic!("{other}"),
     }
 }

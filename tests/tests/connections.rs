@@ -433,8 +433,8 @@ async fn call_that_finds_no_connection_names_the_address_and_the_last_cause() {
     let address = format!("127.0.0.1:{}", server.port());
     assert!(text.contains("Connection refused") && text.contains(&address), "{text}");
     assert_eq!(text.matches("Connection refused").count(), 1, "{text}");
-    let Error::NotConnected { source, .. } = reason(&error) else { panic!("{error:?}") };
-    assert!(matches!(source.as_deref(), Some(Error::NoServer { .. })), "{source:?}");
+    let Error::NotConnected { cause, .. } = reason(&error) else { panic!("{error:?}") };
+    assert!(matches!(cause.as_deref(), Some(Error::NoServer { .. })), "{cause:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
-use pmcptask_client::{Error, HashTags, KeyMove, RedisBackend};
+use pmcptask_client::{Error, HashTags, RedisBackend};
+use pmcptask_hash_tags::{KeyMove, MoveError};
+use pmcptask_schema::Keyspace;
 use pmcptask_tests::{Fault, Proxy, Server, ServerOptions, Watched, hash_tags_program, now_ms, reason};
 
 const OWNERS: [&str; 12] =
@@ -22,7 +24,17 @@ async fn backend(server: &Server, hash_tags: HashTags) -> RedisBackend {
 }
 
 async fn move_keys(server: &Server, hash_tags: HashTags) -> KeyMove {
-    RedisBackend::builder(server.url()).hash_tags(hash_tags).move_keys().await.unwrap()
+    let keyspace = Keyspace::default();
+    let target = if hash_tags == HashTags::On { keyspace.with_hash_tags().unwrap() } else { keyspace };
+    let mut connection = RedisBackend::builder(server.url()).open_connection().await.unwrap();
+    pmcptask_hash_tags::move_keys(&mut connection, &target).await.unwrap()
+}
+
+/// Moves all tasks to keys with hash tags.
+async fn move_by(url: String) -> Result<KeyMove, MoveError> {
+    let mut connection = RedisBackend::builder(url).open_connection().await.unwrap();
+    let target = Keyspace::default().with_hash_tags().unwrap();
+    pmcptask_hash_tags::move_keys(&mut connection, &target).await
 }
 
 /// Some tasks of every owner, with and without an expiry, some of them written more than once.
@@ -167,7 +179,7 @@ async fn write_at_the_last_moment_counts() {
         let proxy = Proxy::to(server.port());
         let words = other.iter().map(|word| (*word).to_owned()).collect();
         proxy.set(Fault::Before { command: "MULTI", other: words });
-        let done = RedisBackend::builder(proxy.url()).hash_tags(HashTags::On).move_keys().await.unwrap();
+        let done = move_by(proxy.url()).await.unwrap();
         assert_eq!(done.moved, moved, "{other:?}");
         for (backend, expected) in [(&plain, plain_version), (&tagged, tagged_version)] {
             let version = backend.get("alice:t").await.map_or(0, |task| task.version);
@@ -212,9 +224,11 @@ async fn move_that_is_interrupted_anywhere_goes_on_where_it_was() {
         plain.put(&format!("owner-{}:t{n}", n % 7), n.to_string().as_bytes()).await.unwrap();
     }
     let proxy = Proxy::to(server.port());
+    let target = Keyspace::default().with_hash_tags().unwrap();
     let mut interruptions = 0;
     loop {
-        let moving = RedisBackend::builder(proxy.url()).hash_tags(HashTags::On).move_keys();
+        let mut connection = RedisBackend::builder(proxy.url()).open_connection().await.unwrap();
+        let moving = pmcptask_hash_tags::move_keys(&mut connection, &target);
         let cut = async {
             // Later each time: it has to read what has moved already.
             tokio::time::sleep(Duration::from_millis(10 * (interruptions + 1))).await;
@@ -226,11 +240,7 @@ async fn move_that_is_interrupted_anywhere_goes_on_where_it_was() {
                 break;
             }
             Err(error) => {
-                // At once: while it connects.
-                assert!(
-                    matches!(reason(&error), Error::Interrupted { .. } | Error::NoServer { .. }),
-                    "{error}"
-                );
+                assert!(matches!(error, MoveError::Interrupted(_)), "{error}");
                 interruptions += 1;
             }
         }
@@ -292,7 +302,7 @@ async fn no_write_is_lost_though_clients_of_both_settings_go_on_writing() {
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(200)).await;
         // It ends while they write, or not at all: somebody always has another one.
-        let moving = RedisBackend::builder(server.url()).hash_tags(HashTags::On).move_keys();
+        let moving = move_by(server.url());
         let _ = tokio::time::timeout(Duration::from_millis(500), moving).await;
     }
     ends.store(true, Ordering::SeqCst);
@@ -321,16 +331,18 @@ async fn primary_behind_sentinels_is_moved_too_and_a_cluster_or_nothing_is_refus
     let watched = Watched::start(0);
     let plain = RedisBackend::new(&watched.url()).await.unwrap();
     plain.put("owner:t", b"data").await.unwrap();
-    let moving = RedisBackend::builder(watched.url()).hash_tags(HashTags::On).move_keys();
-    assert_eq!(moving.await.unwrap().moved, 1);
-    let error = RedisBackend::builder("redis+cluster://127.0.0.1:1").move_keys().await.unwrap_err();
-    assert!(matches!(reason(&error), Error::Settings(_)), "{error}");
-    let error = RedisBackend::builder("redis://127.0.0.1:1").move_keys().await.unwrap_err();
-    assert!(matches!(reason(&error), Error::NoServer { .. }), "{error}");
+    assert_eq!(move_by(watched.url()).await.unwrap().moved, 1);
+    let error = |url: &str| {
+        let builder = RedisBackend::builder(url).connect_timeout(Duration::from_millis(200));
+        async { builder.open_connection().await.err().unwrap() }
+    };
     let silent = Proxy::to_nobody(Fault::Silence);
-    let builder = RedisBackend::builder(silent.url()).connect_timeout(Duration::from_millis(200));
-    let error = builder.move_keys().await.unwrap_err();
-    assert!(matches!(reason(&error), Error::NoServer { .. }), "{error}");
+    let in_cluster = error("redis+cluster://127.0.0.1:1").await;
+    assert!(matches!(reason(&in_cluster), Error::Settings(_)), "{in_cluster}");
+    for url in ["redis://127.0.0.1:1", &silent.url()] {
+        let error = error(url).await;
+        assert!(matches!(reason(&error), Error::NoServer { .. }), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

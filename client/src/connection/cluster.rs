@@ -213,8 +213,8 @@ impl Cluster {
     /// Why nobody can be asked for a key.
     fn no_node(&self) -> Error {
         let why = "no node that is known has the slot of the key";
-        let source = RedisError::from((ErrorKind::ClusterConnectionNotFound, why));
-        Error::NoPrimary { address: self.address(), source }
+        let cause = RedisError::from((ErrorKind::ClusterConnectionNotFound, why));
+        Error::NoPrimary { address: self.address(), cause }
     }
 
     fn primary(&self, slot: u16) -> Option<Arc<Node>> {
@@ -417,7 +417,7 @@ async fn ask_seed(seed: &Endpoint, limit: Duration) -> Result<Told, Error> {
             asked => break asked,
         }
     };
-    let not_a_cluster = |source| Error::NotACluster { address: seed.address(), source };
+    let not_a_cluster = |cause| Error::NotACluster { address: seed.address(), cause };
     match asked {
         Ok(Ok(reply)) => {
             let shards = topology::read(&reply, &seed.host()).ok_or_else(|| not_a_cluster(None))?;

@@ -86,13 +86,12 @@ impl Connection {
         }
     }
 
-    /// A connection for one's own use, which does not come back, to one server or the primary that Sentinels know; and
-    /// what it is to, for errors.
+    /// Connects to one server, or to the primary that Sentinels name. The connection does not reconnect.
     ///
     /// # Errors
     ///
     /// Those of [`Connection::open`]; [`Error::Settings`] for a cluster.
-    pub(crate) async fn open_alone(address: Address, settings: Settings) -> Result<(Live, String), Error> {
+    pub(crate) async fn open_once(address: Address, settings: Settings) -> Result<Live, Error> {
         settings.check()?;
         let (limit, settings) = (settings.timeouts.connect, Arc::new(settings));
         let mut target = match address {
@@ -106,7 +105,7 @@ impl Connection {
                 ));
             }
         };
-        Ok((target.connect_or_explain(limit, || ()).await?, target.address_and_origin()))
+        target.connect_or_explain(limit, || ()).await
     }
 
     /// Sends a command and waits for its reply.
@@ -129,8 +128,8 @@ impl Connection {
             Attempt::Lost(error) => {
                 Err(error::of_loss(error, request.kind, request.key, self.address()).into())
             }
-            Attempt::NotSent(source) => {
-                Err(Error::NotConnected { address: self.address(), waited: started.elapsed(), source }.into())
+            Attempt::NotSent(cause) => {
+                Err(Error::NotConnected { address: self.address(), waited: started.elapsed(), cause }.into())
             }
             Attempt::Refused(error) => Err((*error).into()),
         }

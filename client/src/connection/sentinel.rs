@@ -323,9 +323,9 @@ async fn ask(
 /// What an error of connecting to a Sentinel says.
 fn of_login(error: &Error) -> NoAnswer {
     match error {
-        Error::Authentication { source, .. }
-        | Error::NoPermission { source, .. }
-        | Error::Refused { source, .. } => NoAnswer::Refusal(source.to_string()),
+        Error::Authentication { cause, .. }
+        | Error::NoPermission { cause, .. }
+        | Error::Refused { cause, .. } => NoAnswer::Refusal(cause.to_string()),
         failure => NoAnswer::Silence(failure.to_string()),
     }
 }

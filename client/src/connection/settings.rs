@@ -40,8 +40,6 @@ pub(crate) struct Settings {
     pub(crate) reads_from_replicas: bool,
     /// User, if it is not the default one, and password of the Sentinels themselves.
     pub(crate) sentinel_login: Option<(Option<String>, String)>,
-    #[cfg(feature = "circuit-breaker")]
-    pub(crate) circuit_breaker: Option<crate::CircuitBreaker>,
     #[cfg(feature = "tls")]
     pub(crate) certificates: Option<redis::TlsCertificates>,
 }
@@ -57,10 +55,6 @@ impl Settings {
             return Err(Error::Settings(
                 "client name: expected printable characters without spaces, got others".to_owned(),
             ));
-        }
-        #[cfg(feature = "circuit-breaker")]
-        if let Some(circuit_breaker) = &self.circuit_breaker {
-            circuit_breaker.check()?;
         }
         #[cfg(feature = "tls")]
         self.certificates.iter().try_for_each(check_roots)?;

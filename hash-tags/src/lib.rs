@@ -1,50 +1,113 @@
-//! Gives the tasks of an existing data set the keys of the other setting of [`HashTags`](crate::HashTags).
+//! Moves the tasks of a data set to keys with hash tags, as a cluster needs them, or back: `pmcp:tasks:alice:t1` becomes
+//! `pmcp:tasks:{alice}:t1`.
 //!
-//! Each task is renamed by one transaction of plain commands, with its entry in the index: it is never under both
-//! names, nor under none. What a run has not come to, the next one finds.
+//! Each task is renamed together with its index entry, in one transaction of plain commands. A task is always under
+//! exactly one of its two keys, and never replaces another. A run that was interrupted loses nothing: the next run
+//! continues.
+//!
+//! The command `pmcptask-hash-tags` is a shell around [`move_keys`].
 
 use std::collections::{BTreeSet, HashSet};
 
 use pmcptask_schema::{IndexKey, Keyspace, TaskKey, fields, owner_in_hash_tag};
-use redis::{RedisError, RedisResult, cmd, pipe};
+use redis::aio::ConnectionLike;
+use redis::{RedisError, cmd, pipe};
 
-use crate::connection::Live;
-use crate::error;
-
-/// Keys that a call of `SCAN` looks at.
+/// Keys that one `SCAN` looks at.
 const PAGE: usize = 1_000;
-/// Records that are read at once, to see whose they are. Each can be large.
+/// Records that are read at once, to find their owners. A record can be large.
 const RECORDS: usize = 16;
 
-/// What [`RedisBackendBuilder::move_keys`](crate::RedisBackendBuilder::move_keys) has done.
+/// What [`move_keys`] has done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyMove {
-    /// Tasks that have got other keys.
+    /// How many tasks got other keys.
     pub moved: u64,
-    /// Keys of tasks that were left as they are, because there is another task under the new key already, or a key
-    /// that is none of this schema is in the way.
+    /// Task keys that were left as they are: another task has the new key already, or a key of another kind is in the
+    /// way.
     pub left: BTreeSet<String>,
 }
 
-/// Moves all tasks of a prefix to the keys of `target`, until there are none left that can be moved.
-pub(crate) async fn move_all(connection: &mut Live, target: &Keyspace) -> RedisResult<KeyMove> {
+/// Why [`move_keys`] has stopped. Each task is under exactly one of its two keys all the same.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MoveError {
+    /// The server is a node of a cluster, where a task cannot be renamed from one slot to another.
+    #[error("expected one server, or the primary that Sentinels watch, got a node of a cluster: {0}")]
+    Cluster(RedisError),
+    /// The server refuses a command.
+    #[error("the Redis server refuses: {0}")]
+    Refused(RedisError),
+    /// The connection was lost. Another run moves the rest.
+    #[error("the connection was lost before all keys were moved, run it again: {0}")]
+    Interrupted(RedisError),
+}
+
+impl From<RedisError> for MoveError {
+    fn from(error: RedisError) -> Self {
+        // The error may be the one of a whole pipeline.
+        let replies = error.clone().into_server_errors();
+        match replies.as_deref() {
+            Some([(_, reply), ..]) if matches!(reply.code(), "MOVED" | "CROSSSLOT") => {
+                Self::Cluster(reply.clone().into())
+            }
+            Some([(_, reply), ..]) => Self::Refused(reply.clone().into()),
+            _ => Self::Interrupted(error),
+        }
+    }
+}
+
+/// Moves all tasks of a prefix to the keys of `target`. The server needs no module for it.
+///
+/// A task keeps its version, record, expiry and creation time. An owner that stands in braces counts as hash-tagged,
+/// unless the record says that its `ownerId` has these braces.
+///
+/// Clients find tasks only under the keys of their own setting. **Stop the clients of the old setting first.** If one
+/// of them still writes, nothing is lost: a task that it changes in place moves afterwards, and a task that it makes
+/// anew, because the first one has moved already, stays and is named in [`KeyMove::left`].
+///
+/// The call ends when it finds no more tasks to move, so not while a client goes on making tasks under the old keys.
+/// It takes O(n), n keys of the database, at some 5,000 tasks per second, and holds the server up for no longer than one
+/// task takes.
+///
+/// ```no_run
+/// use pmcptask_client::RedisBackend;
+/// use pmcptask_schema::Keyspace;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut connection = RedisBackend::builder("redis://127.0.0.1:6379").open_connection().await?;
+/// let target = Keyspace::new("pmcp")?.with_hash_tags()?;
+/// let done = pmcptask_hash_tags::move_keys(&mut connection, &target).await?;
+/// println!("{} tasks moved, {} left", done.moved, done.left.len());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// [`MoveError`]. The call may be made again after each of them.
+pub async fn move_keys(
+    connection: &mut impl ConnectionLike,
+    target: &Keyspace,
+) -> Result<KeyMove, MoveError> {
     let mut done = KeyMove::default();
     let mut moved_here = HashSet::new();
     loop {
         let before = done.moved;
-        // What is still in the way is found again.
+        // The next scan finds again what is still in the way.
         done.left.clear();
-        move_those_found(connection, target, &mut done, &mut moved_here).await?;
-        // Others may have written under old names behind the back of the scan.
+        move_found(connection, target, &mut done, &mut moved_here).await?;
+        // Clients may have written old keys that the scan had passed already.
         if done.moved == before {
             return Ok(done);
         }
     }
 }
 
-async fn move_those_found(
-    connection: &mut Live,
+async fn move_found(
+    connection: &mut impl ConnectionLike,
     target: &Keyspace,
     done: &mut KeyMove,
     moved_here: &mut HashSet<String>,
@@ -61,7 +124,7 @@ async fn move_those_found(
                 let outcome = match Names::of(key, own_braces, target) {
                     Found::Elsewhere | Found::InPlace => continue,
                     Found::Unreadable => Moved::InTheWay,
-                    // An owner in braces that stands there without its hash tag by now.
+                    // This run has removed a hash tag, and the owner itself stands in braces.
                     Found::ToMove(names) if moved_here.contains(&*String::from_utf8_lossy(&names.task)) => {
                         continue;
                     }
@@ -88,7 +151,7 @@ async fn move_those_found(
     }
 }
 
-/// The prefix as a pattern that matches nothing else.
+/// A pattern that matches this prefix alone.
 fn escape(prefix: &str) -> String {
     let mut pattern = String::new();
     for character in prefix.chars() {
@@ -100,13 +163,13 @@ fn escape(prefix: &str) -> String {
     pattern
 }
 
-/// What a task's key is.
+/// What a key is.
 enum Found {
     /// No task of the prefix.
     Elsewhere,
-    /// One of the names that are wanted.
+    /// A task under a key of the target.
     InPlace,
-    /// No text: no client has written it.
+    /// Not UTF-8, so no client has written the key.
     Unreadable,
     ToMove(Names),
 }
@@ -124,15 +187,15 @@ struct Names {
 
 enum Moved {
     Yes,
-    /// It has gone meanwhile.
+    /// The task has ended since.
     Gone,
-    /// There is something under the new names that must stay.
+    /// Another key has the new name.
     InTheWay,
 }
 
 impl Names {
-    /// The names of a task by the key that was found. Whether braces around its owner are no hash tag, the key alone
-    /// does not tell.
+    /// The names of a task by the key that was found. `own_braces`: braces around the owner are part of the owner. The key
+    /// alone does not tell.
     fn of(key: &[u8], own_braces: bool, target: &Keyspace) -> Found {
         let Ok(task) = TaskKey::parse(key) else { return Found::Elsewhere };
         if task.prefix != target.prefix().as_bytes() {
@@ -164,8 +227,8 @@ impl Names {
         })
     }
 
-    /// Moves the task. If somebody writes to it at the same moment, once more.
-    async fn move_task(&self, connection: &mut Live) -> Result<Moved, RedisError> {
+    /// Moves the task. Starts over if another client writes to the task meanwhile.
+    async fn move_task(&self, connection: &mut impl ConnectionLike) -> Result<Moved, RedisError> {
         loop {
             let state = self.watch(connection).await?;
             let State { has_task: true, is_taken: false, created_ms } = state else {
@@ -178,7 +241,7 @@ impl Names {
             if let Some((index, member)) = &self.old_entry {
                 rename.zrem(index, member).ignore();
             }
-            // A task without an entry gets one with its next write.
+            // A task without an index entry gets one with its next write.
             if let Some(created_ms) = created_ms {
                 rename.zadd(&self.new_index, &self.task_id, created_ms).ignore();
             }
@@ -188,8 +251,8 @@ impl Names {
         }
     }
 
-    /// Looks at everything that the move concerns, and has it fail if the task changes from here on.
-    async fn watch(&self, connection: &mut Live) -> Result<State, RedisError> {
+    /// Looks at everything that the move concerns. The move fails if the task changes from here on.
+    async fn watch(&self, connection: &mut impl ConnectionLike) -> Result<State, RedisError> {
         let (old_index, old_member) = match &self.old_entry {
             Some((index, member)) => (index.as_slice(), member.as_slice()),
             None => (self.index.as_slice(), self.task_id.as_bytes()),
@@ -203,8 +266,8 @@ impl Names {
             Ok((has_task, is_taken, score, old_score)) => {
                 Ok(State { has_task, is_taken, created_ms: score.or(old_score) })
             }
-            // The key of an index holds something else.
-            Err(error) if error::is_wrong_type(&error) => {
+            // The key of an index holds another type.
+            Err(error) if is_wrong_type(&error) => {
                 Ok(State { has_task: true, is_taken: true, created_ms: None })
             }
             Err(error) => Err(error),
@@ -212,17 +275,20 @@ impl Names {
     }
 }
 
-/// What there is before a move.
+/// What the keys hold before a move.
 struct State {
     has_task: bool,
-    /// Something is in the way.
+    /// Another key is in the way.
     is_taken: bool,
-    /// By the task's entry.
+    /// The score of the task's index entry.
     created_ms: Option<f64>,
 }
 
-/// Of each task, whether its record says that its owner is what stands in its key, braces included.
-async fn braces_are_the_owners(connection: &mut Live, keys: &[Vec<u8>]) -> Result<Vec<bool>, RedisError> {
+/// For each key: whether the record says that the braces in the key are part of the owner.
+async fn braces_are_the_owners(
+    connection: &mut impl ConnectionLike,
+    keys: &[Vec<u8>],
+) -> Result<Vec<bool>, RedisError> {
     let owners: Vec<_> = keys.iter().map(|key| owner_in_braces(key)).collect();
     let mut records = pipe();
     for (key, _) in keys.iter().zip(&owners).filter(|(_, owner)| owner.is_some()) {
@@ -244,8 +310,14 @@ async fn braces_are_the_owners(connection: &mut Live, keys: &[Vec<u8>]) -> Resul
     Ok(owners.into_iter().map(says_so).collect())
 }
 
-/// The owner of a task's key where it could be in a hash tag.
+/// The owner in a task's key, if the braces around the owner could be a hash tag.
 fn owner_in_braces(key: &[u8]) -> Option<&str> {
     let owner = str::from_utf8(TaskKey::parse(key).ok()?.owner).ok()?;
     owner_in_hash_tag(owner).map(|_| owner)
+}
+
+/// True if a pipeline, or a command, has met a key of another type.
+fn is_wrong_type(error: &RedisError) -> bool {
+    let replies = error.clone().into_server_errors();
+    replies.iter().any(|replies| replies.iter().any(|(_, reply)| reply.code() == "WRONGTYPE"))
 }

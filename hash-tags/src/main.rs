@@ -1,8 +1,11 @@
 //! Moves the tasks of a server to keys with hash tags, as a cluster needs them, or back.
 
+use std::error::Error;
 use std::process::ExitCode;
 
-use pmcptask_client::{HashTags, RedisBackend};
+use pmcptask_client::RedisBackend;
+use pmcptask_hash_tags::{KeyMove, move_keys};
+use pmcptask_schema::Keyspace;
 
 const USAGE: &str = "usage: pmcptask-hash-tags on|off URL [PREFIX]
 
@@ -12,23 +15,17 @@ URL: redis://host:port/database, rediss://…, redis+unix://… or redis+sentine
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (hash_tags, url, prefix) = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["on", url] => (HashTags::On, url, "pmcp"),
-        ["off", url] => (HashTags::Off, url, "pmcp"),
-        ["on", url, prefix] => (HashTags::On, url, prefix),
-        ["off", url, prefix] => (HashTags::Off, url, prefix),
+    let (has_hash_tags, url, prefix) = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["on", url] => (true, url, Keyspace::DEFAULT_PREFIX),
+        ["off", url] => (false, url, Keyspace::DEFAULT_PREFIX),
+        ["on", url, prefix] => (true, url, prefix),
+        ["off", url, prefix] => (false, url, prefix),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let moving = RedisBackend::builder(url).prefix(prefix).hash_tags(hash_tags).move_keys();
-    let moved = match runtime {
-        Ok(runtime) => runtime.block_on(moving).map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    };
-    match moved {
+    match run(has_hash_tags, url, prefix) {
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE
@@ -41,4 +38,14 @@ fn main() -> ExitCode {
             if done.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
     }
+}
+
+fn run(has_hash_tags: bool, url: &str, prefix: &str) -> Result<KeyMove, Box<dyn Error>> {
+    let keyspace = Keyspace::new(prefix)?;
+    let target = if has_hash_tags { keyspace.with_hash_tags()? } else { keyspace };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut connection = RedisBackend::builder(url).open_connection().await?;
+        Ok(move_keys(&mut connection, &target).await?)
+    })
 }
