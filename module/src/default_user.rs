@@ -1,8 +1,8 @@
-//! Whether the append-only file would bring the tasks back.
+//! Checks that a restart would restore the tasks from the append-only file.
 //!
-//! Older servers replay the file's transactions as the default user. If that user may not write the keys, a restart drops
-//! every write of this module, with one line in the log. No event reports a change of the ACL, so the rules are checked
-//! once a second.
+//! Older servers replay the file's transactions as the default user. If that user may not write the keys, a
+//! restart drops every write of this module, with one line in the log. No event reports a change of the ACL,
+//! so the rules are checked once a second.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -14,12 +14,12 @@ use crate::server::{AclUser, Context, ServerEvent, ServerThread};
 use crate::{reclaim, settings, statistics};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Of the prefixes that commands have written with, so many of each database are asked about, so that one look is short.
+/// Maximum number of written prefixes to check per database, so that one check stays short.
 const MOST_WRITTEN: usize = 100;
 
 static LAST_LOOK: ServerThread<Option<Instant>> = ServerThread::new(None);
 
-/// What has happened to the server, or that its housekeeping is due.
+/// Handles a server event.
 pub(crate) fn tell(context: &Context, event: ServerEvent) {
     match event {
         ServerEvent::AppendOnlyFileLoads => look(context),
@@ -49,8 +49,8 @@ fn look(context: &Context) {
     }
 }
 
-/// The first command of the file that the default user may not run, for the prefixes in use. The server adds `SELECT`, and
-/// `UNLINK` for a key that it finds expired.
+/// The first command of the file that the default user may not run, for the prefixes in use. The server
+/// itself adds `SELECT`, and `UNLINK` for a key that it finds expired.
 fn what_is_refused(context: &Context) -> Option<String> {
     let default = AclUser::find(context, context.create_string(b"default").as_ref())?;
     let select = context.create_string(b"SELECT");
@@ -80,12 +80,12 @@ fn what_is_refused(context: &Context) -> Option<String> {
     None
 }
 
-/// Whether this server replays the file as the default user. Versions from the first one that was seen to be right do not;
-/// a version that cannot be read counts as an old one.
+/// Whether this server replays the file as the default user. Versions from the first one that was seen to be
+/// correct do not. An unreadable version counts as old.
 fn replays_as_default_user(context: &Context) -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
-        // Valkey says `redis_version:7.2.4` besides.
+        // Valkey also reports `redis_version:7.2.4`.
         let (version, first_right) = match context.server_info(c"valkey_version") {
             Some(valkey) => (Some(valkey), [9, 1, 2]),
             None => (context.server_info(c"redis_version"), [8, 6, 0]),

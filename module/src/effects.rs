@@ -1,5 +1,5 @@
-//! What replicas and the AOF are told: plain commands with absolute times, so that neither needs this
-//! module. All that one call tells is one transaction.
+//! What is sent to replicas and the AOF: plain commands with absolute times, so that neither needs this
+//! module. Everything that one call replicates is one transaction.
 
 use std::ffi::CStr;
 
@@ -7,22 +7,22 @@ use crate::fields::EXPIRES_AT;
 use crate::moment::Moment;
 use crate::server::{Context, Failed, StringRef};
 
-/// The commands that replicas and the AOF are told to run on a task's key, and on an index.
+/// The commands that are replicated for a task's key and for an index.
 pub(crate) const ON_TASKS: [&CStr; 5] = [c"HSET", c"HDEL", c"PEXPIREAT", c"PERSIST", c"DEL"];
 pub(crate) const ON_INDEXES: [&CStr; 2] = [c"ZADD", c"ZREM"];
 
-/// Checks that the server has all of these commands: it would tell nobody of a write by one that it does not know.
+/// Checks that the server has all these commands. With one missing, a write would be made but not replicated.
 ///
 /// # Errors
 ///
-/// The sentence for the log that names those that are missing.
+/// The sentence for the log that names the missing commands.
 pub(crate) fn check_commands(context: &Context) -> Result<(), String> {
-    // The module asks for slots with CLUSTER.
+    // The module reads the slots with CLUSTER.
     let of_clusters = context.is_cluster().then_some(c"CLUSTER");
     let missing: Vec<_> = ON_TASKS
         .into_iter()
         .chain(ON_INDEXES)
-        // The server wraps them.
+        // The server wraps the commands in a transaction.
         .chain([c"MULTI", c"EXEC"])
         .chain(of_clusters)
         .filter(|name| !context.has_command(name))
@@ -38,7 +38,7 @@ pub(crate) fn check_commands(context: &Context) -> Result<(), String> {
     ))
 }
 
-/// Fields of the task were set: names and values, two or three.
+/// Two or three fields of the task were set: names and values.
 pub(crate) fn fields_set<const N: usize>(
     context: &Context,
     task: StringRef<'_>,

@@ -1,4 +1,4 @@
-//! The names of a hash's fields, and the first version, as strings of the server that are made once.
+//! The names of a hash's fields and the first version, as server strings that are created once.
 
 use pmcptask_schema::fields;
 

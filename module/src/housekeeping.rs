@@ -1,20 +1,20 @@
-//! What the module does when nobody has sent a command.
+//! Work of the module that no command triggers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::server::{Context, ServerEvent, subscribe_to_server_events};
 use crate::{default_user, reclaim, settings};
 
-/// The server's housekeeping has come by, so the load of this module was no failure. No event says so at once: a server
-/// tells a module of the loads of others only.
+/// Set by the first server event, which shows that the server has kept this module after its load. No event
+/// says so directly, because a server tells a module only about the loads of other modules.
 static IS_SETTLED: AtomicBool = AtomicBool::new(false);
 
-/// Starts listening to the server.
+/// Subscribes to the server's events.
 pub(crate) fn start(context: &Context) -> bool {
     reclaim::start(context) && subscribe_to_server_events(context, on_event)
 }
 
-/// Whether the module may be unloaded: only by the server itself, right after a load that the server takes back.
+/// Whether the module may be unloaded: only right after a load, when the server itself takes the load back.
 pub(crate) fn may_unload() -> bool {
     !IS_SETTLED.load(Ordering::Relaxed)
 }

@@ -1,6 +1,6 @@
 //! An owner's index: task ids in order of creation.
 //!
-//! An entry can stand for a moment without its task, so whoever walks the index looks at the tasks too.
+//! An entry can outlive its task, so code that walks the index also checks the tasks.
 
 use std::cell::OnceCell;
 use std::cmp::Ordering;
@@ -14,10 +14,10 @@ use crate::refusal::{Code, Refusal};
 use crate::server::{CommandName, Context, Failed, Key, OwnedString, Permissions, StringRef, Walk};
 use crate::{effects, slots, statistics};
 
-/// Room is made beforehand for no more entries than these: what follows a position can be far fewer than an index holds.
+/// Preallocation limit in entries: far fewer may follow a position than the index holds.
 const MOST_ROOM: usize = 1024;
 
-/// Who may run this command on a task's key may see the task in a list.
+/// A user who may run this command on a task's key may see the task in a list.
 static GET: CommandName = CommandName::new(c"pmcptask.get", "pmcptask.get");
 
 /// A task of a list.
@@ -27,35 +27,36 @@ pub(crate) struct Listed<'c> {
     pub(crate) record: Record<'c>,
 }
 
-/// Score and task id, by which an index is ordered.
+/// Score and task id, which define the order of an index.
 struct Entry<'c> {
     score: f64,
     task_id: OwnedString<'c>,
 }
 
 impl Entry<'_> {
-    /// The task's creation time. Scores that are none come from others; they still have a place in the order.
+    /// The task's creation time. Other writers can store scores that are not creation times; these still have
+    /// a place in the order.
     #[allow(clippy::cast_possible_truncation, reason = "beyond the range is as good as its end")]
     fn created_ms(&self) -> i64 {
         self.score as i64
     }
 
-    /// Where a walk that has come to this entry goes on.
+    /// The position from which a walk continues after this entry.
     fn position(&self) -> Position {
         Position::Entry { score: self.score, task_id: self.task_id.bytes().to_vec() }
     }
 }
 
-/// The part of a list that is asked for.
+/// The requested part of a list.
 pub(crate) struct Part {
     pub(crate) newest_first: bool,
-    /// Only what follows this position in the order asked for.
+    /// Only what follows this position in the requested order.
     pub(crate) after: Option<Position>,
-    /// So many tasks at most.
+    /// Maximum number of tasks.
     pub(crate) count: usize,
 }
 
-/// A place in an index, whether or not there is an entry.
+/// A position in an index, whether or not there is an entry.
 pub(crate) enum Position {
     /// After a task that a client names.
     Task { created_ms: i64, task_id: Vec<u8> },
@@ -64,9 +65,9 @@ pub(crate) enum Position {
 }
 
 impl Position {
-    /// Where to start looking for what follows. Exact: creation times as positions are at most 2^53-1. The
-    /// ends of the part are where the position's millisecond starts or ends, whatever fractions others have
-    /// written as scores.
+    /// The range of scores that can follow this position. It includes the position's whole millisecond,
+    /// because other writers can store fractions as scores. The conversion is exact for all creation times
+    /// that this module writes, which are at most 2^53-1.
     #[allow(clippy::cast_precision_loss, reason = "see above")]
     fn part(&self, newest_first: bool) -> Walk {
         let mut part = Walk { highest_first: newest_first, ..Walk::ALL };
@@ -88,7 +89,7 @@ impl Position {
                 (entry.created_ms(), entry.task_id.bytes()).cmp(&(*created_ms, task_id.as_slice()))
             }
             Self::Entry { score, task_id } => {
-                // As the server does, which takes -0 and 0 for one score; a sorted set has no NaN.
+                // Compared as the server does: -0 and 0 are one score. A sorted set has no NaN.
                 let by_score = entry.score.partial_cmp(score).unwrap_or(Ordering::Equal);
                 by_score.then_with(|| entry.task_id.bytes().cmp(task_id))
             }
@@ -97,13 +98,13 @@ impl Position {
     }
 }
 
-/// The live tasks of an index, as far as they are asked for. One consistent snapshot: nothing else runs
-/// on the server meanwhile. Tasks whose hash has outlived them are passed to `lapsed`.
+/// The requested live tasks of an index. One consistent snapshot: nothing else runs on the server meanwhile.
+/// Keys of hashes whose `expires_at` is past are passed to `lapsed`.
 ///
 /// # Errors
 ///
-/// [`Refusal::NoPermission`] where the user may not read one of the keys that are looked at;
-/// [`Refusal::MayBeElsewhere`] where one of them is not here and a list without it could be wrong.
+/// [`Refusal::NoPermission`] if the user may not read one of the tasks' keys; [`Refusal::MayBeElsewhere`] if
+/// one of the tasks is missing here and may be at another node.
 pub(crate) fn list<'c>(
     context: &'c Context,
     index: &Key<'c>,
@@ -111,7 +112,8 @@ pub(crate) fn list<'c>(
     Part { newest_first, mut after, count }: Part,
     mut lapsed: impl FnMut(StringRef<'_>),
 ) -> Result<Vec<Listed<'c>>, Refusal> {
-    // Whole milliseconds do not say where an entry with a fraction in its score stands.
+    // If the named task still has its entry, start from that exact score: whole milliseconds do not tell the
+    // place of an entry whose score has a fraction.
     if let Some(Position::Task { created_ms, task_id }) = &mut after {
         let entry = context.create_string(task_id);
         let score = index.score(entry.as_ref()).map(|score| Entry { score, task_id: entry });
@@ -125,7 +127,7 @@ pub(crate) fn list<'c>(
     let mut keys = key.task_keys();
     let common = keys.of_member(b"").to_vec();
     let elsewhere = OnceCell::new();
-    // One moment for all tasks.
+    // One timestamp for all tasks.
     let now_ms = context.now_ms();
     while listed.len() < count {
         let limit = count.saturating_sub(listed.len()).max(looked_at);
@@ -150,11 +152,11 @@ pub(crate) fn list<'c>(
                 Err(refusal) if refusal.code() == Code::Corrupt => {
                     statistics::CORRUPT_RECORDS_SKIPPED.increment();
                 }
-                // All are of one slot, so what holds for one holds for all.
+                // All tasks share one slot, so one answer holds for all.
                 Ok(Reading::Nothing) if *elsewhere.get_or_init(|| slots::may_be_elsewhere(context, name)) => {
                     return Err(Refusal::MayBeElsewhere { key: name.to_vec() });
                 }
-                // No hash, or a key of another type, which is no hash either.
+                // No hash, or a key of another type.
                 Ok(Reading::Nothing) | Err(_) => {}
             }
         }
@@ -167,12 +169,12 @@ pub(crate) fn list<'c>(
 
 /// Up to `limit` entries that follow a position, whether or not there is an entry at that position.
 ///
-/// They are collected before any task is looked at: opening a task's key can reclaim it, and whoever hears of that may
-/// change the index.
+/// The entries are collected before any task's key is opened: opening can delete an expired key, and a
+/// handler of that event may change the index.
 ///
-/// An index can only be entered at a score, so whoever goes on from a position passes all entries of its score
-/// again. Callers ask for at least as many entries as they have seen: then all calls together pass no more than twice
-/// what they return.
+/// A walk can start only at a score, so continuing from a position passes all entries of its score again.
+/// Callers ask for at least as many entries as they have seen so far: then all calls together pass at most
+/// twice as many entries as they return.
 fn entries_after<'c>(
     index: &Key<'c>,
     after: Option<&Position>,
@@ -192,9 +194,9 @@ fn entries_after<'c>(
     entries
 }
 
-/// Whether fewer than `limit` tasks of an index are live at `now_ms`. Looks at entries, newest first, until `limit` live
-/// tasks are found, or so many entries without one that fewer than `limit` are left. Tasks whose hash has outlived them
-/// are passed to `lapsed`.
+/// Whether fewer than `limit` tasks of an index are live at `now_ms`. Checks entries, newest first, until it
+/// has found `limit` live tasks, or so many dead entries that fewer than `limit` tasks can be live. Keys of
+/// hashes whose `expires_at` is past are passed to `lapsed`.
 pub(crate) fn has_fewer_live_tasks(
     context: &Context,
     index: &Key<'_>,
@@ -236,7 +238,7 @@ pub(crate) fn has_fewer_live_tasks(
     false
 }
 
-/// Puts a task into the index, or gives its entry another creation time.
+/// Adds a task to the index, or changes the creation time of its entry.
 pub(crate) fn insert_entry(
     context: &Context,
     index: &mut Key<'_>,
@@ -252,7 +254,7 @@ pub(crate) fn insert_entry(
     Ok(())
 }
 
-/// Removes a task's entry, and the index with its last one. True if there was an entry.
+/// Removes a task's entry. Removing the last entry removes the index. True if there was an entry.
 pub(crate) fn remove_entry(
     context: &Context,
     index: &mut Key<'_>,

@@ -8,9 +8,9 @@
 //! | `PMCPTASK.DEL task-key index-key` | 1 if it existed, 0 otherwise |
 //! | `PMCPTASK.LIST index-key [REV] [AFTER created-ms task-id] [COUNT n]` | task id, version, creation time and data of each task |
 //!
-//! A task is a hash, an entry in its owner's sorted set and an expiry. Each command changes them together
-//! or not at all, and tells replicas and the AOF so in plain commands. The names of the keys and fields
-//! are those of the crate `pmcptask-schema`.
+//! A task is a hash, an entry in its owner's sorted set and an expiry. Each command changes them together or
+//! not at all, and replicates the change to replicas and the AOF as plain commands. Key and field names come
+//! from the crate `pmcptask-schema`.
 
 mod commands;
 mod default_user;
@@ -33,7 +33,7 @@ use std::ffi::CStr;
 
 use server::{Arguments, Context, Module};
 
-// Under test there is no server to ask for memory.
+// This allocator is the server's, and unit tests run without a server.
 #[cfg(not(test))]
 #[global_allocator]
 static ALLOCATOR: redis_module::alloc::RedisAlloc = redis_module::alloc::RedisAlloc;
@@ -52,8 +52,8 @@ impl Module for Pmcptask {
         if !server::register_info(context, statistics::write_info) {
             return Err("the server takes no INFO section".to_owned());
         }
-        // Last of all: Redis 7.0 does not undo a subscription where the load fails, and would call into a module
-        // that it has unloaded.
+        // This comes last: if the load fails, Redis 7.0 does not undo a subscription and would call into the
+        // unloaded module.
         if !housekeeping::start(context) {
             return Err("the server takes no subscription to its events".to_owned());
         }

@@ -1,4 +1,4 @@
-//! A time, and the argument that spells it.
+//! A time and the argument it was read from.
 
 use pmcptask_schema::arguments::Number;
 
@@ -8,7 +8,7 @@ use crate::server::{Context, StringRef};
 #[derive(Clone, Copy)]
 pub(crate) struct Moment<'a> {
     pub(crate) ms: i64,
-    /// The argument of the command that spells the time, if there is one.
+    /// The command's argument that the time was read from, if any.
     argument: Option<StringRef<'a>>,
 }
 
@@ -17,7 +17,8 @@ impl Moment<'_> {
         Self { ms, argument: None }
     }
 
-    /// Passes the time as a string to `tell`: the command's own argument, where there is one, saves a new string.
+    /// Passes the time as a string to `tell`. Reuses the command's argument, if there is one, to save
+    /// a new string.
     pub(crate) fn spelled<T>(self, context: &Context, tell: impl FnOnce(StringRef<'_>) -> T) -> T {
         match self.argument {
             Some(argument) => tell(argument),

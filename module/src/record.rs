@@ -1,4 +1,4 @@
-//! A task's hash as it is read.
+//! Reads a task's hash.
 
 use pmcptask_schema::{is_past, parse_expires_at, parse_version};
 
@@ -12,10 +12,10 @@ pub(crate) struct Record<'c> {
     pub(crate) data: OwnedString<'c>,
 }
 
-/// What a key holds for a reader.
+/// What a reader finds under a key.
 pub(crate) enum Reading<'c> {
     Nothing,
-    /// A hash that has outlived its task, because somebody took the key's expiry away.
+    /// A hash whose `expires_at` is past, because something else removed the key's own expiry.
     Lapsed,
     Live(Record<'c>),
 }
@@ -44,8 +44,8 @@ pub(crate) fn read<'c>(
     }
 }
 
-/// Why a key holds no record, where its version or its data are missing. A key of another type has no fields either;
-/// to ask each for its type first would cost every reader.
+/// Why a key without a version or without data holds no record. A key of another type has no fields either.
+/// Its type is checked only here, because checking it first would slow down every read.
 #[cold]
 pub(crate) fn why_no_record(key: &Key<'_>, name: StringRef<'_>, version: Option<i64>) -> Refusal {
     if key.kind() != Kind::Hash {
@@ -55,17 +55,17 @@ pub(crate) fn why_no_record(key: &Key<'_>, name: StringRef<'_>, version: Option<
     Refusal::Corrupt { key: name.bytes().to_vec(), what }
 }
 
-/// Whether there is a task.
+/// Whether a key holds a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Presence {
     /// No hash.
     Gone,
-    /// A hash that has outlived its task.
+    /// A hash whose `expires_at` is past.
     Lapsed,
     Live,
 }
 
-/// Whether a key holds a task at `now_ms`. The key does not count as used.
+/// Whether a key holds a task at `now_ms`. This does not count as a use of the key.
 pub(crate) fn presence(context: &Context, name: StringRef<'_>, now_ms: i64) -> Presence {
     let hash = Key::open_unnoticed(context, name);
     if hash.kind() != Kind::Hash {
@@ -75,13 +75,13 @@ pub(crate) fn presence(context: &Context, name: StringRef<'_>, now_ms: i64) -> P
     if ExpiresAt::of(expires_at.as_ref()).is_past(now_ms) { Presence::Lapsed } else { Presence::Live }
 }
 
-/// A hash's field `expires_at`.
+/// The field `expires_at` of a hash.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExpiresAt {
     Absent,
     /// In s since the epoch.
     At(i64),
-    /// Not as this schema writes it.
+    /// Not in the form that this schema writes.
     Other,
 }
 
@@ -90,13 +90,13 @@ impl ExpiresAt {
         field.map_or(Self::Absent, |field| parse_expires_at(field.bytes()).map_or(Self::Other, Self::At))
     }
 
-    /// Whether the hash has outlived its task, because somebody else took the key's expiry away.
+    /// Whether the time is past. If it is, the key's own expiry was lost.
     pub(crate) fn is_past(self, now_ms: i64) -> bool {
         matches!(self, Self::At(seconds) if is_past(seconds, now_ms))
     }
 }
 
-/// A hash's field `version`; None where it is missing, or not as this schema writes it.
+/// The field `version` of a hash. None if it is missing or not in the form that this schema writes.
 pub(crate) fn version_of(field: Option<&OwnedString<'_>>) -> Option<i64> {
     field.and_then(|field| parse_version(field.bytes()))
 }

@@ -1,7 +1,7 @@
 //! Why a command was refused: the error replies of this module.
 //!
-//! A refusal comes before the first write, so it leaves nothing changed, signalled or replicated; only
-//! [`Refusal::Failed`] may come later.
+//! A refusal comes before the first write, so nothing has been changed, signalled or replicated. Only
+//! [`Refusal::Failed`] can come later.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use pmcptask_schema::{ExpiryError, KeyError};
 use crate::server::Failed;
 use pmcptask_schema::arguments::ArgumentError;
 
-/// An error reply: a code, by which clients tell errors apart, and a sentence.
+/// An error reply: a code for clients to tell errors apart, and a sentence.
 #[derive(Debug)]
 pub(crate) enum Refusal {
     /// An argument is not what it should be.
@@ -19,7 +19,7 @@ pub(crate) enum Refusal {
     Key(KeyError),
     /// No expiry can be read from the record.
     Expiry(ExpiryError),
-    /// The version is the largest there is.
+    /// The task's version is already the largest possible.
     VersionExhausted,
     /// A key holds another type.
     WrongType,
@@ -27,13 +27,13 @@ pub(crate) enum Refusal {
     TooManyTasks { allowed: i64 },
     /// The record is larger than `pmcptask.max-record-bytes`.
     RecordTooLarge { bytes: usize, allowed: i64 },
-    /// The hash is not one that this schema writes.
+    /// The hash lacks `data` or a valid `version`.
     Corrupt { key: Vec<u8>, what: &'static str },
     /// The user may not read a task of the list.
     NoPermission { key: Vec<u8> },
-    /// A task of the list is not here, and may be at another node of the cluster.
+    /// A task of the list is missing here and may be at another node of the cluster.
     MayBeElsewhere { key: Vec<u8> },
-    /// The server has not done what it cannot but do.
+    /// A server function failed unexpectedly.
     Failed(Failed),
 }
 
@@ -128,7 +128,7 @@ impl From<ExpiryError> for Refusal {
     }
 }
 
-/// The first bytes of a key in a form that fits an error reply.
+/// The first bytes of a key, escaped for an error reply.
 fn printable(key: &[u8]) -> String {
     const SHOWN: usize = 256;
     let mut text = key.get(..SHOWN).unwrap_or(key).escape_ascii().to_string();

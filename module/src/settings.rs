@@ -9,8 +9,8 @@ use pmcptask_schema::{Keyspace, parse_decimal};
 
 use crate::server::{Arguments, Context, NumericSetting, Switch, TextSetting, load_settings};
 
-/// Largest record that PUT and CAS take, in bytes: 16 MiB unless set otherwise. The server's own
-/// `proto-max-bulk-len` (512 MB) holds as well.
+/// Largest record that PUT and CAS accept, in bytes; default 16 MiB. The server's own `proto-max-bulk-len`
+/// (512 MB) applies too.
 pub(crate) static MAX_RECORD_BYTES: NumericSetting = NumericSetting {
     name: c"max-record-bytes",
     lowest: 1,
@@ -19,7 +19,7 @@ pub(crate) static MAX_RECORD_BYTES: NumericSetting = NumericSetting {
     value: AtomicI64::new(16 * 1024 * 1024),
 };
 
-/// Whether index entries are removed whose task was not ended by a command of this module.
+/// Whether the module removes index entries of tasks that ended without a command of this module.
 pub(crate) static RECLAIM: Switch = Switch { name: c"reclaim", is_on: AtomicBool::new(true) };
 
 /// Prefixes in use besides `pmcp`, in every database, separated by spaces.
@@ -38,7 +38,8 @@ fn set_prefixes(text: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether keys of a prefix are this module's in every database: those of `pmcp` and of the setting `prefixes`.
+/// Whether keys with this prefix belong to this module in every database: `pmcp` and those of the
+/// setting `prefixes`.
 pub(crate) fn names_prefix(prefix: &[u8]) -> bool {
     prefix == Keyspace::DEFAULT_PREFIX.as_bytes()
         || PREFIXES_IN_USE.lock().unwrap_or_else(PoisonError::into_inner).contains(prefix)
@@ -49,18 +50,18 @@ pub(crate) fn prefixes() -> Vec<Vec<u8>> {
     PREFIXES_IN_USE.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
 }
 
-/// How a walk through the indexes takes its time.
+/// The pace of a walk through the indexes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
-    /// How long after the end of a walk the next one starts.
+    /// How long after the end of a walk the next walk starts.
     pub(crate) rest: Duration,
-    /// The walk's part of the server's time.
+    /// The walk's share of the server's time.
     pub(crate) share: f64,
-    /// A step takes no longer, so that nobody waits long for it.
+    /// Time limit of a step, so that no command waits long for it.
     pub(crate) longest_step: Duration,
 }
 
-/// The pace of walks, unless a test has asked for haste.
+/// The pace of walks; faster if a test has asked for it.
 pub(crate) fn pace() -> Pace {
     #[cfg(debug_assertions)]
     if let ms @ 1.. = DEBUG_WALK_REST_MS.get() {
@@ -70,14 +71,14 @@ pub(crate) fn pace() -> Pace {
     Pace { rest: Duration::from_mins(15), share: 0.01, longest_step: Duration::from_millis(1) }
 }
 
-/// In debug builds only: 1 makes every entry point of the module panic, so that a test can see that none
-/// of these panics does any harm.
+/// In debug builds only: 1 makes the module's commands, event handlers and timers panic, so that a test can
+/// check that no such panic does harm.
 #[cfg(debug_assertions)]
 static DEBUG_PANIC: NumericSetting =
     NumericSetting { name: c"debug-panic", lowest: 0, highest: 1, is_size: false, value: AtomicI64::new(0) };
 
-/// In debug builds only: the rest between walks in ms, and half of the server's time for each, so that a test need not
-/// wait for a quarter of an hour; 0 leaves the pace as it is.
+/// In debug builds only: the rest between walks in ms, so that a test need not wait a quarter of an hour. A
+/// walk then gets half of the server's time. 0 keeps the normal pace.
 #[cfg(debug_assertions)]
 static DEBUG_WALK_REST_MS: NumericSetting = NumericSetting {
     name: c"debug-walk-rest-ms",
@@ -87,15 +88,15 @@ static DEBUG_WALK_REST_MS: NumericSetting = NumericSetting {
     value: AtomicI64::new(0),
 };
 
-/// Panics where a test has asked for it; nothing in release builds.
+/// Panics if a test has asked for it; does nothing in release builds.
 #[inline]
 pub(crate) fn panic_if_asked() {
     #[cfg(debug_assertions)]
     assert!(DEBUG_PANIC.get() == 0, "asked for with pmcptask.debug-panic");
 }
 
-/// Registers the settings. Arguments of `loadmodule` come in pairs, `max-record-bytes 1048576`, and are
-/// defaults: `redis.conf` has the last word.
+/// Registers the settings. Arguments of `loadmodule` come in pairs, such as `max-record-bytes 1048576`. They
+/// are defaults: `redis.conf` overrides them.
 ///
 /// # Errors
 ///
@@ -129,7 +130,7 @@ pub(crate) fn register(context: &Context, arguments: &Arguments<'_>) -> Result<(
     }
 }
 
-/// Reads a number of bytes as `redis.conf` writes it: with a unit, of which `k` is 1000 and `kb` 1024.
+/// Reads a number of bytes in the notation of `redis.conf`: the unit `k` is 1000, `kb` is 1024.
 fn parse_bytes(value: &[u8]) -> Option<i64> {
     let digits = value.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(value.len());
     let (number, unit) = value.split_at_checked(digits)?;

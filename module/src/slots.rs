@@ -1,26 +1,26 @@
 //! In a cluster: which slots this node serves.
 //!
-//! While a slot moves, a hash that is missing here may be at its new node already, or not yet here. Keys of slots that
-//! belong to another node are that node's.
+//! While a slot migrates, a hash that is missing here may already be at the new node, or may not have arrived
+//! yet. Keys in another node's slots are left to that node.
 
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
 use crate::server::Context;
 
-/// What this node is to the slot of a key.
+/// This node's relation to the slot of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// The slot is here and stays.
+    /// The slot is here and stays here.
     Owner,
-    /// The slot is on its way from this node or to it.
+    /// The slot is migrating from this node or to it.
     Moving,
-    /// The slot is another node's.
+    /// The slot belongs to another node.
     Stranger,
 }
 
-/// The slots of this node, read when they are first asked for. Good for one call of the server, in which
-/// no slot changes hands.
+/// The slots of this node, read on first use. Valid for one call of the server, during which no slot
+/// changes owner.
 pub(crate) struct Slots<'c> {
     context: &'c Context,
     table: OnceCell<Table>,
@@ -40,14 +40,14 @@ impl<'c> Slots<'c> {
     }
 }
 
-/// Whether a task that is not here may be at another node of the cluster: while its slot moves, and on a replica,
-/// which is not told that it does.
+/// Whether a task that is missing here may be at another node of the cluster: while its slot migrates or
+/// belongs to another node, and always on a replica, which is not told of migrations.
 pub(crate) fn may_be_elsewhere(context: &Context, task_name: &[u8]) -> bool {
     context.is_cluster()
         && (!context.is_settled_primary() || Slots::of(context).role_for(task_name) != Role::Owner)
 }
 
-/// What `CLUSTER NODES` says of this node.
+/// What `CLUSTER NODES` says about this node.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Table {
     /// First and last slot of each range of this node.
@@ -56,8 +56,8 @@ struct Table {
 }
 
 impl Table {
-    /// Reads `CLUSTER NODES`: the line of this node ends with its slots, `0-5460 7000`, and a slot on its
-    /// way is in brackets: `[93-<-node]` or `[77->-node]`.
+    /// Parses `CLUSTER NODES`. The line of this node ends with its slots, `0-5460 7000`; a migrating slot is
+    /// in brackets, `[93-<-node]` or `[77->-node]`.
     fn read(nodes: &[u8]) -> Self {
         const FLAGS: usize = 2;
         const WORDS_BEFORE_SLOTS: usize = 8;

@@ -21,13 +21,13 @@ impl Counter {
         self.add(1);
     }
 
-    /// Makes the number 1 or 0. True if the number has changed.
+    /// Sets the number to 1 or 0. True if the number has changed.
     pub(crate) fn set(&self, value: bool) -> bool {
         self.value.swap(u64::from(value), Ordering::Relaxed) != u64::from(value)
     }
 
     pub(crate) fn add(&self, more: usize) {
-        // Only the server's thread counts, so load and store do what a locked addition would.
+        // Only the server's thread writes, so load and store do the work of an atomic addition.
         let value = self.value.load(Ordering::Relaxed);
         self.value.store(value.wrapping_add(more as u64), Ordering::Relaxed);
     }
@@ -55,7 +55,7 @@ counters! {
     CAS_MISSING: c"cas_missing",
     /// GETs that found a task.
     GET_HITS: c"get_hits",
-    /// GETs that found none.
+    /// GETs that found no task.
     GET_MISSES: c"get_misses",
     /// DELs that found a task.
     DELETES: c"deletes",
@@ -65,9 +65,9 @@ counters! {
     RECORDS_LISTED: c"records_listed",
     /// Hashes that LIST has left out because they are corrupt.
     CORRUPT_RECORDS_SKIPPED: c"corrupt_records_skipped",
-    /// Index entries removed because their task had gone without a command of this module.
+    /// Index entries removed because their task had ended without a command of this module.
     INDEX_ENTRIES_REMOVED: c"index_entries_removed",
-    /// Walks through all indexes that have come to their end.
+    /// Completed walks through all indexes.
     INDEX_WALKS: c"index_walks",
     REFUSED_ERR: c"refused_err",
     REFUSED_WRONGTYPE: c"refused_wrongtype",
@@ -75,11 +75,11 @@ counters! {
     REFUSED_CORRUPT: c"refused_corrupt",
     REFUSED_NOPERM: c"refused_noperm",
     REFUSED_TRYAGAIN: c"refused_tryagain",
-    /// 1 while a restart would lose what the append-only file holds.
+    /// 1 while a restart would lose writes that are in the append-only file.
     DEFAULT_USER_WOULD_LOSE_WRITES: c"default_user_would_lose_writes",
-    /// Functions of the server that have failed where they cannot; anything but 0 is a defect.
+    /// Unexpected failures of server functions; anything but 0 is a defect.
     FAILED_CALLS: c"failed_calls",
-    /// Panics that were caught; anything but 0 is a defect.
+    /// Panics of commands that were caught; anything but 0 is a defect.
     PANICS: c"panics",
 }
 

@@ -1,4 +1,4 @@
-//! A task open for writing: its hash, its entry in the owner's index and its expiry, as one thing.
+//! A task open for writing: its hash, its index entry and its expiry, changed as one unit.
 
 use std::ffi::CStr;
 
@@ -13,7 +13,8 @@ use crate::settings::MAX_RECORD_BYTES;
 use crate::terms::Terms;
 use crate::{effects, index, reclaim};
 
-/// A value that a small hash does not take, in bytes: the server's own `hash-max-listpack-value`.
+/// The longest value that a small hash (a listpack) takes, in bytes: the server's
+/// default `hash-max-listpack-value`.
 const LONG: usize = 64;
 
 /// What is stored under a task's key.
@@ -29,7 +30,7 @@ pub(crate) enum Stored {
 }
 
 impl Stored {
-    /// The task's version; None where there is no task, or none any more.
+    /// The live task's version; None if there is no task or it has expired.
     pub(crate) fn version(&self) -> Option<i64> {
         match self {
             Self::Live { version, .. } => Some(*version),
@@ -38,7 +39,7 @@ impl Stored {
     }
 }
 
-/// The two keys of one task, open for writing. Nothing is written before a verb is called.
+/// The two keys of one task, open for writing. Opening them writes nothing.
 pub(crate) struct OpenTask<'c> {
     context: &'c Context,
     task_name: StringRef<'c>,
@@ -47,12 +48,12 @@ pub(crate) struct OpenTask<'c> {
     index: Key<'c>,
     index_key: IndexKey<'c>,
     task_id: OwnedString<'c>,
-    /// One moment for all that a command decides.
+    /// One timestamp for all decisions of a command.
     now_ms: i64,
 }
 
 impl<'c> OpenTask<'c> {
-    /// Opens the keys, which have to belong together.
+    /// Opens both keys, which have to belong together.
     ///
     /// # Errors
     ///
@@ -100,19 +101,20 @@ impl<'c> OpenTask<'c> {
         }
     }
 
-    /// Writes a record as the next version of what is stored, 1 for a new task, tells `event` of it, and
-    /// returns that version. A record that has expired already leaves nothing behind.
+    /// Stores a record as the next version (1 for a new task), publishes `event`, and returns the version. If
+    /// the record has already expired, the task is removed instead.
     ///
     /// # Errors
     ///
-    /// [`Refusal::Expiry`], [`Refusal::VersionExhausted`], [`Refusal::TooManyTasks`]
-    /// and [`Refusal::RecordTooLarge`]; nothing is written then. [`Refusal::Failed`] after a part of the write, perhaps.
+    /// [`Refusal::Expiry`], [`Refusal::VersionExhausted`], [`Refusal::TooManyTasks`] and
+    /// [`Refusal::RecordTooLarge`]: nothing was written. [`Refusal::Failed`]: part of the write may
+    /// have been made.
     pub(crate) fn write(&mut self, stored: Stored, terms: &Terms<'_>, event: &CStr) -> Result<i64, Refusal> {
         check_size(terms.data)?;
         let now_ms = self.now_ms;
         let is_new = stored.version().is_none();
         let version = stored.version().unwrap_or(0).checked_add(1).ok_or(Refusal::VersionExhausted)?;
-        // The entry of a task that has gone is no entry: a new task of this name has its own creation time.
+        // An entry without a live task does not count: a new task with this id gets its own creation time.
         let entry = if is_new { None } else { self.index.score(self.task_id.as_ref()) };
         let expires_at = terms.expires_at()?;
         let created = match entry {
@@ -173,8 +175,8 @@ impl<'c> OpenTask<'c> {
         };
         let version = (VERSION.get(context), version);
         let data = (DATA.get(context), data);
-        // A long value makes the server turn a new hash into a table. It has less to turn where that one comes
-        // first.
+        // A long value makes the server convert a new hash into a hash table. Setting that value first leaves
+        // less to convert.
         let [first, second] = if data.1.bytes().len() > LONG { [data, version] } else { [version, data] };
         let before = match stored {
             Stored::Live { expires_at, .. } => expires_at,
@@ -186,7 +188,7 @@ impl<'c> OpenTask<'c> {
                 let seconds = context.create_decimal(seconds);
                 self.set([first, second, (EXPIRES_AT.get(context), seconds.as_ref())])?;
             }
-            // The most frequent write keeps the expiry as it is.
+            // The most frequent write does not change the expiry.
             _ => self.set([first, second])?,
         }
         if after == ExpiresAt::Absent && before != ExpiresAt::Absent {
@@ -211,8 +213,8 @@ impl<'c> OpenTask<'c> {
         Ok(())
     }
 
-    /// Removes the task: hash, expiry and index entry. True if there was a live one. A corrupt hash goes
-    /// as well, and counts as a task.
+    /// Removes the task: hash, expiry and index entry. True if there was a live task. A corrupt hash is
+    /// removed too, and counts as a task.
     pub(crate) fn remove(&mut self) -> Result<bool, Failed> {
         let live = self.stored().map_or(true, |stored| stored.version().is_some());
         self.remove_all()?;

@@ -1,4 +1,4 @@
-//! What a command asks for when it writes a task: by its options or, where they are silent, by the record.
+//! What a write asks for: taken from the command's options or, if they do not say, from the record.
 
 use std::cell::OnceCell;
 
@@ -8,11 +8,11 @@ use pmcptask_schema::{Envelope, ExpiryError};
 use crate::moment::Moment;
 use crate::server::StringRef;
 
-/// A record to write, when it expires, when its task was created, and how many tasks its owner may have.
+/// A record to write, with its expiry, its creation time and the owner's task limit.
 pub(crate) struct Terms<'a> {
     pub(crate) data: StringRef<'a>,
     options: WriteOptions<StringRef<'a>>,
-    /// Read at most once, and only where the options are silent.
+    /// Read at most once, and only if the options leave something open.
     envelope: OnceCell<Envelope>,
 }
 
@@ -25,7 +25,7 @@ impl<'a> Terms<'a> {
     ///
     /// # Errors
     ///
-    /// The record's `expiresAt` is no timestamp.
+    /// The record's `expiresAt` is not a timestamp.
     pub(crate) fn expires_at(&self) -> Result<Option<Moment<'a>>, ExpiryError> {
         match self.options.expiry {
             Expiry::At(at) => Ok(Some(at.into())),
@@ -34,7 +34,7 @@ impl<'a> Terms<'a> {
         }
     }
 
-    /// When the task was created: at `now_ms` where neither options nor record say.
+    /// When the task was created; `now_ms` if neither options nor record say.
     pub(crate) fn created(&self, now_ms: i64) -> Moment<'a> {
         match self.options.created_ms {
             Some(created) => created.into(),

@@ -1,6 +1,7 @@
 //! The options and numbers of the commands.
 //!
-//! Options come in any order and any case, each at most once. Numbers are decimal, without sign, space or leading zero.
+//! Options come in any order and any case, each at most once. Numbers are decimal, without sign, space or
+//! leading zero; only the creation time of `AFTER` may be negative.
 
 use std::fmt;
 
@@ -19,7 +20,7 @@ impl ArgumentError {
         Self { argument, expected, got: shown(got) }
     }
 
-    /// The error of an argument that is not there.
+    /// The error for a missing argument.
     #[must_use]
     pub fn missing(argument: &'static str, expected: &'static str) -> Self {
         Self { argument, expected, got: "nothing".to_owned() }
@@ -32,8 +33,8 @@ impl fmt::Display for ArgumentError {
     }
 }
 
-/// An argument as an error reply shows it. Only text that can be a number or an option's name is shown: anything else may
-/// be a record in the wrong place.
+/// An argument as an error reply shows it. Only text that can be a number or an option's name is shown;
+/// anything else may be a record in the wrong place.
 fn shown(argument: &[u8]) -> String {
     const LONGEST_SHOWN: usize = 24;
     let can_be_shown = argument.len() <= LONGEST_SHOWN
@@ -45,19 +46,19 @@ fn shown(argument: &[u8]) -> String {
     }
 }
 
-/// A number, and the argument that spells it.
+/// A number and the argument it was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Number<A> {
     /// The number.
     pub value: i64,
-    /// Its only spelling, so that whoever repeats the number need not spell it again.
+    /// The number's only valid spelling, so code that passes the number on need not format it again.
     pub argument: A,
 }
 
 /// When a written task expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expiry<A> {
-    /// When the record says so.
+    /// As the record says.
     FromRecord,
     /// Never.
     Never,
@@ -81,16 +82,16 @@ impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
     ///
     /// # Errors
     ///
-    /// The first argument that is no option of PUT, or no value of its option.
+    /// The first unknown or repeated option, or the first invalid value.
     pub fn of_put(options: impl Iterator<Item = A>) -> Result<Self, ArgumentError> {
         Self::parse(options, true, "PXAT, PERSIST, CREATED or MAXTASKS")
     }
 
-    /// Reads the options of CAS, which creates no task.
+    /// Reads the options of CAS, which never creates a task.
     ///
     /// # Errors
     ///
-    /// The first argument that is no option of CAS, or no value of its option.
+    /// The first unknown or repeated option, or the first invalid value.
     pub fn of_cas(options: impl Iterator<Item = A>) -> Result<Self, ArgumentError> {
         Self::parse(options, false, "PXAT, PERSIST or CREATED")
     }
@@ -139,9 +140,9 @@ impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
 pub struct ListOptions<'a> {
     /// `REV`.
     pub newest_first: bool,
-    /// `AFTER`: only what follows this creation time, in ms since the epoch, and task id in the order asked for.
+    /// `AFTER`: only what follows this creation time (ms since the epoch) and task id in the requested order.
     pub after: Option<(i64, &'a [u8])>,
-    /// `COUNT`: so many tasks at most.
+    /// `COUNT`: the maximum number of tasks.
     pub count: Option<i64>,
 }
 
@@ -150,7 +151,7 @@ impl<'a> ListOptions<'a> {
     ///
     /// # Errors
     ///
-    /// The first argument that is no option of LIST, or no value of its option.
+    /// The first unknown or repeated option, or the first invalid value.
     pub fn parse(mut options: impl Iterator<Item = &'a [u8]>) -> Result<Self, ArgumentError> {
         let mut read = Self { newest_first: false, after: None, count: None };
         while let Some(option) = options.next() {
@@ -185,7 +186,7 @@ const COUNT: &str = "an integer from 0 to 9223372036854775807";
 ///
 /// # Errors
 ///
-/// An argument that is no integer from 0 to 2^63-1.
+/// The argument is not an integer from 0 to 2^63-1.
 pub fn expected_version(argument: &[u8]) -> Result<i64, ArgumentError> {
     Ok(number("expected-version", COUNT, Some(argument), i64::MAX)?.value)
 }
@@ -207,13 +208,13 @@ fn number<A: AsRef<[u8]> + Copy>(
     }
 }
 
-/// Reads a creation time as LIST replies with it: others can have written any score.
+/// Reads a creation time as LIST returns it. It may be negative, because other writers can store any score.
 fn created_of_listed(argument: Option<&[u8]>) -> Result<i64, ArgumentError> {
     let argument = argument.ok_or_else(|| ArgumentError::missing("AFTER", LISTED_MILLISECONDS))?;
     let read = match argument {
         [b'-', digits @ ..] => match parse_decimal(digits) {
             Some(0) => None,
-            // The least number has no positive counterpart.
+            // `i64::MIN` has no positive counterpart.
             None if digits == b"9223372036854775808" => Some(i64::MIN),
             value => value.and_then(i64::checked_neg),
         },

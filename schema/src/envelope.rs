@@ -1,9 +1,10 @@
-//! The two moments that a JSON record carries: `expiresAt` and `task.createdAt`.
+//! The two timestamps that a JSON record carries: `expiresAt` and `task.createdAt`.
 //!
-//! A record is opaque to this project but for these. RFC 8259's grammar alone decides whether a record is JSON: what
-//! else stands in it is skipped without being understood, so no number is too large, no nesting too deep and no
-//! escape too odd. A record costs one pass over its bytes and one more to see that they are UTF-8. Memory is taken for
-//! what is nested, a byte a level, for names and moments with escapes, and to tell that a text is no JSON.
+//! The rest of a record is opaque to this project. The grammar of RFC 8259 alone decides whether a record is
+//! JSON. Other members are skipped without being interpreted, so no number is too large, no nesting too deep
+//! and no escape too odd. Reading a record takes one pass over its bytes to check that they are UTF-8 and one
+//! to parse them. Memory is allocated only for nesting (a byte per level), for names and timestamps with
+//! escapes, for years beyond 9999, and for the error if a text is not JSON.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,20 +15,19 @@ use serde_json::value::RawValue;
 
 use crate::{MAX_CREATED_MS, parse_decimal};
 
-/// When a record says that its task was created and expires, both in ms since the epoch.
+/// The creation and expiry times that a record states, in ms since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Envelope {
-    /// Top-level `expiresAt`; parts of a millisecond count as a whole one. None: never expires. An error
-    /// where it is present and neither null nor an RFC 3339 timestamp. Years beyond 9999, for which RFC 3339 has no
-    /// form, are read as chrono writes them: `+10265-12-22T10:00:00Z`, with five or six digits.
+    /// Top-level `expiresAt`, rounded up to a whole millisecond. None: never expires. An error if it is
+    /// present and is neither null nor an RFC 3339 timestamp. RFC 3339 has no form for years beyond 9999;
+    /// these are read as chrono writes them, with five or six digits: `+10265-12-22T10:00:00Z`.
     pub expires_at_ms: Result<Option<i64>, ExpiryError>,
-    /// `task.createdAt`, where it is a timestamp from the epoch to [`MAX_CREATED_MS`]. Anything else is passed over,
-    /// because a task has a creation time without it.
+    /// `task.createdAt`, if it is a timestamp from the epoch to [`MAX_CREATED_MS`]. Anything else is ignored,
+    /// because a task gets a creation time without it too.
     pub created_at_ms: Option<i64>,
 }
 
-/// The record has an `expiresAt` from which no moment can be read. Tells the kind of value it is,
-/// never the value.
+/// The record's `expiresAt` is not a timestamp. The error names the kind of value, never the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expiresAt of the record: expected an RFC 3339 timestamp or null, got {got}")]
 pub struct ExpiryError {
@@ -35,21 +35,21 @@ pub struct ExpiryError {
 }
 
 impl Envelope {
-    /// The envelope of a record that says nothing.
+    /// The envelope of a record that states neither time.
     const EMPTY: Self = Self { expires_at_ms: Ok(None), created_at_ms: None };
 
     /// Reads the envelope of a record.
     ///
-    /// A record that is no JSON object (other JSON, truncated JSON, a byte-order mark, text other than UTF-8, any other
-    /// bytes) has an empty envelope. Names are compared after their escapes are undone. Of a member that stands twice
-    /// the last one counts, as in `serde_json::Value`.
+    /// A record that is not a JSON object (other JSON, truncated JSON, a byte-order mark, text other than
+    /// UTF-8, any other bytes) has an empty envelope. Names are compared after unescaping. If a member occurs
+    /// twice, the last one counts, as in `serde_json::Value`.
     #[must_use]
     pub fn read(record: &[u8]) -> Self {
-        // Most records that are no JSON object show it in their first byte.
+        // The first byte rules out most records that are not a JSON object.
         if record.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
             return Self::EMPTY;
         }
-        // Text other than UTF-8 is no JSON. To find that out once for all takes less than to ask for each string.
+        // JSON must be UTF-8. One check of the whole record is cheaper than one per string.
         let Some(members) = str::from_utf8(record).ok().and_then(Members::of_record) else {
             return Self::EMPTY;
         };
@@ -66,16 +66,16 @@ impl Envelope {
     }
 }
 
-/// The members of a record that are looked at, as they are written.
+/// The raw text of the members that are needed.
 #[derive(Default)]
 struct Members<'a> {
     expires_at: Option<&'a RawValue>,
-    /// Of the task.
+    /// `task.createdAt`.
     created_at: Option<&'a RawValue>,
 }
 
 impl<'a> Members<'a> {
-    /// None where the text is no JSON object.
+    /// None if the text is not a JSON object.
     fn of_record(text: &'a str) -> Option<Self> {
         let mut json = serde_json::Deserializer::from_str(text);
         let members = Object { text, is_task: false }.deserialize(&mut json).ok()?;
@@ -107,7 +107,7 @@ impl<'a> Visitor<'a> for Object<'a> {
 
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Members<'a>, A::Error> {
         let mut members = Members::default();
-        // As it is written: the grammar allows half of a surrogate pair, which no string of Rust holds.
+        // Raw text, because the grammar allows a lone surrogate, which a Rust string cannot hold.
         while let Some(name) = map.next_key::<&RawValue>()? {
             match (string(name).as_deref(), self.is_task) {
                 (Some("expiresAt"), false) => members.expires_at = Some(map.next_value()?),
@@ -131,7 +131,8 @@ impl<'a> Visitor<'a> for Object<'a> {
 }
 
 impl Object<'_> {
-    /// Whether a member's value is an object. Who asks for an object and finds another value cannot go on after it.
+    /// Whether a member's value is an object. This is checked first because the parser cannot continue after
+    /// being asked for an object and finding another value.
     fn is_object_after(&self, name: &RawValue) -> bool {
         let end = name.get().as_bytes().as_ptr_range().end.addr();
         let rest = self.text.get(end.wrapping_sub(self.text.as_ptr().addr())..);
@@ -139,7 +140,7 @@ impl Object<'_> {
     }
 }
 
-/// What a JSON string says. None where it has half of a surrogate pair, or is no string.
+/// The unescaped text of a JSON string. None if it has a lone surrogate or is not a string.
 fn string(value: &RawValue) -> Option<Cow<'_, str>> {
     let plain = value.get().strip_prefix('"')?.strip_suffix('"')?;
     if plain.contains('\\') { serde_json::from_str(value.get()).ok() } else { Some(Cow::Borrowed(plain)) }
@@ -155,7 +156,7 @@ enum Moment {
 
 impl Moment {
     fn read(value: &RawValue) -> Self {
-        // The grammar lets no other kind of value start so.
+        // The text is valid JSON, so its first byte tells the kind of value.
         Self::Unreadable(match value.get().as_bytes().first() {
             Some(b'n') => return Self::Absent,
             Some(b'"') => match string(value).as_deref().and_then(Timestamp::parse) {
@@ -170,24 +171,24 @@ impl Moment {
     }
 }
 
-/// A moment, to the nanosecond.
+/// A timestamp with nanosecond precision.
 #[derive(Clone, Copy)]
 struct Timestamp {
     seconds: i64,
     nanos: i64,
 }
 
-/// The calendar repeats itself after so many years, and so many seconds.
+/// The length of the calendar's cycle, in years and in seconds.
 const CYCLE_YEARS: i64 = 400;
 const CYCLE_SECONDS: i64 = 146_097 * 86_400;
 
 impl Timestamp {
-    /// Reads RFC 3339, with the years beyond 9999 that chrono's own reader of RFC 3339 does not know.
+    /// Reads RFC 3339 and also years beyond 9999, which chrono's RFC 3339 parser rejects.
     fn parse(text: &str) -> Option<Self> {
         let Some(signed) = text.strip_prefix('+') else { return Self::parse_rfc3339(text) };
         let (year, rest) = signed.split_once('-')?;
         let year = parse_decimal(year.as_bytes()).filter(|year| (10_000..1_000_000).contains(year))?;
-        // The same day of an earlier cycle, whose year has four digits.
+        // The same day in an earlier cycle, with a year of four digits.
         let earlier = year.rem_euclid(CYCLE_YEARS).wrapping_add(2_000);
         let cycles = year.wrapping_sub(earlier).div_euclid(CYCLE_YEARS);
         let Self { seconds, nanos } = Self::parse_rfc3339(&format!("{earlier}-{rest}"))?;
@@ -290,7 +291,7 @@ mod tests {
         }
     }
 
-    /// Values that the grammar allows, and that readers of JSON are known to stumble over.
+    /// Values that the grammar allows but that JSON parsers are known to trip over.
     fn odd_values() -> Vec<String> {
         let digits = "9".repeat(10_000);
         let deep = |open: &str, close: &str| format!("{}0{}", open.repeat(200_000), close.repeat(200_000));
@@ -332,7 +333,7 @@ mod tests {
                 let found = Envelope { expires_at_ms, ..found };
                 assert_eq!(Envelope::read(record.as_bytes()), found, "{start}");
             }
-            // A creation time that is none of these is passed over, and the expiry stands.
+            // An odd value as creation time is ignored, and the expiry is still read.
             let record = format!(r#"{{"expiresAt":"1970-01-01T00:00:01Z","task":{{"createdAt":{value}}}}}"#);
             let found = Envelope { created_at_ms: None, ..found };
             assert_eq!(Envelope::read(record.as_bytes()), found, "{start}");

@@ -1,44 +1,44 @@
-//! Key names: how a prefix, an owner and a task id make a key, and how a key is taken apart again.
+//! Key names: builds a key from a prefix, an owner and a task id, and parses it back.
 //!
-//! Keys are bytes, because a server's keys are. A key has exactly one reading: the prefix ends at the
-//! first `:tasks:` (or `:idx:`), the task id starts after the last colon, and all between is the owner,
-//! colons, braces and spaces included.
+//! Keys are bytes, as on the server. A key parses in exactly one way: the prefix ends at the first `:tasks:`
+//! (or `:idx:`), the task id starts after the last colon, and everything in between is the owner, including
+//! colons, braces and spaces.
 
 /// The part of a task key between prefix and owner.
 const TASKS: &[u8; 7] = b":tasks:";
 /// The part of an index key between prefix and owner.
 const INDEX: &[u8; 5] = b":idx:";
 
-/// Why a key, or two keys together, do not fit the schema.
+/// Why a key, or a pair of keys, does not fit the schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// The first key is no task key.
+    /// The key is not a task key.
     #[error("task key: expected {{prefix}}:tasks:{{owner}}:{{task-id}}, got another form")]
     NoTaskKey,
     /// The task key ends in a colon.
     #[error("task key: expected a task id after the last colon, got none")]
     NoTaskId,
-    /// The index key is no index key.
+    /// The key is not an index key.
     #[error("index key: expected {{prefix}}:idx:{{owner}}, got another form")]
     NoIndexKey,
-    /// Both are well formed and belong to different owners or prefixes.
+    /// Both keys are well formed but belong to different owners or prefixes.
     #[error("index key: expected the index of the task key's own prefix and owner, got another")]
     IndexOfAnother,
 }
 
-/// A task key, taken apart.
+/// A parsed task key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskKey<'a> {
-    /// What all keys of one deployment start with.
+    /// The prefix of all keys of one deployment.
     pub prefix: &'a [u8],
-    /// Whose task it is; may be empty.
+    /// The task's owner; may be empty.
     pub owner: &'a [u8],
-    /// Without a colon, never empty.
+    /// Contains no colon and is never empty.
     pub task_id: &'a [u8],
 }
 
 impl<'a> TaskKey<'a> {
-    /// Takes a task key apart.
+    /// Parses a task key.
     ///
     /// # Errors
     ///
@@ -57,8 +57,9 @@ impl<'a> TaskKey<'a> {
 }
 
 impl<'a> TaskKey<'a> {
-    /// The index and the member by which `pmcp_tasks::RedisBackend` knows this task, where they are not
-    /// those of this schema: it splits an owner with a colon at the first one.
+    /// The index and the member under which `pmcp_tasks::RedisBackend` stores this task if its owner
+    /// has a colon; None otherwise. That backend cuts the owner at its first colon and moves the rest
+    /// into the member.
     #[must_use]
     pub fn old_entry(&self) -> Option<(IndexKey<'a>, Vec<u8>)> {
         let (owner, rest) = split_at_first(self.owner, b":")?;
@@ -66,17 +67,17 @@ impl<'a> TaskKey<'a> {
     }
 }
 
-/// An owner's index key, taken apart.
+/// A parsed index key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexKey<'a> {
-    /// What all keys of one deployment start with.
+    /// The prefix of all keys of one deployment.
     pub prefix: &'a [u8],
-    /// Whose tasks it names; may be empty.
+    /// The owner of the indexed tasks; may be empty.
     pub owner: &'a [u8],
 }
 
 impl<'a> IndexKey<'a> {
-    /// Takes an index key apart.
+    /// Parses an index key.
     ///
     /// # Errors
     ///
@@ -89,13 +90,13 @@ impl<'a> IndexKey<'a> {
         Ok(Self { prefix, owner })
     }
 
-    /// The index that a task belongs in.
+    /// The index that a task belongs to.
     #[must_use]
     pub fn of(task: &TaskKey<'a>) -> Self {
         Self { prefix: task.prefix, owner: task.owner }
     }
 
-    /// Checks that a task belongs in this index.
+    /// Checks that a task belongs to this index.
     ///
     /// # Errors
     ///
@@ -108,7 +109,7 @@ impl<'a> IndexKey<'a> {
         }
     }
 
-    /// Writes the index key into `key`, in place of what it held.
+    /// Replaces the contents of `key` with this index key.
     pub fn write(&self, key: &mut Vec<u8>) {
         key.clear();
         for part in [self.prefix, INDEX, self.owner] {
@@ -116,7 +117,7 @@ impl<'a> IndexKey<'a> {
         }
     }
 
-    /// Makes the keys of the owner's tasks.
+    /// A builder of the keys of this owner's tasks.
     #[must_use]
     pub fn task_keys(&self) -> OwnersTaskKeys {
         let key = [self.prefix, TASKS, self.owner, b":"].concat();
@@ -124,23 +125,23 @@ impl<'a> IndexKey<'a> {
     }
 }
 
-/// Makes the keys of one owner's tasks, one at a time and all in the same memory.
+/// Builds the keys of one owner's tasks, one at a time, in one reused buffer.
 #[derive(Debug)]
 pub struct OwnersTaskKeys {
     key: Vec<u8>,
-    /// What all of them start with ends here.
+    /// Length of the start that all these keys share.
     common: usize,
 }
 
 impl OwnersTaskKeys {
-    /// The key of a task; None where `task_id` cannot be a task id: with a colon in it, the key would be another
-    /// owner's.
+    /// The key of a task. None if `task_id` is empty or has a colon: with a colon, the key would belong to
+    /// another owner.
     #[inline]
     pub fn of_task(&mut self, task_id: &[u8]) -> Option<&[u8]> {
         if task_id.is_empty() || has_colon(task_id) { None } else { Some(self.of_member(task_id)) }
     }
 
-    /// The key that a member of the index names; see [`TaskKey::old_entry`] for members with colons.
+    /// The task key that an index member names. [`TaskKey::old_entry`] explains members with colons.
     pub fn of_member(&mut self, member: &[u8]) -> &[u8] {
         self.key.truncate(self.common);
         self.key.extend_from_slice(member);
@@ -148,7 +149,8 @@ impl OwnersTaskKeys {
     }
 }
 
-/// Looks at sixteen bytes at once, and last at the final sixteen, some of them twice: a list asks this of every task.
+/// Checks sixteen bytes at a time, because a list calls this for every task. The last check covers the final
+/// sixteen bytes and may overlap the one before.
 fn has_colon(text: &[u8]) -> bool {
     let Some(last) = text.last_chunk() else { return text.contains(&b':') };
     text.as_chunks().0.iter().any(is_colon_among) || is_colon_among(last)
@@ -165,7 +167,7 @@ fn split_at_first<'a, const N: usize>(key: &'a [u8], separator: &[u8; N]) -> Opt
     Some((before, rest.get(N..)?))
 }
 
-/// From the end, many bytes at once, because a task id is long.
+/// Searches from the end, sixteen bytes at a time, because a task id is long.
 fn split_at_last_colon(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let (_, chunks) = text.as_rchunks();
     let without = chunks.iter().rev().take_while(|chunk| !is_colon_among(chunk)).count();
@@ -175,18 +177,18 @@ fn split_at_last_colon(text: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((before, rest.get(1..)?))
 }
 
-/// A composite key of `StorageBackend` has no colon, so it names no owner.
+/// A composite key of `StorageBackend` has no colon, or no task id after its last colon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("key: expected owner:task-id, got one without {missing}")]
 pub struct CompositeKeyError {
     missing: &'static str,
 }
 
-/// Splits `owner:task-id` at its last colon: owners may hold colons, task ids may not.
+/// Splits `owner:task-id` at its last colon: owners may contain colons, task ids may not.
 ///
 /// # Errors
 ///
-/// [`CompositeKeyError`] where there is no colon or nothing after it.
+/// [`CompositeKeyError`] if there is no colon, or nothing after the last one.
 pub fn split_composite(key: &str) -> Result<(&str, &str), CompositeKeyError> {
     match key.rsplit_once(':') {
         None => Err(CompositeKeyError { missing: "a colon" }),
@@ -195,18 +197,18 @@ pub fn split_composite(key: &str) -> Result<(&str, &str), CompositeKeyError> {
     }
 }
 
-/// Keys cannot start like this.
+/// Why keys cannot start with a prefix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PrefixError {
-    /// The prefix cannot be told from the rest of a key.
+    /// Keys that start with the prefix would parse to another prefix.
     #[error("key prefix {0:?}: must not contain, nor end in the start of, ':tasks:' or ':idx:'")]
     Ambiguous(String),
-    /// The prefix takes the place of the owners' hash tags.
+    /// A brace in the prefix would override the owners' hash tags.
     #[error("key prefix {0:?}: with hash tags, must hold no '{{', unless it holds a whole hash tag")]
     InTheWayOfHashTags(String),
 }
 
-/// Makes the keys of one deployment from owners and task ids.
+/// Builds the keys of one deployment from owners and task ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Keyspace {
     prefix: String,
@@ -214,14 +216,14 @@ pub struct Keyspace {
 }
 
 impl Keyspace {
-    /// What keys start with unless told otherwise, as with `pmcp-tasks`.
+    /// The default prefix, the same as in `pmcp-tasks`.
     pub const DEFAULT_PREFIX: &'static str = "pmcp";
 
     /// The keys that start with `prefix`.
     ///
     /// # Errors
     ///
-    /// [`PrefixError::Ambiguous`] where the keys could be read with another prefix than this one.
+    /// [`PrefixError::Ambiguous`] if the keys would parse to another prefix.
     pub fn new(prefix: impl Into<String>) -> Result<Self, PrefixError> {
         let keyspace = Self { prefix: prefix.into(), has_hash_tags: false };
         let prefix = keyspace.prefix.as_bytes();
@@ -231,13 +233,13 @@ impl Keyspace {
         if readable { Ok(keyspace) } else { Err(PrefixError::Ambiguous(keyspace.prefix)) }
     }
 
-    /// The same with each owner in a hash tag, so that all keys of one owner share a slot of a cluster.
+    /// Wraps each owner in a hash tag, so that all keys of one owner share a cluster slot.
     ///
-    /// A prefix that holds a hash tag itself decides for all owners: then all keys share one slot.
+    /// If the prefix itself contains a hash tag, that tag applies to all owners, and all keys share one slot.
     ///
     /// # Errors
     ///
-    /// [`PrefixError::InTheWayOfHashTags`] where the prefix holds a brace that makes owners' tags void.
+    /// [`PrefixError::InTheWayOfHashTags`] if the prefix has a brace that disables the owners' hash tags.
     pub fn with_hash_tags(mut self) -> Result<Self, PrefixError> {
         if self.prefix.contains('{') && !self.prefix_is_hash_tag() {
             return Err(PrefixError::InTheWayOfHashTags(self.prefix));
@@ -246,15 +248,15 @@ impl Keyspace {
         Ok(self)
     }
 
-    /// Whether the prefix holds a whole hash tag, which then is that of all keys.
+    /// Whether the prefix contains a whole hash tag, which then applies to all keys.
     #[must_use]
     pub fn prefix_is_hash_tag(&self) -> bool {
-        // What counts is the first opening brace of a key, and the first closing one after it.
+        // A hash tag runs from a key's first opening brace to the first closing brace after it.
         let tag = self.prefix.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
         tag.is_some_and(|(tag, _)| !tag.is_empty())
     }
 
-    /// Whether keys hold their owner in a hash tag.
+    /// Whether keys wrap their owner in a hash tag.
     #[must_use]
     pub fn has_hash_tags(&self) -> bool {
         self.has_hash_tags
@@ -280,9 +282,10 @@ impl Keyspace {
         [&self.prefix, ":idx:", before, owner, after].concat()
     }
 
-    /// What stands before and after an owner: with hash tags, `{alice}`. An owner that is empty or starts with
-    /// a closing brace would make that tag empty, which is none; `_{_}` before it is one, and cannot be
-    /// mistaken for another owner, because those start with a brace.
+    /// The text before and after an owner in a key: with hash tags, `{alice}`. An owner that is empty or
+    /// starts with a closing brace would make the hash tag empty, and an empty tag has no effect. Such an
+    /// owner gets `_{_}` in front instead. No other owner looks like that in a key, because all others start
+    /// with a brace.
     fn around(&self, owner: &str) -> [&'static str; 2] {
         if !self.has_hash_tags {
             ["", ""]
@@ -294,17 +297,18 @@ impl Keyspace {
     }
 }
 
-/// The hash tag before an owner that would make its own one void.
+/// The hash tag in front of an owner that would make its own hash tag empty.
 const STAND_IN: &str = "_{_}";
 
 fn takes_stand_in(owner: &str) -> bool {
     owner.is_empty() || owner.starts_with('}')
 }
 
-/// The owner whose hash tag, or whatever stands for it, an owner's part of a key is; None where it is none.
+/// The owner, read from the owner part of a key with hash tags. None if the part has no hash tag
+/// of that form.
 ///
-/// Without hash tags, an owner `{alice}` has the same keys as `alice` has with them. A key alone does not tell
-/// which of them it is.
+/// A key alone is ambiguous: the owner `{alice}` without hash tags has the same keys as `alice`
+/// with hash tags.
 #[must_use]
 pub fn owner_in_hash_tag(part: &str) -> Option<&str> {
     if let Some(owner) = part.strip_prefix(STAND_IN) {
@@ -421,7 +425,7 @@ mod tests {
         assert_eq!(keyspace.index_key("}"), "pmcp:idx:_{_}}");
     }
 
-    /// What a cluster takes of a key for its slot, by the Redis Cluster specification.
+    /// The part of a key that a cluster hashes to a slot, per the Redis Cluster specification.
     fn hashed(key: &str) -> &str {
         key.split_once('{')
             .and_then(|(_, rest)| rest.split_once('}'))

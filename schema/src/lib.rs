@@ -1,7 +1,7 @@
-//! What a stored MCP task looks like from outside: the names of its keys, the fields of its hash, the members of its record
-//! that say when it was created and when it expires, and the arguments of the commands.
+//! The storage schema of an MCP task: key names, hash fields, the record members that hold its creation and
+//! expiry times, and the arguments of the commands.
 //!
-//! Module, client and tests share these rules. This crate knows no server and no network.
+//! Module, client and tests share these rules. This crate needs no server and no network.
 //!
 //! | key | type | holds |
 //! |---|---|---|
@@ -24,7 +24,7 @@ pub mod fields {
     pub const VERSION: &str = "version";
     /// The record's bytes, verbatim.
     pub const DATA: &str = "data";
-    /// Expiry in seconds since the epoch, rounded up; absent where the task does not expire.
+    /// Expiry in seconds since the epoch, rounded up; absent if the task does not expire.
     pub const EXPIRES_AT: &str = "expires_at";
 }
 
@@ -39,18 +39,18 @@ pub fn expires_at_seconds(expires_at_ms: i64) -> i64 {
     expires_at_ms.div_euclid(1000).saturating_add(i64::from(expires_at_ms.rem_euclid(1000) != 0))
 }
 
-/// Reads a stored [`fields::EXPIRES_AT`], in s since the epoch. None where that is no integer.
+/// Reads a stored [`fields::EXPIRES_AT`], in s since the epoch. None if the value is not an integer.
 #[must_use]
 pub fn parse_expires_at(stored: &[u8]) -> Option<i64> {
     match stored {
-        // Before the epoch: others may write that.
+        // Other writers may store a time before the epoch.
         [b'-', digits @ ..] => parse_decimal(digits).map(i64::wrapping_neg),
         digits => parse_decimal(digits),
     }
 }
 
-/// Whether a time in s since the epoch is past: from the millisecond after it on, as the server takes a key's own
-/// expiry.
+/// Whether a time in s since the epoch is past. Like a key's own expiry on the server, it is past from the
+/// next millisecond on.
 #[must_use]
 pub fn is_past(expires_at: i64, now_ms: i64) -> bool {
     expires_at.saturating_mul(1000) < now_ms
@@ -64,7 +64,7 @@ pub fn parse_version(stored: &[u8]) -> Option<i64> {
     (version > 0).then_some(version)
 }
 
-/// The digits of 2^63-1.
+/// Number of digits of 2^63-1.
 const LONGEST: usize = 19;
 
 /// Reads a decimal integer from 0 to 2^63-1, with no sign, space or leading zero.
@@ -73,11 +73,12 @@ pub fn parse_decimal(digits: &[u8]) -> Option<i64> {
     if digits.is_empty() || digits.len() > LONGEST || matches!(digits, [b'0', _, ..]) {
         return None;
     }
-    // Nothing can wrap: as many digits as that are below 2^64.
+    // Nothing can wrap: a number of 19 digits is below 2^64.
     let value = match (digits.first_chunk(), digits.last_chunk()) {
         (Some(first), Some(last)) if digits.len() <= 16 => {
-            // A time has 10 digits in s, 13 in ms: two steps of eight. Those of the first eight that are among the
-            // last ones too are shifted out, and zeros come in before the rest.
+            // A time has 10 digits in s and 13 in ms, so it is read as two groups of eight. Digits of
+            // the first group that are also in the last group are shifted out, and zeros are shifted in
+            // at the front.
             let shared = u32::try_from(16_usize.wrapping_sub(digits.len())).ok()?;
             let first = eight_digits(*first)?.checked_shl(shared.wrapping_mul(u8::BITS)).unwrap_or(0);
             number(first).wrapping_mul(100_000_000).wrapping_add(number(eight_digits(*last)?))
@@ -90,16 +91,17 @@ pub fn parse_decimal(digits: &[u8]) -> Option<i64> {
     i64::try_from(value).ok()
 }
 
-/// What eight digits stand for, side by side in one register, the first one lowest.
+/// The values of eight ASCII digits, one per byte, the first digit in the lowest byte. None if a byte
+/// is not a digit.
 fn eight_digits(text: [u8; 8]) -> Option<u64> {
     let text = u64::from_le_bytes(text);
     let digits = text.wrapping_sub(each(b'0'));
-    // Whatever is below '0' or above '9' has set its highest bit in one of the two.
+    // A byte below '0' or above '9' sets its highest bit in one of the two terms.
     ((digits | text.wrapping_add(each(0x7f - b'9'))) & each(0x80) == 0).then_some(digits)
 }
 
-/// The number that eight digits make: four numbers of two digits, then two of four, then one. That takes a fifth of
-/// the instructions of one digit after the other.
+/// Combines eight digits into a number: first four pairs, then two groups of four, then all eight. This takes
+/// a fifth of the instructions of a loop over the digits.
 fn number(digits: u64) -> u64 {
     let pairs = digits.wrapping_mul(10).wrapping_add(digits >> 8) & 0x00ff_00ff_00ff_00ff;
     let fours = pairs.wrapping_mul(100).wrapping_add(pairs >> 16) & 0x0000_ffff_0000_ffff;

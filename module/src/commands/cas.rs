@@ -1,7 +1,7 @@
 //! `PMCPTASK.CAS task-key index-key expected-version data [PXAT ms | PERSIST] [CREATED ms]`
 //!
-//! Stores a record if the task is at the expected version. Replies with `OK` and the new version, or with
-//! `CONFLICT` and the version it found, or with `MISSING` and 0; only `OK` has changed anything.
+//! Stores a record if the task is at the expected version. Replies with `OK` and the new version, with
+//! `CONFLICT` and the actual version, or with `MISSING` and 0. Only `OK` means that anything has changed.
 
 use pmcptask_schema::arguments::{WriteOptions, expected_version};
 

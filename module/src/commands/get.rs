@@ -1,6 +1,6 @@
 //! `PMCPTASK.GET task-key`
 //!
-//! Replies with a task's version and data, or nil where there is none.
+//! Replies with a task's version and data, or nil if there is no task.
 
 use pmcptask_schema::TaskKey;
 

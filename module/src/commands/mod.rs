@@ -11,15 +11,15 @@ use crate::server::{self, Argument, ArgumentKind, Arguments, Command, CommandInf
 use crate::{settings, statistics};
 use pmcptask_schema::arguments::ArgumentError;
 
-/// A command of this module: parse, check, act, replicate, reply. An error is returned before the first
-/// write and before any reply.
+/// A command of this module: parse, check, act, replicate, reply. An error is returned before any reply and,
+/// except for [`Refusal::Failed`], before the first write.
 trait TaskCommand {
     const INFO: CommandInfo;
 
     fn run(context: &Context, arguments: &Arguments<'_>) -> Result<(), Refusal>;
 }
 
-/// What the server calls: runs the command and turns a refusal into an error reply.
+/// The command as the server calls it: runs it and turns a refusal into an error reply.
 struct Served<C>(C);
 
 impl<C: TaskCommand> Command for Served<C> {
@@ -55,7 +55,7 @@ pub(crate) fn register(context: &Context) -> Result<(), String> {
     one::<list::List>(context)
 }
 
-/// An argument that the command's arity promises.
+/// An argument that the command's arity guarantees.
 fn required<'c>(
     arguments: &Arguments<'c>,
     index: usize,
@@ -64,7 +64,7 @@ fn required<'c>(
     arguments.get(index).ok_or_else(|| ArgumentError::missing(name, "an argument").into())
 }
 
-// Descriptions of arguments that more than one command has.
+// Descriptions of arguments that several commands share.
 
 const TASK_KEY: Argument = positional(c"task-key", ArgumentKind::Key(0));
 const INDEX_KEY: Argument = positional(c"index-key", ArgumentKind::Key(1));

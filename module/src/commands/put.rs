@@ -1,7 +1,7 @@
 //! `PMCPTASK.PUT task-key index-key data [PXAT ms | PERSIST] [CREATED ms] [MAXTASKS n]`
 //!
-//! Stores a record as the task's next version, whatever the version before, and replies with it: 1 for a
-//! new task.
+//! Stores a record as the task's next version, whatever the current version is. Replies with the new version:
+//! 1 for a new task.
 
 use pmcptask_schema::arguments::WriteOptions;
 

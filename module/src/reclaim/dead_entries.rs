@@ -1,37 +1,39 @@
-//! Index entries that were found without their task, from one walk to the next.
+//! Dead entries (index entries without a task), remembered from one walk to the next.
 
 use std::collections::BTreeSet;
 use std::ffi::c_int;
 use std::hash::{BuildHasher, RandomState};
 
-/// Entries that are kept of a walk; those of two walks take 40 MB at most. The rest waits for a later walk.
+/// Maximum number of entries remembered per walk; two walks take at most 40 MB. Further entries wait for
+/// a later walk.
 const MOST: usize = 1_000_000;
 
-/// Entries as fingerprints of 64 bits with a secret key. An entry is mistaken for another one in about 1 of 10^13 cases, and
-/// then goes one walk too early. A tree grows in small steps, where a table would move a million entries at once.
+/// Entries are kept as 64-bit fingerprints with a secret key. In about 1 of 10^13 cases an entry is mistaken
+/// for another one and removed one walk too early. A tree grows in small steps; a hash table would move a
+/// million entries at once.
 #[derive(Default)]
 pub(super) struct DeadEntries {
     hasher: RandomState,
-    /// Found by the walk before.
+    /// Found by the previous walk.
     before: BTreeSet<u64>,
     /// Found by this walk.
     now: BTreeSet<u64>,
 }
 
 impl DeadEntries {
-    /// Whether an entry that has no task had none in the walk before.
+    /// Whether an entry without a task had none in the previous walk either.
     pub(super) fn had_no_task(&self, database: c_int, index: &[u8], member: &[u8]) -> bool {
         self.before.contains(&self.fingerprint(database, index, member))
     }
 
-    /// Takes note of an entry that has no task, for the next walk.
+    /// Remembers an entry without a task for the next walk.
     pub(super) fn note(&mut self, database: c_int, index: &[u8], member: &[u8]) {
         if self.now.len() < MOST {
             self.now.insert(self.fingerprint(database, index, member));
         }
     }
 
-    /// The walk has come to its end.
+    /// To be called at the end of a walk.
     pub(super) fn end_walk(&mut self) {
         self.before = std::mem::take(&mut self.now);
     }

@@ -1,7 +1,8 @@
-//! Tasks that have ended: by expiry, by eviction, or because somebody took the expiry of a key away whose time is over.
+//! Cleans up after tasks that have ended: by expiry, by eviction, or because `expires_at` is past and the
+//! key's own expiry was lost.
 //!
-//! The server says so in the middle of another command, where nothing may be written. The key is noted, and a timer
-//! removes its entry a moment later.
+//! The end of a task may be noticed in the middle of a command, when nothing may be written. The key is
+//! queued, and a timer removes the entry about 10 ms later.
 
 use std::collections::VecDeque;
 use std::ffi::c_int;
@@ -16,15 +17,16 @@ use crate::server::{Context, Failed, ServerThread, StringRef, start_timer};
 use crate::settings::{RECLAIM, panic_if_asked};
 use crate::slots::{Role, Slots};
 
-/// Keys that are kept. The entries of any beyond that are left to the walk.
+/// Maximum number of queued keys. The entries of further keys are left to the walk.
 const MOST: usize = 250_000;
-/// How long commands may have to wait for one go.
+/// Time limit of one run of the timer, because commands wait for it.
 const LONGEST_GO: Duration = Duration::from_millis(1);
-/// Between two goes, in ms, so that commands have at least half of the server's time.
+/// Pause between two runs, in ms, so that commands get at least half of the server's time.
 const PAUSE_MS: i64 = 1;
-/// Between the first key of a burst and its removal, in ms: keys that end together are one transaction.
+/// Delay from the first key of a burst to its removal, in ms, so that keys that end together are
+/// one transaction.
 const DELAY_MS: i64 = 10;
-/// How soon to try again while the server must not write, in ms.
+/// Delay before a retry while the server must not write, in ms.
 const RETRY_MS: i64 = 100;
 
 struct Ended {
@@ -38,7 +40,7 @@ static ENDED: ServerThread<Ended> = ServerThread::new(Ended { keys: VecDeque::ne
 impl Ended {
     fn start_timer(&mut self, context: &Context, delay_ms: i64) {
         if self.keys.is_empty() {
-            // A burst must not hold its memory for good.
+            // Frees the memory that a burst took.
             self.keys = VecDeque::new();
         } else if !self.timer_runs {
             self.timer_runs = true;
@@ -47,11 +49,11 @@ impl Ended {
     }
 }
 
-/// Takes note of a key of the selected database that may be that of an ended task.
+/// Queues a key of the selected database whose task may have ended.
 pub(super) fn note(context: &Context, name: StringRef<'_>) {
     let name = name.bytes();
     let Ok(key) = TaskKey::parse(name) else { return };
-    // A replica is told by its primary.
+    // A replica gets the removal from its primary.
     if !RECLAIM.get() || !is_in_use(context, key.prefix) || !context.is_settled_primary() {
         return;
     }
@@ -76,7 +78,7 @@ pub(super) fn swap(context: &Context, one: c_int, other: c_int) {
 
 /// Called by the server's timer.
 fn remove_some(context: &Context) {
-    // First of all: should anything below panic, the next key starts a timer again.
+    // This comes first: if anything below panics, the next key still starts a timer.
     if let Some(mut ended) = ENDED.borrow_mut(context) {
         ended.timer_runs = false;
         if !context.is_settled_primary() || !RECLAIM.get() {
@@ -100,14 +102,14 @@ fn remove_some(context: &Context) {
     }
 }
 
-/// Removes the entries of a task that has ended, unless the task has come back. What has expired or was evicted here
-/// is at no other node of a cluster, so the entry can go even while the slot is on its way.
+/// Removes the entries of a task that has ended, unless the key holds a live task again. A task that expired
+/// or was evicted here is at no other node of a cluster, so its entry can go even while the slot migrates.
 fn remove_if_ended(context: &Context, slots: &Slots<'_>, name: &[u8]) -> Result<(), Failed> {
     let Ok(key) = TaskKey::parse(name) else { return Ok(()) };
     let task_name = context.create_string(name);
     match presence(context, task_name.as_ref(), context.now_ms()) {
         Presence::Live => return Ok(()),
-        // The key itself may be on its way.
+        // The key itself may be migrating.
         Presence::Lapsed if slots.role_for(name) != Role::Owner => return Ok(()),
         Presence::Lapsed => remove_hash(context, task_name.as_ref())?,
         Presence::Gone => {}

@@ -1,5 +1,6 @@
-//! The prefixes whose keys are this module's: `pmcp` and those of the setting `prefixes` in every database, all others
-//! in the databases where a command has written a task with them since the process started.
+//! The prefixes whose keys belong to this module. `pmcp` and those of the setting `prefixes` belong to it in
+//! every database; any other prefix only in the databases where a command has written a task with it since
+//! the process started.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_int;
@@ -9,14 +10,15 @@ use pmcptask_schema::Keyspace;
 use crate::server::{Context, ServerThread};
 use crate::settings;
 
-/// Prefixes that are kept for one database. Whoever makes a prefix for each task has the entries of the rest to keep.
+/// Maximum number of prefixes kept per database. With more prefixes, for instance one per task, the dead
+/// entries of the rest stay.
 const MOST: usize = 10_000;
 
 type Prefixes = BTreeSet<Box<[u8]>>;
 
 static WRITTEN: ServerThread<BTreeMap<c_int, Prefixes>> = ServerThread::new(BTreeMap::new());
 
-/// Takes note that a command has written a task with this prefix into the selected database.
+/// Remembers that a command has written a task with this prefix into the selected database.
 pub(crate) fn note_written(context: &Context, prefix: &[u8]) {
     if prefix == Keyspace::DEFAULT_PREFIX.as_bytes() {
         return;
@@ -28,7 +30,7 @@ pub(crate) fn note_written(context: &Context, prefix: &[u8]) {
     }
 }
 
-/// Whether keys with this prefix are this module's in the selected database.
+/// Whether keys with this prefix belong to this module in the selected database.
 pub(super) fn is_in_use(context: &Context, prefix: &[u8]) -> bool {
     settings::names_prefix(prefix)
         || WRITTEN.borrow_mut(context).is_some_and(|written| {

@@ -1,14 +1,15 @@
-//! Removes index entries whose task was ended by no command of this module.
+//! Removes index entries of tasks that ended without a command of this module.
 //!
-//! An entry without a task counts for nothing, so nothing here is urgent:
+//! No command lists or counts an entry without a task, so nothing here is urgent:
 //!
-//! - [`ended`] hears from the server of each task that has expired or was evicted, and removes the entry a moment later.
-//! - [`walk`] goes through all indexes every quarter of an hour, at a hundredth of the server's time. An entry
-//!   without a task, that had none in the walk before either, is removed: a tool that copies data in, in whatever order,
-//!   has all that time to finish.
+//! - [`ended`] learns from the server of each task that has expired or was evicted, and removes the entry
+//!   about 10 ms later.
+//! - [`walk`] goes through all indexes every quarter of an hour, with at most 1 % of the server's time. It
+//!   removes an entry without a task if the previous walk found no task either, so a tool that copies data
+//!   in, in any order, has that long to finish.
 //!
-//! Only keys of prefixes that are [`in_use`] are looked at. All others belong to other applications. No entry is ever
-//! made here.
+//! Only keys with prefixes that are [`in_use`] are touched. All other keys belong to other applications.
+//! Nothing here ever adds an entry.
 
 mod dead_entries;
 mod ended;
@@ -21,7 +22,7 @@ use crate::settings;
 
 pub(crate) use in_use::{note_written, written_prefixes};
 
-/// Starts listening.
+/// Subscribes to keys that expire or are evicted.
 pub(crate) fn start(context: &Context) -> bool {
     subscribe_to_ended_keys(context, |context, key| {
         settings::panic_if_asked();
@@ -29,12 +30,12 @@ pub(crate) fn start(context: &Context) -> bool {
     })
 }
 
-/// Takes note of a hash that has outlived its task: hash and entry are removed in a moment.
+/// Queues a hash whose `expires_at` is past: hash and entry are removed about 10 ms later.
 pub(crate) fn note_lapsed(context: &Context, task_name: StringRef<'_>) {
     ended::note(context, task_name);
 }
 
-/// What has happened to the server, or that its housekeeping is due.
+/// Handles a server event.
 pub(crate) fn tell(context: &Context, event: ServerEvent) {
     match event {
         ServerEvent::Cron => walk::step(context),

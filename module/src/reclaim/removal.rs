@@ -5,12 +5,13 @@ use pmcptask_schema::{IndexKey, TaskKey};
 use crate::server::{Context, Failed, Key, Kind, StringRef};
 use crate::{effects, index, settings, statistics};
 
-/// False on a replica, which is told of removals, and while a failover or CLIENT PAUSE forbids writes.
+/// False with `reclaim no`, on a replica, which gets removals from its primary, while data is loading, and
+/// while a failover or CLIENT PAUSE forbids writes.
 pub(super) fn may_write(context: &Context) -> bool {
     settings::RECLAIM.get() && context.is_settled_primary() && !context.writes_are_paused()
 }
 
-/// Removes a hash that has outlived its task.
+/// Removes a hash whose `expires_at` is past.
 pub(super) fn remove_hash(context: &Context, task_name: StringRef<'_>) -> Result<(), Failed> {
     Key::open_unnoticed(context, task_name).delete()?;
     effects::deleted(context, task_name)?;
@@ -19,7 +20,7 @@ pub(super) fn remove_hash(context: &Context, task_name: StringRef<'_>) -> Result
     Ok(())
 }
 
-/// Removes all entries by which a task is known.
+/// Removes a task's entry, and the entry that `pmcp_tasks::RedisBackend` made for the task.
 pub(super) fn remove_entries(context: &Context, key: &TaskKey<'_>) -> Result<(), Failed> {
     remove_entry(context, &IndexKey::of(key), key.task_id)?;
     if let Some((index, member)) = key.old_entry() {
@@ -42,7 +43,7 @@ pub(super) fn remove_entry(context: &Context, index: &IndexKey<'_>, member: &[u8
     Ok(())
 }
 
-/// Counts and logs what cannot happen.
+/// Counts and logs an unexpected failure.
 pub(super) fn report(context: &Context, result: Result<(), Failed>) {
     if let Err(failed) = result {
         statistics::FAILED_CALLS.increment();

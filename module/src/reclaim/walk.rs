@@ -1,6 +1,7 @@
 //! A slow walk through the indexes of all prefixes in use, in all databases.
 //!
-//! Its pauses are by the monotonic clock: that of the wall, which can jump, only says what has expired.
+//! Pauses are measured with the monotonic clock. The wall clock can jump, so it only decides
+//! what has expired.
 
 use std::ffi::c_int;
 use std::time::{Duration, Instant};
@@ -16,7 +17,8 @@ use crate::server::{Context, Key, Kind, ScanCursor, ServerThread};
 use crate::slots::{Role, Slots};
 use crate::{settings, statistics};
 
-/// Steps follow each other no sooner, however often the server calls: the least work takes longer than a share of less.
+/// Minimum time between steps, however often the server calls: even the smallest step takes longer than its
+/// share of a shorter pause.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
@@ -30,7 +32,8 @@ struct Walks {
 
 static WALKS: ServerThread<Option<Walks>> = ServerThread::new(None);
 
-/// Gives up what is known from walks so far: the data or the server's role has changed. A walk starts as soon as possible.
+/// Discards what earlier walks have found, because the data or the server's role has changed. A walk starts
+/// as soon as possible.
 pub(super) fn start_anew(context: &Context) {
     if let Some(mut walks) = WALKS.borrow_mut(context) {
         *walks = None;
@@ -40,7 +43,7 @@ pub(super) fn start_anew(context: &Context) {
 /// Called by the server `hz` times a second.
 pub(super) fn step(context: &Context) {
     if !settings::RECLAIM.get() {
-        // What was dead before the pause may have been copied in anew.
+        // While reclaim is off, data may be copied in, so entries found dead earlier no longer count.
         start_anew(context);
         return;
     }
@@ -81,12 +84,12 @@ impl Walks {
 
 /// One walk through all indexes.
 struct Walk {
-    /// Databases that are still to be looked at, the next one last.
+    /// Databases still to visit, the next one last.
     databases: Vec<c_int>,
     keys: ScanCursor,
-    /// Indexes that are still to be looked at.
+    /// Indexes still to check.
     indexes: Vec<Vec<u8>>,
-    /// The one that is being looked at.
+    /// The index that is being checked.
     index: Option<(Vec<u8>, ScanCursor)>,
 }
 
@@ -99,7 +102,7 @@ impl Walk {
         Self { databases, keys: ScanCursor::new(context), indexes: Vec::new(), index: None }
     }
 
-    /// Looks at some keys or entries; false once all have been seen.
+    /// Processes some keys or entries. False once everything has been processed.
     fn advance(&mut self, context: &Context, slots: &Slots<'_>, dead: &mut DeadEntries) -> bool {
         let Some(database) = self.databases.last() else { return false };
         if !context.select_database(*database) {
@@ -129,7 +132,7 @@ impl Walk {
     }
 }
 
-/// Looks at some entries of an index; false once all have been seen.
+/// Checks some entries of an index. False once all have been checked.
 fn look_at_entries(
     context: &Context,
     slots: &Slots<'_>,
@@ -139,7 +142,7 @@ fn look_at_entries(
 ) -> bool {
     let Ok(key) = IndexKey::parse(name) else { return false };
     let database = context.selected_database();
-    // Collected before any task is looked at: a key that is past its expiry goes by that.
+    // Collected before any task's key is opened, because opening can delete an expired key.
     let mut found: Vec<Vec<u8>> = Vec::new();
     let has_more = {
         let index = Key::open_unnoticed(context, context.create_string(name).as_ref());
@@ -154,7 +157,7 @@ fn look_at_entries(
         match presence(context, task.as_ref(), now_ms) {
             Presence::Live => {}
             Presence::Lapsed => ended::note(context, task.as_ref()),
-            // While a slot is on its way, a task that is not here may be at another node.
+            // While a slot migrates, a task that is missing here may be at another node.
             Presence::Gone
                 if dead.had_no_task(database, name, &member)
                     && slots.role_for(name) == Role::Owner

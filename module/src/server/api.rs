@@ -1,7 +1,7 @@
 //! The server's functions, looked up once when the module is loaded.
 //!
-//! The server hands out its functions as pointers that stay null where it does not have them. Those that
-//! every supported server has are checked at load and plain from then on; the others are options.
+//! A function that the server does not have is a null pointer. Functions that every supported server has are
+//! checked once at load; the others are options.
 
 use std::ffi::{CStr, c_char, c_double, c_int, c_longlong, c_uint, c_ulonglong, c_void};
 use std::fmt;
@@ -23,10 +23,11 @@ macro_rules! functions {
         }
 
         impl Api {
-            /// Takes the pointers that the server has filled in, or the name of the first one that is missing.
+            /// Copies the pointers that the server has filled in. Fails with the name of the
+            /// first missing one.
             fn look_up() -> Result<Self, &'static str> {
-                // SAFETY: the pointers are written by `Export_RedisModule_Init`, which has returned, and by
-                // nobody afterwards; each is copied out, no reference to the static is made.
+                // SAFETY: `Export_RedisModule_Init` wrote the pointers and has returned; nothing writes them
+                // afterwards. Each is copied out, and no reference to the static is made.
                 unsafe {
                     Ok(Self {
                         $($name: raw::$pointer.ok_or(stringify!($pointer))?,)*
@@ -174,7 +175,7 @@ functions! {
         set_command_acl_categories: RedisModule_SetCommandACLCategories =
             unsafe extern "C" fn(*mut raw::RedisModuleCommand, *const c_char) -> c_int,
     }
-    // The bindings do not know them.
+    // Functions that the bindings do not have.
     by_name {
         // Valkey 9.1, whose users can be limited to databases.
         acl_check_permissions: c"ValkeyModule_ACLCheckPermissions" = unsafe extern "C" fn(
@@ -183,16 +184,16 @@ functions! {
     }
 }
 
-/// Asks the server for a function; None where the server has no function of this name.
+/// Asks the server for a function; None if the server has no function of this name.
 pub(super) fn find(function: &CStr) -> Option<*mut c_void> {
     let mut found: *mut c_void = std::ptr::null_mut();
-    // SAFETY: the pointer was filled in when the module was initialized and is copied out. The name is a C string, and
-    // there is room for the pointer that the server writes.
+    // SAFETY: the pointer was filled in when the module was initialized and is copied out. The name is a C
+    // string, and there is room for the pointer that the server writes.
     let is_found = unsafe { raw::RedisModule_GetApi?(function.as_ptr(), (&raw mut found).cast()) == OK };
     (is_found && !found.is_null()).then_some(found)
 }
 
-/// A function of the server has failed that cannot fail after all that was checked before: a defect.
+/// A server function failed although everything was checked before the call: a defect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failed(pub(super) &'static str);
 
@@ -202,20 +203,20 @@ impl fmt::Display for Failed {
     }
 }
 
-/// What the server's functions return for done and not done.
+/// What the server's functions return for success and failure.
 #[allow(clippy::cast_possible_truncation, reason = "0 and 1")]
 pub(super) const OK: c_int = raw::REDISMODULE_OK as c_int;
 #[allow(clippy::cast_possible_truncation, reason = "0 and 1")]
 pub(super) const ERR: c_int = raw::REDISMODULE_ERR as c_int;
 
-/// Takes what a function of the server has returned for an error, unless that is `OK`.
+/// Turns a server function's return value into an error, unless it is `OK`.
 pub(super) fn done(returned: c_int, function: &'static str) -> Result<(), Failed> {
     if returned == OK { Ok(()) } else { Err(Failed(function)) }
 }
 
 static API: OnceLock<Api> = OnceLock::new();
 
-/// Looks the functions up; to be called once the server has filled in its pointers.
+/// Looks up the functions. To be called after the server has filled in its pointers.
 ///
 /// # Errors
 ///
@@ -225,7 +226,7 @@ pub(super) fn initialize() -> Result<&'static Api, &'static str> {
     Ok(API.get_or_init(|| api))
 }
 
-/// The functions, where the module has been loaded.
+/// The functions, if the module has been loaded.
 pub(super) fn get() -> Option<&'static Api> {
     API.get()
 }

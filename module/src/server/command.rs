@@ -1,4 +1,4 @@
-//! Commands: how one is registered, described and called.
+//! Commands: how they are registered, described and called.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,10 +12,10 @@ use super::string::StringRef;
 
 /// A command of this module.
 pub(crate) trait Command {
-    /// What the server is told of it.
+    /// What the server is told about the command.
     const INFO: CommandInfo;
 
-    /// Runs one call of it and replies.
+    /// Runs one call of the command and replies.
     fn run(context: &Context, arguments: &Arguments<'_>);
 
     /// Called after a panic in `run`, before the reply that says so.
@@ -29,7 +29,7 @@ pub(crate) struct CommandInfo {
     pub(crate) flags: &'static CStr,
     /// ACL categories beyond those that the flags imply.
     pub(crate) acl_categories: &'static CStr,
-    /// Number of arguments with the command's name; negative: at least so many.
+    /// Number of arguments, including the command's name. Negative: at least that many.
     pub(crate) arity: i32,
     pub(crate) summary: &'static CStr,
     pub(crate) complexity: &'static CStr,
@@ -44,15 +44,15 @@ pub(crate) struct KeySpec {
     pub(crate) access: Access,
 }
 
-/// What a command does to a key. The server's ACL asks for the matching permission.
+/// What a command does to a key. The server's ACL requires the matching permission.
 #[derive(Clone, Copy)]
 pub(crate) enum Access {
     Read,
-    /// Writes without telling what was there.
+    /// Writes without revealing the old value.
     Update,
-    /// Writes, and tells or depends on what was there.
+    /// Writes, and reveals or depends on the old value.
     ReadAndUpdate,
-    /// Takes out of the key.
+    /// Removes elements from the key.
     DeleteFrom,
     /// Removes the key.
     Remove,
@@ -75,11 +75,11 @@ impl Access {
     }
 }
 
-/// One argument, as `COMMAND DOCS` tells it.
+/// One argument, as `COMMAND DOCS` shows it.
 pub(crate) struct Argument {
     pub(crate) name: &'static CStr,
     pub(crate) kind: ArgumentKind,
-    /// What stands before the value, as in `COUNT n`.
+    /// The word before the value, as in `COUNT n`.
     pub(crate) token: Option<&'static CStr>,
     pub(crate) optional: bool,
 }
@@ -140,16 +140,16 @@ impl<'c> Arguments<'c> {
     }
 }
 
-/// Registers a command and all that describes it.
+/// Registers a command with its description.
 ///
 /// # Errors
 ///
-/// What could not be done.
+/// A sentence that says what failed.
 pub(crate) fn register<C: Command>(context: &Context) -> Result<(), &'static str> {
     let info = &C::INFO;
     let [first_key, last_key] =
         [info.key_specs.first(), info.key_specs.last()].map(|spec| spec.map_or(0, |spec| spec.position));
-    // SAFETY: the context is that of the running call; the server copies name and flags, and `call::<C>`
+    // SAFETY: the context belongs to the running call; the server copies name and flags, and `call::<C>`
     // lives as long as the module.
     let created = unsafe {
         (context.api.create_command)(
@@ -184,7 +184,7 @@ fn describe(
     command: *mut raw::RedisModuleCommand,
     info: &CommandInfo,
 ) -> Result<(), &'static str> {
-    // Layout of the structures below, as the server's own header initializes it.
+    // The layout of the structures below, with the values of the server's own header.
     let version = raw::RedisModuleCommandInfoVersion {
         version: 1,
         sizeof_historyentry: size_of::<raw::RedisModuleCommandHistoryEntry>(),
@@ -192,7 +192,7 @@ fn describe(
         sizeof_arg: size_of::<raw::RedisModuleCommandArg>(),
     };
     let mut key_specs: Vec<_> = info.key_specs.iter().map(key_spec).collect();
-    // SAFETY: plain data of numbers and pointers, for which zero is a value; it marks the end of the list.
+    // SAFETY: plain numbers and pointers, for which zero is a valid value. A zeroed element ends the list.
     key_specs.push(unsafe { std::mem::zeroed() });
     let mut arguments = ArgumentList::new(info.arguments);
     let raw_info = raw::RedisModuleCommandInfo {
@@ -213,8 +213,8 @@ fn describe(
 }
 
 fn key_spec(spec: &KeySpec) -> raw::RedisModuleCommandKeySpec {
-    // SAFETY: plain data of numbers and pointers, for which zero is a value. A zeroed way of finding keys
-    // means one single key.
+    // SAFETY: plain numbers and pointers, for which zero is a valid value. A zeroed way of finding keys means
+    // a single key.
     let mut raw: raw::RedisModuleCommandKeySpec = unsafe { std::mem::zeroed() };
     raw.flags = u64::from(spec.access.flags());
     raw.begin_search_type = raw::RedisModuleKeySpecBeginSearchType_REDISMODULE_KSPEC_BS_INDEX;
@@ -222,7 +222,7 @@ fn key_spec(spec: &KeySpec) -> raw::RedisModuleCommandKeySpec {
     raw
 }
 
-/// Arguments in the server's layout, with what they point to.
+/// Arguments in the server's layout, with the lists that they point to.
 struct ArgumentList {
     raw: Vec<raw::RedisModuleCommandArg>,
     _nested: Vec<ArgumentList>,
@@ -232,7 +232,8 @@ impl ArgumentList {
     fn new(arguments: &[Argument]) -> Self {
         let mut nested = Vec::new();
         let mut raw: Vec<_> = arguments.iter().map(|argument| Self::element(argument, &mut nested)).collect();
-        // SAFETY: plain data of numbers and pointers, for which zero is a value; it marks the end of the list.
+        // SAFETY: plain numbers and pointers, for which zero is a valid value. A zeroed element
+        // ends the list.
         raw.push(unsafe { std::mem::zeroed() });
         Self { raw, _nested: nested }
     }
@@ -259,7 +260,7 @@ impl ArgumentList {
         let subargs = if parts.is_empty() {
             std::ptr::null_mut()
         } else {
-            // The list's elements stay where they are when the list itself moves.
+            // Moving the list does not move its elements, so the pointer stays valid.
             let mut list = Self::new(parts);
             let elements = list.raw.as_mut_ptr();
             nested.push(list);
@@ -291,7 +292,7 @@ unsafe extern "C" fn call<C: Command>(
     let arguments = unsafe { Arguments::from_raw(&context, argv, argc) };
     if catch_unwind(AssertUnwindSafe(|| C::run(&context, &arguments))).is_err() {
         C::panicked();
-        // A second reply would be taken for that of the client's next command.
+        // The client would take a second reply for the reply to its next command.
         if !context.has_replied() {
             context.reply_error(
                 "DEFECT the pmcptask module failed to run this command; this is a defect of the module",

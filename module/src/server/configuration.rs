@@ -26,11 +26,11 @@ impl NumericSetting {
         self.value.load(Ordering::Relaxed)
     }
 
-    /// Registers the setting; its default is the value that it holds.
+    /// Registers the setting, with its current value as the default.
     pub(crate) fn register(&'static self, context: &Context) -> bool {
         let is_size = if self.is_size { raw::REDISMODULE_CONFIG_MEMORY } else { 0 };
-        // SAFETY: the context is that of the running call; `get_number` and `set_number` get back the setting that
-        // is passed here, which lives forever.
+        // SAFETY: the context belongs to the running call; `get_number` and `set_number` get back the setting
+        // that is passed here, which lives forever.
         let registered = unsafe {
             (context.api.register_numeric_config)(
                 context.raw(),
@@ -60,7 +60,7 @@ impl Switch {
         self.is_on.load(Ordering::Relaxed)
     }
 
-    /// Registers the setting; its default is the value that it holds.
+    /// Registers the setting, with its current value as the default.
     pub(crate) fn register(&'static self, context: &Context) -> bool {
         // SAFETY: as for a number.
         let registered = unsafe {
@@ -82,7 +82,8 @@ impl Switch {
 /// A text, empty unless it is set.
 pub(crate) struct TextSetting {
     pub(crate) name: &'static CStr,
-    /// Called with a text before it becomes the setting's; an error is the sentence that says why it cannot.
+    /// Called with a new text before it is stored. An error is the sentence that says why the
+    /// text is refused.
     pub(crate) accept: fn(&[u8]) -> Result<(), String>,
     /// The text as a string of the server, which `CONFIG GET` reads.
     text: AtomicPtr<raw::RedisModuleString>,
@@ -113,9 +114,9 @@ impl TextSetting {
 
 const DEFAULT: c_uint = raw::REDISMODULE_CONFIG_DEFAULT;
 
-/// Takes over what `redis.conf` says of the settings that have been registered.
+/// Applies what `redis.conf` says about the registered settings.
 pub(crate) fn load_settings(context: &Context) -> bool {
-    // SAFETY: the context is that of the running call.
+    // SAFETY: the context belongs to the running call.
     unsafe { (context.api.load_configs)(context.raw()) == OK }
 }
 

@@ -1,4 +1,4 @@
-//! One call of the server into this module: what it may reply, ask and tell.
+//! One call of the server into this module: replies, replication, and questions to the server.
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_long};
@@ -10,25 +10,26 @@ use redis_module::raw;
 use super::api::{self, Api, Failed, OK, done};
 use super::string::{OwnedString, StringRef};
 
-/// The letter for a string, as often as one can be given to [`Context::replicate`], and a null byte.
+/// The format letter of a string, once for each argument that [`Context::replicate`] can take,
+/// and a null byte.
 const STRINGS: &[u8] = b"sssssss\0";
 
-/// The call of the server that is going on.
+/// The current call of the server.
 pub(crate) struct Context {
     pub(super) api: &'static Api,
     raw: *mut raw::RedisModuleCtx,
     replied: Cell<bool>,
-    // The server's thread only.
+    // Stays on the server's thread.
     not_send: PhantomData<*mut ()>,
 }
 
 impl Context {
-    /// None before the module has been loaded, which the server never lets happen.
+    /// None before the module has been loaded; the server never calls that early.
     ///
     /// # Safety
     ///
-    /// `raw` is the context that the server has passed to the entry point that is running, on the
-    /// thread that it called.
+    /// `raw` is the context that the server has passed to the running entry point, on the thread that the
+    /// server called.
     pub(super) unsafe fn enter(raw: *mut raw::RedisModuleCtx) -> Option<Self> {
         Some(Self { api: api::get()?, raw, replied: Cell::new(false), not_send: PhantomData })
     }
@@ -43,7 +44,7 @@ impl Context {
         unsafe { (self.api.milliseconds)() }
     }
 
-    // Replies. The server turns each into RESP2 or RESP3 as the client asked for.
+    // Replies. The server sends each in RESP2 or RESP3, as the client has asked.
 
     /// True once any part of a reply has been made.
     pub(super) fn has_replied(&self) -> bool {
@@ -52,35 +53,36 @@ impl Context {
 
     pub(crate) fn reply_integer(&self, value: i64) {
         self.replied.set(true);
-        // SAFETY: the context is that of the running call.
+        // SAFETY: the context belongs to the running call.
         unsafe { (self.api.reply_with_long_long)(self.raw, value) };
     }
 
     pub(crate) fn reply_null(&self) {
         self.replied.set(true);
-        // SAFETY: the context is that of the running call.
+        // SAFETY: the context belongs to the running call.
         unsafe { (self.api.reply_with_null)(self.raw) };
     }
 
     pub(crate) fn reply_status(&self, status: &CStr) {
         self.replied.set(true);
-        // SAFETY: the context is that of the running call; the server copies the text.
+        // SAFETY: the context belongs to the running call; the server copies the text.
         unsafe { (self.api.reply_with_simple_string)(self.raw, status.as_ptr()) };
     }
 
     pub(crate) fn reply_string(&self, string: StringRef<'_>) {
         self.replied.set(true);
-        // SAFETY: the context is that of the running call and the string is alive. The server copies it or, in newer
-        // ones, takes a reference of its own until the reply has been sent; nothing here changes a string.
+        // SAFETY: the context belongs to the running call and the string is alive. The server copies the
+        // string or, in newer versions, keeps a reference of its own until the reply has been sent; nothing
+        // here changes a string.
         unsafe { (self.api.reply_with_string)(self.raw, string.raw()) };
     }
 
     /// Opens an array; the next `length` replies are its elements.
     pub(crate) fn reply_array(&self, length: usize) {
         self.replied.set(true);
-        // A length beyond c_long cannot be: it counts values that are in memory.
+        // A length beyond c_long is impossible: the values are in memory.
         let length = c_long::try_from(length).unwrap_or(c_long::MAX);
-        // SAFETY: the context is that of the running call.
+        // SAFETY: the context belongs to the running call.
         unsafe { (self.api.reply_with_array)(self.raw, length) };
     }
 
@@ -88,29 +90,30 @@ impl Context {
     pub(crate) fn reply_error(&self, error: &str) {
         self.replied.set(true);
         let error = one_line(error);
-        // SAFETY: the context is that of the running call; the server copies the text.
+        // SAFETY: the context belongs to the running call; the server copies the text.
         unsafe { (self.api.reply_with_error)(self.raw, error.as_ptr()) };
     }
 
-    // What others are told.
+    // What replicas, clients and the log are told.
 
-    /// Tells replicas and the AOF to run `command`, with up to seven arguments. All that one call replicates
-    /// is one transaction. Fails where the server knows no such command: where `rename-command` has taken its name.
+    /// Makes replicas and the AOF run `command`, with up to seven arguments. Everything that one call
+    /// replicates is one transaction. Fails if the server has no such command because `rename-command` has
+    /// taken its name.
     pub(crate) fn replicate<const N: usize>(
         &self,
         command: &CStr,
         arguments: [StringRef<'_>; N],
     ) -> Result<(), Failed> {
-        // One "s" each: the server makes room for as many arguments as there are letters, where a vector ("v")
-        // has it make room twice.
+        // One "s" per argument: the server allocates once, for as many arguments as there are letters. For a
+        // vector ("v") it would allocate twice.
         let format = const { STRINGS.split_at(STRINGS.len() - 1 - N).1 };
         let mut words = [std::ptr::null_mut(); 7];
         for (word, argument) in words.iter_mut().zip(arguments) {
             *word = argument.raw();
         }
         let [word_1, word_2, word_3, word_4, word_5, word_6, word_7] = words;
-        // SAFETY: the format, which ends with the null byte of `STRINGS`, names N strings; they are given first,
-        // and the server reads no more. They are alive, and it takes references of its own.
+        // SAFETY: the format names N strings and ends with the null byte of `STRINGS`. These strings come
+        // first, and the server reads no more. They are alive, and the server takes references of its own.
         let replicated = unsafe {
             (self.api.replicate)(
                 self.raw,
@@ -128,15 +131,15 @@ impl Context {
         done(replicated, "Replicate")
     }
 
-    /// Ends every WATCH on the key and invalidates it in tracking clients.
+    /// Breaks every WATCH on the key and invalidates the key in tracking clients.
     pub(crate) fn signal_modified(&self, key: StringRef<'_>) {
-        // SAFETY: the context is that of the running call and the string is alive.
+        // SAFETY: the context belongs to the running call and the string is alive.
         unsafe { (self.api.signal_modified_key)(self.raw, key.raw()) };
     }
 
     /// Publishes a keyspace event of class *module* (`d`).
     pub(crate) fn notify(&self, event: &CStr, key: StringRef<'_>) {
-        // SAFETY: the context is that of the running call, both strings are alive.
+        // SAFETY: the context belongs to the running call, both strings are alive.
         unsafe {
             (self.api.notify_keyspace_event)(
                 self.raw,
@@ -162,10 +165,10 @@ impl Context {
         unsafe { OwnedString::new(self.api, raw) }
     }
 
-    /// A string of which the caller owns the one reference.
+    /// A new string; the caller owns its only reference.
     pub(super) fn create_raw_string(&self, bytes: &[u8]) -> NonNull<raw::RedisModuleString> {
-        // SAFETY: the pointer is valid for the length, and the server copies the bytes. It aborts where
-        // it has no memory, so what comes back is a string. Its memory is not bound to the call: automatic
+        // SAFETY: the pointer is valid for the length, and the server copies the bytes. The server aborts
+        // when it is out of memory, so it returns a string. The string is not bound to the call: automatic
         // memory is never turned on.
         unsafe {
             NonNull::new_unchecked((self.api.create_string)(self.raw, bytes.as_ptr().cast(), bytes.len()))
@@ -178,14 +181,14 @@ impl Context {
 
     // The state of the server.
 
-    /// Whether the server has a command of this name: `rename-command` can take the name away.
+    /// Whether the server has a command of this name; `rename-command` can take the name away.
     pub(crate) fn has_command(&self, name: &CStr) -> bool {
         let name = self.create_string(name.to_bytes());
         let mut words = [name.as_ref().raw()];
         let mut count = 0;
-        // SAFETY: the context is that of the running call; the list is of as many strings as are said, which are alive.
-        // With too few arguments for the command the server says so and reads none of them. A list of keys, which no
-        // command has without arguments, would be the caller's to free.
+        // SAFETY: the context belongs to the running call; the list holds one string, as stated, which is
+        // alive. If the command needs more arguments, the server says so and reads none. No command has keys
+        // without arguments, but a returned list of keys would be the caller's to free.
         unsafe {
             let keys = (self.api.get_command_keys)(self.raw, words.as_mut_ptr(), 1, &raw mut count);
             let error = std::io::Error::last_os_error();
@@ -197,23 +200,23 @@ impl Context {
     }
 
     pub(crate) fn selected_database(&self) -> c_int {
-        // SAFETY: the context is that of the running call.
+        // SAFETY: the context belongs to the running call.
         unsafe { (self.api.get_selected_db)(self.raw) }
     }
 
-    /// Makes the rest of this call use another database. False where there is none of that number.
+    /// Makes the rest of this call use another database. False if there is no database of that number.
     pub(crate) fn select_database(&self, database: c_int) -> bool {
-        // SAFETY: the context is that of the running call.
+        // SAFETY: the context belongs to the running call.
         unsafe { (self.api.select_db)(self.raw, database) == OK }
     }
 
     fn has_flag(&self, flag: u32) -> bool {
-        // SAFETY: the context is that of the running call.
+        // SAFETY: the context belongs to the running call.
         let flags = unsafe { (self.api.get_context_flags)(self.raw) };
         flags.cast_unsigned() & flag != 0
     }
 
-    /// True on a primary that has loaded its data: the one that decides what is gone.
+    /// True on a primary that has loaded its data: only such a server decides what is gone.
     pub(crate) fn is_settled_primary(&self) -> bool {
         self.has_flag(raw::REDISMODULE_CTX_FLAGS_MASTER)
             && !self.has_flag(raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING)
@@ -223,10 +226,10 @@ impl Context {
         self.has_flag(raw::REDISMODULE_CTX_FLAGS_AOF)
     }
 
-    /// A field of the section `server` of `INFO`; None where there is none of that name.
+    /// A field of the section `server` of `INFO`; None if there is no field of that name.
     pub(crate) fn server_info(&self, field: &CStr) -> Option<String> {
-        // SAFETY: the context is that of the running call. The server hands out the section, which is freed after the
-        // field, a C string inside of the section, has been copied.
+        // SAFETY: the context belongs to the running call. The field is a C string inside the section, so the
+        // section is freed after the field has been copied.
         unsafe {
             let section = (self.api.get_server_info)(self.raw, c"server".as_ptr());
             let value = (self.api.server_info_get_field)(section, field.as_ptr());
@@ -236,8 +239,8 @@ impl Context {
         }
     }
 
-    /// The databases that hold keys; None where INFO is renamed. Valkey 9 creates a database that is selected, so to select
-    /// each one is no way to find out.
+    /// The databases that hold keys; None if INFO is renamed. Selecting each database to find out would be
+    /// worse: Valkey 9 creates a database when it is selected.
     pub(crate) fn databases_with_keys(&self) -> Option<Vec<c_int>> {
         let info = self.ask(c"INFO", c"keyspace")?;
         let lines = info.split(|byte| *byte == b'\n').filter_map(|line| str::from_utf8(line).ok());
@@ -255,15 +258,16 @@ impl Context {
         unsafe { (self.api.avoid_replica_traffic)() != 0 }
     }
 
-    /// What `CLUSTER NODES` says of this node and the others; empty where the server does not say.
+    /// The reply of `CLUSTER NODES`; empty if the server gives none.
     pub(crate) fn cluster_nodes(&self) -> Vec<u8> {
         self.ask(c"CLUSTER", c"NODES").unwrap_or_default()
     }
 
-    /// The text with which a command replies to one argument; None where there is no such command.
+    /// The reply of a command with one argument; None if there is no such command, or the reply is
+    /// not a string.
     fn ask(&self, command: &CStr, argument: &CStr) -> Option<Vec<u8>> {
-        // SAFETY: the format names one C string, which is given. The reply is freed after its bytes have been copied. A
-        // reply that is no string has a null pointer.
+        // SAFETY: the format names one C string, which is given. The reply is freed after its bytes have been
+        // copied. A reply that is no string has a null pointer.
         unsafe {
             let reply = (self.api.call)(self.raw, command.as_ptr(), c"c".as_ptr(), argument.as_ptr());
             if reply.is_null() {
@@ -278,7 +282,7 @@ impl Context {
         }
     }
 
-    /// The slot of a key; None where the server does not say.
+    /// The slot of a key; None if the server does not say.
     pub(crate) fn cluster_slot(&self, key: &[u8]) -> Option<i64> {
         // SAFETY: the format names a C string and a buffer with its length, which are given. The reply is
         // freed after its number has been read; a null reply (no such command) has none.
@@ -303,7 +307,7 @@ impl Context {
     }
 }
 
-/// The text as one line with no NUL in it, so that it can neither end early nor end the reply.
+/// The text as one line without NUL: a NUL would cut the text short, and a line break would end the reply.
 fn one_line(text: &str) -> CString {
     let bytes: Vec<u8> =
         text.bytes().map(|byte| if matches!(byte, 0 | b'\r' | b'\n') { b' ' } else { byte }).collect();

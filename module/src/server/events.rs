@@ -1,4 +1,4 @@
-//! What the server tells: tasks that it has ended, and changes of the server itself.
+//! Events from the server: keys that it has ended, and changes of the server itself.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,12 +15,12 @@ type KeyHandler = fn(&Context, StringRef<'_>);
 
 static KEY_HANDLER: OnceLock<KeyHandler> = OnceLock::new();
 
-/// Calls `handler` with each key that has expired or was evicted. The handler runs in the middle of whatever ended
-/// the key and must not write.
+/// Calls `handler` with each key that has expired or was evicted. The handler runs in the middle of the
+/// operation that ended the key and must not write.
 pub(crate) fn subscribe_to_ended_keys(context: &Context, handler: KeyHandler) -> bool {
     KEY_HANDLER.get_or_init(|| handler);
     let classes = raw::REDISMODULE_NOTIFY_EXPIRED | raw::REDISMODULE_NOTIFY_EVICTED;
-    // SAFETY: the context is that of the running call.
+    // SAFETY: the context belongs to the running call.
     let subscribed =
         unsafe { (context.api.subscribe_to_keyspace_events)(context.raw(), classes, Some(key_event)) };
     subscribed == OK
@@ -56,7 +56,7 @@ pub(crate) enum ServerEvent {
     Cron,
     /// The append-only file is about to be loaded.
     AppendOnlyFileLoads,
-    /// A database has been emptied, or all of them.
+    /// One or all databases have been emptied.
     Flushed,
     /// A data set has been loaded, from disk or from a primary.
     DataLoaded,
@@ -83,7 +83,7 @@ pub(crate) fn subscribe_to_server_events(context: &Context, handler: ServerHandl
     .into_iter()
     .all(|id| {
         let event = raw::RedisModuleEvent { id, dataver: 1 };
-        // SAFETY: the context is that of the running call.
+        // SAFETY: the context belongs to the running call.
         unsafe { (context.api.subscribe_to_server_event)(context.raw(), event, Some(server_event)) == OK }
     })
 }

@@ -1,4 +1,4 @@
-//! An open key: what type it holds, its hash fields, its sorted-set members, its expiry.
+//! An open key: its type, its hash fields, its sorted-set members, its expiry.
 
 use std::ffi::c_int;
 use std::ops::ControlFlow;
@@ -13,17 +13,17 @@ use super::string::{OwnedString, StringRef};
 /// Ends a list of names in a call with a variable number of arguments.
 const NO_MORE: *mut raw::RedisModuleString = std::ptr::null_mut();
 
-/// What a key holds, as far as this module tells types apart.
+/// What a key holds: the types that this module tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Nothing,
     Hash,
     SortedSet,
-    /// Any other type, those of newer servers included.
+    /// Any other type, including those of newer servers.
     Other,
 }
 
-/// A part of a sorted set, in its order or against it.
+/// A range of scores in a sorted set, and the direction to walk it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Walk {
     pub(crate) lowest: f64,
@@ -44,31 +44,32 @@ pub(crate) struct Key<'c> {
 }
 
 impl<'c> Key<'c> {
-    /// Opens a key to read it; None where there is nothing, or nothing any more.
+    /// Opens a key for reading. None if the key does not exist or has expired.
     pub(crate) fn open_for_reading(context: &'c Context, name: StringRef<'_>) -> Option<Self> {
-        // SAFETY: the context is that of the running call and the name is alive.
+        // SAFETY: the context belongs to the running call and the name is alive.
         let raw =
             unsafe { (context.api.open_key)(context.raw(), name.raw(), raw::REDISMODULE_READ.cast_signed()) };
         Some(Self { context, raw: NonNull::new(raw)? })
     }
 
-    /// Opens a key to write it, whether or not there is anything. Closing it signals nothing: whoever
-    /// writes calls [`Context::signal_modified`].
+    /// Opens a key for writing, whether or not it exists. Closing it signals nothing: a caller that writes
+    /// calls [`Context::signal_modified`].
     pub(crate) fn open_for_writing(context: &'c Context, name: StringRef<'_>) -> Self {
         Self::open(context, name, raw::REDISMODULE_READ | raw::REDISMODULE_WRITE)
     }
 
-    /// Opens a key for the module's own ends: the key does not count as used, neither for `OBJECT IDLETIME` nor as a
-    /// hit or a miss. A key that is past its expiry goes by this, as by any look at it.
+    /// Opens a key for the module's own work. This counts neither as a use of the key (`OBJECT IDLETIME`) nor
+    /// as a hit or a miss. As with any access, the server may delete the key if it has expired.
     pub(crate) fn open_unnoticed(context: &'c Context, name: StringRef<'_>) -> Self {
-        // Reads count hits and misses, in Redis 7.0 without exception; writes never do.
+        // Opening for reading counts hits and misses, in Redis 7.0 without exception. Opening for
+        // writing never does.
         let mode = raw::REDISMODULE_READ | raw::REDISMODULE_WRITE | raw::REDISMODULE_OPEN_KEY_NOTOUCH;
         Self::open(context, name, mode)
     }
 
     fn open(context: &'c Context, name: StringRef<'_>, mode: u32) -> Self {
-        // SAFETY: the context is that of the running call and the name is alive. For writing the server
-        // always hands out a handle.
+        // SAFETY: the context belongs to the running call and the name is alive. The server always returns a
+        // handle to a key that is opened for writing.
         let raw = unsafe {
             NonNull::new_unchecked((context.api.open_key)(context.raw(), name.raw(), mode.cast_signed()))
         };
@@ -89,7 +90,7 @@ impl<'c> Key<'c> {
     pub(crate) fn kind(&self) -> Kind {
         // SAFETY: the key is open.
         let kind = unsafe { (self.context.api.key_type)(self.raw.as_ptr()) };
-        // As plain numbers: servers to come have types that the bindings do not know.
+        // Compared as plain numbers, because newer servers have types that the bindings do not know.
         match isize::try_from(kind) {
             Ok(raw::REDISMODULE_KEYTYPE_EMPTY) => Kind::Nothing,
             Ok(raw::REDISMODULE_KEYTYPE_HASH) => Kind::Hash,
@@ -98,13 +99,13 @@ impl<'c> Key<'c> {
         }
     }
 
-    /// Elements of what the key holds.
+    /// Number of elements in the key's value.
     pub(crate) fn len(&self) -> usize {
         // SAFETY: the key is open.
         unsafe { (self.context.api.value_length)(self.raw.as_ptr()) }
     }
 
-    /// Removes the key and what it holds. It has to be open for writing.
+    /// Removes the key and its value. The key has to be open for writing.
     pub(crate) fn delete(&mut self) -> Result<(), Failed> {
         // SAFETY: the key is open.
         done(unsafe { (self.context.api.delete_key)(self.raw.as_ptr()) }, "DeleteKey")
@@ -117,8 +118,8 @@ impl<'c> Key<'c> {
         (at != i64::from(raw::REDISMODULE_NO_EXPIRE)).then_some(at)
     }
 
-    /// Sets or removes the key's expiry, which does not remove the key even where it is past. It has to
-    /// be open for writing and hold something.
+    /// Sets or removes the key's expiry. An expiry in the past does not remove the key. The key has to be
+    /// open for writing and exist.
     pub(crate) fn set_expiry(&mut self, at_ms: Option<i64>) -> Result<(), Failed> {
         let at = at_ms.unwrap_or_else(|| i64::from(raw::REDISMODULE_NO_EXPIRE));
         // SAFETY: the key is open.
@@ -127,7 +128,7 @@ impl<'c> Key<'c> {
 
     // Hashes.
 
-    /// Reads up to three fields of a hash; all None where the key holds none.
+    /// Reads up to three fields of a hash; all None if the key holds no hash.
     pub(crate) fn hash_fields<const N: usize>(
         &self,
         fields: [StringRef<'_>; N],
@@ -140,8 +141,8 @@ impl<'c> Key<'c> {
         let mut values: [*mut raw::RedisModuleString; 3] = [std::ptr::null_mut(); 3];
         let [name_1, name_2, name_3] = names;
         let [value_1, value_2, value_3] = &mut values;
-        // SAFETY: the key is open. The list is of pairs, name and place for a string, and ends at the first
-        // null name; all names and places outlive the call.
+        // SAFETY: the key is open. The list consists of pairs, name and place for a string, and ends at the
+        // first null name. All names and places outlive the call.
         unsafe {
             (self.context.api.hash_get)(
                 self.raw.as_ptr(),
@@ -180,8 +181,8 @@ impl<'c> Key<'c> {
         exists != 0
     }
 
-    /// Sets up to three fields of a hash, which comes to be where there was nothing. The key has to be
-    /// open for writing and hold a hash or nothing.
+    /// Sets up to three fields of a hash, which is created if the key does not exist. The key has to be open
+    /// for writing and hold a hash or nothing.
     pub(crate) fn set_hash_fields<const N: usize>(
         &mut self,
         fields: [(StringRef<'_>, StringRef<'_>); N],
@@ -193,8 +194,8 @@ impl<'c> Key<'c> {
             *pair = (name.raw(), value.raw());
         }
         let [(name_1, value_1), (name_2, value_2), (name_3, value_3)] = pairs;
-        // SAFETY: the key is open. The list is of pairs, name and value, and ends at the first null name; the
-        // server copies names and values.
+        // SAFETY: the key is open. The list consists of pairs, name and value, and ends at the first null
+        // name. The server copies names and values.
         let set = unsafe {
             (self.context.api.hash_set)(
                 self.raw.as_ptr(),
@@ -235,8 +236,8 @@ impl<'c> Key<'c> {
         (found == OK).then_some(score)
     }
 
-    /// Sets a member's score; the sorted set comes to be where there was nothing. The key has to be open
-    /// for writing and hold a sorted set or nothing.
+    /// Sets a member's score; the sorted set is created if the key does not exist. The key has to be open for
+    /// writing and hold a sorted set or nothing.
     pub(crate) fn set_score(&mut self, member: StringRef<'_>, score: f64) -> Result<(), Failed> {
         // SAFETY: the key is open and the member is alive; null flags mean none.
         let added = unsafe {
@@ -245,8 +246,8 @@ impl<'c> Key<'c> {
         done(added, "ZsetAdd")
     }
 
-    /// Removes a member, and the sorted set with its last one. True if there was such a member. The key
-    /// has to be open for writing and hold a sorted set or nothing.
+    /// Removes a member. Removing the last member removes the sorted set. True if there was such a member.
+    /// The key has to be open for writing and hold a sorted set or nothing.
     pub(crate) fn remove_member(&mut self, member: StringRef<'_>) -> Result<bool, Failed> {
         let mut removed: c_int = 0;
         // SAFETY: the key is open and the member is alive.
@@ -256,8 +257,8 @@ impl<'c> Key<'c> {
         Ok(removed != 0)
     }
 
-    /// Passes the members of a part of a sorted set to `visit`, which must not call the server: opening a
-    /// key, even to read it, can change what is being walked.
+    /// Passes the members in a range of scores to `visit`, which must not call the server: opening a key,
+    /// even for reading, can change the sorted set.
     pub(crate) fn walk(&self, part: Walk, mut visit: impl FnMut(OwnedString<'c>, f64) -> ControlFlow<()>) {
         let Walk { lowest, highest, highest_first } = part;
         let api = self.context.api;
@@ -267,8 +268,8 @@ impl<'c> Key<'c> {
         } else {
             (api.zset_first_in_score_range, api.zset_range_next)
         };
-        // SAFETY: the key is open, and nothing changes the sorted set before the walk is stopped. The
-        // server hands out members that the caller owns, null where the part has none or the key is no sorted set.
+        // SAFETY: the key is open, and nothing changes the sorted set before the walk is stopped. The server
+        // returns members that the caller owns, or null if the range has none or the key is not a sorted set.
         unsafe {
             if start(key, lowest, highest, 0, 0) != OK {
                 return;

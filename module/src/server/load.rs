@@ -9,12 +9,12 @@ use super::api::{self, ERR, OK};
 use super::command::Arguments;
 use super::context::Context;
 
-/// What the server loads.
+/// The module that the server loads.
 pub(crate) trait Module {
     const NAME: &'static CStr;
     const VERSION: i32;
 
-    /// Registers all that the module has. `arguments` are those of `loadmodule`.
+    /// Registers everything that the module offers. `arguments` are those of `loadmodule`.
     ///
     /// # Errors
     ///
@@ -27,7 +27,7 @@ pub(crate) trait Module {
 
 /// # Safety
 ///
-/// To be called by the server, as a module's `RedisModule_OnUnload`.
+/// Only the server may call it, as a module's `RedisModule_OnUnload`.
 pub(crate) unsafe fn on_unload<M: Module>(raw: *mut raw::RedisModuleCtx) -> c_int {
     if M::may_unload() {
         drop(panic::take_hook());
@@ -43,29 +43,29 @@ pub(crate) unsafe fn on_unload<M: Module>(raw: *mut raw::RedisModuleCtx) -> c_in
     ERR
 }
 
-/// Has the server's log tell where a panic was, and no more: its message may hold a user's data, and
-/// collecting a backtrace has crashed servers whose allocator is not that of the system.
+/// Logs where a panic was, and no more: its message may contain a user's data, and collecting a backtrace has
+/// crashed servers whose allocator is not the system's.
 fn log_panics(context: &Context) {
     let log = context.api.log;
     panic::set_hook(Box::new(move |panic| {
         let place = panic.location().map(|place| format!("{}:{}", place.file(), place.line()));
         let place = CString::new(place.unwrap_or_default()).unwrap_or_default();
         let format = c"pmcptask: a panic at %s; this is a defect of the module";
-        // SAFETY: without a context the line is logged all the same; a fixed format with one C string.
+        // SAFETY: the server also logs without a context. The format is fixed and takes one C string.
         unsafe { log(std::ptr::null_mut(), c"warning".as_ptr(), format.as_ptr(), place.as_ptr()) };
     }));
 }
 
 /// # Safety
 ///
-/// To be called by the server, as a module's `RedisModule_OnLoad`.
+/// Only the server may call it, as a module's `RedisModule_OnLoad`.
 pub(crate) unsafe fn on_load<M: Module>(
     raw: *mut raw::RedisModuleCtx,
     argv: *mut *mut raw::RedisModuleString,
     argc: c_int,
 ) -> c_int {
     let failed = ERR;
-    // Nothing is allocated before the next call returns: the allocator is the server's.
+    // Nothing may be allocated before the next call returns, because the allocator is the server's.
     // SAFETY: the server passes its context; the name is a C string.
     let registered = unsafe {
         raw::Export_RedisModule_Init(
@@ -99,15 +99,15 @@ pub(crate) unsafe fn on_load<M: Module>(
     // SAFETY: the server passes the context of this call.
     let Some(context) = (unsafe { Context::enter(raw) }) else { return failed };
     log_panics(&context);
-    // Writes say themselves what they modified. What the module keeps about keys is dropped when another data set has been
-    // loaded in the background.
+    // Each write signals the modified keys itself. What the module keeps about keys is dropped after another
+    // data set has been loaded in the background.
     let mut options =
         raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED | raw::REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD;
     if is_valkey() {
-        // Keys of a slot that is on its way are another node's to this module until the slot has arrived.
+        // To this module, the keys of a migrating slot belong to another node until the slot has arrived.
         options |= VALKEY_OPTIONS_HANDLE_ATOMIC_SLOT_MIGRATION;
     }
-    // SAFETY: the context is that of the running call.
+    // SAFETY: the context belongs to the running call.
     unsafe { (context.api.set_module_options)(raw, options.cast_signed()) };
     // SAFETY: the server passes `argc` arguments, alive for this call.
     let arguments = unsafe { Arguments::from_raw(&context, argv, argc) };
@@ -124,16 +124,16 @@ pub(crate) unsafe fn on_load<M: Module>(
     }
 }
 
-/// Valkey 9 refuses `CLUSTER MIGRATESLOTS` while a module is loaded that does not set it. In Redis, which asks
-/// nothing of the kind, the bit may come to mean something else.
+/// Valkey 9 refuses `CLUSTER MIGRATESLOTS` while a module is loaded that does not set this option. Redis has
+/// no such option and may give the bit another meaning.
 const VALKEY_OPTIONS_HANDLE_ATOMIC_SLOT_MIGRATION: u32 = 1 << 5;
 
-/// Valkey has its functions under names of its own too.
+/// Valkey also offers its functions under its own names.
 fn is_valkey() -> bool {
     api::find(c"ValkeyModule_SetModuleOptions").is_some()
 }
 
-/// Makes `$module` what the server finds in this library.
+/// Exports `$module` as the module that the server finds in this library.
 macro_rules! export {
     ($module:ty) => {
         /// Called by the server to load the module.

@@ -1,4 +1,4 @@
-//! What users may do, by the server's ACL.
+//! What users may do according to the server's ACL.
 
 use std::cell::{Cell, OnceCell};
 use std::ffi::CStr;
@@ -18,21 +18,21 @@ pub(crate) struct AclUser<'c> {
 }
 
 impl<'c> AclUser<'c> {
-    /// None where there is no user of this name.
+    /// None if there is no user of this name.
     pub(crate) fn find(context: &'c Context, name: StringRef<'_>) -> Option<Self> {
-        // SAFETY: the name is alive; the server hands over a handle of its own.
+        // SAFETY: the name is alive; the server returns a handle that the caller owns.
         let raw = NonNull::new(unsafe { (context.api.get_module_user_from_user_name)(name.raw()) })?;
         Some(Self { context, raw })
     }
 
-    /// Whether the user may run a command in the selected database, with this key as its first argument and up to two
-    /// `more`: some servers check how many arguments there are.
+    /// Whether the user may run a command in the selected database, with this key as its first argument and
+    /// up to two `more` arguments: some servers check the number of arguments.
     pub(crate) fn may(&self, command: StringRef<'_>, key: StringRef<'_>, more: i32) -> bool {
         let mut words = [command.raw(), key.raw(), key.raw(), key.raw()];
         let count = more.clamp(0, 2).saturating_add(2);
         let (user, words) = (self.raw.as_ptr(), words.as_mut_ptr());
-        // SAFETY: the user is alive until drop, the list is of as many strings as are said at least, all alive. A null
-        // pointer asks for no reason.
+        // SAFETY: the user is alive until drop; the list holds at least as many strings as stated, all alive.
+        // The null pointer means that no reason is wanted.
         unsafe {
             match self.context.api.acl_check_permissions {
                 Some(check) => {
@@ -43,26 +43,26 @@ impl<'c> AclUser<'c> {
         }
     }
 
-    /// The user's rules, as `ACL LIST` shows them. The server keeps the text ready.
+    /// The user's rules, as `ACL LIST` shows them. The server caches the text.
     fn rules(&self) -> Option<OwnedString<'c>> {
         let Api { get_module_user_acl_string, .. } = self.context.api;
         let describe = (*get_module_user_acl_string)?;
-        // SAFETY: the user is alive; the server hands out a string that the caller owns.
+        // SAFETY: the user is alive; the server returns a string that the caller owns.
         unsafe { Some(OwnedString::new(self.context.api, NonNull::new(describe(self.raw.as_ptr()))?)) }
     }
 
-    /// Tells the ACL log that the user was kept from a key.
+    /// Adds to the ACL log that the user was refused a key.
     fn log_refusal(&self, key: StringRef<'_>) {
         let reason = raw::RedisModuleACLLogEntryReason_REDISMODULE_ACL_LOG_KEY;
         let log = self.context.api.acl_add_log_entry;
-        // SAFETY: the context is that of the running call, user and key are alive.
+        // SAFETY: the context belongs to the running call, user and key are alive.
         unsafe { log(self.context.raw(), self.raw.as_ptr(), key.raw(), reason) };
     }
 }
 
 impl Drop for AclUser<'_> {
     fn drop(&mut self) {
-        // SAFETY: the handle is its owner's; to free it leaves the ACL user as it is.
+        // SAFETY: this value owns the handle; freeing it does not change the ACL user.
         unsafe { (self.context.api.free_module_user)(self.raw.as_ptr()) };
     }
 }
@@ -90,10 +90,10 @@ impl CommandName {
 
 /// Who runs a command.
 enum User<'c> {
-    /// Nobody whom the ACL limits: another module by itself, the append-only file.
+    /// Nobody whom the ACL limits: another module on its own behalf, or the append-only file.
     Nobody,
     Known(AclUser<'c>),
-    /// Somebody whom the ACL does not know any more.
+    /// A user who is no longer in the ACL.
     Deleted,
 }
 
@@ -102,8 +102,8 @@ impl<'c> Permissions<'c> {
         Self { context, command, user: OnceCell::new(), has_all: Cell::new(None) }
     }
 
-    /// Whether the user may run the command on `key`. `common` is what all keys start with that are asked for. A refusal
-    /// goes to the ACL log, as those of the server itself do.
+    /// Whether the user may run the command on `key`. All keys that are asked about start with `common`. A
+    /// refusal goes to the ACL log, like the server's own refusals.
     pub(crate) fn allow(&self, key: StringRef<'_>, common: &[u8]) -> bool {
         if self.has_all.get() == Some(true) {
             return true;
@@ -130,11 +130,12 @@ impl<'c> Permissions<'c> {
 
     fn find_user(&self, key: StringRef<'_>) -> User<'c> {
         let Context { api, .. } = self.context;
-        // The server crashes when it is asked for the user's name where there is no user. There is one where a client
-        // that is connected runs the command. A script and another module run the command by a client that is not
-        // connected, and a call in the name of its user tells whether there is one.
-        // SAFETY: the context is that of the running call. A null pointer asks whether the client exists and nothing
-        // more. The format names a string, which is alive; a reply is freed. The user's name is freed after its use.
+        // Asking for the user's name crashes the server if there is no user. There is a user if a connected
+        // client runs the command. A script or another module runs the command through a client that is not
+        // connected; then a call on behalf of that client's user tells whether there is a user.
+        // SAFETY: the context belongs to the running call. The null pointer only asks whether the
+        // client exists. The format names a string, which is alive; a reply is freed. The user's name
+        // is freed after use.
         unsafe {
             let client = (api.get_client_id)(self.context.raw());
             if (api.get_client_info_by_id)(std::ptr::null_mut(), client) != OK {
@@ -156,17 +157,17 @@ impl<'c> Permissions<'c> {
     }
 }
 
-/// Whether a user with these rules, who may run a command on one key that starts with `common`, may run the command on
-/// every such key.
+/// Whether a user with these rules may run a command on every key that starts with `common`, given that the
+/// user may run it on one of these keys.
 ///
-/// So it is where one pattern covers all of these keys and nothing else decides: there are no selectors, which could each
-/// allow a part, and the command is not allowed by its first argument.
+/// True if one pattern covers all these keys and nothing else decides: there are no selectors, each of which
+/// could allow a part, and the command is not limited by its first argument.
 fn allow_all(rules: &[u8], command: &[u8], common: &[u8]) -> bool {
     let names_first_argument = |rule: &[u8]| {
         let rest = rule.strip_prefix(b"+").and_then(|rule| rule.split_at_checked(command.len()));
         rest.is_some_and(|(name, rest)| name.eq_ignore_ascii_case(command) && rest.starts_with(b"|"))
     };
-    // No rule holds a space: the server refuses patterns with one.
+    // No rule contains a space: the server refuses patterns with a space.
     let rules = || rules.split(|byte| *byte == b' ');
     rules().all(|rule| !rule.starts_with(b"(") && !names_first_argument(rule))
         && rules().any(|rule| {

@@ -12,9 +12,10 @@ use super::context::Context;
 use super::key::Key;
 use super::string::StringRef;
 
-/// A position in a walk. What is there all the time is seen at least once, all else perhaps.
+/// A position in a walk. What exists during the whole walk is seen at least once; anything else
+/// may be missed.
 ///
-/// One walk, one cursor: a cursor that has come to its end stays there.
+/// Each walk needs a new cursor: a cursor that has reached its end stays there.
 pub(crate) struct ScanCursor {
     api: &'static Api,
     raw: NonNull<raw::RedisModuleScanCursor>,
@@ -25,7 +26,7 @@ unsafe impl Send for ScanCursor {}
 
 impl ScanCursor {
     pub(crate) fn new(context: &Context) -> Self {
-        // SAFETY: takes nothing; the server aborts where it has no memory, so a cursor comes back.
+        // SAFETY: takes nothing; the server aborts when it is out of memory, so it returns a cursor.
         let raw = unsafe { NonNull::new_unchecked((context.api.scan_cursor_create)()) };
         Self { api: context.api, raw }
     }
@@ -46,10 +47,11 @@ impl ScanCursor {
         }
     }
 
-    /// Passes a few members of a sorted set to `visit`, which must not call the server. False once there are no more.
+    /// Passes a few members of a sorted set to `visit`, which must not call the server. False once
+    /// there are no more.
     ///
-    /// Unlike a walk by score, which can only be entered at a score, a step takes no longer for members that share
-    /// one.
+    /// A walk by score can start only at a score, so many members with one score slow it down. A step here
+    /// does not depend on scores.
     pub(crate) fn scan_members<F: FnMut(&[u8])>(
         &mut self,
         context: &Context,
@@ -57,8 +59,8 @@ impl ScanCursor {
         visit: F,
     ) -> bool {
         let mut scan = Scan { context, visit };
-        // SAFETY: key and cursor are alive; `visit_member` gets back the scan that is passed here, which outlives the
-        // call. The server refuses a key that holds nothing.
+        // SAFETY: key and cursor are alive; `visit_member` gets back the scan that is passed here, which
+        // outlives the call. The server refuses a key that holds nothing.
         unsafe {
             (self.api.scan_key)(
                 key.raw(),

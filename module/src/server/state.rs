@@ -4,7 +4,7 @@ use std::cell::{RefCell, RefMut};
 
 use super::context::Context;
 
-/// A value that can be reached during a call of the server, and only then, so that it needs no lock.
+/// A value that can be reached only during a call of the server, so it needs no lock.
 pub(crate) struct ServerThread<T>(RefCell<T>);
 
 // SAFETY: the value is only reached with a `Context`, which cannot leave the thread that the server
@@ -16,7 +16,7 @@ impl<T> ServerThread<T> {
         Self(RefCell::new(value))
     }
 
-    /// None while the value is borrowed already: an event that comes in the middle of its own handling.
+    /// None if the value is already borrowed, by an event that arrives while another is being handled.
     pub(crate) fn borrow_mut(&self, _: &Context) -> Option<RefMut<'_, T>> {
         self.0.try_borrow_mut().ok()
     }

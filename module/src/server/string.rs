@@ -1,4 +1,5 @@
-//! The server's strings: borrowed from a call, owned and freed with the handle, or made once for all calls.
+//! The server's strings: borrowed from a call, owned and freed with the handle, or created once
+//! for all calls.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -55,10 +56,10 @@ pub(crate) struct OwnedString<'c> {
 impl OwnedString<'_> {
     /// # Safety
     ///
-    /// `raw` is a string of which the caller owns one reference, and gives it up.
+    /// `raw` is a string. The caller owns one reference to it and gives that reference up.
     pub(super) unsafe fn new(api: &'static Api, raw: NonNull<raw::RedisModuleString>) -> Self {
-        // SAFETY: the reference that is owned keeps the string alive until drop, and `as_ref` hands out
-        // nothing that outlives this handle.
+        // SAFETY: the owned reference keeps the string alive until drop, and `as_ref` returns nothing that
+        // outlives this handle.
         Self { string: unsafe { StringRef::new(api, raw) } }
     }
 
@@ -74,14 +75,13 @@ impl OwnedString<'_> {
 
 impl Drop for OwnedString<'_> {
     fn drop(&mut self) {
-        // SAFETY: this handle owns one reference and this is the end of it. The context is only of use
-        // with automatic memory, which this module never turns on.
+        // SAFETY: this handle owns one reference and gives it up here. A context is needed only with
+        // automatic memory, which this module never turns on.
         unsafe { (self.string.api.free_string)(std::ptr::null_mut(), self.string.raw()) }
     }
 }
 
-/// A string that is made when it is first needed and serves all calls from then on, so that they need not
-/// make one each.
+/// A string that is created on first use and then shared by all calls.
 pub(crate) struct Literal {
     text: &'static str,
     raw: Cell<Option<NonNull<raw::RedisModuleString>>>,

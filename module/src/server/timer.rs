@@ -1,4 +1,4 @@
-//! Work for later: a function that the server calls from its event loop.
+//! Deferred work: a function that the server calls from its event loop.
 
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,9 +7,9 @@ use redis_module::raw;
 
 use super::context::Context;
 
-/// Runs `work` in `delay_ms` ms, once. It is a call of its own: what it replicates is one transaction.
+/// Runs `work` once, after `delay_ms` ms, in a call of its own: everything it replicates is one transaction.
 pub(crate) fn start(context: &Context, delay_ms: i64, work: fn(&Context)) {
-    // SAFETY: the context is that of the running call; `fire` gets back the function that is passed here.
+    // SAFETY: the context belongs to the running call; `fire` gets back the function that is passed here.
     // The server does not unload a module that has a timer running.
     unsafe { (context.api.create_timer)(context.raw(), delay_ms, Some(fire), work as *mut c_void) };
 }

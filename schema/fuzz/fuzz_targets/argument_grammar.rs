@@ -1,4 +1,5 @@
-//! Any words after a command are options or an error, and keys of any bytes belong together or do not.
+//! Arbitrary words parse as options or fail, and arbitrary bytes parse as a key or fail. Whatever parses can
+//! be written back and parses to the same value.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

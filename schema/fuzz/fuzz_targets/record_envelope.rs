@@ -1,4 +1,4 @@
-//! Any bytes have an envelope, and it is what a reader of the whole JSON would find.
+//! Any bytes have an envelope, and the envelope matches what a full JSON parser finds.
 #![no_main]
 
 use chrono::{DateTime, FixedOffset};
@@ -8,7 +8,8 @@ use serde_json::Value;
 
 fuzz_target!(|record: &[u8]| {
     let envelope = Envelope::read(record);
-    // The whole reader refuses more (deep nesting, large numbers, lone surrogates); what it takes must agree.
+    // The full parser rejects more (deep nesting, large numbers, lone surrogates). Whatever it
+    // accepts must agree.
     let Ok(Value::Object(members)) = serde_json::from_slice(record) else { return };
     match members.get("expiresAt") {
         None | Some(Value::Null) => assert_eq!(envelope.expires_at_ms, Ok(None)),
@@ -22,7 +23,7 @@ fuzz_target!(|record: &[u8]| {
     assert_eq!(envelope.created_at_ms, created.map(|(ms, _)| ms).filter(|ms| scores.contains(ms)));
 });
 
-/// Whole ms of a timestamp, and whether there is more of it.
+/// A timestamp in whole ms, and whether it has a sub-millisecond part.
 fn moment(value: &Value) -> Option<(i64, bool)> {
     let text = value.as_str()?;
     let moment =
@@ -30,7 +31,8 @@ fn moment(value: &Value) -> Option<(i64, bool)> {
     Some((moment.timestamp_millis(), moment.timestamp_subsec_nanos() % 1_000_000 != 0))
 }
 
-/// A year of more than four digits, by chrono's lenient reader, in the form that its strict one asks for.
+/// A timestamp with a year of more than four digits, read by chrono's lenient parser. Everything after the
+/// year has to pass the strict parser.
 fn beyond_9999(text: &str) -> Option<DateTime<FixedOffset>> {
     let (year, rest) = text.split_at(text.find('-')?);
     let is_year = matches!(year.len(), 6 | 7) && year.bytes().skip(1).all(|byte| byte.is_ascii_digit());
