@@ -38,7 +38,7 @@ impl Entry<'_> {
     /// a place in the order.
     #[allow(clippy::cast_possible_truncation, reason = "beyond the range is as good as its end")]
     fn created_ms(&self) -> i64 {
-        self.score as i64
+        self.score.floor() as i64
     }
 
     /// The position from which a walk continues after this entry.
@@ -66,15 +66,16 @@ pub(crate) enum Position {
 
 impl Position {
     /// The range of scores that can follow this position. It includes the position's whole millisecond,
-    /// because other writers can store fractions as scores. The conversion is exact for all creation times
-    /// that this module writes, which are at most 2^53-1.
+    /// because other writers can store fractions as scores. Beyond 2^53, where a score stands for several
+    /// milliseconds, it includes the position's own score.
     #[allow(clippy::cast_precision_loss, reason = "see above")]
     fn part(&self, newest_first: bool) -> Walk {
         let mut part = Walk { highest_first: newest_first, ..Walk::ALL };
         match (self, newest_first) {
             (Self::Task { created_ms, .. }, false) => part.lowest = *created_ms as f64,
             (Self::Task { created_ms, .. }, true) => {
-                part.highest = (created_ms.saturating_add(1) as f64).next_down();
+                let next_ms = created_ms.saturating_add(1) as f64;
+                part.highest = next_ms.next_down().max(*created_ms as f64);
             }
             (Self::Entry { score, .. }, false) => part.lowest = *score,
             (Self::Entry { score, .. }, true) => part.highest = *score,

@@ -135,6 +135,31 @@ async fn pages_leave_out_no_task_whatever_scores_others_have_written() {
     }
 }
 
+/// The page ends with a task that is deleted before the next page is read.
+#[test]
+fn page_after_a_task_that_has_gone_leaves_out_no_task_whatever_its_score_was() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    for score in ["-1.5", "-0.2", "0", "10.7", "1152921504606846976", "-1152921504606846976"] {
+        for (order, last) in [(&[][..], "c"), (&["REV"][..], "a")] {
+            for task_id in ["a", "b", "c"] {
+                wire.call(&["PMCPTASK.PUT", &format!("pmcp:tasks:owner:{task_id}"), "pmcp:idx:owner", "x"]);
+                wire.call(&["ZADD", "pmcp:idx:owner", score, task_id]);
+            }
+            let mut list =
+                |more: &[&str]| wire.call(&[&["PMCPTASK.LIST", "pmcp:idx:owner"], order, more].concat());
+            // *2 *4 $1 id :version :created …
+            let two = list(&["COUNT", "2"]);
+            let created =
+                two.split("\r\n").filter_map(|line| line.strip_prefix(':')).nth(1).unwrap().to_owned();
+            server.wire().call(&["PMCPTASK.DEL", "pmcp:tasks:owner:b", "pmcp:idx:owner"]);
+            let rest = list(&["AFTER", &created, "b"]);
+            let id = format!("$1\r\n{}\r\n", last);
+            assert!(rest.starts_with("*1\r\n") && rest.contains(&id), "{score} {order:?}: {rest}");
+        }
+    }
+}
+
 /// In the table that a long index is, the server takes -0 and 0 for one score.
 #[test]
 fn no_task_comes_twice_where_scores_are_two_zeros() {
