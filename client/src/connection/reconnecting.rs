@@ -238,17 +238,11 @@ impl Reconnecting {
 async fn reconnect(mut target: Target, state: Arc<ArcSwap<State>>, signals: Arc<Signals>, _end: End) {
     // One attempt that hangs must not take all the time that a call waits.
     let limit = target.settings().timeouts.connect.mul_f32(0.5);
-    // Nor must a pause: a call that comes once the server is back has to find it.
-    let longest_pause = limit.mul_f32(0.5);
-    let mut pauses = retry::pauses_up_to(longest_pause);
-    let mut connected_at = Instant::now();
     let mut number = state.load().number;
+    let mut pace = Pace::new(limit, number != 0);
     let address = target.address_and_origin();
-    // Before the first connection nothing was lost, so there is no pause.
-    let mut is_first = number == 0;
-    let mut is_loss_told = is_first;
-    // When a server that closes new connections was asked for the reason: the answer, or that there is none, holds for a while.
-    let mut asked_why: Option<Instant> = None;
+    // Before the first connection, there is no loss to report.
+    let mut is_loss_told = number == 0;
     loop {
         let lost = state.load_full();
         until_lost(&mut target, &lost, &signals).await;
@@ -256,45 +250,90 @@ async fn reconnect(mut target: Target, state: Arc<ArcSwap<State>>, signals: Arc<
             observe::lost(&address);
             is_loss_told = true;
         }
-        // Only those who wait for a reply use the lost connection now. What it still holds back must not be sent when the
-        // network is back.
-        let (lost_number, was_connected) = (lost.number, lost.connection.is_some());
+        // From here on, only calls that wait for a reply hold the lost connection. Calls that it has not sent yet must not
+        // be sent when the network is back.
+        let lost_number = lost.number;
         state.store(Arc::new(State::new(lost_number, None, lost.failure.clone())));
         drop(lost);
-        if was_connected && connected_at.elapsed() >= STABLE {
-            pauses = retry::pauses_up_to(longest_pause);
-            // A server that ended all connections does not get all of them back in the same moment.
-            sleep(SHORTEST_PAUSE.mul_f32(fastrand::f32())).await;
-        } else if !is_first {
-            sleep(pauses.next().unwrap_or(longest_pause)).await;
-        }
-        is_first = false;
+        sleep(pace.pause()).await;
         // Each attempt has its own number: a failed one may signal its loss later.
         number = number.wrapping_add(1);
         let on_loss = signals.clone();
         let next = match target.connect(limit, move || on_loss.lost(number)).await {
-            Ok(connection) => State::new(number, Some(connection), None),
-            Err(failure)
-                if failure.is_closed_door()
-                    && asked_why.is_some_and(|asked| asked.elapsed() < REASON_HOLDS) =>
-            {
+            Ok(connection) => {
+                pace.connected();
+                if lost_number != 0 {
+                    observe::reconnected(&address);
+                }
+                is_loss_told = false;
+                State::new(number, Some(connection), None)
+            }
+            Err(failure) if pace.asks_for_reason(&failure) => {
+                State::new(lost_number, None, Some(Box::new(target.explain(failure, limit).await)))
+            }
+            Err(failure) => {
                 let known = state.load().failure.clone();
                 State::new(lost_number, None, known.or_else(|| Some(Box::new(failure))))
             }
-            Err(failure) => {
-                asked_why = failure.is_closed_door().then(Instant::now);
-                State::new(lost_number, None, Some(Box::new(target.explain(failure, limit).await)))
-            }
         };
-        if next.number == number {
-            (connected_at, asked_why) = (Instant::now(), None);
-            if lost_number != 0 {
-                observe::reconnected(&address);
-            }
-            is_loss_told = false;
-        }
         state.store(Arc::new(next));
         signals.change.notify_waiters();
+    }
+}
+
+/// When the next attempt to connect is due, and whether its failure is worth another connection to find the reason.
+struct Pace {
+    longest_pause: Duration,
+    pauses: Box<dyn Iterator<Item = Duration> + Send + Sync>,
+    last: LastAttempt,
+    /// When a server that closes new connections was last asked for its reason.
+    asked_for_reason: Option<Instant>,
+}
+
+enum LastAttempt {
+    None,
+    Failed,
+    Connected(Instant),
+}
+
+impl Pace {
+    /// For attempts that take at most `limit` each.
+    fn new(limit: Duration, is_connected: bool) -> Self {
+        // A call that comes once the server is back must not wait for the end of a long pause.
+        let longest_pause = limit.mul_f32(0.5);
+        let last = if is_connected { LastAttempt::Connected(Instant::now()) } else { LastAttempt::None };
+        let pauses = Box::new(retry::pauses_up_to(longest_pause));
+        Self { longest_pause, pauses, last, asked_for_reason: None }
+    }
+
+    /// The pause before the next attempt. That attempt counts as failed until [`Self::connected`] is called.
+    fn pause(&mut self) -> Duration {
+        match std::mem::replace(&mut self.last, LastAttempt::Failed) {
+            LastAttempt::None => Duration::ZERO,
+            LastAttempt::Connected(since) if since.elapsed() >= STABLE => {
+                self.pauses = Box::new(retry::pauses_up_to(self.longest_pause));
+                // A server that closed all connections does not get all of them back at the same time.
+                SHORTEST_PAUSE.mul_f32(fastrand::f32())
+            }
+            LastAttempt::Failed | LastAttempt::Connected(_) => {
+                self.pauses.next().unwrap_or(self.longest_pause)
+            }
+        }
+    }
+
+    fn connected(&mut self) {
+        (self.last, self.asked_for_reason) = (LastAttempt::Connected(Instant::now()), None);
+    }
+
+    /// Whether to ask for the reason of a failure now. A server that closes new connections is asked once in
+    /// [`REASON_HOLDS`].
+    fn asks_for_reason(&mut self, failure: &Error) -> bool {
+        let is_closed_door = failure.is_closed_door();
+        if is_closed_door && self.asked_for_reason.is_some_and(|asked| asked.elapsed() < REASON_HOLDS) {
+            return false;
+        }
+        self.asked_for_reason = is_closed_door.then(Instant::now);
+        true
     }
 }
 
@@ -326,4 +365,59 @@ async fn until_lost(target: &mut Target, state: &State, signals: &Signals) {
 /// Whether a server answers at all, even with an error.
 async fn answers(mut connection: Live) -> bool {
     cmd("PING").exec_async(&mut connection).await.map_or_else(|error| error.code().is_some(), |()| true)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(1);
+
+    fn failure(kind: std::io::ErrorKind) -> Error {
+        Error::NoServer { address: "h:1".to_owned(), cause: std::io::Error::from(kind).into() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn first_attempt_comes_at_once_and_pauses_between_failures_grow_to_half_an_attempt() {
+        let mut pace = Pace::new(LIMIT, false);
+        assert_eq!(pace.pause(), Duration::ZERO);
+        let pauses: Vec<_> = (0..20).map(|_| pace.pause()).collect();
+        assert!(pauses.iter().all(|pause| (SHORTEST_PAUSE..=LIMIT / 2).contains(pause)), "{pauses:?}");
+        assert!(pauses.first() < pauses.last(), "{pauses:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn loss_of_a_connection_that_lasted_is_followed_by_an_attempt_at_once_and_of_a_short_one_is_not() {
+        let mut pace = Pace::new(LIMIT, true);
+        advance(STABLE).await;
+        assert!(pace.pause() <= SHORTEST_PAUSE);
+        for _ in 0..20 {
+            pace.pause();
+        }
+        pace.connected();
+        advance(STABLE - Duration::from_millis(1)).await;
+        assert!(pace.pause() > 2 * SHORTEST_PAUSE, "the pauses have started over");
+        pace.connected();
+        advance(STABLE).await;
+        assert!(pace.pause() <= SHORTEST_PAUSE);
+        assert!(pace.pause() <= 2 * SHORTEST_PAUSE, "the pauses have not started over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn server_that_closes_its_door_is_asked_for_the_reason_every_five_seconds_and_after_each_connection()
+     {
+        let (mut pace, closed) = (Pace::new(LIMIT, true), failure(std::io::ErrorKind::BrokenPipe));
+        assert!(pace.asks_for_reason(&closed));
+        advance(REASON_HOLDS - Duration::from_millis(1)).await;
+        assert!(!pace.asks_for_reason(&closed));
+        advance(Duration::from_millis(1)).await;
+        assert!(pace.asks_for_reason(&closed));
+        pace.connected();
+        assert!(pace.asks_for_reason(&closed));
+        // A failure with a reason of its own costs no other connection, and the next closed door is a new one.
+        assert!(pace.asks_for_reason(&failure(std::io::ErrorKind::ConnectionRefused)));
+        assert!(pace.asks_for_reason(&closed));
+    }
 }
