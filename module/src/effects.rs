@@ -4,8 +4,8 @@
 use std::ffi::CStr;
 
 use crate::fields::EXPIRES_AT;
-use crate::moment::Moment;
 use crate::server::{Context, Failed, StringRef};
+use crate::time::Time;
 
 /// The commands that are replicated for a task's key and for an index.
 pub(crate) const ON_TASKS: [&CStr; 5] = [c"HSET", c"HDEL", c"PEXPIREAT", c"PERSIST", c"DEL"];
@@ -63,11 +63,7 @@ pub(crate) fn expires_at_removed(context: &Context, task: StringRef<'_>) -> Resu
 }
 
 /// The key's expiry was set or removed.
-pub(crate) fn expiry_set(
-    context: &Context,
-    task: StringRef<'_>,
-    at: Option<Moment<'_>>,
-) -> Result<(), Failed> {
+pub(crate) fn expiry_set(context: &Context, task: StringRef<'_>, at: Option<Time<'_>>) -> Result<(), Failed> {
     match at {
         Some(at) => at.spelled(context, |at_ms| context.replicate(c"PEXPIREAT", [task, at_ms])),
         None => context.replicate(c"PERSIST", [task]),
@@ -84,7 +80,7 @@ pub(crate) fn indexed(
     context: &Context,
     index: StringRef<'_>,
     task_id: StringRef<'_>,
-    created: Moment<'_>,
+    created: Time<'_>,
 ) -> Result<(), Failed> {
     created.spelled(context, |created_ms| context.replicate(c"ZADD", [index, created_ms, task_id]))
 }

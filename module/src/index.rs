@@ -8,10 +8,10 @@ use std::ops::ControlFlow;
 
 use pmcptask_schema::IndexKey;
 
-use crate::moment::Moment;
 use crate::record::{self, Presence, Reading, Record};
 use crate::refusal::{Code, Refusal};
-use crate::server::{CommandName, Context, Failed, Key, OwnedString, Permissions, StringRef, Walk};
+use crate::server::{CommandName, Context, Failed, Key, OwnedString, Permissions, ScoreRange, StringRef};
+use crate::time::Time;
 use crate::{effects, slots, statistics};
 
 /// Preallocation limit in entries: far fewer may follow a position than the index holds.
@@ -69,8 +69,8 @@ impl Position {
     /// because other writers can store fractions as scores. Beyond 2^53, where a score stands for several
     /// milliseconds, it includes the position's own score.
     #[allow(clippy::cast_precision_loss, reason = "see above")]
-    fn part(&self, newest_first: bool) -> Walk {
-        let mut part = Walk { highest_first: newest_first, ..Walk::ALL };
+    fn part(&self, newest_first: bool) -> ScoreRange {
+        let mut part = ScoreRange { highest_first: newest_first, ..ScoreRange::ALL };
         match (self, newest_first) {
             (Self::Task { created_ms, .. }, false) => part.lowest = *created_ms as f64,
             (Self::Task { created_ms, .. }, true) => {
@@ -182,8 +182,9 @@ fn entries_after<'c>(
     newest_first: bool,
     limit: usize,
 ) -> Vec<Entry<'c>> {
-    let part =
-        after.map_or(Walk { highest_first: newest_first, ..Walk::ALL }, |after| after.part(newest_first));
+    let part = after.map_or(ScoreRange { highest_first: newest_first, ..ScoreRange::ALL }, |after| {
+        after.part(newest_first)
+    });
     let mut entries = Vec::with_capacity(limit.min(index.len()).min(MOST_ROOM));
     index.walk(part, |task_id, score| {
         let entry = Entry { score, task_id };
@@ -245,7 +246,7 @@ pub(crate) fn insert_entry(
     index: &mut Key<'_>,
     index_name: StringRef<'_>,
     task_id: StringRef<'_>,
-    created: Moment<'_>,
+    created: Time<'_>,
 ) -> Result<(), Failed> {
     // Exact: a creation time is at most 2^53-1.
     #[allow(clippy::cast_precision_loss)]

@@ -18,7 +18,6 @@ mod effects;
 mod fields;
 mod housekeeping;
 mod index;
-mod moment;
 mod reclaim;
 mod record;
 mod refusal;
@@ -28,6 +27,7 @@ mod slots;
 mod statistics;
 mod task;
 mod terms;
+mod time;
 
 use std::ffi::CStr;
 

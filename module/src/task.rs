@@ -5,12 +5,12 @@ use std::ffi::CStr;
 use pmcptask_schema::{IndexKey, TaskKey, expires_at_seconds};
 
 use crate::fields::{DATA, EXPIRES_AT, FIRST_VERSION, VERSION};
-use crate::moment::Moment;
 use crate::record::{ExpiresAt, version_of, why_no_record};
 use crate::refusal::Refusal;
 use crate::server::{Context, Failed, Key, Kind, OwnedString, StringRef};
 use crate::settings::MAX_RECORD_BYTES;
 use crate::terms::Terms;
+use crate::time::Time;
 use crate::{effects, index, reclaim};
 
 /// The longest value that a small hash (a listpack) takes, in bytes: the server's
@@ -203,7 +203,7 @@ impl<'c> OpenTask<'c> {
         effects::fields_set(self.context, self.task_name, fields)
     }
 
-    fn set_expiry(&mut self, expires_at: Option<Moment<'_>>, is_new: bool) -> Result<(), Failed> {
+    fn set_expiry(&mut self, expires_at: Option<Time<'_>>, is_new: bool) -> Result<(), Failed> {
         let before = if is_new { None } else { self.hash.expiry() };
         let expires_at_ms = expires_at.map(|at| at.ms);
         if before != expires_at_ms {

@@ -5,8 +5,8 @@ use std::cell::OnceCell;
 use pmcptask_schema::arguments::{Expiry, WriteOptions};
 use pmcptask_schema::{Envelope, ExpiryError};
 
-use crate::moment::Moment;
 use crate::server::StringRef;
+use crate::time::Time;
 
 /// A record to write, with its expiry, its creation time and the owner's task limit.
 pub(crate) struct Terms<'a> {
@@ -26,19 +26,19 @@ impl<'a> Terms<'a> {
     /// # Errors
     ///
     /// The record's `expiresAt` is not a timestamp.
-    pub(crate) fn expires_at(&self) -> Result<Option<Moment<'a>>, ExpiryError> {
+    pub(crate) fn expires_at(&self) -> Result<Option<Time<'a>>, ExpiryError> {
         match self.options.expiry {
             Expiry::At(at) => Ok(Some(at.into())),
             Expiry::Never => Ok(None),
-            Expiry::FromRecord => Ok(self.envelope().expires_at_ms?.map(Moment::new)),
+            Expiry::FromRecord => Ok(self.envelope().expires_at_ms?.map(Time::new)),
         }
     }
 
     /// When the task was created; `now_ms` if neither options nor record say.
-    pub(crate) fn created(&self, now_ms: i64) -> Moment<'a> {
+    pub(crate) fn created(&self, now_ms: i64) -> Time<'a> {
         match self.options.created_ms {
             Some(created) => created.into(),
-            None => Moment::new(self.envelope().created_at_ms.unwrap_or(now_ms)),
+            None => Time::new(self.envelope().created_at_ms.unwrap_or(now_ms)),
         }
     }
 

@@ -53,13 +53,15 @@ impl Envelope {
         let Some(members) = str::from_utf8(record).ok().and_then(Members::of_record) else {
             return Self::EMPTY;
         };
-        let expires_at_ms = match members.expires_at.map_or(Moment::Absent, Moment::read) {
-            Moment::Absent => Ok(None),
-            Moment::At(at) => Ok(Some(at.ms_rounded_up())),
-            Moment::Unreadable(got) => Err(ExpiryError { got }),
+        let expires_at_ms = match members.expires_at.map_or(TimestampValue::Absent, TimestampValue::read) {
+            TimestampValue::Absent => Ok(None),
+            TimestampValue::At(at) => Ok(Some(at.ms_rounded_up())),
+            TimestampValue::Unreadable(got) => Err(ExpiryError { got }),
         };
-        let created_at_ms = match members.created_at.map(Moment::read) {
-            Some(Moment::At(at)) => Some(at.ms_rounded_down()).filter(|ms| (0..=MAX_CREATED_MS).contains(ms)),
+        let created_at_ms = match members.created_at.map(TimestampValue::read) {
+            Some(TimestampValue::At(at)) => {
+                Some(at.ms_rounded_down()).filter(|ms| (0..=MAX_CREATED_MS).contains(ms))
+            }
             _ => None,
         };
         Self { expires_at_ms, created_at_ms }
@@ -147,14 +149,14 @@ fn string(value: &RawValue) -> Option<Cow<'_, str>> {
 }
 
 /// The value of a member that should be a timestamp.
-enum Moment {
+enum TimestampValue {
     Absent,
     At(Timestamp),
     /// Something else; the text names the kind of value.
     Unreadable(&'static str),
 }
 
-impl Moment {
+impl TimestampValue {
     fn read(value: &RawValue) -> Self {
         // The text is valid JSON, so its first byte tells the kind of value.
         Self::Unreadable(match value.get().as_bytes().first() {
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_of_a_task_record_are_found() {
+    fn times_of_a_task_record_are_found() {
         let record = br#"{"task":{"taskId":"t","createdAt":"2026-11-21T10:00:00.123Z"},
             "ownerId":"o","variables":{"expiresAt":"1999-01-01T00:00:00Z"},"expiresAt":"2026-11-21T11:00:00Z"}"#;
         assert_eq!(
@@ -314,21 +316,21 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_in_a_record_hides_its_moments() {
-        let moments = r#""expiresAt":"1970-01-01T00:00:01Z","task":{"createdAt":"1970-01-01T00:00:02Z"}"#;
+    fn nothing_else_in_a_record_hides_its_times() {
+        let times = r#""expiresAt":"1970-01-01T00:00:01Z","task":{"createdAt":"1970-01-01T00:00:02Z"}"#;
         let found = Envelope { expires_at_ms: Ok(Some(1_000)), created_at_ms: Some(2_000) };
         for value in odd_values() {
             let start = value.get(..60).unwrap_or(&value);
             for record in [
-                format!(r#"{{"a":{value},{moments}}}"#),
-                format!(r#"{{{moments},"a":{value}}}"#),
-                format!(r#"{{"task":{value},"expiresAt":{value},"createdAt":{value},{moments}}}"#),
-                format!(r#"{{"task":{{"createdAt":{value},"expiresAt":{value},"task":{value}}},{moments}}}"#),
+                format!(r#"{{"a":{value},{times}}}"#),
+                format!(r#"{{{times},"a":{value}}}"#),
+                format!(r#"{{"task":{value},"expiresAt":{value},"createdAt":{value},{times}}}"#),
+                format!(r#"{{"task":{{"createdAt":{value},"expiresAt":{value},"task":{value}}},{times}}}"#),
             ] {
                 assert_eq!(Envelope::read(record.as_bytes()), found, "{start}");
             }
             if value.starts_with('"') {
-                let record = format!("{{{value}:0,{moments},{value}:null}}");
+                let record = format!("{{{value}:0,{times},{value}:null}}");
                 let expires_at_ms = if value == r#""expiresAt""# { Ok(None) } else { found.expires_at_ms };
                 let found = Envelope { expires_at_ms, ..found };
                 assert_eq!(Envelope::read(record.as_bytes()), found, "{start}");
@@ -513,7 +515,7 @@ mod tests {
         }
 
         #[test]
-        fn every_moment_that_chrono_writes_is_read_back(
+        fn every_time_that_chrono_writes_is_read_back(
             ms in prop_oneof![0_i64..253_402_300_800_000, 253_402_300_800_000_i64..8_210_266_876_800_000],
         ) {
             let text = DateTime::from_timestamp_millis(ms).unwrap().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);

@@ -154,7 +154,7 @@ fn page_after_a_task_that_has_gone_leaves_out_no_task_whatever_its_score_was() {
                 two.split("\r\n").filter_map(|line| line.strip_prefix(':')).nth(1).unwrap().to_owned();
             server.wire().call(&["PMCPTASK.DEL", "pmcp:tasks:owner:b", "pmcp:idx:owner"]);
             let rest = list(&["AFTER", &created, "b"]);
-            let id = format!("$1\r\n{}\r\n", last);
+            let id = format!("$1\r\n{last}\r\n");
             assert!(rest.starts_with("*1\r\n") && rest.contains(&id), "{score} {order:?}: {rest}");
         }
     }

@@ -14,6 +14,7 @@ mod retry;
 mod runtime;
 mod sentinel;
 mod settings;
+mod survey;
 mod target;
 mod topology;
 

@@ -397,7 +397,7 @@ mod tests {
             pace.pause();
         }
         pace.connected();
-        advance(STABLE - Duration::from_millis(1)).await;
+        advance(STABLE.saturating_sub(Duration::from_millis(1))).await;
         assert!(pace.pause() > 2 * SHORTEST_PAUSE, "the pauses have started over");
         pace.connected();
         advance(STABLE).await;
@@ -410,7 +410,7 @@ mod tests {
      {
         let (mut pace, closed) = (Pace::new(LIMIT, true), failure(std::io::ErrorKind::BrokenPipe));
         assert!(pace.asks_for_reason(&closed));
-        advance(REASON_HOLDS - Duration::from_millis(1)).await;
+        advance(REASON_HOLDS.saturating_sub(Duration::from_millis(1))).await;
         assert!(!pace.asks_for_reason(&closed));
         advance(Duration::from_millis(1)).await;
         assert!(pace.asks_for_reason(&closed));

@@ -1,8 +1,7 @@
 //! Sentinels: who the primary is, and who its replicas are.
 //!
-//! All Sentinels are asked at once, and the one with the latest configuration is believed, as soon as most have
-//! answered: a Sentinel that was cut off from the others does not know of a failover. Where fewer answer in time, they
-//! are believed: the others may be gone for good. The redis crate's own Sentinel client believes the first that answers.
+//! The redis crate's own Sentinel client believes the first Sentinel that answers, which may not know of the last
+//! failover. [`Survey`] asks all of them.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -10,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{ErrorKind, ProtocolVersion, RedisError, RedisResult, Value, cmd};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::endpoint::Endpoint;
 use super::live::Live;
 use super::retry::pauses;
 use super::settings::Settings;
+use super::survey::{Answer, HostAndPort, NoAnswer, Survey};
 use crate::address::SentinelAddress;
 use crate::error::{self, Error};
 
@@ -33,7 +32,8 @@ pub(super) enum Wanted {
 /// A way to one of the servers that Sentinels watch.
 pub(super) struct Sentinels {
     service: Arc<str>,
-    asked: Vec<Sentinel>,
+    endpoints: Vec<Endpoint>,
+    survey: Survey,
     /// A server as it is to be connected to, but for host and port.
     server: Endpoint,
     wanted: Wanted,
@@ -41,93 +41,19 @@ pub(super) struct Sentinels {
     current: Option<Answer>,
     /// Where the last attempt to connect went to.
     tried: Option<Box<Endpoint>>,
-    /// Sentinels that have not answered yet: those of an earlier round are not asked twice.
-    asking: JoinSet<Asked>,
-    round: u64,
 }
 
 impl Clone for Sentinels {
+    /// Connections stay with the runtime that they were made on.
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
-            asked: self
-                .asked
-                .iter()
-                // Connections stay with the runtime that they were made on.
-                .map(|Sentinel { endpoint, .. }| Sentinel {
-                    endpoint: endpoint.clone(),
-                    connection: None,
-                    is_asked: false,
-                })
-                .collect(),
+            endpoints: self.endpoints.clone(),
+            survey: Survey::of(self.endpoints.len()),
             server: self.server.clone(),
             wanted: self.wanted,
             current: None,
             tried: None,
-            asking: JoinSet::new(),
-            round: 0,
-        }
-    }
-}
-
-struct Sentinel {
-    endpoint: Endpoint,
-    connection: Option<Live>,
-    is_asked: bool,
-}
-
-/// What came of asking one of the Sentinels.
-struct Asked {
-    number: usize,
-    round: u64,
-    /// To ask it again.
-    connection: Option<Live>,
-    answer: Result<Answer, NoAnswer>,
-}
-
-/// Host and port.
-type Location = (String, u16);
-
-/// What a Sentinel says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Answer {
-    /// The configuration's number: it grows with each failover.
-    epoch: u64,
-    location: Location,
-    /// The Sentinel.
-    from: String,
-}
-
-/// Why a Sentinel says nothing of use. Those that follow say more than those before.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum NoAnswer {
-    Silence(String),
-    UnknownService,
-    NoHealthyReplica,
-    NoSentinel,
-    Refusal(String),
-}
-
-impl NoAnswer {
-    fn too_late() -> Self {
-        Self::Silence("no reply in time".to_owned())
-    }
-}
-
-impl From<NoAnswer> for RedisError {
-    fn from(why: NoAnswer) -> Self {
-        let kind = ErrorKind::MasterNameNotFoundBySentinel;
-        match why {
-            NoAnswer::Silence(why) => (kind, "no Sentinel answers", why).into(),
-            NoAnswer::UnknownService => (kind, "the Sentinels know no service of this name").into(),
-            NoAnswer::NoHealthyReplica => (kind, "the Sentinels know no healthy replica").into(),
-            NoAnswer::NoSentinel => {
-                (kind, "what answers is no Sentinel: connect to a server itself with redis://host:port")
-                    .into()
-            }
-            NoAnswer::Refusal(reply) => {
-                (kind, "a Sentinel refuses to answer, see sentinel_login", reply).into()
-            }
         }
     }
 }
@@ -138,7 +64,7 @@ impl Sentinels {
         wanted: Wanted,
         settings: Arc<Settings>,
     ) -> Result<Self, Error> {
-        let sentinels = address.sentinels.iter().map(|info| {
+        let endpoints = address.sentinels.iter().map(|info| {
             let mut login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
             if let Some((user, password)) = &settings.sentinel_login {
                 login = login.set_password(password);
@@ -146,22 +72,20 @@ impl Sentinels {
                     login = login.set_username(user);
                 }
             }
-            let endpoint = Endpoint::new(info.clone().set_redis_settings(login), settings.clone())?;
-            Ok(Sentinel { endpoint, connection: None, is_asked: false })
+            Endpoint::new(info.clone().set_redis_settings(login), settings.clone())
         });
-        let sentinels: Vec<_> = sentinels.collect::<Result<_, Error>>()?;
+        let endpoints: Vec<_> = endpoints.collect::<Result<_, Error>>()?;
         let no_sentinel = || Error::Settings("URL: expected at least one Sentinel, got none".to_owned());
         let like = address.sentinels.first().ok_or_else(no_sentinel)?;
         let server = Endpoint::new(like.clone().set_redis_settings(address.login.clone()), settings)?;
         Ok(Self {
             service: address.service.as_str().into(),
-            asked: sentinels,
+            survey: Survey::of(endpoints.len()),
+            endpoints,
             server,
             wanted,
             current: None,
             tried: None,
-            asking: JoinSet::new(),
-            round: 0,
         })
     }
 
@@ -175,7 +99,7 @@ impl Sentinels {
 
     /// For errors: the service and who is asked for it.
     pub(super) fn address(&self) -> String {
-        let sentinels: Vec<_> = self.asked.iter().map(|sentinel| sentinel.endpoint.address()).collect();
+        let sentinels: Vec<_> = self.endpoints.iter().map(Endpoint::address).collect();
         format!("{} (Sentinels {})", self.service, sentinels.join(", "))
     }
 
@@ -241,55 +165,20 @@ impl Sentinels {
         }
     }
 
-    /// Asks a Sentinel, unless its answer to an earlier round is still to come.
-    fn ask(&mut self, number: usize) {
-        let limit = self.time_for_answers();
-        let Some(sentinel) = self.asked.get_mut(number).filter(|sentinel| !sentinel.is_asked) else { return };
-        sentinel.is_asked = true;
-        let (round, service, wanted) = (self.round, self.service.clone(), self.wanted);
-        let (endpoint, connection) = (sentinel.endpoint.clone(), sentinel.connection.clone());
-        self.asking.spawn(async move {
-            let (connection, answer) = ask(endpoint, connection, &service, wanted, limit).await;
-            Asked { number, round, connection, answer }
-        });
-    }
-
-    /// Asks all Sentinels at once, and believes the latest of the first majority that answers, or of those that do in
-    /// time.
+    /// Asks all Sentinels where the server is.
     async fn locate(&mut self) -> RedisResult<Answer> {
-        self.round = self.round.wrapping_add(1);
-        if self.asking.is_empty() {
-            // One that has panicked does not say that it has ended.
-            self.asked.iter_mut().for_each(|sentinel| sentinel.is_asked = false);
-        }
-        for number in 0..self.asked.len() {
-            self.ask(number);
-        }
-        let (started, limit) = (Instant::now(), self.time_for_answers());
-        let (mut best, mut answers, mut why_not) = (None, 0_usize, None);
-        while let Ok(Some(asked)) =
-            timeout(limit.saturating_sub(started.elapsed()), self.asking.join_next()).await
-        {
-            let Ok(Asked { number, round, connection, answer }) = asked else { continue };
-            if let Some(sentinel) = self.asked.get_mut(number) {
-                (sentinel.connection, sentinel.is_asked) = (connection, false);
-            }
-            match answer {
-                // Too old to be believed.
-                _ if round != self.round => self.ask(number),
-                Err(why) => why_not = why_not.max(Some(why)),
-                Ok(answer) => {
-                    answers = answers.saturating_add(1);
-                    if best.as_ref().is_none_or(|best: &Answer| best.epoch < answer.epoch) {
-                        best = Some(answer);
-                    }
+        let (limit, wanted) = (self.time_for_answers(), self.wanted);
+        let Self { survey, endpoints, service, .. } = self;
+        let ask_one = |number: usize, connection| {
+            let (endpoint, service) = (endpoints.get(number).cloned(), service.clone());
+            async move {
+                match endpoint {
+                    Some(endpoint) => ask(endpoint, connection, &service, wanted, limit).await,
+                    None => (None, Err(NoAnswer::too_late())),
                 }
             }
-            if answers > self.asked.len() / 2 {
-                break;
-            }
-        }
-        best.ok_or_else(|| why_not.unwrap_or_else(NoAnswer::too_late).into())
+        };
+        Ok(survey.run(limit, ask_one).await?)
     }
 }
 
@@ -350,7 +239,7 @@ async fn ask_for(
     wanted: Wanted,
     from: String,
 ) -> RedisResult<Result<Answer, NoAnswer>> {
-    let (location, master): (Option<Location>, HashMap<String, String>) = redis::pipe()
+    let (location, master): (Option<HostAndPort>, HashMap<String, String>) = redis::pipe()
         // In the middle of a failover this is the new primary already.
         .cmd("SENTINEL")
         .arg("GET-MASTER-ADDR-BY-NAME")
@@ -371,8 +260,8 @@ async fn ask_for(
     Ok(location.map(|location| Answer { epoch, location, from }).ok_or(NoAnswer::NoHealthyReplica))
 }
 
-fn location_of_healthy_replica(replica: &HashMap<String, String>) -> Option<Location> {
-    let is = |field: &str, value: &str| replica.get(field).is_some_and(|came| came == value);
+fn location_of_healthy_replica(replica: &HashMap<String, String>) -> Option<HostAndPort> {
+    let is = |field: &str, value: &str| replica.get(field).is_some_and(|got| got == value);
     if !is("flags", "slave") || !is("master-link-status", "ok") {
         return None;
     }

@@ -25,13 +25,13 @@ pub(crate) enum Kind {
 
 /// A range of scores in a sorted set, and the direction to walk it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Walk {
+pub(crate) struct ScoreRange {
     pub(crate) lowest: f64,
     pub(crate) highest: f64,
     pub(crate) highest_first: bool,
 }
 
-impl Walk {
+impl ScoreRange {
     /// All members, in order.
     pub(crate) const ALL: Self =
         Self { lowest: f64::NEG_INFINITY, highest: f64::INFINITY, highest_first: false };
@@ -259,8 +259,12 @@ impl<'c> Key<'c> {
 
     /// Passes the members in a range of scores to `visit`, which must not call the server: opening a key,
     /// even for reading, can change the sorted set.
-    pub(crate) fn walk(&self, part: Walk, mut visit: impl FnMut(OwnedString<'c>, f64) -> ControlFlow<()>) {
-        let Walk { lowest, highest, highest_first } = part;
+    pub(crate) fn walk(
+        &self,
+        part: ScoreRange,
+        mut visit: impl FnMut(OwnedString<'c>, f64) -> ControlFlow<()>,
+    ) {
+        let ScoreRange { lowest, highest, highest_first } = part;
         let api = self.context.api;
         let key = self.raw.as_ptr();
         let (start, step) = if highest_first {

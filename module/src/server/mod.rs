@@ -26,7 +26,7 @@ pub(crate) use configuration::{NumericSetting, Switch, TextSetting, load_setting
 pub(crate) use context::Context;
 pub(crate) use events::{ServerEvent, subscribe_to_ended_keys, subscribe_to_server_events};
 pub(crate) use info::{Info, register as register_info};
-pub(crate) use key::{Key, Kind, Walk};
+pub(crate) use key::{Key, Kind, ScoreRange};
 pub(crate) use load::{Module, export, on_load, on_unload};
 pub(crate) use permissions::{AclUser, CommandName, Permissions};
 pub(crate) use scan::ScanCursor;

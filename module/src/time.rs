@@ -6,13 +6,13 @@ use crate::server::{Context, StringRef};
 
 /// A time in ms since the epoch.
 #[derive(Clone, Copy)]
-pub(crate) struct Moment<'a> {
+pub(crate) struct Time<'a> {
     pub(crate) ms: i64,
     /// The command's argument that the time was read from, if any.
     argument: Option<StringRef<'a>>,
 }
 
-impl Moment<'_> {
+impl Time<'_> {
     pub(crate) fn new(ms: i64) -> Self {
         Self { ms, argument: None }
     }
@@ -27,7 +27,7 @@ impl Moment<'_> {
     }
 }
 
-impl<'a> From<Number<StringRef<'a>>> for Moment<'a> {
+impl<'a> From<Number<StringRef<'a>>> for Time<'a> {
     fn from(Number { value: ms, argument }: Number<StringRef<'a>>) -> Self {
         Self { ms, argument: Some(argument) }
     }
