@@ -25,8 +25,6 @@ pub(crate) enum Reading<'c> {
 /// # Errors
 ///
 /// [`Refusal::WrongType`] and [`Refusal::Corrupt`].
-#[allow(clippy::inline_always, reason = "for each task of a list, 30 instructions less")]
-#[inline(always)]
 pub(crate) fn read<'c>(
     context: &'c Context,
     name: StringRef<'_>,

@@ -4,6 +4,8 @@
 //! (or `:idx:`), the task id starts after the last colon, and everything in between is the owner, including
 //! colons, braces and spaces.
 
+use memchr::{memchr, memrchr};
+
 /// The part of a task key between prefix and owner.
 const TASKS: &[u8; 7] = b":tasks:";
 /// The part of an index key between prefix and owner.
@@ -138,7 +140,7 @@ impl OwnersTaskKeys {
     /// another owner.
     #[inline]
     pub fn of_task(&mut self, task_id: &[u8]) -> Option<&[u8]> {
-        if task_id.is_empty() || has_colon(task_id) { None } else { Some(self.of_member(task_id)) }
+        if task_id.is_empty() || memchr(b':', task_id).is_some() { None } else { Some(self.of_member(task_id)) }
     }
 
     /// The task key that an index member names. [`TaskKey::old_entry`] explains members with colons.
@@ -149,31 +151,14 @@ impl OwnersTaskKeys {
     }
 }
 
-/// Checks sixteen bytes at a time, because a list calls this for every task. The last check covers the final
-/// sixteen bytes and may overlap the one before.
-fn has_colon(text: &[u8]) -> bool {
-    let Some(last) = text.last_chunk() else { return text.contains(&b':') };
-    text.as_chunks().0.iter().any(is_colon_among) || is_colon_among(last)
-}
-
-#[allow(clippy::needless_bitwise_bool, reason = "to stop at the first one would take the bytes one by one")]
-fn is_colon_among(bytes: &[u8; 16]) -> bool {
-    bytes.iter().fold(false, |found, byte| found | (*byte == b':'))
-}
-
 fn split_at_first<'a, const N: usize>(key: &'a [u8], separator: &[u8; N]) -> Option<(&'a [u8], &'a [u8])> {
     let at = key.windows(N).position(|window| window.first_chunk() == Some(separator))?;
     let (before, rest) = key.split_at_checked(at)?;
     Some((before, rest.get(N..)?))
 }
 
-/// Searches from the end, sixteen bytes at a time, because a task id is long.
 fn split_at_last_colon(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (_, chunks) = text.as_rchunks();
-    let without = chunks.iter().rev().take_while(|chunk| !is_colon_among(chunk)).count();
-    let end = text.len().checked_sub(without.checked_mul(16)?)?;
-    let at = text.get(..end)?.iter().rposition(|byte| *byte == b':')?;
-    let (before, rest) = text.split_at_checked(at)?;
+    let (before, rest) = text.split_at_checked(memrchr(b':', text)?)?;
     Some((before, rest.get(1..)?))
 }
 
