@@ -4,10 +4,10 @@
 //! cargo run -p pmcptask-client --example mcp_task_demo
 //! ```
 //!
-//! It starts a Redis server with the module (`redis-server` of the search path, or the one that
-//! `PMCPTASK_SERVER` names; with `REDIS_URL` it uses the server there, which has to have the module), runs
-//! `mcp_task_server` as processes of their own, and talks to them with pmcp's client over HTTP. What it
-//! prints it has checked; at the first thing that is not as it should be it ends with exit code 1.
+//! It starts a Redis server with the module: `redis-server` of the search path, or the program that
+//! `PMCPTASK_SERVER` names. With `REDIS_URL` it uses the server there, which must have the module. It runs
+//! `mcp_task_server` in separate processes and talks to them over HTTP with pmcp's client. It has checked
+//! everything that it prints, and ends with exit code 1 at the first thing that is wrong.
 
 use std::env;
 use std::error::Error;
@@ -51,7 +51,7 @@ async fn main() -> ExitCode {
 async fn demo() -> Result<()> {
     println!("MCP tasks that outlive their server. Building the module and the MCP server first ...");
     let program = build_mcp_server().await?;
-    // Held to the end: the server ends with its handle.
+    // Held to the end, because the server ends with its handle.
     let (_server, redis_url) = if let Ok(url) = env::var("REDIS_URL") {
         (None, url)
     } else {
@@ -117,8 +117,8 @@ async fn build_mcp_server() -> Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(cargo);
     command.args(build).arg("--quiet").current_dir(env!("CARGO_MANIFEST_DIR"));
-    // `cargo run` sets these for the demo. Build scripts that watch them would take them for a change, and
-    // much would be built again with every run.
+    // `cargo run` sets these for the demo. Build scripts that watch them would see a change, and much would
+    // be built again with every run.
     for (name, _) in env::vars_os() {
         if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|set| name.to_string_lossy().starts_with(set)) {
             command.env_remove(name);
@@ -133,14 +133,14 @@ async fn build_mcp_server() -> Result<PathBuf> {
 
 async fn server_name(redis: &mut MultiplexedConnection) -> Result<String> {
     let info: redis::InfoDict = redis::cmd("INFO").arg("server").query_async(redis).await?;
-    // Valkey gives both: its own version, and that of the Redis it is compatible with.
+    // Valkey gives both its own version and that of the compatible Redis.
     let version = |field| info.get::<String>(field);
     let valkey = version("valkey_version").map(|version| format!("Valkey {version}"));
     let name = valkey.or_else(|| version("redis_version").map(|version| format!("Redis {version}")));
     Ok(name.ok_or("the server does not tell its version")?)
 }
 
-/// Reads Alice's task as Redis has it, without any MCP server.
+/// Reads Alice's task from Redis, without any MCP server.
 async fn expect_stored(redis: &mut MultiplexedConnection, id: &str) -> Result<()> {
     let key = format!("pmcp:tasks:alice:{id}");
     let found: Option<(u64, String)> = redis::cmd("PMCPTASK.GET").arg(&key).query_async(redis).await?;
@@ -182,7 +182,7 @@ impl McpServer {
         Ok(Session { name: format!("{user} at {}", self.name), client })
     }
 
-    /// SIGKILL, so that nothing that the server could do on its way out helps.
+    /// SIGKILL, so that the server can save nothing before it ends.
     async fn kill(mut self) -> Result<()> {
         self.process.kill().await?;
         println!("   MCP server {} killed (SIGKILL)", self.name);
@@ -255,7 +255,7 @@ impl Session {
         }
     }
 
-    /// The message has to tell refusals apart: pmcp answers most with the same "internal error" code.
+    /// Refusals are told apart by message, because pmcp answers most with the same "internal error" code.
     fn expect_refusal<T>(&self, request: &str, answer: pmcp::Result<T>, reason: &str) -> Result<()> {
         match answer {
             Err(pmcp::Error::Protocol { message, .. }) if message.contains(reason) => {

@@ -1,7 +1,7 @@
-//! An MCP server whose long-running tool runs as a task that outlives the process. Copy it as a start.
+//! An MCP server with a long-running tool. The tool runs as a task that outlives the process. A template
+//! to copy.
 //!
-//! It needs a Redis or Valkey server that has loaded the `pmcptask` module, and prints the URL at which it
-//! serves:
+//! It needs a Redis or Valkey server with the `pmcptask` module, and prints the URL at which it serves:
 //!
 //! ```text
 //! cargo run -p pmcptask-client --example mcp_task_server -- redis://127.0.0.1:6379
@@ -9,9 +9,9 @@
 //!
 //! Callers are known by a token: `Authorization: Bearer alice-token`, or `bob-token`.
 //!
-//! The server itself keeps nothing. Everything that a client can ask about a task (its status, its
-//! progress, its result, who owns it) lies in the backend, so any instance that reaches the same backend can
-//! answer. `mcp_task_demo` shows it.
+//! The server itself keeps nothing. Everything that a client can ask about a task (its status, its progress,
+//! its result, its owner) is in the backend, so any instance with the same backend can answer.
+//! `mcp_task_demo` shows it.
 
 use std::env;
 use std::error::Error;
@@ -38,8 +38,8 @@ type Store = ServerTaskStore<Backend>;
 /// Stands in for the slow part of a real tool.
 const STEP: Duration = Duration::from_millis(300);
 
-/// A finished task counts against its owner's limit (100 by default) until it expires, so a short life
-/// keeps repeated runs below it.
+/// A finished task counts against its owner's limit (100 by default) until it expires. A short life keeps
+/// repeated runs below the limit.
 const TASK_TTL_MS: u64 = 10 * 60 * 1000;
 
 #[tokio::main]
@@ -59,8 +59,8 @@ async fn main() -> ExitCode {
 
 async fn serve(redis_url: &str) -> Result<(), Box<dyn Error>> {
     let backend = Backend::new(redis_url).await?;
-    // No `allow_anonymous` here: a task without a real owner is refused, so one caller can never read or
-    // cancel the task of another.
+    // No `allow_anonymous`: a task without a real owner is refused, so no caller can read or cancel another
+    // caller's task.
     let store = Arc::new(Store::new(GenericTaskStore::new(backend)));
 
     let server = Server::builder()
@@ -72,15 +72,15 @@ async fn serve(redis_url: &str) -> Result<(), Box<dyn Error>> {
         .task_store(store)
         .build()?;
 
-    // Sessions would live in this process's memory: after a restart, or at another instance, every request
-    // of an old session would get a 404. The origin check is put back because `stateless()` drops it.
+    // Sessions would live in this process's memory: after a restart, or at another instance, every request of
+    // an old session would get a 404. `stateless()` drops the origin check, so it is set again.
     let config = StreamableHttpServerConfig {
         allowed_origins: Some(AllowedOrigins::localhost()),
         ..StreamableHttpServerConfig::stateless()
     };
-    // `concurrent`, or a running call would hold up the polls of other clients.
+    // `concurrent`, because a running call would otherwise hold up the polls of other clients.
     let http = StreamableHttpServer::with_config_concurrent("127.0.0.1:0".parse()?, Arc::new(server), config);
-    // The socket is bound once `start` returns, so the printed line also tells the parent process that it
+    // The socket is bound when `start` returns, so the printed line also tells the parent process that it
     // may connect.
     let (address, mut serving) = http.start().await?;
     println!("http://{address}/");
@@ -110,13 +110,13 @@ fn count_words_tool(store: Arc<Store>) -> impl ToolHandler {
         move |args: CountWords, extra: RequestHandlerExtra| {
             let store = Arc::clone(&store);
             Box::pin(async move {
-                // pmcp does not refuse a plain call of a task-only tool; it would hand the placeholder
-                // below to the model as if it were the answer.
+                // pmcp does not refuse a plain call of a task-only tool. It would hand the placeholder below
+                // to the model as the answer.
                 if !extra.will_create_task() {
                     return Err(pmcp::Error::tool_rejected("count_words runs only as a task", None));
                 }
-                // The task gets its id after this handler returns, so the work can only be started from
-                // the hook that is told the id.
+                // The task gets its id after this handler returns, so only the hook that gets the id can
+                // start the work.
                 extra.on_task_created(move |created| {
                     tokio::spawn(run(store, created, args.text));
                 });
@@ -129,17 +129,17 @@ fn count_words_tool(store: Arc<Store>) -> impl ToolHandler {
     .with_execution(ToolExecution::new().with_task_support(TaskSupport::Required))
 }
 
-/// The background half of a call. Its only reader is the task, so an error that could not be written there
-/// goes to the log.
+/// The background half of a call. An error that could not be written to the task goes to the log, because
+/// nobody else would see it.
 ///
-/// The task's state survives this process, the work does not: if the process dies here, the task stays
+/// The task's state survives this process, but the work does not: if the process dies here, the task stays
 /// `working` until it expires. A tool whose work must go on needs a queue that hands it to another worker.
 async fn run(store: Arc<Store>, created: CreatedTask, text: String) {
     let (id, owner) = (created.task.task_id, created.owner_id);
     match count_words(&store, &id, &owner, &text).await {
         Ok(()) => {}
-        // A cancelled task is terminal and refuses further writes. That refusal is how the word reaches
-        // this worker even if another instance took the cancel request.
+        // A cancelled task is terminal and refuses further writes. That is how this worker hears of the
+        // cancel, even if another instance took the request.
         Err(TaskError::InvalidTransition { from, .. }) => eprintln!("task {id}: stopped, {from}"),
         Err(error) => eprintln!("task {id}: {error}"),
     }
@@ -163,8 +163,8 @@ async fn count_words(store: &Store, id: &str, owner: &str, text: &str) -> Result
     let result = CallToolResult::new(vec![Content::text(format!("{} words", words.len()))]);
     let result = serde_json::to_value(result).map_err(|error| TaskError::StoreError(error.to_string()))?;
     loop {
-        // Result and status in one write. pmcp's own trait has them as two, and a crash or a cancel between
-        // those would leave a half-finished task.
+        // Result and status in one write. pmcp's own trait has two, and a crash or a cancel between them
+        // would leave a half-finished task.
         let finished = store.inner().complete_with_result(
             id,
             owner,
@@ -179,8 +179,8 @@ async fn count_words(store: &Store, id: &str, owner: &str, text: &str) -> Result
     }
 }
 
-/// Stands in for a real token check (JWT, introspection). What matters for tasks is the subject that it
-/// returns: that is the owner of every task that the caller starts.
+/// Stands in for a real token check (JWT, introspection). For tasks, only the subject that it returns
+/// matters: the subject is the owner of every task that the caller starts.
 struct DemoTokens;
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! URLs: one server, a cluster, or a primary that Sentinels know.
+//! URLs of one server, of a cluster, or of a primary that Sentinels monitor.
 
 use std::time::Duration;
 
@@ -9,21 +9,21 @@ use crate::error::Error;
 
 const SENTINEL_PORT: u16 = 26_379;
 
-/// What a URL may be.
+/// The forms of a URL, for errors.
 const FORMS: &str = "expected redis://[user:password@]host[:port][/database], redis+unix:///path, \
                      redis+cluster://[user:password@]host[:port],… or \
                      redis+sentinel://[user:password@]host[:port],…/service, with rediss for TLS, and parts of user and \
                      password that mean something in a URL as %40 and the like";
-/// What may follow the question mark.
+/// The parameters of a URL, for errors.
 const PARAMETERS: &str = "expected one of cluster, db, protocol, user, username, pass, password, client_name, \
                           socket_connect_timeout, socket_timeout, socket_keepalive, health_check_interval";
 
-/// What a URL says.
+/// The server or servers that a URL names.
 #[derive(Clone)]
 pub(crate) enum Address {
     /// `redis://…`, `rediss://…`, `redis+unix://…`
     Server(ConnectionInfo),
-    /// `redis+cluster://…`, or `redis://…?cluster`: nodes by which the others are found.
+    /// `redis+cluster://…`, or `redis://…?cluster`: the nodes that the client asks for all others.
     Cluster(Vec<ConnectionInfo>),
     /// `redis+sentinel://…/service`
     Sentinel(SentinelAddress),
@@ -31,7 +31,7 @@ pub(crate) enum Address {
 
 #[derive(Clone)]
 pub(crate) struct SentinelAddress {
-    /// The name under which the Sentinels know the primary.
+    /// The name under which the Sentinels monitor the primary.
     pub(crate) service: String,
     pub(crate) sentinels: Vec<ConnectionInfo>,
     /// How to log in to the primary and its replicas.
@@ -39,11 +39,11 @@ pub(crate) struct SentinelAddress {
 }
 
 impl Address {
-    /// Reads a URL. Hosts are separated by commas. What it says of settings goes to these.
+    /// Reads a URL, whose hosts are separated by commas. Parameters that are settings go to `settings`.
     ///
     /// # Errors
     ///
-    /// [`Error::Settings`]. It does not show the URL, which may hold a password.
+    /// [`Error::Settings`]. The error does not show the URL, which may hold a password.
     pub(crate) fn parse(url: &str, settings: &mut Settings) -> Result<Self, Error> {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| no_url("got no ://"))?;
         if !cfg!(feature = "tls") && matches!(scheme.split('+').next(), Some("rediss" | "valkeys")) {
@@ -82,12 +82,12 @@ fn no_url(got: &str) -> Error {
     Error::Settings(format!("URL: {FORMS}, {got}"))
 }
 
-/// A URL behind its `://`, cut where it means something.
+/// The parts of a URL after its `://`.
 struct Parts<'u> {
     /// `user:password@`, or nothing.
     login: &'u str,
     hosts: Vec<&'u str>,
-    /// With no slash before it.
+    /// Without the slash before it.
     path: &'u str,
     /// `#` and what follows it, or nothing.
     fragment: &'u str,
@@ -98,7 +98,7 @@ impl<'u> Parts<'u> {
     fn of(rest: &'u str, settings: &mut Settings) -> Result<Self, Error> {
         let (rest, fragment) = rest.split_at(rest.find('#').unwrap_or(rest.len()));
         let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
-        // Nothing of what follows is shown: it is the end of a password.
+        // The error does not show the rest, which is the end of a password.
         if options.contains('@') {
             return Err(no_url("got a '?' before an '@', which is %3F in a user name or password"));
         }
@@ -115,8 +115,7 @@ impl<'u> Parts<'u> {
     }
 }
 
-/// What follows the question mark, but for settings of this crate: what redis-py and the redis crate know, by their
-/// names.
+/// The parameters that are not settings of this crate, under the names of redis-py and the redis crate.
 #[derive(Default)]
 struct Options {
     is_cluster: bool,
@@ -158,7 +157,7 @@ impl Options {
                 "socket_connect_timeout" => settings.timeouts.connect = seconds()?,
                 "socket_timeout" => settings.timeouts.response = seconds()?,
                 "health_check_interval" => settings.timeouts.keep_alive = seconds()?,
-                // It is never off.
+                // TCP keep-alive is always on.
                 "socket_keepalive" if yes_or_no(&value) == Some(true) => {}
                 "socket_keepalive" => return Err(bad("expected yes")),
                 name if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
@@ -170,7 +169,8 @@ impl Options {
         Ok(read)
     }
 
-    /// What a URL says before the question mark, and then what it says here.
+    /// Completes what the URL says before the question mark. `db` overrides the database of the path; a login
+    /// before the host overrides the parameters.
     fn complete(&self, info: ConnectionInfo) -> ConnectionInfo {
         let login = self.complete_login(info.redis_settings().clone());
         info.set_redis_settings(login)
@@ -192,7 +192,7 @@ impl Options {
     }
 }
 
-/// What a parameter says; one without a value says yes.
+/// Reads a parameter; without a value it means yes.
 fn yes_or_no(value: &str) -> Option<bool> {
     match value.to_ascii_lowercase().as_str() {
         "" | "true" | "yes" | "1" => Some(true),
@@ -201,7 +201,7 @@ fn yes_or_no(value: &str) -> Option<bool> {
     }
 }
 
-/// Reads a URL without parameters as the redis crate has it, which does not show it in its errors.
+/// Reads a URL without parameters through the redis crate, whose errors do not show the URL.
 fn parse_one(url: &str) -> Result<ConnectionInfo, Error> {
     url.into_connection_info().map_err(|error| no_url(&format!("got another ({error})")))
 }
@@ -211,7 +211,7 @@ fn sentinel(scheme: &str, parts: &Parts<'_>) -> Result<SentinelAddress, Error> {
     if service.is_empty() {
         return Err(no_url("got no service"));
     }
-    // The login is the primary's; a Sentinel has its own, or none.
+    // The URL's login is for the primary and its replicas. Sentinels have their own login, or none.
     let login = parse_one(&parts.url(scheme, "primary", database))?;
     let login = parts.options.complete_login(login.redis_settings().clone());
     let sentinels = parts.hosts.iter().map(|host| {
@@ -240,7 +240,7 @@ fn at_port(info: ConnectionInfo, port: u16) -> ConnectionInfo {
     }
 }
 
-/// The same way to connect, to another host.
+/// The same transport and TLS settings, for another host.
 pub(crate) fn at(like: &ConnectionAddr, host: &str, port: u16) -> ConnectionAddr {
     match like {
         ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
@@ -253,7 +253,7 @@ pub(crate) fn at(like: &ConnectionAddr, host: &str, port: u16) -> ConnectionAddr
     }
 }
 
-/// The host, if there is one: a socket's path has none.
+/// The host; empty for a socket.
 pub(crate) fn host_of(addr: &ConnectionAddr) -> String {
     match addr {
         ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),

@@ -17,13 +17,13 @@ use crate::observe;
 use crate::replies::{self, CasOutcome, Listed};
 use crate::session::Session;
 
-/// How many tasks one page of a list has by default.
+/// The default number of tasks in one page of a list.
 pub(crate) const LIST_PAGE: usize = 1_000;
 
 /// Keeps task records in Redis or Valkey, with one native command for each call.
 ///
-/// Clones share one connection, in a cluster one to each node, and another one for writes that wait for replicas.
-/// Calls that are made at the same time are pipelined on it; there is no pool, and none is needed.
+/// Clones share one connection to each server, and a second one for writes that wait for replicas. Concurrent
+/// calls are pipelined, so no pool is needed.
 ///
 /// | call | command | cost on the server |
 /// |---|---|---|
@@ -36,17 +36,17 @@ pub(crate) const LIST_PAGE: usize = 1_000;
 ///
 /// # Keys
 ///
-/// A composite key `owner:task-id` is split at its **last** colon, so owners may hold colons and task ids
-/// may not. A record's top-level `expiresAt` sets the task's expiry, to the millisecond, with every
-/// write; a write without one removes it.
+/// A composite key `owner:task-id` is split at its **last** colon: owners may contain colons, task ids may
+/// not. Each write sets the task's expiry to the record's top-level `expiresAt`, to the millisecond, or
+/// removes the expiry if the record has none.
 ///
 /// # Failures
 ///
-/// The backend reconnects by itself. A write whose reply was lost is not repeated: the error says that
-/// its outcome is unknown ([`Error::OutcomeUnknown`]). No error shows a record's data.
+/// The backend reconnects by itself. A write whose reply was lost is not retried: the error says that the
+/// outcome is unknown ([`Error::OutcomeUnknown`]). No error shows a record's data.
 ///
-/// Connections live on the runtime of tokio on which the backend was made. Where that has ended, the next call connects
-/// again on its own runtime: a backend may be kept in a `static` that many tests use.
+/// Connections live on the tokio runtime that made the backend. If that runtime has ended, the next call
+/// reconnects on its own runtime, so many tests can use one backend in a `static`.
 #[derive(Debug, Clone)]
 pub struct RedisBackend {
     session: Session,
@@ -66,8 +66,9 @@ impl RedisBackend {
 
     /// Sets the start of all keys. Default: `pmcp`.
     ///
-    /// With a prefix that no key can have (see [`RedisBackendBuilder::prefix`](crate::RedisBackendBuilder::prefix)),
-    /// every call fails with [`Error::Settings`].
+    /// With a prefix that no key can have (see
+    /// [`RedisBackendBuilder::prefix`](crate::RedisBackendBuilder::prefix)), every call fails
+    /// with [`Error::Settings`].
     #[must_use]
     pub fn with_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.session.set_prefix(prefix);
@@ -78,18 +79,20 @@ impl RedisBackend {
         Self { session, list_page }
     }
 
-    /// Checks that the server answers and has the module. In a cluster, checks each primary that can have a key with
-    /// this prefix. Each of them gets a `PING` and a `PMCPTASK.GET`, past the circuit breaker.
+    /// Checks that the server answers and has the module. In a cluster, checks each primary that can have a
+    /// key with this prefix. Each server gets a `PING` and a `PMCPTASK.GET`, and a `WAIT` if writes wait for
+    /// replicas. The circuit breaker does not stop these checks. A user without permission for `PING` or
+    /// `PMCPTASK.GET` passes, because the server does answer.
     ///
     /// # Errors
     ///
-    /// [`StorageError::Backend`]; [`Error::of`] finds the [`Error`] that says what is wrong.
+    /// [`StorageError::Backend`]; [`Error::of`] returns the [`Error`] that says what is wrong.
     pub async fn check_health(&self) -> Result<(), StorageError> {
         self.session.check_health().await
     }
 }
 
-/// A task that was deleted and made anew between two pages is on both of them.
+/// Keeps the last copy of each task. A task that was deleted and created again between two pages is on both.
 fn keep_last_of_each(tasks: &mut Vec<Listed>) {
     let mut seen = HashSet::with_capacity(tasks.len());
     let is_last: Vec<_> = tasks.iter().rev().map(|task| seen.insert(task.id.clone())).collect();
@@ -158,13 +161,13 @@ impl StorageBackend for RedisBackend {
         observe::call("PMCPTASK.LIST", prefix, || async move {
             let owner = prefix.strip_suffix(':').ok_or(Error::ListPrefix)?;
             let index_key = self.session.index_key(owner)?;
-            // One task more than a page, so that a shorter reply is known to be the last one.
+            // One more than a page, so that a shorter reply is known to be the last page.
             let count = self.list_page.saturating_add(1);
             let mut tasks = Vec::new();
             let mut pages = 0_usize;
             loop {
                 let command = &commands::list(&index_key, count, tasks.last());
-                // Another replica may be behind the one of the first page, and end the list too early.
+                // A replica that is further behind than the first page's could end the list too early.
                 let kind = if pages == 0 { CallKind::Read } else { CallKind::PrimaryRead };
                 let request = Request { command, kind, key: prefix, routed_by: &index_key };
                 let page = self.session.call(&request, replies::list).await?;

@@ -6,22 +6,23 @@ use {crate::Error, recloser::AsyncRecloser, recloser::Recloser, std::time::Durat
 
 /// When calls fail at once, without being sent.
 ///
-/// A call counts as failed if the server does not answer, or if the cluster is down. Other errors do not count, and
-/// neither does a call that its caller dropped.
+/// A call counts as failed if the server does not answer, or if the cluster is down. Other errors do not
+/// count, and neither does a call that its caller dropped.
 ///
-/// A backend and its clones share one breaker, in a cluster too: if one shard of three does not answer, a third of
-/// the calls fail.
+/// A backend and its clones share one breaker, in a cluster too: if one shard of three does not answer, a
+/// third of the calls fail.
 #[cfg(feature = "circuit-breaker")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CircuitBreaker {
-    /// The breaker looks at this many of the latest calls, from 1 to 100,000, and opens no sooner. Default: 20.
+    /// The breaker looks at this many of the latest calls, from 1 to 100,000, and opens no sooner.
+    /// Default: 20.
     pub calls: usize,
     /// The breaker opens when this share of those calls has failed, more than 0 and at most 1. Default: 0.5.
     pub failure_rate: f32,
     /// While open, the breaker fails every call for this long, at most a day. Default: 1 s.
     pub pause: Duration,
-    /// After the pause, the breaker lets calls through. Once this many have ended, from 1 to 100,000, the next one that
-    /// ends closes the breaker or opens it again. Default: 3.
+    /// After the pause, the breaker lets calls through. Once this many have ended, from 1 to 100,000, the
+    /// next one that ends closes the breaker or opens it again. Default: 3.
     pub trials: usize,
 }
 

@@ -1,4 +1,4 @@
-//! [`RedisBackendBuilder`]: what a backend can be told before it connects.
+//! [`RedisBackendBuilder`]: the settings of a backend.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::error::{self, Error};
 use crate::hash_tags::HashTags;
 use crate::session::Session;
 
-/// Settings of a [`RedisBackend`] that is about to be connected; made by [`RedisBackend::builder`].
+/// Settings of a [`RedisBackend`] that is not connected yet; made by [`RedisBackend::builder`].
 ///
 /// ```no_run
 /// # use std::time::Duration;
@@ -43,7 +43,7 @@ pub struct RedisBackendBuilder {
 
 impl fmt::Debug for RedisBackendBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The URL may hold a password, and a certificate's key is one.
+        // The URL may hold a password, and the certificates hold a private key.
         f.debug_struct("RedisBackendBuilder")
             .field("prefix", &self.prefix)
             .field("hash_tags", &self.hash_tags)
@@ -69,109 +69,114 @@ impl RedisBackendBuilder {
         }
     }
 
-    /// What all keys start with; `pmcp` unless set. It must not contain, nor end in the start of,
-    /// `:tasks:` or `:idx:`; with hash tags it must not hold `{`, unless it holds a whole hash tag.
+    /// Sets the start of all keys. Must not contain `:tasks:` or `:idx:`, or end in the start of either. With
+    /// hash tags, must not contain `{`, unless it contains a whole hash tag. Default: `pmcp`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// Whether keys carry their owner as a hash tag; on in a cluster and off elsewhere unless set. All clients
-    /// of one data set have to agree.
+    /// Sets whether keys carry their owner as a hash tag. All clients of one data set need the same setting.
+    /// Default: on in a cluster, off elsewhere.
     pub fn hash_tags(mut self, hash_tags: HashTags) -> Self {
         self.hash_tags = Some(hash_tags);
         self
     }
 
-    /// How long connecting may take at first, and how long a call waits for a connection that has been lost
-    /// to come back; 2 s unless set. While a call waits, one attempt to connect takes at most half of it.
+    /// Limits how long the first connection may take, and how long a call waits while the client reconnects.
+    /// Must be more than 0. Default: 2 s. Each attempt to reconnect takes at most half of this time.
     ///
-    /// In a cluster and with Sentinels a call waits so long for a failover too, or for a slot that is moving.
-    /// A failover takes a little longer than `cluster-node-timeout` or `down-after-milliseconds`: set more than
-    /// that, if calls are to ride it out.
+    /// In a cluster and with Sentinels, a call waits for a failover or a moving slot just as long. A failover
+    /// takes a little longer than `cluster-node-timeout` or `down-after-milliseconds`. For calls to outlast a
+    /// failover, set more than that.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeouts.connect = timeout;
         self
     }
 
-    /// How long a call waits for the server's reply; 10 s unless set, enough for a list of hundreds of
-    /// megabytes on a local network.
+    /// Limits how long a call waits for the server's reply. Must be more than 0. Default: 10 s, enough for a
+    /// list of hundreds of megabytes on a local network.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeouts.response = timeout;
         self
     }
 
-    /// How long a connection may be left alone before the server is asked for a sign of life, and the
-    /// operating system asks the host for one; 15 s unless set. A server that gives none within the response
-    /// timeout has its connection replaced.
+    /// Sets how often the client sends a `PING` on each connection, and after how much silence the operating
+    /// system sends TCP keep-alive probes. Must be more than 0. Default: 15 s. If a `PING` gets no reply
+    /// within the response timeout, the client reconnects.
     pub fn keep_alive(mut self, interval: Duration) -> Self {
         self.settings.timeouts.keep_alive = interval;
         self
     }
 
-    /// The connections' name in `CLIENT LIST`: printable characters without spaces. None unless set.
+    /// Sets the name of the connections in `CLIENT LIST`: printable ASCII characters without spaces.
+    /// Default: none.
     pub fn client_name(mut self, name: impl Into<String>) -> Self {
         self.settings.client_name = Some(name.into());
         self
     }
 
-    /// Has each write wait until so many replicas have it too, with `WAIT`. A write that too few have in time
-    /// fails with [`Error::NotReplicated`], although it was made. Not done unless set.
+    /// Makes each write wait, with `WAIT`, until this many replicas have it too. `within` must be more than 0
+    /// and less than the response timeout. If too few replicas have a write in time, the write was made but
+    /// fails with [`Error::NotReplicated`]. Default: off.
     ///
-    /// Replication is asynchronous: without this, the last writes before a failover may be lost. It costs each
-    /// write a round trip to the replicas. Such writes have a connection of their own, so reads go on. Those that come
-    /// while others wait go out together and wait together: while replicas are missing, a write takes up to twice
-    /// `within`, and once more for each further thousand at once. A conflict, which changes nothing, waits for
-    /// the group before it at most.
+    /// Replication is asynchronous: without this setting, a failover may lose the last writes. With it, each
+    /// write costs one more round trip, to the replicas. Writes have a connection of their own, so reads do
+    /// not wait. Writes that arrive while others wait form a group, which is sent together and waits
+    /// together. While replicas are missing, a write takes up to twice `within`, and `within` more for each
+    /// further thousand concurrent writes. A conflict changes nothing, so it waits only for the groups before
+    /// its own.
     pub fn wait_for_replicas(mut self, replicas: u16, within: Duration) -> Self {
         self.settings.acknowledgement = Some(Acknowledgement { replicas, within });
         self
     }
 
-    /// Has `get` and `list_by_prefix` ask a replica, where there is one in reach, in a cluster and with
-    /// Sentinels. Off unless set.
+    /// In a cluster and with Sentinels, makes `get` and `list_by_prefix` ask a replica if one is connected.
+    /// With one server, [`connect`](Self::connect) fails with [`Error::Settings`]. Default: off.
     ///
-    /// What a replica replies may be behind by what has not been replicated yet: usually less than a millisecond,
-    /// seconds under load, and without limit where its link to the primary is cut. A task or list that it does
-    /// not have is looked for at the primary, and so is what a replica takes longer for than the connect timeout. A
-    /// `put_if_version` with a version that was read from a replica
-    /// may conflict once more than otherwise; nothing else is at stake, because writes go to the primary.
+    /// A replica's reply may be stale: usually by less than a millisecond, by seconds under load, and without
+    /// limit while the replica's link to the primary is cut. The primary is asked too if the replica does not
+    /// have the task or list, or takes longer than the connect timeout. A `put_if_version` with a version
+    /// that was read from a replica may conflict once more than otherwise. Nothing else is at stake, because
+    /// writes go to the primary.
     pub fn read_from_replicas(mut self, yes: bool) -> Self {
         self.settings.reads_from_replicas = yes;
         self
     }
 
-    /// How many tasks `list_by_prefix` reads in one go; 1,000 unless set. Of an owner who has no more, the list is one
-    /// round trip and one snapshot. Of others it is read page by page, so that no list holds the server up for long: no
-    /// task comes twice, and none is left out that was there all the time. Each page may take the response timeout.
+    /// Sets how many tasks `list_by_prefix` reads at once. Must be more than 0. Default: 1,000. If the owner
+    /// has no more tasks, the list is one round trip and one snapshot. A longer list is read page by page, so
+    /// that it does not hold the server up. It contains no task twice, and every task that existed
+    /// throughout. The response timeout applies to each page.
     pub fn list_page_size(mut self, tasks: usize) -> Self {
         self.list_page_size = tasks;
         self
     }
 
-    /// Has calls fail at once, with [`Error::CircuitOpen`], while the server does not answer. Off unless set.
+    /// Makes calls fail at once, with [`Error::CircuitOpen`], while the server does not answer. Default: off.
     #[cfg(feature = "circuit-breaker")]
     pub fn circuit_breaker(mut self, breaker: crate::CircuitBreaker) -> Self {
         self.circuit_breaker = Some(breaker);
         self
     }
 
-    /// User and password of the Sentinels themselves, if they have one: the URL's are those of the servers.
+    /// Sets user and password for the Sentinels themselves. The URL's login is for the servers.
+    /// Default: none.
     pub fn sentinel_login(mut self, user: Option<&str>, password: impl Into<String>) -> Self {
         self.settings.sentinel_login = Some((user.map(str::to_owned), password.into()));
         self
     }
 
-    /// Trusts servers whose certificate goes back to one of these authorities (PEM), and no others: not those
-    /// of the operating system either. For `rediss://`.
+    /// For `rediss://` only. Trusts servers whose certificate chain ends at one of these authorities (PEM),
+    /// and no others. Default: the authorities that the operating system trusts.
     #[cfg(feature = "tls")]
     pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.certificates().root_cert = Some(pem.into());
         self
     }
 
-    /// Shows this certificate to the server, which has been told to ask for one (`tls-auth-clients`). Both in
-    /// PEM. For `rediss://`.
+    /// For `rediss://` only. Sets the certificate and private key, both PEM, for a server that asks clients
+    /// for a certificate (`tls-auth-clients`). Default: none.
     #[cfg(feature = "tls")]
     pub fn client_certificate(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         let (client_cert, client_key) = (certificate.into(), key.into());
@@ -185,12 +190,13 @@ impl RedisBackendBuilder {
         self.settings.certificates.get_or_insert(none)
     }
 
-    /// Opens a connection for other commands, to the same server or to the primary that the Sentinels name. The server
-    /// needs no module. The connection does not reconnect.
+    /// Opens a connection for other commands, to the same server or to the primary that the Sentinels name.
+    /// The server needs no module. The connection does not reconnect.
     ///
     /// # Errors
     ///
-    /// Those of [`connect`](Self::connect), but not [`Error::ModuleNotLoaded`]; [`Error::Settings`] for a cluster.
+    /// Those of [`connect`](Self::connect), but not [`Error::ModuleNotLoaded`]; [`Error::Settings`] for
+    /// a cluster.
     pub async fn open_connection(
         self,
     ) -> Result<impl redis::aio::ConnectionLike + Clone + Send + Sync + 'static, StorageError> {
@@ -203,9 +209,9 @@ impl RedisBackendBuilder {
     ///
     /// # Errors
     ///
-    /// [`StorageError::Backend`] with one sentence that says what to do. [`Error::of`] finds its [`Error`]:
+    /// [`StorageError::Backend`], whose message says what to do. [`Error::of`] returns the [`Error`] in it:
     /// [`Error::Settings`], [`Error::NoServer`], [`Error::Authentication`], [`Error::ModuleNotLoaded`], or
-    /// whatever else the server answers.
+    /// another variant if the server refuses for another reason.
     pub async fn connect(self) -> Result<RedisBackend, StorageError> {
         let (mut settings, url) = (self.settings, self.url);
         let address = Address::parse(&url, &mut settings)?;
@@ -235,34 +241,35 @@ impl RedisBackendBuilder {
 }
 
 impl RedisBackend {
-    /// Connects to what is at `url` and checks that it has the module.
+    /// Connects to the server or servers at `url`, and checks that they have the module.
     ///
-    /// | URL | what |
+    /// | URL | connects to |
     /// |---|---|
     /// | `redis://[user:password@]host[:port][/database]` | one server |
-    /// | `redis+unix:///path/to/socket` | one server, by its socket |
-    /// | `redis+cluster://[user:password@]host[:port][,host[:port]…]`, or `redis://…?cluster` | a cluster, by any of its nodes |
-    /// | `redis+sentinel://[user:password@]host[:port][,host[:port]…]/service[/database]` | the primary that these Sentinels watch as `service` |
+    /// | `redis+unix:///path/to/socket` | one server, through its socket |
+    /// | `redis+cluster://[user:password@]host[:port][,host[:port]…]`, or `redis://…?cluster` | a cluster, through any of its nodes |
+    /// | `redis+sentinel://[user:password@]host[:port][,host[:port]…]/service[/database]` | the primary that these Sentinels monitor as `service` |
     ///
-    /// With the feature `tls`, `rediss` instead of `redis`. User, password and parameters are percent-encoded where they
-    /// hold what means something in a URL.
+    /// `rediss` instead of `redis` means TLS, and needs the feature `tls`. Percent-encode special characters
+    /// in user, password and parameters.
     ///
-    /// Parameters stand after a question mark, as `redis-py` and the `redis` crate have them. Any other is refused.
+    /// Parameters follow a question mark. Their names are those of `redis-py` and the `redis` crate. All
+    /// others are an [`Error::Settings`].
     ///
-    /// | parameter | what |
+    /// | parameter | meaning |
     /// |---|---|
-    /// | `db` | number of the database; counts more than that of the path |
-    /// | `protocol` | `2` or `3`, the version of RESP; 3 unless set |
-    /// | `user` or `username`, `pass` or `password` | the login, where there is none before the host |
-    /// | `client_name` | as [`client_name`](RedisBackendBuilder::client_name) of the builder |
-    /// | `socket_connect_timeout` | seconds, as [`connect_timeout`](RedisBackendBuilder::connect_timeout) |
-    /// | `socket_timeout` | seconds, as [`response_timeout`](RedisBackendBuilder::response_timeout) |
-    /// | `health_check_interval` | seconds, as [`keep_alive`](RedisBackendBuilder::keep_alive) |
-    /// | `socket_keepalive` | `yes`, which it always is |
-    /// | `cluster` | `yes`, or nothing: the server is a node of a cluster |
+    /// | `db` | the database; overrides the one in the path |
+    /// | `protocol` | RESP version `2` or `3`. Default: 3 |
+    /// | `user` or `username`, `pass` or `password` | the login, if there is none before the host |
+    /// | `client_name` | see [`client_name`](RedisBackendBuilder::client_name) |
+    /// | `socket_connect_timeout` | seconds, such as `1.5`; see [`connect_timeout`](RedisBackendBuilder::connect_timeout) |
+    /// | `socket_timeout` | seconds; see [`response_timeout`](RedisBackendBuilder::response_timeout) |
+    /// | `health_check_interval` | seconds; see [`keep_alive`](RedisBackendBuilder::keep_alive) |
+    /// | `socket_keepalive` | only `yes`, which is always on |
+    /// | `cluster` | `yes` or no value: the server is a node of a cluster |
     ///
-    /// All other settings have their defaults; see [`RedisBackend::builder`] for others. What the URL says counts more
-    /// than what the builder was told.
+    /// All other settings have their defaults; [`RedisBackend::builder`] changes them. A URL parameter
+    /// overrides the builder's setting.
     ///
     /// # Errors
     ///
@@ -271,7 +278,7 @@ impl RedisBackend {
         Self::builder(url).connect().await
     }
 
-    /// Starts a backend with settings of one's own.
+    /// Returns a builder, for settings other than the defaults.
     pub fn builder(url: impl Into<String>) -> RedisBackendBuilder {
         RedisBackendBuilder::new(url)
     }

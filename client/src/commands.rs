@@ -1,13 +1,13 @@
-//! The module's commands as they are sent.
+//! The module's commands, ready to send.
 
 use pmcptask_schema::{Envelope, ExpiryError};
 use redis::Cmd;
 
 use crate::replies::Listed;
 
-/// Starts a command; all of it goes into buffers of the right size at once.
+/// Starts a command with buffers that fit all of it. `more`: how many arguments the caller adds.
 fn command(name: &str, arguments: &[&[u8]], more: usize) -> Cmd {
-    /// Digits of a 64-bit number, or the longest name of an option.
+    /// The bytes of the longest 64-bit number. No option name is longer.
     const LONGEST_OPTION: usize = 20;
     let bytes = arguments.iter().fold(name.len(), |bytes, argument| bytes.saturating_add(argument.len()));
     let bytes = bytes.saturating_add(more.saturating_mul(LONGEST_OPTION));
@@ -41,7 +41,7 @@ pub(crate) fn cas(
     data: &[u8],
     times: RecordTimes,
 ) -> Cmd {
-    // No task is ever at a version beyond the server's range, nor at 0.
+    // A version beyond `i64` matches no task, and neither does 0.
     let expected_version = i64::try_from(expected_version).unwrap_or(0).to_string();
     let arguments = [task_key.as_bytes(), index_key.as_bytes(), expected_version.as_bytes(), data];
     let mut cas = command("PMCPTASK.CAS", &arguments, RecordTimes::WORDS);
@@ -54,12 +54,12 @@ pub(crate) fn del(task_key: &str, index_key: &str) -> Cmd {
     command("PMCPTASK.DEL", &[task_key.as_bytes(), index_key.as_bytes()], 0)
 }
 
-/// `PMCPTASK.LIST` of so many tasks, those after that one if there is one.
+/// `PMCPTASK.LIST` of at most `count` tasks, starting behind `after` if given.
 pub(crate) fn list(index_key: &str, count: usize, after: Option<&Listed>) -> Cmd {
     /// `COUNT n AFTER created task-id`
     const WORDS: usize = 5;
     let mut list = command("PMCPTASK.LIST", &[index_key.as_bytes()], WORDS);
-    // The server counts no further.
+    // The server's integers end there.
     list.arg("COUNT").arg(i64::try_from(count).unwrap_or(i64::MAX));
     if let Some(after) = after {
         list.arg("AFTER").arg(after.created_ms).arg(&after.id);
@@ -67,13 +67,13 @@ pub(crate) fn list(index_key: &str, count: usize, after: Option<&Listed>) -> Cmd
     list
 }
 
-/// `WAIT` that waits for nothing, to find out whether the user may.
+/// A `WAIT` that returns at once. The reply shows whether the user may call `WAIT`.
 pub(crate) fn wait() -> Cmd {
     command("WAIT", &[b"0", b"1"], 0)
 }
 
-/// When the task of a record expires, and when it was created. Commands carry both times beside the record, so that the
-/// server does not parse the record.
+/// When the task of a record expires, and when it was created. Commands carry both times beside the record,
+/// so that the server does not parse the record.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RecordTimes {
     expires_at_ms: Option<i64>,
@@ -92,7 +92,7 @@ impl RecordTimes {
 
     fn add_to(self, command: &mut Cmd) {
         match self.expires_at_ms {
-            // PXAT takes no time before the epoch. 0 is just as past.
+            // PXAT takes no negative time. 0 is in the past too.
             Some(at_ms) => command.arg("PXAT").arg(at_ms.max(0)),
             None => command.arg("PERSIST"),
         };

@@ -1,4 +1,4 @@
-//! What can go wrong, and what it means for the task.
+//! What can go wrong, and what an error means for the task.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,46 +6,48 @@ use std::time::Duration;
 use pmcp_tasks::StorageError;
 use redis::{ErrorKind, RedisError};
 
-/// Why a call failed. Every [`StorageError::Backend`] of this crate holds one; [`Error::of`] finds it.
+/// Why a call failed. Every [`StorageError::Backend`] of this crate holds one; [`Error::of`] returns it.
 ///
-/// The text holds the cause, in the server's or the operating system's own words. Therefore `std::error::Error::source`
-/// returns none: a chain that is printed shows each cause once. The field `cause` has the cause's type.
+/// The message contains the cause, in the words of the server or the operating system. Therefore
+/// `std::error::Error::source` returns `None`: a printed error chain shows each cause once. The field `cause`
+/// has the cause's type.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The URL or a setting cannot be used.
+    /// The URL or a setting is invalid.
     #[error("settings of the Redis backend: {0}")]
     Settings(String),
-    /// Nobody answers at the address as a Redis server does. Nothing was sent.
+    /// No Redis server answers at the address. Nothing was sent.
     #[error(
         "no Redis server answers at {address} ({}): is it running, is the address right, and can it be reached \
          from here?",
         no_answer(cause)
     )]
     NoServer {
-        /// Host and port, or path of the socket; of an address that a server or Sentinel has told, which one.
+        /// Host and port, or the socket's path. For an announced address, also the server or Sentinel that
+        /// announced it.
         address: String,
         /// What the operating system said.
         cause: RedisError,
     },
-    /// Client and server do not trust each other's certificates, or one of them does not speak TLS. Nothing was
-    /// sent.
+    /// Client or server does not trust the other's certificate, or one of them does not speak TLS. Nothing
+    /// was sent.
     #[cfg(feature = "tls")]
     #[error(
         "no TLS connection to {address} could be made, check the certificates and their authority: {cause}"
     )]
     Tls {
-        /// Host and port; of an address that a server or Sentinel has told, which one.
+        /// Host and port. For an announced address, also the server or Sentinel that announced it.
         address: String,
         /// What is wrong with the certificate or the connection.
         cause: RedisError,
     },
-    /// The server wants another user name or password. Nothing was changed.
+    /// The server requires a user name or password, or refuses the given ones. Nothing was changed.
     #[error("the Redis server at {address} refuses user name or password, check them in the URL: {cause}")]
     Authentication {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// What the server said.
+        /// The server's reply.
         cause: RedisError,
     },
     /// The server does not know the commands of the module. Nothing was changed.
@@ -54,73 +56,77 @@ pub enum Error {
          'loadmodule /path/to/libpmcptask.so' in its redis.conf"
     )]
     ModuleNotLoaded {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
     },
-    /// The connection was lost, or no reply came in time, after a write was sent. The write is not
-    /// repeated, because nobody knows whether it has been carried out.
+    /// After a write was sent, the connection was lost, or no reply came in time. The write is not retried,
+    /// because it may have been made.
     #[error("the outcome of the write to {key} is unknown: no reply came from {address} ({cause})")]
     OutcomeUnknown {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// Key of the task.
+        /// The composite key of the task.
         key: String,
-        /// How the reply was lost.
+        /// Why there is no reply.
         cause: RedisError,
     },
-    /// The connection was lost, or no reply came in time, during a read. One that lost its connection was sent twice.
+    /// During a read, the connection was lost, or no reply came in time. A read that lost its connection may
+    /// have been sent twice.
     #[error("no reply came from {address} to the read of {key} ({cause}){}", hint_of_lost_list(key, cause))]
     NoReply {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// Key of the task or of the index.
+        /// The composite key of the task, or the prefix of the list.
         key: String,
-        /// How the reply was lost.
+        /// Why there is no reply.
         cause: RedisError,
     },
-    /// There was no connection in time, or a write that waits for replicas was kept back too long behind others. A write was
-    /// not sent. A read may have been sent before its connection was lost.
+    /// There was no connection in time, or a write that waits for replicas was held back too long behind
+    /// other writes. A write was not sent. A read may have been sent before its connection was lost.
     #[error(
         "no connection to {address} within {} ms, nothing was changed: {}",
         waited.as_millis(),
         cause.as_ref().map_or_else(|| WAITS.to_owned(), ToString::to_string)
     )]
     NotConnected {
-        /// Where the server is, or what tells where it is.
+        /// The server's address, or the service and its Sentinels, or the nodes in a cluster's URL.
         address: String,
-        /// How long the call has waited.
+        /// How long the call waited.
         waited: Duration,
-        /// How the last attempt to connect failed; none where none has.
+        /// Why the last attempt to connect failed. `None` if no attempt has failed.
         cause: Option<Box<Self>>,
     },
-    /// The circuit breaker has seen the server fail: nothing was sent, and nothing will be for a moment.
+    /// The circuit breaker is open, because the server failed to answer. Nothing was sent, and nothing will
+    /// be sent until the breaker's `pause` is over.
     #[error("the Redis server has failed to answer: nothing is sent for a moment")]
     CircuitOpen,
     /// The server's ACL does not allow this user the command or the key. Nothing was changed.
     #[error("the Redis user may not do this at {address}: {cause}")]
     NoPermission {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// What the server said.
+        /// The server's reply.
         cause: RedisError,
     },
     /// The server is a replica. Nothing was changed.
     #[error("the Redis server at {address} is a read-only replica, write to its primary: {cause}")]
     ReadOnly {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// What the server said.
+        /// The server's reply.
         cause: RedisError,
     },
-    /// The Sentinels know no primary that is one. Nothing was sent.
+    /// There is no primary: the Sentinels name none, or name a server that is not one, or no known node of
+    /// the cluster has the key's slot. Nothing was sent.
     #[error("no primary was found for {address}: {cause}")]
     NoPrimary {
-        /// Name of the service, and where its Sentinels are.
+        /// The service and its Sentinels, the server that the Sentinels name, or the nodes in the
+        /// cluster's URL.
         address: String,
-        /// What they said.
+        /// What is missing.
         cause: RedisError,
     },
-    /// The server belongs to no cluster. Nothing was sent.
+    /// The server is not a node of a cluster, or is a node that knows of no slots. Nothing was sent.
     #[error(
         "the Redis server at {address} is no node of a cluster with slots, connect to it with redis://: {}",
         cause.as_ref().map_or_else(|| "CLUSTER SLOTS is empty".to_owned(), ToString::to_string)
@@ -128,101 +134,104 @@ pub enum Error {
     NotACluster {
         /// Host and port.
         address: String,
-        /// What the server said, if not an empty list of slots.
+        /// The server's reply. `None` if the list of slots was empty.
         cause: Option<RedisError>,
     },
-    /// The server belongs to a cluster, and another node has the key. Nothing was changed.
+    /// The server is a node of a cluster, and another node has the key, or the task's keys have different
+    /// slots. Nothing was changed.
     #[error(
         "the Redis server at {address} is a node of a cluster and has no such key, connect with redis+cluster://: {cause}"
     )]
     OtherNode {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// What the server said.
+        /// The server's reply.
         cause: RedisError,
     },
-    /// The key's slot has been moving to another node all the time that the call could wait. Nothing was changed.
+    /// The key's slot was still moving to another node at the end of the connect timeout. Nothing
+    /// was changed.
     #[error(
         "the key's slot is moving to another node of the Redis cluster at {address}, try again in a moment: {cause}"
     )]
     SlotMoving {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// What the server said.
+        /// The server's reply.
         cause: RedisError,
     },
-    /// No node could serve the key in the time that the call could wait: after a failure, until a replica has
-    /// taken over. Nothing was changed.
+    /// No node could serve the key within the connect timeout, for example because no replica has taken over
+    /// yet after a failure. Nothing was changed.
     #[error("no node of the Redis cluster at {address} serves the key right now: {cause}")]
     ClusterDown {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// What the server said.
+        /// The server's reply.
         cause: RedisError,
     },
-    /// The write was made, but too few replicas had it in time: a failover may lose it.
+    /// The write was made, but too few replicas had it in time. A failover may lose the write.
     #[error(
         "the write to {key} was made, but {acknowledged} instead of {expected} replicas had it in time: a \
          failover may lose it"
     )]
     NotReplicated {
-        /// Key of the task.
+        /// The composite key of the task.
         key: String,
-        /// Replicas that were to have it.
+        /// How many replicas the write waited for.
         expected: u16,
-        /// Replicas that had it in time; 0 also where nobody knows, because the connection was lost meanwhile.
+        /// How many replicas had it in time. 0 also if the number is unknown, because `WAIT` failed or the
+        /// connection was lost.
         acknowledged: i64,
     },
-    /// The primary has fewer healthy replicas than its `min-replicas-to-write` asks for, and takes no writes. Nothing
+    /// The primary has fewer healthy replicas than its `min-replicas-to-write`, and refuses writes. Nothing
     /// was changed.
     #[error(
         "the Redis server at {address} refuses writes because too few of its replicas are healthy: {cause}"
     )]
     TooFewReplicas {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// What the server said.
+        /// The server's reply.
         cause: RedisError,
     },
-    /// The server is still reading its data from disk. Nothing was changed.
+    /// The server is still loading its data from disk. Nothing was changed.
     #[error("the Redis server at {address} is loading its data, try again in a moment: {cause}")]
     Loading {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// What the server said.
+        /// The server's reply.
         cause: RedisError,
     },
-    /// The server cannot persist and refuses writes. Nothing was changed.
+    /// The server cannot save its data to disk, and refuses writes. Nothing was changed.
     #[error("the Redis server at {address} refuses writes because it cannot save to disk: {cause}")]
     CannotPersist {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// What the server said.
+        /// The server's reply.
         cause: RedisError,
     },
-    /// A hash under a task's key is not one that this schema writes. Nothing was changed.
+    /// The hash at a task's key is not one that the module writes. Nothing was changed.
     #[error("a task stored at {address} is corrupt: {cause}")]
     Corrupt {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// What the server said; it names the key.
+        /// The server's reply, which names the key.
         cause: RedisError,
     },
-    /// The module has failed on the server: a defect of it, which its makers want to hear of. Of a write, the
-    /// outcome is unknown.
+    /// The module failed on the server. This is a bug in the module: please report it. If the call was a
+    /// write, its outcome is unknown.
     #[error("the pmcptask module at {address} failed to carry out the call: {cause}")]
     Defect {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// What the server said.
+        /// The server's reply.
         cause: RedisError,
     },
     /// The server refused the connection or the call for another reason. Nothing was changed.
     #[error("the Redis server at {address} refuses: {cause}")]
     Refused {
-        /// Where the server is.
+        /// The server's address, or the addresses in the URL.
         address: String,
-        /// What the server said.
+        /// The server's reply.
         cause: RedisError,
     },
     /// The record cannot be stored. Nothing was sent.
@@ -234,18 +243,18 @@ pub enum Error {
     /// The prefix of a list is not `owner:`. Nothing was sent.
     #[error("prefix: expected owner:, got one without the colon at its end")]
     ListPrefix,
-    /// The reply is not one of this command: what answers is no Redis server with this module.
+    /// The reply does not fit the command: what answers is not a Redis server with this module.
     #[error("the server's reply is not one of {command}: {found}")]
     UnexpectedReply {
         /// The command that was sent.
         command: &'static str,
-        /// What kind of reply came.
+        /// What kind of reply it was.
         found: &'static str,
     },
 }
 
 impl Error {
-    /// The error in a [`StorageError::Backend`] of this crate; none in other errors.
+    /// The error in a [`StorageError::Backend`] of this crate; `None` for other errors.
     ///
     /// ```
     /// # use pmcp_tasks::StorageError;
@@ -259,7 +268,7 @@ impl Error {
         Some(&kind.0)
     }
 
-    /// True where nothing came back from the server, or there was none.
+    /// True if the server did not answer, if there is no primary, or if the cluster is down.
     #[cfg(feature = "circuit-breaker")]
     pub(crate) fn says_server_is_away(&self) -> bool {
         matches!(
@@ -285,15 +294,15 @@ impl Error {
         }
     }
 
-    /// True where a write may or may not have been made: read the task to find out.
+    /// True if a write may or may not have been made. Read the task to find out.
     #[must_use]
     pub fn outcome_is_unknown(&self) -> bool {
         self.was_applied() == Applied::Unknown
     }
 
-    /// True where the same call may succeed later although nobody changes the client, its settings or the server's.
+    /// True if the same call may succeed later, without a change to the settings of client or server.
     ///
-    /// It says nothing about whether the call may be made again: ask [`Error::was_applied`] first.
+    /// Does not say whether a retry is safe: ask [`Error::was_applied`] first.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -321,12 +330,12 @@ pub enum Applied {
     Yes,
     /// Nothing was changed.
     No,
-    /// Nobody knows.
+    /// A write may or may not have been made.
     Unknown,
 }
 
 impl Error {
-    /// True for a failure to connect that says nothing of the next attempt.
+    /// True for a failure to connect that says nothing about the next attempt.
     pub(crate) fn is_of_the_moment(&self) -> bool {
         match self {
             Self::Authentication { .. } | Self::Settings(_) | Self::NoPermission { .. } => false,
@@ -337,8 +346,8 @@ impl Error {
         }
     }
 
-    /// True for a failure to connect that does not say why: the connection was made, and closed, or what came was
-    /// unreadable.
+    /// True for a failure to connect that gives no reason: the server closed the new connection, or its reply
+    /// was unreadable.
     pub(crate) fn is_closed_door(&self) -> bool {
         match self {
             Self::NoServer { cause, .. } => {
@@ -352,17 +361,17 @@ impl Error {
     }
 }
 
-/// Why there was no connection where no attempt to connect has failed.
+/// Why there was no connection, if no attempt to connect has failed.
 const WAITS: &str = "an attempt to connect goes on, or writes before this one wait for replicas";
 
-/// Why there was no answer, in one line.
+/// Why the server did not answer, in one line.
 fn no_answer(failure: &RedisError) -> String {
-    // The redis crate explains at which byte.
+    // The redis crate's text only says which byte is wrong.
     let is_unreadable = failure.kind() == ErrorKind::Parse;
     if is_unreadable { "its reply is none of a Redis server".to_owned() } else { failure.to_string() }
 }
 
-/// One cause of a list without a reply that is not the network's.
+/// A hint at one cause of a lost list that is not the network.
 fn hint_of_lost_list(key: &str, loss: &RedisError) -> &'static str {
     let is_list = key.ends_with(':');
     if is_list && loss.is_io_error() && !loss.is_timeout() {
@@ -373,8 +382,8 @@ fn hint_of_lost_list(key: &str, loss: &RedisError) -> &'static str {
     }
 }
 
-/// The source of a [`StorageError::Backend`], whose message holds the whole text. As a link of a printed chain it shows the
-/// name of the error's variant alone.
+/// The source of a [`StorageError::Backend`], whose message is already complete. In a printed error chain, it
+/// shows only the name of the error's variant.
 #[derive(Debug)]
 struct Kind(Error);
 
@@ -393,16 +402,16 @@ impl From<Error> for StorageError {
     }
 }
 
-/// What a call does to the data, and so what its failure may mean.
+/// What a call does to the data, which decides what its failure means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallKind {
     Read,
     Write,
-    /// A read that a replica is not asked.
+    /// A read that must not go to a replica.
     PrimaryRead,
 }
 
-/// Gives the loss of a reply its meaning.
+/// What a lost reply means.
 pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str, address: String) -> Error {
     match kind {
         CallKind::Write => Error::OutcomeUnknown { address, key: key.to_owned(), cause: error },
@@ -412,7 +421,7 @@ pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str, address: Str
     }
 }
 
-/// Gives an error reply its meaning.
+/// What an error reply means.
 pub(crate) fn of_reply(error: RedisError, address: String) -> StorageError {
     match error.code() {
         Some("CAPACITY" | "OOM") => {
@@ -422,8 +431,8 @@ pub(crate) fn of_reply(error: RedisError, address: String) -> StorageError {
     }
 }
 
-/// The same in a cluster, of which every node is in reach: one that sends a call elsewhere until there is no time
-/// left has a slot that moves, and keys of one owner have different slots where they have no hash tags.
+/// The same in a cluster, where the client can reach every node. Redirects until the time is over mean that
+/// the slot is moving. Keys of one owner have different slots only without hash tags.
 pub(crate) fn of_reply_in_cluster(error: RedisError, address: String) -> StorageError {
     match error.code() {
         Some("MOVED" | "ASK") => Error::SlotMoving { address, cause: error }.into(),
@@ -440,15 +449,15 @@ pub(crate) fn hash_tags_are_off() -> Error {
     )
 }
 
-/// True for an error reply of a server that has done nothing, and that may do it, or another may, in a moment: it
-/// is becoming a replica or has just become one, has no replicas yet, is loading its data, runs a script, or its slots
-/// are on their way.
+/// True for an error reply which says that nothing was done, and that the server or another one may soon do
+/// it: the server is becoming a replica or has just become one, has no replicas yet, is loading its data,
+/// runs a script, or its slots are moving.
 pub(crate) fn is_passing(error: &RedisError) -> bool {
     let passing = ["TRYAGAIN", "CLUSTERDOWN", "LOADING", "BUSY", "MASTERDOWN", "READONLY", "NOREPLICAS"];
     error.code().is_some_and(|code| passing.contains(&code))
 }
 
-/// Gives the error of an attempt to connect its meaning.
+/// What a failed attempt to connect means.
 pub(crate) fn of_connecting(error: RedisError, address: String) -> Error {
     match error.kind() {
         ErrorKind::AuthenticationFailed => Error::Authentication { address, cause: error },
@@ -461,7 +470,7 @@ pub(crate) fn of_connecting(error: RedisError, address: String) -> Error {
     }
 }
 
-/// What has failed where TLS itself has, and not the connection below it.
+/// The error of TLS itself, if the connection below TLS did not fail.
 #[cfg(feature = "tls")]
 fn tls_error(error: &RedisError) -> Option<&rustls::Error> {
     use std::error::Error;
@@ -472,13 +481,13 @@ fn tls_error(error: &RedisError) -> Option<&rustls::Error> {
     io.and_then(std::io::Error::get_ref)?.downcast_ref()
 }
 
-/// True where the server's certificate is not good enough.
+/// True if the server's certificate is invalid.
 #[cfg(feature = "tls")]
 fn is_of_certificate(error: &RedisError) -> bool {
     matches!(tls_error(error), Some(rustls::Error::InvalidCertificate(_)))
 }
 
-/// Gives an error reply its meaning. But for DEFECT, the server sends one before it has changed anything.
+/// What an error reply means. The server sends every error before it changes anything, except DEFECT.
 fn of_server(error: RedisError, address: String) -> Error {
     let unknown_command = error.detail().and_then(|detail| detail.strip_prefix("unknown command"));
     let is_ours = |name: &str| {
@@ -486,7 +495,7 @@ fn of_server(error: RedisError, address: String) -> Error {
         name.get(.."PMCPTASK.".len()).is_some_and(|start| start.eq_ignore_ascii_case("PMCPTASK."))
     };
     if unknown_command.is_some_and(is_ours) {
-        // The server repeats the arguments, the record among them: that text goes no further.
+        // The server's text repeats the arguments, and so the record. It must not be shown.
         return Error::ModuleNotLoaded { address };
     }
     match error.code() {

@@ -7,13 +7,14 @@ use crate::address::Address;
 /// Whether keys carry their owner as a hash tag. All clients of one data set need the same setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HashTags {
-    /// `pmcp:tasks:alice:t1`: the keys that `pmcp-tasks` writes. The default outside a cluster. A cluster needs
-    /// [`HashTags::On`], unless the prefix itself is a hash tag.
+    /// `pmcp:tasks:alice:t1`: the keys that `pmcp-tasks` writes. The default outside a cluster. A cluster
+    /// needs [`HashTags::On`], unless the prefix itself is a hash tag.
     #[default]
     Off,
     /// `pmcp:tasks:{alice}:t1`, braces literal: all keys of an owner share a slot. The default in a cluster.
     ///
-    /// A hash tag cannot be empty or start with `}`. The keys of an owner like that carry `_{_}` before the owner.
+    /// A hash tag cannot be empty or start with `}`. The keys of an owner like that carry `_{_}` before
+    /// the owner.
     On,
 }
 

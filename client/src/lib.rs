@@ -1,8 +1,8 @@
-//! A storage backend of [`pmcp_tasks`] that keeps MCP tasks in Redis or Valkey with the native commands of
+//! A storage backend for [`pmcp_tasks`] that keeps MCP tasks in Redis or Valkey with the native commands of
 //! the `pmcptask` module.
 //!
-//! [`RedisBackend`] takes the place of `pmcp_tasks::RedisBackend`: same constructors, same keys, so an
-//! existing deployment changes one import, loads the module and keeps its data.
+//! [`RedisBackend`] replaces `pmcp_tasks::RedisBackend`. Constructors and keys are the same, so an existing
+//! deployment changes one import, loads the module and keeps its data.
 //!
 //! ```no_run
 //! use pmcp_tasks::{GenericTaskStore, ServerTaskStore};
@@ -17,10 +17,10 @@
 //!
 //! # Features
 //!
-//! - `tls`: `rediss://` URLs, private authorities and client certificates, with rustls. Where the process has chosen
-//!   no `CryptoProvider` before it connects, this chooses that of `ring`.
-//! - `tracing`: a span for each call, with its command, key and outcome, and an event for each connection that is
-//!   lost or made again.
+//! - `tls`: `rediss://` URLs, private certificate authorities and client certificates, with rustls. If the
+//!   process has no default `CryptoProvider` at the first TLS connection, the client installs ring's.
+//! - `tracing`: a span for each call, with its command, key and outcome, and an event for each connection
+//!   that is lost or reconnected.
 //! - `metrics`: `pmcptask_calls_total` (labels `command`, `outcome`), `pmcptask_call_seconds` (`command`),
 //!   `pmcptask_connections_lost_total` and `pmcptask_reconnects_total`.
 //! - `circuit-breaker`: [`RedisBackendBuilder::circuit_breaker`](RedisBackendBuilder).

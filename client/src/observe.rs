@@ -1,10 +1,10 @@
-//! What calls and connections tell whoever watches them: spans and events with the feature `tracing`, counters
-//! and histograms with the feature `metrics`. Keys are shown, data never.
+//! What calls and connections report: spans and events with the feature `tracing`, counters and histograms
+//! with the feature `metrics`. Reports contain keys, never data.
 
 use pmcp_tasks::StorageError;
 
-/// Watches one call of the trait. The call is a function that makes the future: a future that is passed in takes its memory
-/// twice, as an argument and while it is awaited.
+/// Reports one call of the trait. Takes a function, because a future as an argument would take its memory
+/// twice: as an argument and while it is awaited.
 pub(crate) async fn call<T, C: Future<Output = Result<T, StorageError>>>(
     command: &'static str,
     key: &str,
@@ -45,7 +45,7 @@ pub(crate) async fn call<T, C: Future<Output = Result<T, StorageError>>>(
     result
 }
 
-/// How a call ended, in a word.
+/// The outcome of a call, as a label.
 #[cfg(any(feature = "tracing", feature = "metrics"))]
 fn outcome<T>(result: &Result<T, StorageError>) -> &'static str {
     match result {
@@ -53,7 +53,7 @@ fn outcome<T>(result: &Result<T, StorageError>) -> &'static str {
         Err(StorageError::NotFound { .. }) => "not_found",
         Err(StorageError::VersionConflict { .. }) => "conflict",
         Err(StorageError::CapacityExceeded { .. }) => "capacity",
-        // Also of a write that too few replicas have: a failover may undo it.
+        // Includes a write that too few replicas have, because a failover may undo it.
         Err(error)
             if crate::Error::of(error).is_some_and(|error| error.was_applied() != crate::Applied::No) =>
         {
@@ -63,7 +63,7 @@ fn outcome<T>(result: &Result<T, StorageError>) -> &'static str {
     }
 }
 
-/// A connection is lost, and about to be replaced.
+/// A connection was lost and is about to be replaced.
 pub(crate) fn lost(address: &str) {
     #[cfg(feature = "tracing")]
     tracing::warn!(server.address = address, "connection lost");
@@ -72,7 +72,7 @@ pub(crate) fn lost(address: &str) {
     let _ = address;
 }
 
-/// There is a connection again.
+/// A lost connection has been replaced.
 pub(crate) fn reconnected(address: &str) {
     #[cfg(feature = "tracing")]
     tracing::info!(server.address = address, "connected again");

@@ -1,16 +1,16 @@
-//! The module's replies, decoded. Records are taken over, not copied.
+//! Decodes the module's replies. Records are moved, not copied.
 
 use pmcp_tasks::VersionedRecord;
 use redis::Value;
 
 use crate::error::Error;
 
-/// How a CAS ended.
+/// The outcome of a CAS.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum CasOutcome {
-    /// Written, as this version.
+    /// The record was written as this version.
     Won(u64),
-    /// Not written: the task is at this version, 0 if there is none.
+    /// Nothing was written: the task is at this version, or missing (0).
     Lost(u64),
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn cas(reply: Value) -> Result<CasOutcome, Error> {
     }
 }
 
-/// Whether a reply to a write says that there was nothing to do: a version that was another, a task that was not there.
+/// Whether a reply to a write says that nothing changed: a version conflict, or no such task.
 pub(crate) fn says_that_nothing_changed(reply: &Value) -> bool {
     match reply {
         Value::Int(deleted) => *deleted == 0,

@@ -1,4 +1,5 @@
-//! What every layer above the connections shares: the keys, the connections with their breaker, and one way to call.
+//! What every layer above the connections shares: the keys, the connections with their breaker, and one way
+//! to call.
 
 use std::fmt;
 
@@ -58,8 +59,8 @@ impl Session {
         Ok(self.keyspace()?.index_key(owner))
     }
 
-    /// Sends a request and reads its reply, unless the breaker is open. A write that too few replicas have is an error,
-    /// see [`Error::NotReplicated`].
+    /// Sends a request and reads its reply, unless the breaker is open. A write that too few replicas have is
+    /// an error, see [`Error::NotReplicated`].
     pub(crate) async fn call<T>(
         &self,
         request: &Request<'_>,
@@ -82,7 +83,7 @@ impl Session {
         let keys = (0..owners).map(|owner| keyspace.task_key(&owner.to_string(), "health-check"));
         for task_key in self.connection.one_key_of_each_shard(keys) {
             self.check(&redis::cmd("PING"), &task_key).await?;
-            // Hosted servers deny MODULE LIST. A command of the module is the one question that works everywhere.
+            // Hosted servers deny MODULE LIST. A command of the module works everywhere.
             if let Some(reply) = self.check(&commands::get(&task_key), &task_key).await? {
                 replies::record(reply.value)?;
             }
@@ -96,8 +97,8 @@ impl Session {
         Ok(())
     }
 
-    /// The reply of the server that has a key; none if the user lacks the permission. The server does answer then, and
-    /// the user may have the permissions for other calls.
+    /// The reply of the server that has a key; none if the user lacks the permission. The server does answer
+    /// then, and the user may have the permissions for other calls.
     async fn check(&self, command: &Cmd, task_key: &str) -> Result<Option<Reply>, StorageError> {
         let request = Request { command, kind: CallKind::PrimaryRead, key: task_key, routed_by: task_key };
         match self.connection.call(&request).await {

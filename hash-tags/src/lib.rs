@@ -1,9 +1,9 @@
-//! Moves the tasks of a data set to keys with hash tags, as a cluster needs them, or back: `pmcp:tasks:alice:t1` becomes
-//! `pmcp:tasks:{alice}:t1`.
+//! Moves the tasks of a data set to keys with hash tags, as a cluster needs them, or back:
+//! `pmcp:tasks:alice:t1` becomes `pmcp:tasks:{alice}:t1`.
 //!
-//! Each task is renamed together with its index entry, in one transaction of plain commands. A task is always under
-//! exactly one of its two keys, and never replaces another. A run that was interrupted loses nothing: the next run
-//! continues.
+//! Each task is renamed together with its index entry, in one transaction of plain commands. A task is always
+//! under exactly one of its two keys, and never replaces another. A run that was interrupted loses nothing:
+//! the next run continues.
 //!
 //! The command `pmcptask-hash-tags` is a shell around [`move_keys`].
 
@@ -24,8 +24,8 @@ const RECORDS: usize = 16;
 pub struct KeyMove {
     /// How many tasks got other keys.
     pub moved: u64,
-    /// Task keys that were left as they are: another task has the new key already, or a key of another kind is in the
-    /// way.
+    /// Task keys that were left as they are: another task has the new key already, or a key of another kind
+    /// is in the way.
     pub left: BTreeSet<String>,
 }
 
@@ -60,16 +60,17 @@ impl From<RedisError> for MoveError {
 
 /// Moves all tasks of a prefix to the keys of `target`. The server needs no module for it.
 ///
-/// A task keeps its version, record, expiry and creation time. An owner that stands in braces counts as hash-tagged,
-/// unless the record says that its `ownerId` has these braces.
+/// A task keeps its version, record, expiry and creation time. An owner that stands in braces counts as
+/// hash-tagged, unless the record says that its `ownerId` has these braces.
 ///
-/// Clients find tasks only under the keys of their own setting. **Stop the clients of the old setting first.** If one
-/// of them still writes, nothing is lost: a task that it changes in place moves afterwards, and a task that it makes
-/// anew, because the first one has moved already, stays and is named in [`KeyMove::left`].
+/// Clients find tasks only under the keys of their own setting. **Stop the clients of the old setting
+/// first.** If one of them still writes, nothing is lost: a task that it changes in place moves
+/// afterwards, and a task that it makes anew, because the first one has moved already, stays and is named
+/// in [`KeyMove::left`].
 ///
-/// The call ends when it finds no more tasks to move, so not while a client goes on making tasks under the old keys.
-/// It takes O(n), n keys of the database, at some 5,000 tasks per second, and holds the server up for no longer than one
-/// task takes.
+/// The call ends when it finds no more tasks to move, so not while a client goes on making tasks under the
+/// old keys. It takes O(n), n keys of the database, at some 5,000 tasks per second, and holds the server up
+/// for no longer than one task takes.
 ///
 /// ```no_run
 /// use pmcptask_client::RedisBackend;
@@ -194,8 +195,8 @@ enum Moved {
 }
 
 impl Names {
-    /// The names of a task by the key that was found. `own_braces`: braces around the owner are part of the owner. The key
-    /// alone does not tell.
+    /// The names of a task by the key that was found. `own_braces`: braces around the owner are part of the
+    /// owner. The key alone does not tell.
     fn of(key: &[u8], own_braces: bool, target: &Keyspace) -> Found {
         let Ok(task) = TaskKey::parse(key) else { return Found::Elsewhere };
         if task.prefix != target.prefix().as_bytes() {

@@ -1,4 +1,4 @@
-//! Why a server closes the door: the redis crate drops what a server says before it closes a connection.
+//! Finds out why a server closes new connections: the redis crate drops the error that a server sends first.
 
 use std::io;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// What any server answers that speaks no TLS.
+/// Any server that does not speak TLS answers this.
 const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
-/// The start of a TLS connection: a `ClientHello` of TLS 1.2 with two ciphers. Who speaks TLS answers in kind, be it with
-/// an alert.
+/// The start of a TLS connection: a `ClientHello` of TLS 1.2 with two ciphers. A TLS server answers with TLS,
+/// even if only with an alert.
 const CLIENT_HELLO: &[u8] = &[
     0x16, 3, 1, 0, 47, // a handshake of 47 bytes
     1, 0, 0, 43, 3, 3, // a ClientHello of 43 bytes, TLS 1.2
@@ -21,23 +21,23 @@ const CLIENT_HELLO: &[u8] = &[
     0, 4, 0xc0, 0x2f, 0xc0, 0x2b, // ciphers
     1, 0, // no compression
 ];
-/// First bytes of what TLS answers: a handshake, or an alert.
+/// The first byte of a TLS answer: a handshake or an alert.
 const OF_TLS: [u8; 2] = [0x16, 0x15];
-/// No refusal of a server is longer.
+/// In bytes. No server's refusal is longer.
 const LONGEST_REFUSAL: u64 = 1_024;
 
-/// What is behind a door.
+/// What answers at an address.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Behind {
-    /// A server that refuses: code and words of its error reply.
+    /// A server that refuses connections: code and text of its error reply.
     Refusal(String, String),
     /// A server that answers without TLS.
     Plain,
-    /// Somebody who speaks TLS.
+    /// A server that speaks TLS.
     Tls,
 }
 
-/// Asks without the redis crate. None where that tells nothing, or not in time.
+/// Asks without the redis crate. `None` if there is no answer in time, or the answer says nothing.
 pub(super) async fn what_is_behind(addr: &ConnectionAddr, limit: Duration) -> Option<Behind> {
     timeout(limit, look_behind(addr)).await.ok().flatten()
 }
@@ -48,7 +48,7 @@ async fn look_behind(addr: &ConnectionAddr) -> Option<Behind> {
     match answer.first() {
         Some(b'+' | b'-') if is_tls => Some(Behind::Plain),
         Some(b'-') => refusal(&answer),
-        // It has closed the connection, or sent an alert.
+        // The server has closed the connection or sent an alert.
         _ if !is_tls => {
             let answer = ask(addr, CLIENT_HELLO).await.ok()?;
             answer.first().filter(|byte| OF_TLS.contains(byte)).map(|_| Behind::Tls)
@@ -57,7 +57,7 @@ async fn look_behind(addr: &ConnectionAddr) -> Option<Behind> {
     }
 }
 
-/// What a server says, but for those that only want to know who asks.
+/// The refusal in an answer. `NOAUTH` and `NOPERM` are none: the server only wants a login first.
 fn refusal(answer: &[u8]) -> Option<Behind> {
     let line = answer.split(|byte| *byte == b'\r').next()?;
     let line = String::from_utf8_lossy(line.get(1..)?).into_owned();
@@ -79,10 +79,10 @@ async fn ask(addr: &ConnectionAddr, question: &[u8]) -> io::Result<Vec<u8>> {
 
 async fn answer(stream: impl AsyncRead + AsyncWrite, question: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = std::pin::pin!(stream);
-    // One that refuses does so unasked, and may have closed the connection by now.
+    // A server that refuses does so unasked, and may already have closed the connection.
     let _ = stream.write_all(question).await;
     let (mut stream, mut answer) = (stream.take(LONGEST_REFUSAL), Vec::new());
-    // Of an answer that breaks off, the start tells enough.
+    // If an answer breaks off, its start is enough.
     while !answer.contains(&b'\n') && !answer.first().is_some_and(|byte| OF_TLS.contains(byte)) {
         if !matches!(stream.read_buf(&mut answer).await, Ok(1..)) {
             break;

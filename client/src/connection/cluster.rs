@@ -1,7 +1,7 @@
-//! A cluster: each call goes to the node that has its slot, wherever that is by now.
+//! A cluster: each call goes to the node that has the key's slot at that time.
 //!
-//! The redis crate's own cluster client is not used. It sends a write again when the reply is lost, which would
-//! make it twice; told to send nothing again, it does not follow redirects either; and while it connects to one
+//! The redis crate's own cluster client is not used. It retries a write whose reply was lost, so the write
+//! may be made twice. Without retries, it does not follow redirects either. And while it connects to one
 //! node, calls to all others wait.
 
 use std::collections::HashMap;
@@ -28,19 +28,19 @@ use super::target::Target;
 use super::topology::{self, Location, SLOTS, Shard, slot_of};
 use crate::error::{self, CallKind, Error};
 
-/// How often a node is asked for the slots without a cause: replicas come and go without redirects.
+/// How often a node is asked for the slots without a reason: replicas come and go without redirects.
 const SURVEY: Duration = Duration::from_secs(10);
-/// Least time from one survey to the next. While they find nothing new, it grows.
+/// The minimum pause between surveys. The pause grows while surveys find nothing new.
 const SURVEY_PAUSE: Duration = Duration::from_millis(50);
-/// After so long without a survey, the next one is a first one again.
+/// After this long without a survey, the pauses start over.
 const SURVEYS_FORGOTTEN: Duration = Duration::from_secs(1);
-/// How long one node may take to tell the slots.
+/// How long one node may take to say which node has which slots.
 const SURVEY_ANSWER: Duration = Duration::from_secs(1);
-/// How long a call waits for the connection to one node before it looks whether that is still the right one.
+/// How long a call waits for the connection to a node before it looks the slot up again.
 const NODE_WAIT: Duration = Duration::from_millis(200);
-/// Redirects that a call follows at once. Nodes that disagree about a slot agree a moment later.
+/// How many redirects in a row a call follows without a pause. Nodes that disagree about a slot soon agree.
 const QUICK_REDIRECTS: usize = 4;
-/// How long a node that a redirect has named is kept although it has no slots (yet).
+/// How long a node that a redirect named is kept although it has no slots (yet).
 const GUEST: Duration = Duration::from_mins(1);
 
 /// The connections to a cluster's nodes.
@@ -51,16 +51,16 @@ pub(crate) struct Cluster {
 
 struct Shared {
     settings: Arc<Settings>,
-    /// Where nodes are connected to, whoever's call has led to them.
+    /// The runtime of the connections, whichever call opens them.
     runtime: Handle,
-    /// The nodes that the user names; one at least.
+    /// The nodes that the URL names; at least one.
     seeds: Vec<Endpoint>,
     view: ArcSwap<View>,
-    /// All nodes that are connected to. Locked when nodes come or go and for redirects, not for other calls.
+    /// All nodes with a connection. Locked when nodes come or go and for redirects, not for other calls.
     nodes: Mutex<HashMap<(Location, Purpose), KnownNode>>,
-    /// Somebody has seen that the view is outdated.
+    /// A call has found that the view is outdated.
     outdated: Notify,
-    /// There is another view.
+    /// There is a new view.
     renewed: Notify,
 }
 
@@ -73,19 +73,20 @@ enum Purpose {
 
 struct KnownNode {
     node: Arc<Node>,
-    /// When a redirect, or a view, named it last.
+    /// When a redirect or a view last named the node.
     named: Instant,
 }
 
-/// What is known of the cluster. It is replaced as a whole, so that a call reads it without a lock.
+/// What the client knows about the cluster. It is replaced as a whole, so that a call reads it without
+/// a lock.
 #[derive(Default)]
 struct View {
     shards: Vec<ShardNodes>,
-    /// Which of the shards has a slot.
+    /// For each slot, the index of its shard.
     shard_of_slot: Vec<Option<usize>>,
-    /// What a node has told, of which this was made.
+    /// The answer of a node that this view was made from.
     told: Vec<Shard>,
-    /// That node.
+    /// The address of that node.
     told_by: String,
 }
 
@@ -107,7 +108,7 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// Connects to the first seed that answers, and asks it for the others.
+    /// Connects to the first seed that answers, and asks it for the other nodes.
     pub(super) async fn open(seeds: Vec<Endpoint>, settings: Arc<Settings>) -> Result<Self, Error> {
         let limit = settings.timeouts.connect;
         let attempts = seeds.iter().cloned().map(|seed| async move {
@@ -135,13 +136,13 @@ impl Cluster {
         Self { shared, surveyor }
     }
 
-    /// The nodes that the user names, for errors.
+    /// The nodes that the URL names, for errors.
     pub(super) fn address(&self) -> String {
         let seeds: Vec<_> = self.shared.seeds.iter().map(Endpoint::address).collect();
         format!("{} (cluster)", seeds.join(", "))
     }
 
-    /// Sends a request to the node that has the slot of its key, or to a replica of it where that is wanted.
+    /// Sends a request to the node that has the slot of its key, or to a replica if reads may go there.
     pub(super) async fn call(&self, request: &Request<'_>) -> Attempt {
         let slot = slot_of(request.routed_by);
         let may_go_to_replica = self.shared.settings.reads_from_replicas && request.kind == CallKind::Read;
@@ -151,16 +152,16 @@ impl Cluster {
         }
     }
 
-    /// Sends a request to the node that has the slot and waits for the reply, for the cluster to be ready too while
-    /// nothing can have been changed.
+    /// Sends a request to the node that has the slot, and waits for the reply. While nothing can have been
+    /// changed, also waits for the cluster to be ready.
     ///
-    /// A write is sent again only if the node has said that it did nothing.
+    /// A write is sent again only if it was not sent, or if the node said that it did nothing.
     async fn call_primary(&self, slot: u16, request: &Request<'_>) -> Attempt {
         let mut retry = retry(Instant::now(), self.shared.settings.timeouts.connect);
         let mut quick_redirects = QUICK_REDIRECTS;
         let mut target: Option<(Location, bool, String)> = None;
         loop {
-            // From here on no other view is missed.
+            // From here on, no new view is missed.
             let mut renewed = pin!(self.shared.renewed.notified());
             renewed.as_mut().enable();
             let (node, asking) = match target.take() {
@@ -190,11 +191,11 @@ impl Cluster {
                 continue;
             }
             (target, quick_redirects) = (None, QUICK_REDIRECTS);
-            // If the redirect's node cannot be reached, that says more than the redirect.
+            // If the node that the redirect names cannot be reached, that says more than the redirect.
             if !is_redirected {
                 retry.keep(attempt);
             }
-            // Whichever is first; then the slot is looked up again.
+            // A new view ends the pause. Then the slot is looked up again.
             let _ = timeout(retry.next_pause(), renewed).await;
         }
     }
@@ -210,7 +211,7 @@ impl Cluster {
         self.shared.settings.clone()
     }
 
-    /// Why nobody can be asked for a key.
+    /// The error for a key whose slot no known node has.
     fn no_node(&self) -> Error {
         let why = "no node that is known has the slot of the key";
         let cause = RedisError::from((ErrorKind::ClusterConnectionNotFound, why));
@@ -221,7 +222,7 @@ impl Cluster {
         self.shared.view.load().shard(slot).map(|shard| shard.primary.clone())
     }
 
-    /// Of some keys, the first of each shard.
+    /// The first of these keys for each shard.
     pub(super) fn one_key_of_each_shard(&self, keys: impl Iterator<Item = String>) -> Vec<String> {
         let view = self.shared.view.load();
         let mut found = HashMap::new();
@@ -249,18 +250,18 @@ impl OnRuntime for Cluster {
     }
 }
 
-/// What a node has told of all.
+/// What a node says about all nodes.
 struct Told {
     shards: Vec<Shard>,
-    /// That node.
+    /// The address of that node.
     by: String,
 }
 
 /// Where a reply sends the request.
 struct Redirect {
-    /// None where the sender does not know the node's host.
+    /// `None` if the sender does not know the node's host.
     to: Option<Location>,
-    /// Whether that node is to be told so.
+    /// Whether that node must be sent `ASKING` first.
     asking: bool,
 }
 
@@ -275,14 +276,14 @@ fn redirect(attempt: &Attempt, sender: &str) -> Option<Redirect> {
     Some(Redirect { to, asking })
 }
 
-/// Whether what came of a request is a reason to ask for the slots.
+/// Whether the outcome of a request is a reason to ask for the slots.
 fn says_slots_have_changed(attempt: &Attempt, redirect: Option<&Redirect>) -> bool {
     match attempt {
         Attempt::Replied(Ok(_)) => false,
         Attempt::Replied(Err(error)) => match redirect {
-            // ASK: they are where they were.
+            // After ASK, the slot is still where it was.
             Some(redirect) => !redirect.asking,
-            // Whoever says so has the slot.
+            // A node that says so has the slot.
             None if matches!(error.code(), Some("TRYAGAIN" | "NOREPLICAS" | "BUSY")) => false,
             None => error::is_passing(error),
         },
@@ -291,7 +292,7 @@ fn says_slots_have_changed(attempt: &Attempt, redirect: Option<&Redirect>) -> bo
 }
 
 impl Shared {
-    /// The connection to a node that a redirect of another one names.
+    /// The connection to a node that another node's redirect names.
     fn node(&self, location: &Location, sender: &str) -> Option<Arc<Node>> {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         self.node_of(&mut nodes, location, Purpose::Primary, sender)
@@ -309,7 +310,7 @@ impl Shared {
             known.named = Instant::now();
             return Some(known.node.clone());
         }
-        // A host that is none cannot be connected to; another survey may know better.
+        // An invalid host cannot be connected to. The next survey may find a valid one.
         let endpoint = self.seeds.first()?.at(&location.host, location.port, &format!("the node {told_by}"));
         let endpoint = endpoint.ok()?;
         let endpoint = if purpose == Purpose::Replica { endpoint.for_reads() } else { endpoint };
@@ -318,7 +319,7 @@ impl Shared {
         Some(node)
     }
 
-    /// Makes what a node has told the view of all; false where that is nothing new.
+    /// Makes a node's answer the view of all calls. Returns false if it is nothing new.
     fn adopt(&self, told: Told) -> bool {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut view = View {
@@ -341,7 +342,7 @@ impl Shared {
             }
             view.shards.push(ShardNodes { primary, replicas });
         }
-        // Calls that are on their way to a node which goes keep its connection until they are done.
+        // Calls in flight keep the connection of a removed node until they are done.
         nodes.retain(|_, known| known.named.elapsed() < GUEST);
         let is_new = self.view.load().told != view.told;
         self.view.store(Arc::new(view));
@@ -351,7 +352,7 @@ impl Shared {
         is_new
     }
 
-    /// Asks any node for the slots: one at random, so that one that is behind is not asked for ever.
+    /// Asks a random node for the slots, so that a stale node is not asked every time.
     async fn ask(&self) -> Option<Told> {
         let mut nodes: Vec<_> = {
             let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -371,7 +372,7 @@ impl Shared {
 async fn survey(shared: Arc<Shared>) {
     let (mut pauses, mut last) = (pauses(), Instant::now());
     loop {
-        // Wanted or not: both are a reason.
+        // Either ends the wait: a call has found the view outdated, or it is time.
         let _ = timeout(SURVEY, shared.outdated.notified()).await;
         let is_first = last.elapsed() >= SURVEYS_FORGOTTEN;
         let finds_news = shared.ask().await.is_some_and(|told| shared.adopt(told));
@@ -379,12 +380,12 @@ async fn survey(shared: Arc<Shared>) {
             pauses = self::pauses();
         }
         last = Instant::now();
-        // However many calls want the next one, all clients together are not to make it worse.
+        // All clients ask a cluster that is in trouble, so they must not ask too often.
         sleep(pauses.next().unwrap_or(SURVEY_PAUSE).max(SURVEY_PAUSE)).await;
     }
 }
 
-/// Asks a node that is connected to.
+/// Asks a node that has a connection.
 async fn ask_node(node: Arc<Node>) -> Result<Told, ()> {
     let slots = cmd("CLUSTER").arg("SLOTS").to_owned();
     let request = Request { command: &slots, kind: CallKind::Read, key: "", routed_by: "" };
@@ -401,7 +402,7 @@ fn no_seed() -> Error {
     Error::Settings("URL: expected at least one node, got none".to_owned())
 }
 
-/// Asks a node that is not connected to yet.
+/// Asks a node over a new connection.
 async fn ask_seed(seed: &Endpoint, limit: Duration) -> Result<Told, Error> {
     let of_connecting = |error| error::of_connecting(error, seed.address());
     let started = Instant::now();
@@ -410,7 +411,7 @@ async fn ask_seed(seed: &Endpoint, limit: Duration) -> Result<Told, Error> {
     let mut pauses = pauses();
     let asked = loop {
         match timeout(left(), cmd("CLUSTER").arg("SLOTS").query_async(&mut connection)).await {
-            // A script runs.
+            // The node runs a script.
             Ok(Err(error)) if error::is_passing(&error) && !left().is_zero() => {
                 sleep(pauses.next().unwrap_or_default().min(left())).await;
             }

@@ -19,15 +19,17 @@ use super::settings::Settings;
 use crate::address::{at, host_of};
 use crate::error::{self, Error};
 
-/// Calls that may wait to be sent; beyond that, callers wait. The connection sends them in one go.
+/// How many calls can be queued to be sent; beyond that, callers wait. The connection sends all queued calls
+/// at once.
 const CALLS_WAITING: usize = 1024;
-/// Probes of the operating system to a host that is silent, a keep-alive's time apart, before it gives up.
+/// How many TCP keep-alive probes, one keep-alive interval apart, go unanswered before the operating system
+/// gives up.
 const PROBES: u32 = 2;
 
-/// What the operating system takes as the time of a keep-alive, in whole seconds.
+/// The range of the operating system's keep-alive interval, in whole seconds.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(32_767));
 
-/// What a URL with TLS needs besides.
+/// What else a URL with TLS needs, for errors.
 const NEEDS_FEATURE: &str =
     if cfg!(feature = "tls") { "" } else { ", with the cargo feature `tls` of pmcptask-client" };
 
@@ -36,10 +38,10 @@ const NEEDS_FEATURE: &str =
 pub(crate) struct Endpoint {
     client: Client,
     pub(super) settings: Arc<Settings>,
-    /// For reads from a node of a cluster that is a replica. A primary is not asked like this: one that becomes a
-    /// replica is to send its clients elsewhere.
+    /// Sends `READONLY`, for reads from a replica in a cluster. Not for a primary: if it becomes a replica,
+    /// it must redirect its clients.
     is_for_reads: bool,
-    /// Who says that the server is there, if not the URL.
+    /// Who announced this server, if the URL does not name it.
     announced_by: Option<Arc<str>>,
 }
 
@@ -62,7 +64,7 @@ impl Endpoint {
         self.is_for_reads
     }
 
-    /// The same way to connect, to another host, of which somebody has told.
+    /// The same settings for another host, which `announced_by` names.
     pub(crate) fn at(&self, host: &str, port: u16, announced_by: &str) -> Result<Self, Error> {
         let info = self.client.get_connection_info();
         let addr = at(info.addr(), host, port);
@@ -79,7 +81,7 @@ impl Endpoint {
         self.addr().to_string()
     }
 
-    /// The same, and who says that the server is there.
+    /// The address and, unless the URL names it, who announced it.
     pub(super) fn address_and_origin(&self) -> String {
         let address = self.addr();
         self.announced_by
@@ -96,8 +98,9 @@ impl Endpoint {
         matches!(self.addr(), ConnectionAddr::TcpTls { .. })
     }
 
-    /// Connects, and does all that is to be done before the first call. `on_loss` is called when the connection is
-    /// found to be lost, which is before the next call with RESP3 only.
+    /// Connects, and does everything that comes before the first call. `on_loss` is called when the
+    /// connection is found to be lost, but only with RESP3. With RESP2, the next call or `PING` finds
+    /// the loss.
     pub(crate) async fn connect(
         &self,
         limit: Duration,
@@ -115,7 +118,8 @@ impl Endpoint {
         }
     }
 
-    /// Ends where a server waits for the end of what it takes for a command, and that is the start of TLS.
+    /// Returns an error if a server without TLS waits for more, because it takes the start of TLS for the
+    /// start of a command.
     async fn finds_no_tls(&self, patience: Duration) -> Error {
         if self.is_tls() {
             sleep(patience).await;
@@ -126,7 +130,7 @@ impl Endpoint {
         std::future::pending().await
     }
 
-    /// The reason of a failure to connect, where the failure itself does not tell.
+    /// The reason for a failure to connect, if the failure itself does not say.
     pub(super) async fn explain(&self, failure: Error, limit: Duration) -> Error {
         if !failure.is_closed_door() {
             return failure;
@@ -169,7 +173,7 @@ impl Endpoint {
         let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut connection = Live::new(connection, self.settings.timeouts.response);
         if let Some(name) = &self.settings.client_name {
-            // A user who may not set a name has none.
+            // If the user may not set a name, the connection has none.
             let named = connection.req_packed_command(cmd("CLIENT").arg("SETNAME").arg(name)).await?;
             drop(named);
         }
@@ -183,13 +187,14 @@ impl Endpoint {
     }
 }
 
-/// Refuses what is no server of its own, and says which URL leads to it. What does not tell is a server.
+/// Refuses a cluster node or a Sentinel, and says which URL to use. A server that does not tell its
+/// mode passes.
 pub(super) async fn expect_one_server(
     connection: &mut Live,
     endpoint: &Endpoint,
     limit: Duration,
 ) -> Result<(), Error> {
-    // Every user may.
+    // Every user may call HELLO.
     let hello = timeout(limit, cmd("HELLO").query_async::<HashMap<String, Value>>(connection)).await;
     let Ok(Ok(hello)) = hello else { return Ok(()) };
     let (address, scheme) = (endpoint.address(), if endpoint.is_tls() { "rediss" } else { "redis" });
@@ -216,9 +221,10 @@ pub(super) async fn expect_one_server(
 #[cfg(feature = "tls")]
 fn client(info: ConnectionInfo, settings: &Settings) -> Result<Client, Error> {
     let is_tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
-    // The redis crate has rustls choose one, which panics where other crates of the program have brought a second.
+    // The redis crate lets rustls choose the provider, which panics if other crates of the program bring a
+    // second one.
     if is_tls && rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Somebody else may be faster, with one that is as good.
+        // If another thread installs one first, that one is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
     match &settings.certificates {

@@ -1,14 +1,15 @@
-//! Several servers asked the same: the first one, and the next one as soon as that has taken long or failed.
+//! Asks several servers the same: the next one as soon as the last one has failed or taken [`HEAD_START`].
 
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// How long a server is waited for before the next one is asked as well.
+/// How long a server may take before the next one is asked as well.
 const HEAD_START: Duration = Duration::from_millis(200);
 
-/// The first good answer, else the last bad one; `none` where nobody is asked. Who has not answered by then is left.
+/// The first good answer, or else the last error; `none` if there are no attempts. Attempts that still run
+/// are dropped.
 pub(super) async fn first_answer<T, E>(
     attempts: impl IntoIterator<Item: Future<Output = Result<T, E>> + Send + 'static>,
     none: E,
@@ -31,7 +32,7 @@ where
         match ended {
             Some(Ok(Ok(answer))) => return Ok(answer),
             Some(Ok(Err(error))) => failure = error,
-            // It has panicked.
+            // The attempt panicked.
             Some(Err(_)) => {}
             None => return Err(failure),
         }

@@ -1,9 +1,9 @@
-//! A connection whose callers hear of its end.
+//! A connection that tells its callers when it ends.
 //!
-//! The redis crate hands each call to the task that drives the connection, through one of tokio's channels. A call that
-//! is handed over in the moment in which that task ends is not answered: it stays in the channel until the last
-//! clone of the connection is gone, and its caller holds one ([tokio's issue 7714]). Nothing but the response timeout
-//! would end the wait. So a caller that waits looks now and then whether the task is still there.
+//! The redis crate hands each call to the task that drives the connection, through a tokio channel. A call
+//! that is handed over just as that task ends gets no reply: it stays in the channel until the last clone of
+//! the connection is dropped, and its caller holds one ([tokio's issue 7714]). Only the response timeout
+//! would end the wait. So a waiting call checks from time to time that the task still runs.
 //!
 //! [tokio's issue 7714]: https://github.com/tokio-rs/tokio/issues/7714
 
@@ -18,10 +18,10 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, Pipeline, RedisFuture, RedisResult, Value, cmd};
 use tokio::time::{Instant, timeout};
 
-/// How long a call waits for its reply before it looks whether there is anybody to give one, and from look to look.
+/// How often a waiting call checks that the connection's task still runs.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// A connection to a server, for any number of calls at once.
+/// A connection to a server, for any number of concurrent calls.
 #[derive(Clone)]
 pub(crate) struct Live {
     redis: Arc<MultiplexedConnection>,
@@ -30,17 +30,17 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// Of a connection without a response timeout of its own.
+    /// Takes a connection without a response timeout of its own.
     pub(super) fn new(redis: MultiplexedConnection, limit: Duration) -> Self {
         Self { redis: Arc::new(redis), limit }
     }
 
-    /// Of somebody else's connection, with the response timeout that it has.
+    /// Takes a caller's connection, which keeps its own response timeout.
     pub(crate) fn given(redis: MultiplexedConnection) -> Self {
         Self::new(redis, Duration::MAX)
     }
 
-    /// The same as `req_packed_command`, but without a box around it.
+    /// The same as `req_packed_command`, without a box.
     pub(super) async fn send_packed_command(&self, command: &Cmd) -> RedisResult<Value> {
         let mut redis = MultiplexedConnection::clone(&self.redis);
         self.in_time(pin!(redis.send_packed_command(command))).await
@@ -56,7 +56,8 @@ impl Live {
         self.in_time(pin!(redis.send_packed_commands(pipeline, offset, count))).await
     }
 
-    /// Waits for a reply while there may be one. The future of a call is not moved, which would make room for it twice.
+    /// Waits for a reply as long as one may come. The future is pinned, because moving it would take its
+    /// memory twice.
     async fn in_time<T>(&self, mut reply: Pin<&mut impl Future<Output = RedisResult<T>>>) -> RedisResult<T> {
         let (started, mut left) = (Instant::now(), self.limit);
         loop {
@@ -67,17 +68,17 @@ impl Live {
             if left.is_zero() {
                 return Err(io::Error::from(io::ErrorKind::TimedOut).into());
             }
-            // Apart, because few calls come so far.
+            // Boxed, because few calls get here.
             if !Box::pin(self.is_driven()).await {
-                // It may have come just before the end.
+                // The reply may have come just before the end.
                 let reply = timeout(Duration::ZERO, reply).await;
                 return reply.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::BrokenPipe).into()));
             }
         }
     }
 
-    /// Whether there is somebody who takes calls. The one that finds out is given up as soon as it is handed over: the
-    /// redis crate does not send what nobody waits for.
+    /// Whether the task that drives the connection still takes calls. The `PING` that finds out is dropped as
+    /// soon as it is handed over: the redis crate does not send what nobody waits for.
     async fn is_driven(&self) -> bool {
         let (mut redis, ping) = (MultiplexedConnection::clone(&self.redis), cmd("PING"));
         let mut call = pin!(redis.send_packed_command(&ping));
@@ -112,7 +113,7 @@ mod tests {
 
     use super::*;
 
-    /// One in some thousand of these calls is handed over in the moment in which its connection ends.
+    /// One call in a few thousand is handed over just as its connection ends.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn call_that_meets_the_end_of_its_connection_does_not_wait_for_the_response_timeout() {
         const ROUNDS: usize = 20_000;
@@ -125,7 +126,7 @@ mod tests {
             let live = Live::new(redis, RESPONSE);
             let driver = tokio::spawn(driver);
             let call = tokio::spawn(async move {
-                // Now a little sooner, now a little later.
+                // Varies the time of the call.
                 (0..round % 64).for_each(|_| std::hint::spin_loop());
                 let started = Instant::now();
                 live.send_packed_command(&cmd("PING")).await.unwrap_err();

@@ -1,4 +1,5 @@
-//! The connections to the servers: how they are opened, kept, and what a call does while one is lost.
+//! The connections to the servers: how they are opened and kept, and what a call does while a connection
+//! is lost.
 
 mod closed_door;
 mod cluster;
@@ -38,27 +39,28 @@ pub(crate) use live::Live;
 pub(crate) use request::{Reply, Request};
 pub(crate) use settings::{Acknowledgement, Settings};
 
-/// Connections that all clones of a backend share; calls made at the same time are pipelined on them.
+/// Connections that all clones of a backend share. Concurrent calls are pipelined on them.
 #[derive(Clone)]
 pub(crate) enum Connection {
-    /// One server. The connection comes back by itself.
+    /// One server, with reconnects.
     Server(Arc<Revived<Node>>),
-    /// What Sentinels monitor.
+    /// The servers that Sentinels monitor.
     Sentinel(Arc<Revived<Monitored>>),
     /// The nodes of a cluster.
     Cluster(Arc<Revived<Cluster>>),
-    /// Somebody else's: when it is lost, it stays lost.
+    /// The connection of [`RedisBackend::with_connection`](crate::RedisBackend::with_connection),
+    /// without reconnects.
     Given(Live),
 }
 
-/// The primary that Sentinels monitor, and one of its replicas where reads may go there.
+/// The primary that Sentinels monitor, and one of its replicas if reads may go there.
 pub(crate) struct Monitored {
     primary: Node,
     replica: Option<Node>,
 }
 
 impl Connection {
-    /// Connects once, so that a wrong address or password shows at once.
+    /// Connects once, so that a wrong address or password is an error at once.
     pub(crate) async fn open(address: Address, settings: Settings) -> Result<Self, Error> {
         let settings = Arc::new(settings);
         match address {
@@ -111,13 +113,13 @@ impl Connection {
 
     /// Sends a command and waits for its reply.
     ///
-    /// A write is sent at most once, unless the server says that it did nothing. What has certainly not been
-    /// carried out waits for the server to be back until the time to connect is over, and a read that lost its
+    /// A write is sent at most once, unless the server says that it did nothing. While nothing can have been
+    /// carried out, the call waits for the server until the connect timeout is over. A read that lost its
     /// connection is sent once more.
     pub(crate) async fn call(&self, request: &Request<'_>) -> Result<Reply, StorageError> {
         let started = Instant::now();
         let mut attempt = self.attempt(request).await;
-        // Another runtime than the caller's has ended, and its connections with it.
+        // The runtime of the connections has ended, and so have they.
         if attempt.may_be_made_again(request) && self.has_ended() {
             attempt = Box::pin(self.attempt(request)).await;
         }
@@ -140,7 +142,7 @@ impl Connection {
         match self {
             Self::Given(connection) => request.send(connection, false).await,
             Self::Server(server) => server.get().call(request).await,
-            // Apart, so that a call to one server is not as large as what these may have to do.
+            // Boxed, so that the future of a call to one server stays small.
             Self::Sentinel(monitored) => Box::pin(async { monitored.get().call(request).await }).await,
             Self::Cluster(cluster) => Box::pin(async { cluster.get().call(request).await }).await,
         }
@@ -165,7 +167,7 @@ impl Connection {
         }
     }
 
-    /// Of some keys, the first of each server that shares them with others.
+    /// The first of these keys for each shard. Without a cluster, all keys are in one shard.
     pub(crate) fn one_key_of_each_shard(&self, mut keys: impl Iterator<Item = String>) -> Vec<String> {
         match self {
             Self::Cluster(cluster) => cluster.last().one_key_of_each_shard(keys),
@@ -173,7 +175,7 @@ impl Connection {
         }
     }
 
-    /// Whether writes are to wait for replicas.
+    /// Whether writes wait for replicas.
     pub(crate) fn waits_for_replicas(&self) -> bool {
         match self {
             Self::Server(server) => server.last().settings().acknowledgement.is_some(),

@@ -17,7 +17,7 @@ use super::settings::Settings;
 use super::target::Target;
 use crate::error::{self, CallKind, Error};
 
-/// How long a server that was found to be slow is not asked.
+/// How long a server that was found to be slow is avoided.
 const AVOIDED: Duration = Duration::from_secs(2);
 
 pub(crate) struct Node {
@@ -29,7 +29,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Connects once, so that a wrong address or password shows at once.
+    /// Connects once, so that a wrong address or password is an error at once.
     pub(super) async fn open(target: Target) -> Result<Self, Error> {
         let (started, limit) = (Instant::now(), target.settings().timeouts.connect);
         let (connection, mut first) = Reconnecting::open(target.clone()).await?;
@@ -49,7 +49,7 @@ impl Node {
         let acknowledgement = target.settings().acknowledgement.filter(|_| target.takes_writes());
         let replicated_writes = acknowledgement.map(|acknowledgement| {
             let reads = connection.clone();
-            // Reads follow the primary too.
+            // The connection for reads must follow the primary too.
             let on_demotion = move || reads.lose_current();
             let writes = Reconnecting::start(target, runtime);
             ReplicatedWrites::new(writes, acknowledgement, on_demotion, runtime)
@@ -57,8 +57,8 @@ impl Node {
         Self { connection, replicated_writes, slow_since: ArcSwapOption::empty() }
     }
 
-    /// Sends a request and waits for its reply. What the server has not carried out is sent again, as [`super::retry`] says,
-    /// until the time to connect is over.
+    /// Sends a request and waits for its reply. Retries, as [`super::retry`] says, until the connect timeout
+    /// is over.
     pub(super) async fn call(&self, request: &Request<'_>) -> Attempt {
         let started = Instant::now();
         let attempt = self.attempt(request, false, self.settings().timeouts.connect).await;
@@ -82,7 +82,7 @@ impl Node {
         retry.outcome(attempt)
     }
 
-    /// Whether an error reply may be over in a moment. The one server of a URL that is a replica remains a replica.
+    /// Whether a retry may help after an error reply. A replica that the URL names stays a replica.
     fn may_pass(&self, attempt: &Attempt) -> bool {
         let Attempt::Replied(Err(error)) = attempt else { return false };
         error::is_passing(error)
@@ -96,7 +96,7 @@ impl Node {
         {
             let reads = self.connection.current();
             let attempt = Box::pin(writes.attempt(request, asking, wait)).await;
-            // Reads follow the primary too.
+            // The connection for reads must follow the primary too.
             if let (true, Some(reads)) = (says_is_replica(&attempt), reads) {
                 self.connection.note(&reads, &attempt);
             }
@@ -127,7 +127,7 @@ impl Node {
         self.connection.current().is_some()
     }
 
-    /// The address, for errors; with who announced it, unless the URL names it.
+    /// The address and, unless the URL names it, who announced it; for errors.
     pub(super) fn address_and_origin(&self) -> &str {
         self.connection.address_and_origin()
     }
@@ -136,7 +136,7 @@ impl Node {
         self.connection.target().address()
     }
 
-    /// The host of a server that is always the same.
+    /// The host of the server; empty if Sentinels name the server.
     pub(super) fn host(&self) -> &str {
         self.connection.host()
     }

@@ -19,20 +19,22 @@ use super::target::Target;
 use crate::error::Error;
 use crate::observe;
 
-/// A connection that lasts longer than this was a good one: the next attempt follows at once.
+/// After a connection that lasted this long, the next attempt follows almost at once.
 const STABLE: Duration = Duration::from_secs(1);
-/// How long the reason counts for which a server closes new connections. To ask takes another connection.
+/// How long a server's reason for closing new connections is not asked for again, because asking takes
+/// another connection.
 const REASON_HOLDS: Duration = Duration::from_secs(5);
-/// An address that leads to a replica may lead to another server later, but not sooner than this.
+/// Without Sentinels, a connection to a replica is replaced only if it is at least this old: the address may
+/// lead to another server by now.
 const OTHER_SERVER: Duration = Duration::from_secs(5);
 
-/// What there is to call with at the moment. It is replaced as a whole, so that calls read it without a lock.
+/// The current connection, if there is one. It is replaced as a whole, so that calls read it without a lock.
 struct State {
-    /// 0 for none yet, 1 for the first connection, more for each one after that.
+    /// The number of the attempt that made the connection, from 1; 0 before the first connection.
     number: u64,
     connection: Option<Live>,
     since: Instant,
-    /// How the last attempt failed after this connection was lost.
+    /// Why the lost connection has not been replaced yet.
     failure: Option<Box<Error>>,
 }
 
@@ -50,13 +52,13 @@ pub(super) struct Connected {
     since: Instant,
 }
 
-/// What calls and the task that reconnects tell each other.
+/// Signals between calls and the task that reconnects.
 #[derive(Default)]
 struct Signals {
-    /// Number of the last connection that is known to be lost.
+    /// The number of the last connection that is known to be lost.
     last_lost: AtomicU64,
     loss: Notify,
-    /// There is a new [`State`], or there will be none any more.
+    /// There is a new [`State`], or there will not be another.
     change: Notify,
     /// The runtime of the connection has ended.
     has_ended: AtomicBool,
@@ -75,7 +77,7 @@ impl Signals {
     }
 }
 
-/// Signals, when the task that reconnects is dropped, that there will be no other connection.
+/// Signals that there will be no other connection, when the task that reconnects is dropped.
 struct End(Arc<Signals>);
 
 impl Drop for End {
@@ -102,7 +104,7 @@ impl Drop for Reconnecting {
 }
 
 impl Reconnecting {
-    /// Connects once, so that a failure shows at once. Returns the first connection as well.
+    /// Connects once, so that a failure is an error at once. Returns the first connection as well.
     pub(super) async fn open(mut target: Target) -> Result<(Self, Live), Error> {
         let signals = Arc::new(Signals::default());
         let (limit, on_loss) = (target.settings().timeouts.connect, signals.clone());
@@ -120,7 +122,7 @@ impl Reconnecting {
         let state = Arc::new(ArcSwap::from_pointee(state));
         let (address_and_origin, host, settings) =
             (target.address_and_origin(), target.host(), target.settings());
-        // The clone lacks what Sentinels have told: the task that goes on with the connection needs that.
+        // The clone lacks what the Sentinels said, and the task needs that.
         let blank = target.clone();
         let task = reconnect(target, state.clone(), signals.clone(), End(signals.clone()));
         let reconnects = runtime.spawn(task).abort_handle();
@@ -197,9 +199,10 @@ impl Reconnecting {
     /// Replaces the connection if an attempt shows that it is useless.
     pub(super) fn note(&self, current: &Connected, attempt: &Attempt) {
         let is_useless = match attempt {
-            // Late and unreadable replies promise as little for the next ones as none at all.
+            // A late or unreadable reply makes the next replies as unlikely as a lost connection does.
             Attempt::Lost(_) => true,
-            // The primary is another server by now; maybe one that the same address leads to, if not just now.
+            // The primary is another server by now. The same address may lead to it, but not right
+            // after connecting.
             attempt if says_is_replica(attempt) => {
                 self.follows_primary() || current.since.elapsed() >= OTHER_SERVER
             }
@@ -215,7 +218,7 @@ impl Reconnecting {
         self.signals.lost(current.number);
     }
 
-    /// Replaces the connection of the moment.
+    /// Replaces the current connection.
     pub(super) fn lose_current(&self) {
         self.signals.lost(self.state.load().number);
     }
@@ -234,7 +237,8 @@ impl Reconnecting {
     }
 }
 
-/// Replaces the connection whenever it is lost. All clones of a backend share this one task, so they reconnect once.
+/// Replaces the connection whenever it is lost. All clones of a backend share this one task, so they
+/// reconnect once.
 async fn reconnect(mut target: Target, state: Arc<ArcSwap<State>>, signals: Arc<Signals>, _end: End) {
     // One attempt that hangs must not take all the time that a call waits.
     let limit = target.settings().timeouts.connect.mul_f32(0.5);
@@ -250,8 +254,8 @@ async fn reconnect(mut target: Target, state: Arc<ArcSwap<State>>, signals: Arc<
             observe::lost(&address);
             is_loss_told = true;
         }
-        // From here on, only calls that wait for a reply hold the lost connection. Calls that it has not sent yet must not
-        // be sent when the network is back.
+        // From here on, only calls that wait for a reply hold the lost connection. Calls that it has not sent
+        // yet must not be sent when the network is back.
         let lost_number = lost.number;
         state.store(Arc::new(State::new(lost_number, None, lost.failure.clone())));
         drop(lost);
@@ -281,7 +285,8 @@ async fn reconnect(mut target: Target, state: Arc<ArcSwap<State>>, signals: Arc<
     }
 }
 
-/// When the next attempt to connect is due, and whether its failure is worth another connection to find the reason.
+/// When the next attempt to connect is due, and whether its failure is worth another connection to find
+/// the reason.
 struct Pace {
     longest_pause: Duration,
     pauses: Box<dyn Iterator<Item = Duration> + Send + Sync>,
@@ -299,7 +304,7 @@ enum LastAttempt {
 impl Pace {
     /// For attempts that take at most `limit` each.
     fn new(limit: Duration, is_connected: bool) -> Self {
-        // A call that comes once the server is back must not wait for the end of a long pause.
+        // A call that comes when the server is back must not wait for the end of a long pause.
         let longest_pause = limit.mul_f32(0.5);
         let last = if is_connected { LastAttempt::Connected(Instant::now()) } else { LastAttempt::None };
         let pauses = Box::new(retry::pauses_up_to(longest_pause));
@@ -337,7 +342,8 @@ impl Pace {
     }
 }
 
-/// Waits until the connection is lost. Meanwhile checks that the server still answers and is still the right one.
+/// Waits until the connection is lost. Meanwhile checks that the server still answers and is still the
+/// right one.
 async fn until_lost(target: &mut Target, state: &State, signals: &Signals) {
     let is_signalled = async {
         while !signals.is_lost(state.number) {
@@ -354,7 +360,7 @@ async fn until_lost(target: &mut Target, state: &State, signals: &Signals) {
             }
         }
     };
-    // Both checks go on together: Sentinels may know why a server is silent.
+    // Both checks run concurrently: Sentinels may know why a server is silent.
     tokio::select! {
         () = is_signalled => {}
         () = is_silent => signals.lost(state.number),
@@ -416,7 +422,8 @@ mod tests {
         assert!(pace.asks_for_reason(&closed));
         pace.connected();
         assert!(pace.asks_for_reason(&closed));
-        // A failure with a reason of its own costs no other connection, and the next closed door is a new one.
+        // A failure with a reason of its own costs no other connection, and the next closed door is a
+        // new one.
         assert!(pace.asks_for_reason(&failure(std::io::ErrorKind::ConnectionRefused)));
         assert!(pace.asks_for_reason(&closed));
     }

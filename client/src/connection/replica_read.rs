@@ -1,4 +1,4 @@
-//! Reads from a replica, and what to do where that is of no use.
+//! Reads from a replica, and from the primary if the replica does not help.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -8,11 +8,11 @@ use tokio::time::timeout;
 use super::node::Node;
 use super::request::{Attempt, Request};
 
-/// Asks a replica that is connected, and the primary where the replica has nothing of worth: what it does not have may
-/// be new.
+/// Asks a replica, if it is connected. Asks the primary if the replica has nothing: what the replica lacks
+/// may be new.
 ///
-/// One that takes longer than a call waits for a connection has the primary asked as well. Where that is faster, the
-/// replica may be hanging: its connection is replaced, and it is left alone for a while.
+/// If the replica takes longer than the connect timeout, the primary is asked as well. If the primary is
+/// faster, the replica may be hanging: its connection is replaced, and it is avoided for a while.
 pub(super) async fn read<P: Future<Output = Attempt>>(
     replica: &Node,
     request: &Request<'_>,
@@ -33,7 +33,7 @@ pub(super) async fn read<P: Future<Output = Attempt>>(
                 replica.avoid(&current);
                 return attempt;
             }
-            // The replica is all there is.
+            // The primary has failed, so only the replica is left.
             let late = asked.await;
             if late.is_worth_something() { late } else { attempt }
         }

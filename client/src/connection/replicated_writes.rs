@@ -1,8 +1,9 @@
-//! Writes that wait for replicas: in groups, with one `WAIT` for all of a group.
+//! Writes that wait for replicas: in groups, with one `WAIT` for the whole group.
 //!
-//! While a connection waits for replicas, the server does nothing else for it. So these writes have a connection of
-//! their own, and those that come meanwhile are kept back and go out together: a write waits for the group before
-//! it and for its own, and where more come at once than a group has, for the groups between.
+//! While a connection waits for replicas, the server does nothing else for it. So these writes have a
+//! connection of their own. Writes that arrive while a group waits are held back and sent together as the
+//! next group: a write waits for the group before it and for its own. If more writes than fit into a group
+//! arrive at once, it also waits for the groups between.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +19,13 @@ use super::request::{Attempt, Reply, Request};
 use super::settings::Acknowledgement;
 use crate::replies;
 
-/// Writes that go out together at most, and that are kept back; beyond that, callers wait.
+/// The maximum number of writes in a group, and of writes held back; beyond that, callers wait.
 const GROUP: usize = 1024;
 
-/// The reply to a `WAIT` during which the server has become a replica.
+/// The error code of a `WAIT` during which the server became a replica.
 const BECAME_REPLICA: &str = "UNBLOCKED";
 
-/// The way of such writes to one place.
+/// The queue and the connection for such writes to one server.
 pub(super) struct ReplicatedWrites {
     connection: Arc<Reconnecting>,
     queue: mpsc::Sender<Write>,
@@ -38,14 +39,14 @@ struct Write {
     caller: oneshot::Sender<Attempt>,
 }
 
-/// A write that was made, and whose caller has yet to hear how many replicas have it.
+/// A write that was made, whose caller does not know yet how many replicas have it.
 struct Made {
     value: Value,
     caller: oneshot::Sender<Attempt>,
 }
 
 impl ReplicatedWrites {
-    /// `on_demotion` is called when the server has become a replica while writes waited.
+    /// `on_demotion` is called if the server becomes a replica while writes wait.
     pub(super) fn new(
         connection: Reconnecting,
         acknowledgement: Acknowledgement,
@@ -59,8 +60,9 @@ impl ReplicatedWrites {
         Self { connection, queue }
     }
 
-    /// Sends a write once, if there is a connection within `wait`, and waits for the replicas. The write is kept back no longer
-    /// than the response timeout. A write whose caller gives up while it is kept back is never sent.
+    /// Sends a write once, if there is a connection within `wait`, and waits for the replicas. The write is
+    /// held back no longer than the response timeout. A write whose caller gives up while it is held back is
+    /// never sent.
     pub(super) async fn attempt(&self, request: &Request<'_>, asking: bool, wait: Duration) -> Attempt {
         let (since, most) = (Instant::now(), self.connection.settings().timeouts.response);
         let left = || most.saturating_sub(since.elapsed());
@@ -73,10 +75,11 @@ impl ReplicatedWrites {
             };
             let (caller, outcome) = oneshot::channel();
             place.send(Write { command: request.command.clone(), asking, since, caller });
-            // What is queued after the queue has been emptied for the last time stays there, and nobody answers it.
+            // A write that is queued after the queue was emptied for the last time stays there, and nobody
+            // answers it.
             let outcome = if self.queue.is_closed() { None } else { outcome.await.ok() };
             match outcome {
-                // The connection was lost while the write was kept back: the next one may be there in time.
+                // The connection was lost while the write was held back. The next one may come in time.
                 Some(Attempt::NotSent(_)) if !left().is_zero() => {}
                 Some(attempt) => return attempt,
                 // The runtime on which writes are sent has ended.
@@ -115,7 +118,7 @@ async fn send_in_groups(
                 on_demotion();
             }
         });
-        // A group that still waits for an old connection does not hold the next one up on a new one.
+        // A group that still waits on an old connection must not delay the next one on a new connection.
         tokio::select! {
             _ = sending => {}
             () = connection.replaced(&replaced) => {}
@@ -123,11 +126,12 @@ async fn send_in_groups(
     }
 }
 
-/// Sends writes and, behind them, one `WAIT`. Who has made nothing hears so before the replicas do anything.
+/// Sends writes and, behind them, one `WAIT`. A caller whose write changed nothing is answered before the
+/// replicas acknowledge the others.
 ///
 /// # Errors
 ///
-/// What became of the `WAIT` instead of a number. The writes before it were made all the same.
+/// The error of the `WAIT`. It does not say whether the writes were made.
 async fn send_group(
     connection: &Reconnecting,
     current: &Connected,
@@ -146,7 +150,7 @@ async fn send_group(
     let mut wait = redis::cmd("WAIT");
     wait.arg(replicas).arg(within.as_millis().max(1).to_string());
     let (mut for_writes, mut for_wait) = (current.connection.clone(), current.connection.clone());
-    // Both are on their way before one of them is waited for, in this order.
+    // Both are sent, in this order, before either reply is waited for.
     let (made, acknowledged) = tokio::join!(
         biased;
         async {
@@ -162,7 +166,7 @@ async fn send_group(
     }
     let count = match &acknowledged {
         Ok(Value::Int(replicas)) => *replicas,
-        // What is no number acknowledges nothing.
+        // Without a number, nothing is acknowledged.
         _ => 0,
     };
     let too_few_replicas = (count < i64::from(replicas)).then_some((replicas, count));
@@ -172,7 +176,7 @@ async fn send_group(
     acknowledged.map(drop)
 }
 
-/// Tells callers whose write was not made, or may not have been; those of the others are left.
+/// Answers callers whose write was not made, or may not have been. Returns the others.
 fn answer_what_was_not_made(
     connection: &Reconnecting,
     current: &Connected,
@@ -213,6 +217,6 @@ fn not_sent(writes: Vec<Write>) {
 }
 
 fn answer(caller: oneshot::Sender<Attempt>, attempt: Attempt) {
-    // One who has given up hears nothing.
+    // The caller may have given up.
     let _ = caller.send(attempt);
 }

@@ -1,4 +1,4 @@
-//! One call: what is sent, and what came of it.
+//! One call: the request and its outcome.
 
 use redis::aio::ConnectionLike as _;
 use redis::{Cmd, RedisError, RedisResult, Value};
@@ -6,7 +6,7 @@ use redis::{Cmd, RedisError, RedisResult, Value};
 use super::live::Live;
 use crate::error::{CallKind, Error};
 
-/// A command on its way.
+/// A command to be sent.
 #[derive(Clone, Copy)]
 pub(crate) struct Request<'c> {
     pub(crate) command: &'c Cmd,
@@ -17,21 +17,20 @@ pub(crate) struct Request<'c> {
     pub(crate) routed_by: &'c str,
 }
 
-/// What the server said, and what its replicas did.
+/// A server's reply, and how many replicas have the write.
 pub(crate) struct Reply {
     pub(crate) value: Value,
-    /// Replicas that were to have the write in time, and how many had; none where that was not asked for or
-    /// enough have it.
+    /// If too few replicas had the write in time: how many were expected, and how many had it.
     pub(crate) too_few_replicas: Option<(u16, i64)>,
 }
 
 impl Reply {
-    /// Of a call that waits for no replicas.
+    /// The reply to a call that does not wait for replicas.
     pub(super) fn of_one_server(value: Value) -> Self {
         Self { value, too_few_replicas: None }
     }
 
-    /// Of a write that was made: whether enough replicas have it.
+    /// Checks that enough replicas have the write, which was made.
     ///
     /// # Errors
     ///
@@ -46,16 +45,16 @@ impl Reply {
     }
 }
 
-/// What came of sending a request to a server once.
+/// The outcome of sending a request to a server once.
 pub(super) enum Attempt {
-    /// The server replied, be it with an error.
+    /// The server replied, perhaps with an error.
     Replied(RedisResult<Reply>),
-    /// Handed over to be sent, and no reply came.
+    /// The request was handed over to be sent, and got no reply.
     Lost(RedisError),
-    /// There was no connection in time, so nothing was sent: how the last attempt to connect has failed, where there was
-    /// one.
+    /// Nothing was sent: there was no connection in time, or the write was held back too long. Says why the
+    /// last attempt to connect failed, if one has.
     NotSent(Option<Box<Error>>),
-    /// The server lets nobody in, so nothing was sent.
+    /// Nothing was sent: the server refuses this client, and the next attempt to connect would fail too.
     Refused(Box<Error>),
 }
 
@@ -69,7 +68,7 @@ impl Attempt {
         }
     }
 
-    /// Of a read from a replica: whether it found what was asked for. What it did not find may be new.
+    /// Whether a replica has what a read asked for. What it does not have may be too new for it.
     pub(super) fn is_worth_something(&self) -> bool {
         match self {
             Self::Replied(Ok(reply)) => match &reply.value {
@@ -83,15 +82,16 @@ impl Attempt {
 }
 
 impl Request<'_> {
-    /// Whether it may be sent again although it may have been carried out. One that took too long would again.
+    /// Whether the request may be sent again although it may have been carried out. A read that timed out
+    /// would time out again.
     pub(super) fn may_be_sent_again_after(&self, loss: &RedisError) -> bool {
         self.kind != CallKind::Write && !loss.is_timeout() && loss.is_io_error()
     }
 
-    /// Sends the command; `asking` says that a redirect has led here while a slot moves.
+    /// Sends the command. `asking`: an `ASK` redirect led here, while the slot moves.
     pub(super) async fn send(&self, connection: &Live, asking: bool) -> Attempt {
         let reply = if asking {
-            // Nobody else's command comes between.
+            // One pipeline, so that no other call's command comes between the two.
             let mut pipeline = redis::pipe();
             pipeline.cmd("ASKING").add_command(self.command.clone());
             let replies = connection.clone().req_packed_commands(&pipeline, 0, 2).await;
@@ -106,7 +106,7 @@ impl Request<'_> {
     }
 }
 
-/// Whether the server has become a replica, or always was one.
+/// Whether the server says that it is a replica.
 pub(super) fn says_is_replica(attempt: &Attempt) -> bool {
     matches!(attempt, Attempt::Replied(Err(error)) if error.code() == Some("READONLY"))
 }

@@ -1,7 +1,8 @@
-//! The retry policy: which request is sent again, how long it may take, and the pauses between two attempts.
+//! The retry policy: which request is sent again, how long that may take, and the pauses between attempts.
 //!
-//! A write is sent again only if it was not sent, or if the server said that it did nothing. A read is sent again once
-//! after a lost connection too: a second loss may be the fault of the read itself, and costs everybody the connection.
+//! A write is sent again only if it was not sent, or if the server said that it did nothing. A read is also
+//! sent again once after a lost connection. A second loss may be the fault of the read itself, and costs all
+//! callers the connection.
 
 use std::time::Duration;
 
@@ -15,12 +16,13 @@ pub(super) const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 /// The longest pause, with its jitter.
 const LONGEST_PAUSE: Duration = Duration::from_millis(600);
 
-/// Growing pauses with jitter of up to their own length, so that a fleet does not come back in the same moment.
+/// Growing pauses, with jitter of up to their own length, so that not all clients reconnect at the same time.
 pub(super) fn pauses() -> impl Iterator<Item = Duration> + Send + Sync + 'static {
     pauses_up_to(LONGEST_PAUSE)
 }
 
-/// The same, but none is longer than `longest`, if that leaves room for the shortest one and its jitter.
+/// The same, but no pause is longer than `longest`, if that leaves room for the shortest pause and
+/// its jitter.
 pub(super) fn pauses_up_to(longest: Duration) -> impl Iterator<Item = Duration> + Send + Sync + 'static {
     ExponentialBuilder::default()
         .with_min_delay(SHORTEST_PAUSE)
@@ -54,8 +56,8 @@ impl<P: Iterator<Item = Duration>> Retry<P> {
         self.limit.saturating_sub(self.started.elapsed())
     }
 
-    /// Whether the request is sent again after this attempt. `may_pass`: an error reply, or that nothing was sent, may be
-    /// over in a moment.
+    /// Whether the request is sent again after this attempt. `may_pass`: the cause of an error reply, or of a
+    /// request that was not sent, may soon be over.
     pub(super) fn allows(&mut self, request: &Request<'_>, attempt: &Attempt, may_pass: bool) -> bool {
         let is_allowed = match attempt {
             Attempt::Lost(loss) => {
@@ -73,15 +75,15 @@ impl<P: Iterator<Item = Duration>> Retry<P> {
         self.pauses.next().unwrap_or(LONGEST_PAUSE).min(self.time_left())
     }
 
-    /// Keeps an error reply for the case that no connection comes any more.
+    /// Keeps an error reply, in case there is no further connection.
     pub(super) fn keep(&mut self, attempt: Attempt) {
         if matches!(attempt, Attempt::Replied(_)) {
             self.refusal = Some(attempt);
         }
     }
 
-    /// The outcome of the call. Where no connection came in the end, the error reply before that says more; a lost
-    /// connection says less than why there is no other one.
+    /// The outcome of the call. If there was no connection in the end, an error reply before that says more.
+    /// A lost connection says less than the reason why there is no new one.
     pub(super) fn outcome(self, last: Attempt) -> Attempt {
         match (last, self.refusal) {
             (Attempt::NotSent(_), Some(refusal)) => refusal,

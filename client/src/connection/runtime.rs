@@ -1,5 +1,5 @@
-//! What lives on the runtime of whoever made it, and is made again on the caller's where that has ended: a backend in
-//! a `static`, say, that several tests use.
+//! Connections live on the runtime that made them. If that runtime has ended, they are made again on the
+//! caller's: several tests can share a backend in a `static`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,11 +11,11 @@ pub(crate) trait OnRuntime {
     /// Whether the runtime has ended, and the tasks with it.
     fn has_ended(&self) -> bool;
 
-    /// The same, on another runtime.
+    /// Makes the same on another runtime.
     fn again(&self, runtime: &Handle) -> Self;
 }
 
-/// What is made again where its runtime has ended.
+/// A value that is made again if its runtime has ended.
 pub(crate) struct Revived<T> {
     now: ArcSwap<T>,
     making: Mutex<()>,
@@ -26,19 +26,19 @@ impl<T: OnRuntime> Revived<T> {
         Self { now: ArcSwap::from_pointee(first), making: Mutex::new(()) }
     }
 
-    /// That of the moment, which may live on a runtime that has ended.
+    /// The current value, whose runtime may have ended.
     pub(super) fn last(&self) -> Arc<T> {
         self.now.load_full()
     }
 
-    /// That of the moment, made again if its runtime has ended.
+    /// The current value, made again if its runtime has ended.
     pub(super) fn get(&self) -> Arc<T> {
         let now = self.last();
         if now.has_ended() { self.revive() } else { now }
     }
 
     fn revive(&self) -> Arc<T> {
-        // Of many callers, one makes it.
+        // Only one of many callers makes it again.
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.last();
         match Handle::try_current() {

@@ -1,7 +1,7 @@
-//! Sentinels: who the primary is, and who its replicas are.
+//! Sentinels: which server is the primary, and which are its replicas.
 //!
-//! The redis crate's own Sentinel client believes the first Sentinel that answers, which may not know of the last
-//! failover. [`Survey`] asks all of them.
+//! The redis crate's own Sentinel client believes the first Sentinel that answers, which may not know about
+//! the last failover. [`Survey`] asks all of them.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -19,32 +19,32 @@ use super::survey::{Answer, HostAndPort, NoAnswer, Survey};
 use crate::address::SentinelAddress;
 use crate::error::{self, Error};
 
-/// However long calls may wait, Sentinels that are silent are not waited for longer.
+/// The maximum time for the Sentinels' answers, however long calls may wait.
 const LONGEST_ANSWER: Duration = Duration::from_secs(2);
 
-/// Which of the servers is wanted.
+/// Which server is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
     Primary,
     Replica,
 }
 
-/// A way to one of the servers that Sentinels watch.
+/// The way to one of the servers that Sentinels monitor.
 pub(super) struct Sentinels {
     service: Arc<str>,
     endpoints: Vec<Endpoint>,
     survey: Survey,
-    /// A server as it is to be connected to, but for host and port.
+    /// How to connect to a server. Host and port are replaced.
     server: Endpoint,
     wanted: Wanted,
-    /// Where the last connection went to.
+    /// The answer that the last connection was made to.
     current: Option<Answer>,
-    /// Where the last attempt to connect went to.
+    /// The server that the last attempt to connect went to.
     tried: Option<Box<Endpoint>>,
 }
 
 impl Clone for Sentinels {
-    /// Connections stay with the runtime that they were made on.
+    /// The connections are not cloned: they stay on the runtime that made them.
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
@@ -97,19 +97,19 @@ impl Sentinels {
         self.server.settings.clone()
     }
 
-    /// For errors: the service and who is asked for it.
+    /// The service and its Sentinels, for errors.
     pub(super) fn address(&self) -> String {
         let sentinels: Vec<_> = self.endpoints.iter().map(Endpoint::address).collect();
         format!("{} (Sentinels {})", self.service, sentinels.join(", "))
     }
 
-    /// How long Sentinels may take to answer: of the time that a call waits, one attempt to connect takes a half, and
-    /// they take a half of that; and no longer than is good for finding out about a failover.
+    /// How long Sentinels may take to answer. One attempt to connect takes half of the connect timeout, and
+    /// the Sentinels half of that, but not so long that a failover is found out too late.
     fn time_for_answers(&self) -> Duration {
         self.server.settings.timeouts.connect.mul_f32(0.25).min(LONGEST_ANSWER)
     }
 
-    /// Connects to the server of the moment, and makes sure that it is what is wanted.
+    /// Connects to the server that the Sentinels name, and checks that it has the wanted role.
     pub(super) async fn connect(
         &mut self,
         limit: Duration,
@@ -135,7 +135,7 @@ impl Sentinels {
         Ok(connection)
     }
 
-    /// The reason of the last failure to connect, where the failure itself does not tell.
+    /// The reason for the last failure to connect, if the failure itself does not say.
     pub(super) async fn explain(&self, failure: Error, limit: Duration) -> Error {
         match &self.tried {
             Some(endpoint) => endpoint.explain(failure, limit).await,
@@ -143,10 +143,10 @@ impl Sentinels {
         }
     }
 
-    /// Whether the server that was connected to is still the one to talk to.
+    /// Whether the connected server is still the right one.
     pub(super) async fn is_still_right(&mut self, mut connection: Live) -> bool {
         let has_role = has_role(&mut connection, self.wanted);
-        // Replicas are as good as each other, while they are some. One that is silent is found out otherwise.
+        // Any replica will do, as long as it is a replica. The keep-alive finds a silent one.
         if self.wanted == Wanted::Replica {
             return has_role.await.unwrap_or(true);
         }
@@ -156,7 +156,8 @@ impl Sentinels {
             // A Sentinel that has not heard of the last failover.
             Ordering::Less => true,
             Ordering::Greater => false,
-            // Another name of the same server, maybe: it knows what it is, if not while it waits for replicas.
+            // Perhaps another name of the same server. The server knows its role, but does not answer while
+            // it waits for replicas.
             Ordering::Equal => {
                 let busy = self.server.settings.acknowledgement.map_or(Duration::ZERO, |wait| wait.within);
                 let limit = self.time_for_answers().saturating_add(busy);
@@ -182,7 +183,7 @@ impl Sentinels {
     }
 }
 
-/// Asks one Sentinel; what comes back besides is the connection to ask again.
+/// Asks one Sentinel. Also returns the connection to ask it again.
 async fn ask(
     endpoint: Endpoint,
     connection: Option<Live>,
@@ -209,7 +210,7 @@ async fn ask(
     }
 }
 
-/// What an error of connecting to a Sentinel says.
+/// What a failure to connect to a Sentinel means.
 fn of_login(error: &Error) -> NoAnswer {
     match error {
         Error::Authentication { cause, .. }
@@ -219,7 +220,7 @@ fn of_login(error: &Error) -> NoAnswer {
     }
 }
 
-/// What an error says: that of one command or of several.
+/// What the error of a command or a pipeline means.
 fn no_answer(error: &RedisError) -> NoAnswer {
     let replies = error.clone().into_server_errors();
     let Some([(_, reply), ..]) = replies.as_deref() else { return NoAnswer::Silence(error.to_string()) };
@@ -240,7 +241,7 @@ async fn ask_for(
     from: String,
 ) -> RedisResult<Result<Answer, NoAnswer>> {
     let (location, master): (Option<HostAndPort>, HashMap<String, String>) = redis::pipe()
-        // In the middle of a failover this is the new primary already.
+        // During a failover, this is already the new primary.
         .cmd("SENTINEL")
         .arg("GET-MASTER-ADDR-BY-NAME")
         .arg(service)
@@ -268,13 +269,13 @@ fn location_of_healthy_replica(replica: &HashMap<String, String>) -> Option<Host
     Some((replica.get("ip")?.clone(), replica.get("port")?.parse().ok()?))
 }
 
-/// Asks the server itself: a primary that has been down longer than the others waited comes back as one, and
-/// Sentinels that have not heard of a failover take it for theirs.
+/// Asks the server itself for its role: Sentinels that have not heard of a failover still name the
+/// old primary.
 async fn has_role(connection: &mut Live, wanted: Wanted) -> RedisResult<bool> {
     let mut pauses = pauses();
     let role = loop {
         match cmd("ROLE").query_async::<Vec<Value>>(connection).await {
-            // A script runs.
+            // The server runs a script.
             Err(error) if error.code() == Some("BUSY") => sleep(pauses.next().unwrap_or_default()).await,
             role => break role,
         }
@@ -284,11 +285,11 @@ async fn has_role(connection: &mut Live, wanted: Wanted) -> RedisResult<bool> {
             let says = |place: usize, word: &str| matches!(role.get(place), Some(Value::BulkString(said)) if said == word.as_bytes());
             Ok(match wanted {
                 Wanted::Primary => says(0, "master"),
-                // Of one whose link is cut, what it has grows old.
+                // The data of a replica whose link is cut is stale.
                 Wanted::Replica => says(0, "slave") && says(3, "connected"),
             })
         }
-        // A user who may not ask, or a server that has no such command, is told by the first write.
+        // If the user may not ask, or the server has no such command, the first write will tell.
         Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => Ok(true),
         Err(error) => Err(error),
     }

@@ -1,4 +1,4 @@
-//! How to connect, and what calls may expect of a connection.
+//! Settings of all connections, and their limits.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::error::Error;
 pub(crate) struct Timeouts {
     pub(crate) connect: Duration,
     pub(crate) response: Duration,
-    /// How long a connection may be left alone before it is asked for a sign of life.
+    /// The time from one `PING` to the next, and the silence before TCP keep-alive probes.
     pub(crate) keep_alive: Duration,
 }
 
@@ -23,14 +23,14 @@ impl Default for Timeouts {
     }
 }
 
-/// How many replicas are to have a write before it counts as made, and how long they have for it.
+/// How many replicas must have a write, and within what time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Acknowledgement {
     pub(crate) replicas: u16,
     pub(crate) within: Duration,
 }
 
-/// What all connections of a backend have in common.
+/// The settings that all connections of a backend share.
 #[derive(Clone, Default)]
 pub(crate) struct Settings {
     pub(crate) timeouts: Timeouts,
@@ -38,7 +38,7 @@ pub(crate) struct Settings {
     pub(crate) client_name: Option<String>,
     pub(crate) acknowledgement: Option<Acknowledgement>,
     pub(crate) reads_from_replicas: bool,
-    /// User, if it is not the default one, and password of the Sentinels themselves.
+    /// The login of the Sentinels themselves: user, unless it is the default user, and password.
     pub(crate) sentinel_login: Option<(Option<String>, String)>,
     #[cfg(feature = "tls")]
     pub(crate) certificates: Option<redis::TlsCertificates>,
@@ -47,9 +47,9 @@ pub(crate) struct Settings {
 impl Settings {
     /// # Errors
     ///
-    /// [`Error::Settings`] where they cannot be kept.
+    /// [`Error::Settings`] if a setting is out of range.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        // As CLIENT SETNAME has it.
+        // CLIENT SETNAME refuses all others.
         let is_printable = |name: &String| name.bytes().all(|byte| byte.is_ascii_graphic());
         if !self.client_name.iter().all(is_printable) {
             return Err(Error::Settings(
@@ -76,7 +76,7 @@ impl Settings {
     }
 }
 
-/// The redis crate would trust nobody where there is no certificate, and say so only when it connects.
+/// Without a certificate, the redis crate would trust no server and say so only when it connects.
 #[cfg(feature = "tls")]
 fn check_roots(certificates: &redis::TlsCertificates) -> Result<(), Error> {
     use rustls::pki_types::CertificateDer;

@@ -1,8 +1,8 @@
 //! Asks all Sentinels at once, and decides which answer counts.
 //!
-//! The answer with the latest configuration counts, as soon as a majority has answered: a Sentinel that was cut off from
-//! the others does not know of the last failover. If fewer answer in time, their latest answer counts: the other Sentinels
-//! may be gone for good.
+//! The answer with the latest configuration counts, as soon as a majority has answered: a Sentinel that was
+//! cut off from the others does not know of the last failover. If fewer answer in time, their latest answer
+//! counts: the other Sentinels may be gone for good.
 
 use std::time::Duration;
 
@@ -61,7 +61,8 @@ impl From<NoAnswer> for RedisError {
 /// Asks Sentinels round by round. Sentinels are numbers here.
 pub(super) struct Survey {
     sentinels: Vec<Surveyed>,
-    /// Sentinels that have not answered yet. A Sentinel that still owes an answer to an earlier round is not asked twice.
+    /// Sentinels that have not answered yet. A Sentinel that still owes an answer to an earlier round is not
+    /// asked twice.
     asking: JoinSet<Asked>,
     round: u64,
 }
@@ -86,8 +87,8 @@ impl Survey {
         Self { sentinels: vec![Surveyed::default(); count], asking: JoinSet::new(), round: 0 }
     }
 
-    /// Asks all Sentinels with `ask`, which gets a Sentinel's number and connection, and waits for a majority, but no longer
-    /// than `limit`.
+    /// Asks all Sentinels with `ask`, which gets a Sentinel's number and connection, and waits for a
+    /// majority, but no longer than `limit`.
     pub(super) async fn run<A>(
         &mut self,
         limit: Duration,

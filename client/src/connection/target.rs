@@ -1,4 +1,4 @@
-//! What a connection leads to: one server, or the server that Sentinels name.
+//! The target of a connection: one server, or the server that Sentinels name.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use super::sentinel::Sentinels;
 use super::settings::Settings;
 use crate::error::Error;
 
-/// The part of the time to connect that finding the cause of a failure may take.
+/// The share of the connect timeout that finding the cause of a failure may take.
 const EXPLANATION: f32 = 0.25;
-/// How often Sentinels are asked whether a server is still the right one.
+/// How often Sentinels are asked whether the connected server is still the right one.
 const SENTINEL_CHECK: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
@@ -44,7 +44,7 @@ impl Target {
         matches!(self, Self::Monitored(_))
     }
 
-    /// The host, where there is only one.
+    /// The host; empty with Sentinels, where the host may change.
     pub(super) fn host(&self) -> String {
         match self {
             Self::Server(endpoint) => endpoint.host(),
@@ -68,7 +68,7 @@ impl Target {
         }
     }
 
-    /// Connects once, and finds the cause of a failure. `on_loss` is called when the connection is lost.
+    /// Connects once, and finds the cause of a failure. For `on_loss`, see [`Endpoint::connect`].
     pub(super) async fn connect_or_explain(
         &mut self,
         limit: Duration,
@@ -80,7 +80,7 @@ impl Target {
         }
     }
 
-    /// Connects once. `on_loss` is called when the connection is lost.
+    /// Connects once. For `on_loss`, see [`Endpoint::connect`].
     pub(super) async fn connect(
         &mut self,
         limit: Duration,
@@ -92,7 +92,7 @@ impl Target {
         }
     }
 
-    /// The cause of a failure to connect, where the failure does not name it.
+    /// The cause of a failure to connect, if the failure does not name it.
     pub(super) async fn explain(&self, failure: Error, limit: Duration) -> Error {
         let limit = limit.mul_f32(EXPLANATION);
         match self {
@@ -101,7 +101,8 @@ impl Target {
         }
     }
 
-    /// Returns once Sentinels name another server than the connected one; never for a server of the URL.
+    /// Returns when Sentinels name another server than the connected one. Never returns if the URL names
+    /// the server.
     pub(super) async fn until_replaced(&mut self, connection: &Live) {
         let keep_alive = self.settings().timeouts.keep_alive;
         match self {

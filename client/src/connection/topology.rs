@@ -4,13 +4,13 @@ use std::collections::HashMap;
 
 use redis::Value;
 
-/// Slots of a cluster.
+/// The number of slots of a cluster.
 pub(super) const SLOTS: u16 = 16_384;
 
-/// CRC16 as the cluster specification has it.
+/// The CRC16 of the cluster specification.
 const CRC16: crc::Crc<u16, crc::Table<1>> = crc::Crc::<u16, crc::Table<1>>::new(&crc::CRC_16_XMODEM);
 
-/// The slot of a key: that of its hash tag where it has one, between its first `{` and the next `}`.
+/// The slot of a key: that of its hash tag if it has one, between its first `{` and the next `}`.
 pub(super) fn slot_of(key: &str) -> u16 {
     let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
     let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
@@ -25,8 +25,8 @@ pub(super) struct Location {
 }
 
 impl Location {
-    /// Reads `host:port`, as redirects have it. An empty host is that of the node which sent the redirect; `?` is one
-    /// that this node does not know.
+    /// Reads the `host:port` of a redirect. An empty host means the node that sent the redirect. `?` is a
+    /// host that this node does not know.
     pub(super) fn parse(text: &str, sender: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = match host {
@@ -47,8 +47,8 @@ pub(super) struct Shard {
     pub(super) slots: Vec<(u16, u16)>,
 }
 
-/// Reads the reply to `CLUSTER SLOTS`; `sender` is the host of the node that replied. None where it is no
-/// such reply, or has no slot.
+/// Reads the reply to `CLUSTER SLOTS`. `sender` is the host of the node that replied. `None` if the reply has
+/// another form or no slots.
 pub(super) fn read(reply: &Value, sender: &str) -> Option<Vec<Shard>> {
     let Value::Array(ranges) = reply else { return None };
     let mut shards: HashMap<Location, Shard> = HashMap::new();
@@ -67,7 +67,7 @@ pub(super) fn read(reply: &Value, sender: &str) -> Option<Vec<Shard>> {
         shard.slots.push(slots);
     }
     let mut shards: Vec<_> = shards.into_values().collect();
-    // In an order that lasts from one reply to the next, whichever node it comes from.
+    // A fixed order, in which the replies of different nodes can be compared.
     shards.sort_by(|one, other| one.primary.cmp(&other.primary));
     for shard in &mut shards {
         shard.slots.sort_unstable();
@@ -76,13 +76,13 @@ pub(super) fn read(reply: &Value, sender: &str) -> Option<Vec<Shard>> {
     (!shards.is_empty()).then_some(shards)
 }
 
-/// Host, port, id, and what else is known of a node. One without a host is the sender itself.
+/// Reads a node: host, port, id and further properties. A node without a host is the sender itself.
 fn location(node: &Value, sender: &str) -> Option<Location> {
     let Value::Array(node) = node else { return None };
     let [host, Value::Int(port), more @ ..] = node.as_slice() else { return None };
     let host = match text(host)? {
         "" => sender,
-        // It has a name that the sender has not been told; but maybe its address is known.
+        // The sender does not know the node's name, but may know its address.
         "?" => address(more.get(1)?)?,
         host => host,
     };
@@ -98,7 +98,7 @@ fn text(value: &Value) -> Option<&str> {
     }
 }
 
-/// The `ip` among what a node is known by besides.
+/// The `ip` among a node's further properties.
 fn address(known: &Value) -> Option<&str> {
     let is_ip = |name: &Value| text(name) == Some("ip");
     match known {
