@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::{Server, holds_within};
 
+/// How soon an index entry goes after the server has ended its task, by the contract.
+pub const PROMISED: Duration = Duration::from_secs(1);
+
 /// Asserts that every task of these primaries has one index entry, that every entry has a task, and that no task is at
 /// two primaries.
 ///

@@ -10,7 +10,7 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::domain::TaskRecord;
 use pmcp_tasks::store::backend::{StorageBackend, make_key, make_prefix};
 
-use crate::now_ms;
+use crate::{now_ms, timestamp};
 
 /// A backend under test.
 pub trait Subject {
@@ -77,10 +77,6 @@ impl Sample {
     pub fn expiring_at(ms: i64) -> Vec<u8> {
         format!(r#"{{"expiresAt":"{}"}}"#, timestamp(ms)).into_bytes()
     }
-}
-
-fn timestamp(ms: i64) -> String {
-    chrono::DateTime::from_timestamp_millis(ms).unwrap().to_rfc3339()
 }
 
 const OWNER: &str = "owner";

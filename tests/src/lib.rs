@@ -16,28 +16,43 @@
 mod agreement;
 mod cluster;
 pub mod conformance;
+mod dice;
 mod load;
 pub mod model;
 mod outcome;
 mod proxy;
+pub mod refusals;
 mod sentinel;
 mod server;
 mod wire;
 
-pub use agreement::assert_hashes_and_entries_agree;
+pub use agreement::{PROMISED, assert_hashes_and_entries_agree};
 pub use cluster::Cluster;
-pub use load::{Account, Load};
+pub use dice::Dice;
+pub use load::{A_WHILE, CLIENTS, Load};
 pub use outcome::{reason, show, skipped};
 pub use proxy::{Fault, Proxy};
 pub use sentinel::Watched;
-pub use server::{FILE, Server, ServerOptions, StartError, calling_module, hash_tags_program};
-pub use wire::Wire;
+pub use server::{FILE, Server, ServerOptions, StartError, calling_module, free_port, hash_tags_program};
+pub use wire::{EMPTY, INDEX, NIL, OK, TASK, Wire, integer};
 
 /// The time of this machine, ms since the epoch; the servers of the harness run on it too.
 #[must_use]
 pub fn now_ms() -> i64 {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     i64::try_from(since_epoch.as_millis()).unwrap()
+}
+
+/// Sleeps until a time in ms since the epoch.
+pub fn sleep_until(ms: i64) {
+    let left = u64::try_from(ms - now_ms()).unwrap_or(0);
+    std::thread::sleep(std::time::Duration::from_millis(left));
+}
+
+/// A time in ms since the epoch as an RFC 3339 timestamp.
+#[must_use]
+pub fn timestamp(ms: i64) -> String {
+    chrono::DateTime::from_timestamp_millis(ms).unwrap().to_rfc3339()
 }
 
 /// How many times slower than usual the servers run, under valgrind, say: `PMCPTASK_SLOWNESS`, or 1.

@@ -12,8 +12,16 @@ use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
-use pmcptask_client::{Applied, Error, RedisBackend};
+use pmcptask_client::{Applied, Error, RedisBackend, RedisBackendBuilder};
 use tokio::task::JoinHandle;
+
+use crate::dice::Dice;
+use crate::{now_ms, show, timestamp};
+
+/// How many clients work.
+pub const CLIENTS: usize = 4;
+/// Calls before, and after, something changes.
+pub const A_WHILE: usize = 1_000;
 
 /// Together with those of the others, so many that any sixteenth of the slots has some.
 const OWNERS_OF_A_CLIENT: usize = 64;
@@ -49,23 +57,28 @@ pub struct Load {
 }
 
 impl Load {
-    /// Sets clients to work, one for each backend.
-    #[must_use]
-    pub fn start(backends: Vec<RedisBackend>) -> Self {
+    /// Connects the clients, sets them to work, and waits for [`A_WHILE`].
+    pub async fn start(builder: &RedisBackendBuilder) -> Self {
+        let mut backends = Vec::new();
+        for _ in 0..CLIENTS {
+            backends.push(builder.clone().connect().await.unwrap());
+        }
         let ends = Arc::new(AtomicBool::new(false));
         let successes: Vec<_> = backends.iter().map(|_| Arc::new(AtomicUsize::new(0))).collect();
         let start = |(number, backend)| {
             let client = Client {
                 backend,
                 number,
-                random: 0x9E37_79B9_7F4A_7C15 ^ number as u64,
+                dice: Dice::new(0x9E37_79B9_7F4A_7C15 ^ number as u64),
                 made: 0,
                 account: Account::default(),
                 successes: successes[number].clone(),
             };
             tokio::spawn(client.work(ends.clone()))
         };
-        Self { clients: backends.into_iter().enumerate().map(start).collect(), ends, successes }
+        let load = Self { clients: backends.into_iter().enumerate().map(start).collect(), ends, successes };
+        load.go_on_for(A_WHILE).await;
+        load
     }
 
     /// Waits until so many more calls have succeeded, and of each client its share of them.
@@ -80,31 +93,39 @@ impl Load {
         }
     }
 
-    /// Ends the work, and compares what is there with what has to be.
-    pub async fn end(self, backend: &RedisBackend) -> Account {
+    /// Goes on for [`A_WHILE`], ends the work, compares what is there with what has to be, and shows the counts.
+    ///
+    /// # Panics
+    ///
+    /// If something was lost, if something happened that must not, or if a client had no success for `longest_outage`.
+    pub async fn end(self, what: &str, builder: RedisBackendBuilder, longest_outage: Duration) {
+        self.go_on_for(A_WHILE).await;
         self.ends.store(true, Ordering::SeqCst);
         let mut whole = Account::default();
         for client in self.clients {
             whole.add(client.await.unwrap());
         }
-        whole.compare(backend).await;
-        whole
+        whole.compare(&builder.connect().await.unwrap()).await;
+        show(&format!("{what}: {whole}"));
+        assert!(whole.lost == 0 && whole.violations.is_empty(), "{whole}");
+        assert!(whole.operations > 0);
+        assert!(whole.longest_outage < longest_outage, "{whole}");
     }
 }
 
 /// What clients have done and seen.
 #[derive(Default)]
-pub struct Account {
+struct Account {
     /// Calls that succeeded.
-    pub operations: usize,
+    operations: usize,
     /// Calls that failed, by the name of the error.
-    pub errors: BTreeMap<String, usize>,
+    errors: BTreeMap<String, usize>,
     /// The longest time for which a client had no call succeed.
-    pub longest_outage: Duration,
+    longest_outage: Duration,
     /// Writes that were acknowledged, and replaced by nothing, and are not there.
-    pub lost: usize,
+    lost: usize,
     /// Whatever must not be, in words.
-    pub violations: Vec<String>,
+    violations: Vec<String>,
     /// What each task may be now.
     tasks: BTreeMap<String, Vec<State>>,
     owners: BTreeSet<String>,
@@ -126,17 +147,6 @@ impl fmt::Display for Account {
 }
 
 impl Account {
-    /// Nothing was lost, nothing was that must not be, and no client was without success for longer than that.
-    ///
-    /// # Panics
-    ///
-    /// Where it was.
-    pub fn assert_nothing_lost(&self, longest_outage: Duration) {
-        assert!(self.lost == 0 && self.violations.is_empty(), "{self}");
-        assert!(self.operations > 0);
-        assert!(self.longest_outage < longest_outage, "{self}");
-    }
-
     fn add(&mut self, other: Self) {
         self.operations += other.operations;
         for (name, count) in other.errors {
@@ -199,7 +209,7 @@ fn state_of(read: Result<VersionedRecord, StorageError>) -> Result<State, Storag
 struct Client {
     backend: RedisBackend,
     number: usize,
-    random: u64,
+    dice: Dice,
     /// Tasks made until now, so that each has an id of its own.
     made: usize,
     account: Account,
@@ -240,12 +250,8 @@ impl Client {
         key
     }
 
-    /// xorshift: the same calls in the same order in each run.
     fn next_random(&mut self, below: usize) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        usize::try_from(self.random >> 33).unwrap() % below
+        usize::try_from(self.dice.roll(below as u64)).unwrap()
     }
 
     /// One call; false if it failed.
@@ -367,8 +373,7 @@ impl Client {
 
     fn moment_soon(&mut self) -> String {
         let soon = SOON.start + self.next_random(SOON.end - SOON.start);
-        let at_ms = crate::now_ms() + i64::try_from(soon).unwrap();
-        chrono::DateTime::from_timestamp_millis(at_ms).unwrap().to_rfc3339()
+        timestamp(now_ms() + i64::try_from(soon).unwrap())
     }
 
     fn violated(&mut self, what: String) {

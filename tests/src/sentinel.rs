@@ -28,7 +28,7 @@ impl Watched {
     pub fn start(replicas: usize) -> Self {
         // A replica need not wait for others.
         let options = ServerOptions::default().set("repl-diskless-sync-delay", "0");
-        Self::start_with(&options, &ServerOptions::default().without_module().sentinel(), replicas)
+        Self::start_with(&options, &ServerOptions::default().sentinel(), replicas)
     }
 
     /// With settings of one's own for servers and Sentinels.
@@ -36,7 +36,7 @@ impl Watched {
     pub fn start_with(server: &ServerOptions, sentinel: &ServerOptions, replicas: usize) -> Self {
         let mut servers = vec![Server::start_with(server)];
         let primary = servers[0].port().to_string();
-        let replica = server.clone().set("replicaof", &format!("127.0.0.1 {primary}"));
+        let replica = server.clone().replica_of(&servers[0]);
         servers.extend((0..replicas).map(|_| Server::start_with(&replica)));
         let sentinel = sentinel
             .clone()

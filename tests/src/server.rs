@@ -90,7 +90,7 @@ impl ServerOptions {
     #[must_use]
     pub fn sentinel(mut self) -> Self {
         self.is_sentinel = true;
-        self.in_file()
+        self.without_module().in_file()
     }
 
     /// Writes the settings into a file when the server starts for the first time. From then on the file counts,
@@ -106,6 +106,18 @@ impl ServerOptions {
     pub fn login(mut self, user: &str, password: &str) -> Self {
         self.login = Some((user.to_owned(), password.to_owned()));
         self
+    }
+
+    /// Writes every command to the AOF, and the AOF to the disk, before the reply.
+    #[must_use]
+    pub fn with_aof(self) -> Self {
+        self.set("appendonly", "yes").set("appendfsync", "always")
+    }
+
+    /// Runs the server as a replica.
+    #[must_use]
+    pub fn replica_of(self, primary: &Server) -> Self {
+        self.set("replicaof", &format!("127.0.0.1 {}", primary.port))
     }
 
     /// Does not load the module.
@@ -339,9 +351,7 @@ impl Server {
     /// Where there is none of that name.
     #[must_use]
     pub fn counter(&self, name: &str) -> u64 {
-        let info = self.wire().call(&["INFO", "pmcptask"]);
-        let line = info.lines().find_map(|line| line.strip_prefix(&format!("pmcptask_{name}:")));
-        line.and_then(|number| number.trim().parse().ok()).expect("the module counts it")
+        self.wire().info_number("pmcptask", &format!("pmcptask_{name}"))
     }
 
     /// What it says of its replication; nothing while it does not answer: Sentinels cut the connections to a primary
@@ -448,8 +458,7 @@ impl Server {
     /// With the sentence of a [`StartError`].
     #[must_use]
     pub fn start_recorded() -> Self {
-        let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
-        let server = Self::start_with(&options);
+        let server = Self::start_with(&ServerOptions::default().with_aof());
         // The AOF starts with the choice of the database, which is not what a call tells.
         let mut wire = server.wire();
         assert_eq!(wire.call(&["SET", "first", "x"]), "+OK\r\n");
@@ -685,7 +694,12 @@ fn with_free_ports(options: &ServerOptions) -> io::Result<ServerOptions> {
     Ok(options)
 }
 
-fn free_port() -> io::Result<u16> {
+/// A port of 127.0.0.1 that nothing listens on.
+///
+/// # Errors
+///
+/// If the OS has none.
+pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 

@@ -4,6 +4,29 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
+/// The reply to a GET of a task that does not exist.
+pub const NIL: &str = "$-1\r\n";
+/// The reply to a LIST without tasks.
+pub const EMPTY: &str = "*0\r\n";
+/// The reply to a command that has nothing else to say.
+pub const OK: &str = "+OK\r\n";
+
+/// The key of a task, for tests that need one task only.
+pub const TASK: &str = "pmcp:tasks:o:t";
+/// The index key that goes with [`TASK`].
+pub const INDEX: &str = "pmcp:idx:o";
+
+/// The number in an integer reply.
+///
+/// # Panics
+///
+/// If the reply is not an integer.
+#[must_use]
+pub fn integer(reply: &str) -> i64 {
+    let number = reply.strip_prefix(':').and_then(|rest| rest.trim_end().parse().ok());
+    number.unwrap_or_else(|| panic!("not an integer reply: {reply}"))
+}
+
 /// A connection that does not interpret replies.
 #[derive(Debug)]
 pub struct Wire {
@@ -31,6 +54,42 @@ impl Wire {
     /// Where no reply comes.
     pub fn call<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> String {
         self.try_call(arguments).expect("the server replies")
+    }
+
+    /// Sends a command line and returns its reply. Words end at spaces; `T` and `I` alone stand for [`TASK`] and
+    /// [`INDEX`].
+    pub fn run(&mut self, line: &str) -> String {
+        let word = |word| match word {
+            "T" => TASK,
+            "I" => INDEX,
+            other => other,
+        };
+        self.call(&line.split(' ').map(word).collect::<Vec<_>>())
+    }
+
+    /// One field of a section of `INFO`.
+    ///
+    /// # Panics
+    ///
+    /// If the section has no such field.
+    pub fn info(&mut self, section: &str, field: &str) -> String {
+        let info = self.call(&["INFO", section]);
+        let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        value.unwrap_or_else(|| panic!("no {field} in {info}")).to_owned()
+    }
+
+    /// One field of a section of `INFO`, which is a number.
+    ///
+    /// # Panics
+    ///
+    /// If the section has no such field, or the field is not a number.
+    pub fn info_number(&mut self, section: &str, field: &str) -> u64 {
+        self.info(section, field).parse().expect("the field is a number")
+    }
+
+    /// Whether a key exists.
+    pub fn exists(&mut self, key: &str) -> bool {
+        self.call(&["EXISTS", key]) == ":1\r\n"
     }
 
     /// Sends a command and returns its reply.

@@ -14,13 +14,9 @@ use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
 use pmcptask_tests::{Cluster, Fault, Proxy, Server, ServerOptions, Watched, holds_within, reason};
 
-fn durable() -> ServerOptions {
-    ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn server_restart_costs_the_calls_in_flight_and_no_more() {
-    let mut server = Server::start_with(&durable());
+    let mut server = Server::start_with(&ServerOptions::default().with_aof());
     let backend = RedisBackend::new(&server.url()).await.unwrap();
     assert_eq!(backend.put("alice:t", b"one").await.unwrap(), 1);
     for version in 2..=4 {
@@ -34,7 +30,7 @@ async fn server_restart_costs_the_calls_in_flight_and_no_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn call_during_an_outage_waits_for_the_server_and_then_succeeds() {
-    let mut server = Server::start_with(&durable());
+    let mut server = Server::start_with(&ServerOptions::default().with_aof());
     let backend =
         RedisBackend::builder(server.url()).connect_timeout(Duration::from_secs(20)).connect().await.unwrap();
     backend.put("alice:t", b"one").await.unwrap();
@@ -214,7 +210,7 @@ async fn write_until(ended: Arc<AtomicBool>, backend: RedisBackend, key: String,
 #[tokio::test(flavor = "multi_thread")]
 async fn crashes_under_load_lose_no_acknowledged_write_and_repeat_none() {
     const WRITERS: usize = 4;
-    let mut server = Server::start_with(&durable());
+    let mut server = Server::start_with(&ServerOptions::default().with_aof());
     let backend = connect(server.url()).await;
     let ended = Arc::new(AtomicBool::new(false));
     let seen: Vec<Arc<Mutex<Seen>>> = (0..WRITERS).map(|_| Arc::default()).collect();

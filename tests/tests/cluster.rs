@@ -10,7 +10,7 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, HashTags, RedisBackend};
 use pmcptask_tests::conformance::{Difference, Subject};
-use pmcptask_tests::{Cluster, Fault, Proxy, Server, conformance_suite, holds_within, reason};
+use pmcptask_tests::{Cluster, Fault, Proxy, Server, conformance_suite, holds_within, integer, reason};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -374,7 +374,7 @@ async fn new_task_waits_for_its_slot_and_says_so_if_it_waits_in_vain() {
 }
 
 fn keys_of(server: &Server) -> usize {
-    server.wire().call(&["DBSIZE"]).trim().trim_start_matches(':').parse().unwrap()
+    usize::try_from(integer(&server.wire().call(&["DBSIZE"]))).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

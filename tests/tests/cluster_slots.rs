@@ -5,13 +5,12 @@
 
 use std::time::Duration;
 
-use pmcptask_tests::{Cluster, Server, Wire, holds_within};
+use pmcptask_tests::{Cluster, PROMISED, Server, Wire, holds_within};
 
 /// Owner as a hash tag, so that task and index share a slot.
 const TASK: &str = "pmcp:tasks:{alice}:t";
 const OTHER: &str = "pmcp:tasks:{alice}:other";
 const INDEX: &str = "pmcp:idx:{alice}";
-const PROMISED: Duration = Duration::from_secs(1);
 
 /// Two primaries that know each other; the first has all slots.
 struct Pair {

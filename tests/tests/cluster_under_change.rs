@@ -7,29 +7,18 @@
 use std::time::Duration;
 
 use pmcp_tasks::store::backend::StorageBackend as _;
-use pmcptask_client::RedisBackend;
-use pmcptask_tests::{Cluster, Load, Server, holds_within, now_ms, show, skipped};
+use pmcptask_client::{RedisBackend, RedisBackendBuilder};
+use pmcptask_tests::conformance::Sample;
+use pmcptask_tests::{A_WHILE, CLIENTS, Cluster, Load, Server, holds_within, now_ms, skipped};
 
-const CLIENTS: usize = 4;
-/// Calls before, and after, something changes.
-const A_WHILE: usize = 1_000;
 /// Slots of one in sixteen keys.
 const SLOTS: usize = 1_024;
 /// Half of what one of two nodes has.
 const HALF: usize = 4_096;
 
 /// Writes count once a replica has them: without that, a failover may lose the last ones.
-async fn backend(cluster: &Cluster) -> RedisBackend {
-    let builder = RedisBackend::builder(cluster.url()).wait_for_replicas(1, Duration::from_secs(1));
-    builder.connect().await.unwrap()
-}
-
-async fn load(cluster: &Cluster) -> Load {
-    let mut backends = Vec::new();
-    for _ in 0..CLIENTS {
-        backends.push(backend(cluster).await);
-    }
-    Load::start(backends)
+fn builder(cluster: &Cluster) -> RedisBackendBuilder {
+    RedisBackend::builder(cluster.url()).wait_for_replicas(1, Duration::from_secs(1))
 }
 
 /// How long a call waits for a slot that is on its way.
@@ -40,18 +29,14 @@ const FAILOVER: Duration = Duration::from_secs(15);
 
 /// Ends the load, shows the counts, and looks at everything that is there.
 async fn end(what: &str, load: Load, cluster: &Cluster, longest_outage: Duration) {
-    load.go_on_for(A_WHILE).await;
-    let account = load.end(&backend(cluster).await).await;
-    show(&format!("{what}: {account}"));
-    account.assert_nothing_lost(longest_outage);
+    load.end(what, builder(cluster), longest_outage).await;
     cluster.assert_hashes_and_entries_agree();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slots_that_move_key_by_key_lose_nothing() {
     let cluster = Cluster::start(3, 1);
-    let load = load(&cluster).await;
-    load.go_on_for(A_WHILE).await;
+    let load = Load::start(&builder(&cluster)).await;
     let [first, second, third] = [0, 1, 2].map(|number| &cluster.servers[number]);
     for (from, to) in [(first, second), (third, first)] {
         cluster.reshard(SLOTS, from, to);
@@ -64,8 +49,7 @@ async fn slots_that_move_key_by_key_lose_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn slot_that_is_half_moved_for_a_while_loses_nothing() {
     let cluster = Cluster::start(3, 1);
-    let load = load(&cluster).await;
-    load.go_on_for(A_WHILE).await;
+    let load = Load::start(&builder(&cluster)).await;
     let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
     for slot in occupied_slots(first).iter().take(3).map(String::as_str) {
         first.start_moving(slot, second);
@@ -100,8 +84,7 @@ fn migrate(from: &Server, to: &Server, slot: &str, most: usize) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn slots_that_move_at_once_lose_nothing() {
     let cluster = Cluster::start(3, 1);
-    let load = load(&cluster).await;
-    load.go_on_for(A_WHILE).await;
+    let load = Load::start(&builder(&cluster)).await;
     let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
     let moved = move_at_once(SLOTS, first, second);
     end("slots moved at once", load, &cluster, CALL).await;
@@ -132,8 +115,7 @@ fn move_at_once(slots: usize, from: &Server, to: &Server) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn primary_that_dies_loses_nothing_that_was_acknowledged() {
     let mut cluster = Cluster::start(3, 1);
-    let load = load(&cluster).await;
-    load.go_on_for(A_WHILE).await;
+    let load = Load::start(&builder(&cluster)).await;
     cluster.servers[0].kill();
     let promoted = || cluster.servers[3].is_primary();
     assert!(holds_within(Duration::from_secs(30), promoted), "{}", cluster.servers[3].nodes());
@@ -148,8 +130,7 @@ async fn primary_that_dies_loses_nothing_that_was_acknowledged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failover_by_hand_loses_nothing() {
     let cluster = Cluster::start(3, 1);
-    let load = load(&cluster).await;
-    load.go_on_for(A_WHILE).await;
+    let load = Load::start(&builder(&cluster)).await;
     for replica in [3, 4, 5] {
         assert_eq!(cluster.servers[replica].wire().call(&["CLUSTER", "FAILOVER"]), "+OK\r\n");
         assert!(holds_within(Duration::from_secs(30), || cluster.servers[replica].is_primary()));
@@ -161,8 +142,7 @@ async fn failover_by_hand_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn node_that_joins_and_leaves_loses_nothing() {
     let mut cluster = Cluster::start(3, 1);
-    let load = load(&cluster).await;
-    load.go_on_for(A_WHILE).await;
+    let load = Load::start(&builder(&cluster)).await;
     for _ in 0..2 {
         let joining = Server::start_with(&Cluster::node_options());
         cluster.servers[0].meet(&joining);
@@ -203,9 +183,7 @@ async fn task_that_ends_while_its_slot_moves_at_once_leaves_no_entry() {
     let mut ends_ms = Vec::new();
     for (owner, n) in owners.iter().zip(0..) {
         let at_ms = now_ms() + 100 + 4 * n;
-        let at = chrono::DateTime::from_timestamp_millis(at_ms).unwrap().to_rfc3339();
-        let record = format!(r#"{{"expiresAt":"{at}"}}"#);
-        backend.put(&format!("{owner}:ends"), record.as_bytes()).await.unwrap();
+        backend.put(&format!("{owner}:ends"), &Sample::expiring_at(at_ms)).await.unwrap();
         ends_ms.push(at_ms);
     }
     let started_ms = now_ms();

@@ -47,10 +47,6 @@ fn to_json(value: Value) -> Json {
     }
 }
 
-fn run(wire: &mut Wire, line: &str) -> String {
-    wire.call(&line.split(' ').collect::<Vec<_>>())
-}
-
 // Commands.
 
 #[test]
@@ -288,7 +284,7 @@ fn setting_is_seen_and_changed_with_config() {
     }
     let mut wire = server.wire();
     for value in ["0", "-1", "many", "9223372036854775808"] {
-        let reply = run(&mut wire, &format!("CONFIG SET {SETTING} {value}"));
+        let reply = wire.run(&format!("CONFIG SET {SETTING} {value}"));
         assert!(reply.starts_with("-ERR "), "{value}: {reply}");
         assert_eq!(max_record_bytes(&server), "9223372036854775807");
     }
@@ -312,7 +308,9 @@ fn setting_comes_from_the_config_line_else_from_the_module_argument() {
     let server = Server::start_with(&loading_with("max-record-bytes 100"));
     assert_eq!(max_record_bytes(&server), "100");
     assert!(
-        run(&mut server.wire(), &format!("PMCPTASK.PUT p:tasks:o:t p:idx:o {}", "x".repeat(101)))
+        server
+            .wire()
+            .run(&format!("PMCPTASK.PUT p:tasks:o:t p:idx:o {}", "x".repeat(101)))
             .starts_with("-CAPACITY ")
     );
     let server = Server::start_with(&ServerOptions::default().set(SETTING, "200"));
@@ -350,7 +348,7 @@ fn module_does_not_load_with_a_setting_that_it_does_not_understand_and_says_why(
 
 /// The section of `INFO`: names and numbers.
 fn counters(wire: &mut Wire) -> Vec<(String, u64)> {
-    let info = run(wire, "INFO pmcptask");
+    let info = wire.run("INFO pmcptask");
     assert!(info.contains("# pmcptask\r\n"), "{info}");
     info.lines()
         .filter_map(|line| line.strip_prefix("pmcptask_")?.split_once(':'))
@@ -392,9 +390,9 @@ fn info_counts_what_the_module_has_done() {
         counters(wire).into_iter().map(by_itself).collect()
     };
     assert_eq!(counters(&mut wire), zeros);
-    run(&mut wire, "ACL SETUSER narrow on nopass ~p:idx:* +@all");
+    wire.run("ACL SETUSER narrow on nopass ~p:idx:* +@all");
     let mut narrow = server.wire();
-    run(&mut narrow, "AUTH narrow any");
+    narrow.run("AUTH narrow any");
     let counted = |wire: &mut Wire| -> BTreeMap<_, _> { counters(wire).into_iter().collect() };
     let mut expected = counted(&mut wire);
     // What counts, once each but where a list has two records, and which counters that moves.
@@ -420,15 +418,15 @@ fn info_counts_what_the_module_has_done() {
         ("SET p:tasks:o:s text", &[]),
         ("PMCPTASK.GET p:tasks:o:s", &[("refused_wrongtype", 1)]),
     ] {
-        run(&mut wire, line);
+        wire.run(line);
         for (name, more) in moved {
             *expected.get_mut(*name).unwrap() += more;
         }
         assert_eq!(counted(&mut wire), expected, "{line}");
     }
-    assert!(run(&mut narrow, "PMCPTASK.LIST p:idx:o").starts_with("-NOPERM "));
+    assert!(narrow.run("PMCPTASK.LIST p:idx:o").starts_with("-NOPERM "));
     *expected.get_mut("refused_noperm").unwrap() += 1;
-    run(&mut wire, "DEL p:tasks:o:t");
+    wire.run("DEL p:tasks:o:t");
     server.have_indexes_walked(2);
     // Of `t`, which has just gone, and `s`, `v` never was.
     *expected.get_mut("index_entries_removed").unwrap() += 1;
@@ -439,9 +437,9 @@ fn info_counts_what_the_module_has_done() {
 fn info_has_the_section_where_modules_are_asked_for() {
     let server = Server::start();
     let mut wire = server.wire();
-    assert!(run(&mut wire, "INFO everything").contains("# pmcptask\r\n"));
-    assert!(run(&mut wire, "INFO modules").contains("# pmcptask\r\n"));
-    assert!(!run(&mut wire, "INFO replication").contains("pmcptask"));
+    assert!(wire.run("INFO everything").contains("# pmcptask\r\n"));
+    assert!(wire.run("INFO modules").contains("# pmcptask\r\n"));
+    assert!(!wire.run("INFO replication").contains("pmcptask"));
 }
 
 // Without the module.
@@ -451,12 +449,12 @@ fn data_is_plain_redis_without_the_module_and_served_again_once_it_is_back() {
     let options = ServerOptions::default().set("appendonly", "yes");
     let mut server = Server::start_with(&options);
     let mut wire = server.wire();
-    run(&mut wire, "PMCPTASK.PUT p:tasks:o:t p:idx:o d PXAT 4102444800123 CREATED 5");
-    run(&mut wire, "PMCPTASK.PUT p:tasks:o:u p:idx:o e CREATED 6");
+    wire.run("PMCPTASK.PUT p:tasks:o:t p:idx:o d PXAT 4102444800123 CREATED 5");
+    wire.run("PMCPTASK.PUT p:tasks:o:u p:idx:o e CREATED 6");
     server.stop();
     server.restart_with(&options.clone().without_module());
     let mut wire = server.wire();
-    assert!(run(&mut wire, "PMCPTASK.GET p:tasks:o:t").starts_with("-ERR unknown command"));
+    assert!(wire.run("PMCPTASK.GET p:tasks:o:t").starts_with("-ERR unknown command"));
     let mut connection = resp3(&server);
     assert_eq!(
         ask(&mut connection, "HGETALL p:tasks:o:t"),
@@ -465,17 +463,17 @@ fn data_is_plain_redis_without_the_module_and_served_again_once_it_is_back() {
     assert_eq!(ask(&mut connection, "HGETALL p:tasks:o:u"), json!({"version": "1", "data": "e"}));
     assert_eq!(ask(&mut connection, "PEXPIRETIME p:tasks:o:t"), 4_102_444_800_123_i64);
     assert_eq!(
-        run(&mut wire, "ZRANGE p:idx:o 0 -1 WITHSCORES"),
+        wire.run("ZRANGE p:idx:o 0 -1 WITHSCORES"),
         "*4\r\n$1\r\nt\r\n$1\r\n5\r\n$1\r\nu\r\n$1\r\n6\r\n"
     );
     assert_eq!(ask(&mut connection, "CONFIG GET pmcptask.*"), json!({}));
     // Keys that go while the module is away concern nobody.
-    run(&mut wire, "DEL p:tasks:o:u");
+    wire.run("DEL p:tasks:o:u");
     server.stop();
     server.restart_with(&options);
     let mut wire = server.wire();
-    assert_eq!(run(&mut wire, "PMCPTASK.LIST p:idx:o"), "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$1\r\nd\r\n");
-    assert_eq!(run(&mut wire, "PMCPTASK.CAS p:tasks:o:t p:idx:o 1 f"), "*2\r\n+OK\r\n:2\r\n");
+    assert_eq!(wire.run("PMCPTASK.LIST p:idx:o"), "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$1\r\nd\r\n");
+    assert_eq!(wire.run("PMCPTASK.CAS p:tasks:o:t p:idx:o 1 f"), "*2\r\n+OK\r\n:2\r\n");
 }
 
 /// Most servers crash where a command goes that an ACL rule or a queued call names.
@@ -483,17 +481,17 @@ fn data_is_plain_redis_without_the_module_and_served_again_once_it_is_back() {
 fn module_is_never_unloaded() {
     let server = Server::start_with(&ServerOptions::default().set("enable-module-command", "local"));
     let mut wire = server.wire();
-    run(&mut wire, "PMCPTASK.PUT p:tasks:o:t p:idx:o d");
-    assert!(run(&mut wire, "MODULE UNLOAD pmcptask").starts_with("-ERR Error unloading module"));
+    wire.run("PMCPTASK.PUT p:tasks:o:t p:idx:o d");
+    assert!(wire.run("MODULE UNLOAD pmcptask").starts_with("-ERR Error unloading module"));
     assert!(server.log().contains("the module is never unloaded"), "{}", server.log());
-    run(&mut wire, "ACL SETUSER tasks on nopass ~* +pmcptask.get +pmcptask.put|p:tasks:o:t");
+    wire.run("ACL SETUSER tasks on nopass ~* +pmcptask.get +pmcptask.put|p:tasks:o:t");
     let mut queued = server.wire();
-    assert_eq!(run(&mut queued, "MULTI"), "+OK\r\n");
-    assert_eq!(run(&mut queued, "PMCPTASK.GET p:tasks:o:t"), "+QUEUED\r\n");
-    let reply = run(&mut wire, "MODULE UNLOAD pmcptask");
+    assert_eq!(queued.run("MULTI"), "+OK\r\n");
+    assert_eq!(queued.run("PMCPTASK.GET p:tasks:o:t"), "+QUEUED\r\n");
+    let reply = wire.run("MODULE UNLOAD pmcptask");
     assert!(reply.starts_with("-ERR Error unloading module"), "{reply}");
-    assert!(run(&mut queued, "EXEC").starts_with("*1\r\n*2\r\n:1"));
-    assert!(run(&mut wire, "ACL LIST").contains("+pmcptask.get"));
+    assert!(queued.run("EXEC").starts_with("*1\r\n*2\r\n:1"));
+    assert!(wire.run("ACL LIST").contains("+pmcptask.get"));
 }
 
 #[test]
@@ -502,14 +500,12 @@ fn load_that_the_server_takes_back_leaves_the_server_as_it_was() {
     let options = ServerOptions::default().without_module().set("enable-module-command", "local");
     let server = Server::start_with(&options);
     let mut wire = server.wire();
-    let reply = run(&mut wire, &format!("MODULE LOADEX {library} CONFIG pmcptask.nonsense 1"));
+    let reply = wire.run(&format!("MODULE LOADEX {library} CONFIG pmcptask.nonsense 1"));
     assert!(reply.starts_with('-'), "{reply}");
     // Some servers have modules of their own.
-    assert!(!run(&mut wire, "MODULE LIST").contains("pmcptask"));
-    assert!(
-        run(&mut wire, &format!("MODULE LOADEX {library} CONFIG pmcptask.reclaim no")).starts_with("+OK")
-    );
-    assert_eq!(run(&mut wire, "PMCPTASK.PUT p:tasks:o:t p:idx:o d"), ":1\r\n");
-    let reply = run(&mut wire, "CONFIG GET pmcptask.reclaim");
+    assert!(!wire.run("MODULE LIST").contains("pmcptask"));
+    assert!(wire.run(&format!("MODULE LOADEX {library} CONFIG pmcptask.reclaim no")).starts_with("+OK"));
+    assert_eq!(wire.run("PMCPTASK.PUT p:tasks:o:t p:idx:o d"), ":1\r\n");
+    let reply = wire.run("CONFIG GET pmcptask.reclaim");
     assert!(reply.contains("no"), "{reply}");
 }

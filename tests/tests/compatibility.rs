@@ -5,14 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use pmcp_tasks::domain::TaskRecord;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcp_tasks::{GenericTaskStore, ListTasksOptions, RedisBackend as Lua, StorageError, TaskStatus};
 use pmcptask_client::{Error, RedisBackend as Native};
-use pmcptask_tests::{Server, ServerOptions, now_ms};
+use pmcptask_tests::{Server, ServerOptions, free_port, now_ms};
 use redis::Commands;
 use serde_json::json;
 
@@ -296,7 +295,7 @@ fn everything_shown(error: &StorageError) -> String {
 
 #[tokio::test]
 async fn no_server_is_told_at_once_with_the_address() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port().unwrap();
     let started = Instant::now();
     let error = Native::new(&format!("redis://:sesame@127.0.0.1:{port}/")).await.unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(2));

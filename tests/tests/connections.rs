@@ -139,7 +139,7 @@ async fn write_that_waits_for_replicas_holds_no_read_up() {
         let backend = backend.clone();
         async move { backend.put("owner:t", b"data").await }
     });
-    assert!(holds_within(WITHIN, || server.wire().call(&["EXISTS", "pmcp:tasks:owner:t"]) == ":1\r\n"));
+    assert!(holds_within(WITHIN, || server.wire().exists("pmcp:tasks:owner:t")));
     let started = Instant::now();
     for _ in 0..10 {
         assert_eq!(backend.get("owner:t").await.unwrap().version, 1);
@@ -220,8 +220,7 @@ async fn write_that_is_given_up_before_it_is_sent_is_never_sent() {
         let backend = backend.clone();
         tokio::spawn(async move { backend.put(key, b"data").await })
     };
-    let exists =
-        |task: &str| server.wire().call(&["EXISTS", &format!("pmcp:tasks:owner:{task}")]) == ":1\r\n";
+    let exists = |task: &str| server.wire().exists(&format!("pmcp:tasks:owner:{task}"));
     let first = write("owner:first");
     assert!(holds_within(WITHIN, || exists("first")));
     // Kept back while the first one waits.
@@ -323,7 +322,7 @@ async fn primary_that_is_demoted_while_a_write_waits_is_left_by_reads_too() {
         let backend = backend.clone();
         async move { backend.put("owner:t", b"data").await }
     });
-    assert!(holds_within(WITHIN, || server.wire().call(&["EXISTS", "pmcp:tasks:owner:t"]) == ":1\r\n"));
+    assert!(holds_within(WITHIN, || server.wire().exists("pmcp:tasks:owner:t")));
     let before = proxy.accepted();
     assert_eq!(server.wire().call(&["REPLICAOF", "127.0.0.1", "1"]), "+OK\r\n");
     let error = writing.await.unwrap().unwrap_err();
@@ -441,7 +440,7 @@ async fn call_that_finds_no_connection_names_the_address_and_the_last_cause() {
 async fn sentinel_is_told_from_a_server() {
     let server = Server::start();
     let monitor = format!("tasks 127.0.0.1 {} 1", server.port());
-    let options = ServerOptions::default().without_module().sentinel().set("sentinel monitor", &monitor);
+    let options = ServerOptions::default().sentinel().set("sentinel monitor", &monitor);
     let sentinel = Server::start_with(&options);
     for protocol in ["", "?protocol=2"] {
         let text = refusal(&format!("redis://127.0.0.1:{}{protocol}", sentinel.port())).await;

@@ -26,9 +26,8 @@ fn crashes() -> usize {
 }
 
 fn with_aof() -> ServerOptions {
-    let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
     // Rewrites come when a test asks for one.
-    options.set("auto-aof-rewrite-percentage", "0")
+    ServerOptions::default().with_aof().set("auto-aof-rewrite-percentage", "0")
 }
 
 fn task_key(owner: &str, task_id: &str) -> String {

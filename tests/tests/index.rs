@@ -4,10 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms};
-
-/// How soon after its task was ended by the server an entry goes.
-const PROMISED: Duration = Duration::from_secs(1);
+use pmcptask_tests::{PROMISED, Server, ServerOptions, Wire, holds_within, integer, now_ms, sleep_until};
 
 fn put(wire: &mut Wire, owner: &str, task: &str, options: &[&str]) {
     put_with("pmcp", wire, owner, task, options);
@@ -44,13 +41,9 @@ fn words(line: &str) -> Vec<String> {
 }
 
 fn call(wire: &mut Wire, line: &str) -> String {
-    let reply = wire.call(&line.split(' ').collect::<Vec<_>>());
+    let reply = wire.run(line);
     assert!(!reply.starts_with('-'), "{line}: {reply}");
     reply
-}
-
-fn exists(wire: &mut Wire, key: &str) -> bool {
-    wire.call(&["EXISTS", key]) == ":1\r\n"
 }
 
 fn has_entry(wire: &mut Wire, owner: &str, task: &str) -> bool {
@@ -61,14 +54,8 @@ fn in_ms(ms: i64) -> String {
     (now_ms() + ms).to_string()
 }
 
-fn statistic(wire: &mut Wire, section: &str, name: &str) -> u64 {
-    let info = wire.call(&["INFO", section]);
-    let line = info.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
-    line.unwrap_or_else(|| panic!("no {name} in {info}")).trim().parse().unwrap()
-}
-
 /// Entries without a task, counted with plain commands.
-fn orphans(wire: &mut Wire) -> usize {
+fn orphans(wire: &mut Wire) -> i64 {
     let script = "local orphans = 0
         for _, index in ipairs(redis.call('KEYS', '*:idx:*')) do
             for _, id in ipairs(redis.call('ZRANGE', index, 0, -1)) do
@@ -77,8 +64,7 @@ fn orphans(wire: &mut Wire) -> usize {
             end
         end
         return orphans";
-    let reply = wire.call(&["EVAL", script, "0"]);
-    reply.trim().trim_start_matches(':').parse().unwrap_or_else(|_| panic!("{reply}"))
+    integer(&wire.call(&["EVAL", script, "0"]))
 }
 
 // What the server ends: within a second.
@@ -91,9 +77,9 @@ fn entry_of_an_expired_task_goes_and_the_index_with_its_last_task() {
     put(&mut wire, "alice", "long", &["PXAT", &in_ms(60_000)]);
     put(&mut wire, "bob", "only", &["PXAT", &in_ms(200)]);
     // Nobody asks for the tasks: the server finds them.
-    assert!(holds_within(Duration::from_secs(10), || statistic(&mut wire, "stats", "expired_keys") == 2));
+    assert!(holds_within(Duration::from_secs(10), || wire.info_number("stats", "expired_keys") == 2));
     assert!(holds_within(PROMISED, || !has_entry(&mut wire, "alice", "short")));
-    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:bob")));
+    assert!(holds_within(PROMISED, || !wire.exists("pmcp:idx:bob")));
     assert!(has_entry(&mut wire, "alice", "long"));
 }
 
@@ -144,14 +130,14 @@ fn what_the_server_has_expired_has_no_entry_a_second_later_whoever_made_it() {
         call(&mut wire, &expire("pexpireat"));
     }
     assert_eq!(call(&mut wire, "ZCARD pmcp:idx:short"), format!(":{}\r\n", 6 * SHORT));
-    std::thread::sleep(Duration::from_millis(u64::try_from((at - now_ms()).max(0) + 1).unwrap()));
+    sleep_until(at + 1);
     // The server finds some by itself and the others when somebody asks for them.
     for n in 0..SHORT {
         for maker in ["put", "old", "rename", "copy", "restore", "pexpireat"] {
-            assert!(!exists(&mut wire, &format!("pmcp:tasks:short:{maker}{n}")), "{maker}");
+            assert!(!wire.exists(&format!("pmcp:tasks:short:{maker}{n}")), "{maker}");
         }
     }
-    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:short")));
+    assert!(holds_within(PROMISED, || !wire.exists("pmcp:idx:short")));
     assert_eq!(server.counter("index_entries_removed"), u64::try_from(6 * SHORT).unwrap());
 }
 
@@ -164,10 +150,10 @@ fn entry_of_an_evicted_task_goes() {
         put(&mut wire, &format!("o{}", n % 50), &task, &["PXAT", &in_ms(3_600_000 + n)]);
     }
     // A part of what the tasks take has to go.
-    let limit = statistic(&mut wire, "memory", "used_memory") - 100_000;
+    let limit = wire.info_number("memory", "used_memory") - 100_000;
     wire.call(&["CONFIG", "SET", "maxmemory", &limit.to_string()]);
     // Which ones go is chance: the server compares a few that it draws.
-    assert!(holds_within(Duration::from_secs(5), || statistic(&mut wire, "stats", "evicted_keys") > 0));
+    assert!(holds_within(Duration::from_secs(5), || wire.info_number("stats", "evicted_keys") > 0));
     wire.call(&["CONFIG", "SET", "maxmemory", "0"]);
     assert!(holds_within(PROMISED, || orphans(&mut wire) == 0));
     assert!(server.counter("index_entries_removed") > 0);
@@ -184,14 +170,14 @@ fn old_entry_of_an_owner_with_a_colon_goes_with_its_task() {
     };
     make(&mut wire);
     call(&mut wire, "PEXPIRE pmcp:tasks:a:b:t 1");
-    assert!(holds_within(Duration::from_secs(10), || !exists(&mut wire, "pmcp:tasks:a:b:t")));
-    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:a")));
+    assert!(holds_within(Duration::from_secs(10), || !wire.exists("pmcp:tasks:a:b:t")));
+    assert!(holds_within(PROMISED, || !wire.exists("pmcp:idx:a")));
     make(&mut wire);
     server.have_indexes_walked(3);
-    assert!(exists(&mut wire, "pmcp:idx:a"));
+    assert!(wire.exists("pmcp:idx:a"));
     assert_eq!(call(&mut wire, "PMCPTASK.DEL pmcp:tasks:a:b:t pmcp:idx:a:b"), ":1\r\n");
     server.have_indexes_walked(2);
-    assert!(!exists(&mut wire, "pmcp:idx:a"));
+    assert!(!wire.exists("pmcp:idx:a"));
 }
 
 #[test]
@@ -357,14 +343,14 @@ fn tasks_that_expired_while_the_server_was_down_leave_nothing_behind() {
         let mut wire = server.wire();
         server.have_indexes_walked(2);
         assert_eq!(orphans(&mut wire), 0, "{settings:?}");
-        assert!(!exists(&mut wire, "pmcp:idx:bob"), "{settings:?}");
-        assert!(has_entry(&mut wire, "alice", "long") && exists(&mut wire, "app:idx:eve"), "{settings:?}");
+        assert!(!wire.exists("pmcp:idx:bob"), "{settings:?}");
+        assert!(has_entry(&mut wire, "alice", "long") && wire.exists("app:idx:eve"), "{settings:?}");
     }
 }
 
 #[test]
 fn server_that_is_killed_between_a_tasks_end_and_its_entrys_removes_the_entry_later() {
-    let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
+    let options = ServerOptions::default().with_aof();
     let mut server = Server::start_with(&options);
     let mut wire = server.wire();
     // The entry is left as if the server were killed in the moment before its removal.
@@ -373,7 +359,7 @@ fn server_that_is_killed_between_a_tasks_end_and_its_entrys_removes_the_entry_la
     put(&mut wire, "alice", "short", &["PERSIST"]);
     call(&mut wire, "PEXPIRE pmcp:tasks:alice:short 1");
     std::thread::sleep(Duration::from_millis(2));
-    assert!(!exists(&mut wire, "pmcp:tasks:alice:short"));
+    assert!(!wire.exists("pmcp:tasks:alice:short"));
     server.kill();
     server.restart();
     let mut wire = server.wire();
@@ -385,16 +371,14 @@ fn server_that_is_killed_between_a_tasks_end_and_its_entrys_removes_the_entry_la
 #[test]
 fn promoted_replica_removes_what_its_primary_could_not() {
     let primary = Server::start();
-    let replica = Server::start_with(
-        &ServerOptions::default().set("replicaof", &format!("127.0.0.1 {}", primary.port())),
-    );
+    let replica = Server::start_with(&ServerOptions::default().replica_of(&primary));
     let mut wire = primary.wire();
     put(&mut wire, "alice", "t", &["PERSIST"]);
     put(&mut wire, "alice", "gone", &["PERSIST"]);
     call(&mut wire, "DEL pmcp:tasks:alice:gone");
     let mut wire = replica.wire();
     assert!(holds_within(Duration::from_secs(10), || has_entry(&mut wire, "alice", "gone")
-        && !exists(&mut wire, "pmcp:tasks:alice:gone")));
+        && !wire.exists("pmcp:tasks:alice:gone")));
     // A replica removes nothing, whatever it sees.
     call(&mut wire, "CONFIG SET pmcptask.debug-walk-rest-ms 1");
     assert!(!holds_within(Duration::from_millis(500), || !has_entry(&mut wire, "alice", "gone")));
@@ -439,7 +423,7 @@ fn data_that_another_tool_copies_in_keeps_its_entries_in_whatever_order() {
     server.have_indexes_walked(0);
     call(&mut wire, "HSET pmcp:tasks:index-first:t version 1 data x");
     // No entry is made for a hash that others put there, which would be in the way of theirs.
-    assert!(!exists(&mut wire, "pmcp:idx:hash-first"));
+    assert!(!wire.exists("pmcp:idx:hash-first"));
     call(&mut wire, "ZADD elsewhere 7 t");
     let dumped = server.dump_of("elsewhere");
     let mut restore = redis::cmd("RESTORE");
@@ -505,7 +489,7 @@ fn keys_of_other_applications_are_not_touched() {
     assert!(wire.call(&["PMCPTASK.GET", "shop:tasks:q1:42"]).starts_with("*2\r\n:7\r\n"));
     assert!(wire.call(&["PMCPTASK.LIST", "shop:idx:q1"]).starts_with("*1\r\n"));
     assert_eq!(wire.call(&["PMCPTASK.DEL", "shop:tasks:q1:9", "shop:idx:q1"]), ":0\r\n");
-    assert!(holds_within(Duration::from_secs(10), || !exists(&mut wire, "shop:tasks:q1:44")));
+    assert!(holds_within(Duration::from_secs(10), || !wire.exists("shop:tasks:q1:44")));
     let before = keys_of(&server, 0);
     server.have_indexes_walked(4);
     assert_eq!(keys_of(&server, 0), before);
@@ -527,17 +511,17 @@ fn prefix_is_in_use_where_it_was_written_and_follows_its_database() {
         call(&mut wire, dead);
     }
     server.have_indexes_walked(3);
-    assert!(exists(&mut wire, "shop:idx:bob"));
+    assert!(wire.exists("shop:idx:bob"));
     call(&mut wire, "SELECT 1");
-    assert!(!exists(&mut wire, "shop:idx:bob"));
+    assert!(!wire.exists("shop:idx:bob"));
     call(&mut wire, "SWAPDB 1 2");
     // Here is what was in database 2.
     server.have_indexes_walked(3);
-    assert!(exists(&mut wire, "shop:idx:bob"));
+    assert!(wire.exists("shop:idx:bob"));
     call(&mut wire, "SELECT 2");
     call(&mut wire, dead);
     server.have_indexes_walked(3);
-    assert!(!exists(&mut wire, "shop:idx:bob") && exists(&mut wire, "shop:idx:alice"));
+    assert!(!wire.exists("shop:idx:bob") && wire.exists("shop:idx:alice"));
 }
 
 #[test]
@@ -554,14 +538,14 @@ fn setting_says_which_prefixes_are_in_use_and_whether_anything_is_removed() {
     // By the server's clock: a PUT whose PXAT is past on arrival leaves no entry.
     put(&mut wire, "b", "t", &["PERSIST"]);
     call(&mut wire, "PEXPIRE pmcp:tasks:b:t 1");
-    assert!(holds_within(Duration::from_secs(10), || !exists(&mut wire, "pmcp:tasks:b:t")));
+    assert!(holds_within(Duration::from_secs(10), || !wire.exists("pmcp:tasks:b:t")));
     call(&mut wire, "CONFIG SET pmcptask.debug-walk-rest-ms 1");
     std::thread::sleep(Duration::from_millis(500));
-    assert!(exists(&mut wire, "pmcp:idx:a") && exists(&mut wire, "pmcp:idx:b"));
+    assert!(wire.exists("pmcp:idx:a") && wire.exists("pmcp:idx:b"));
     call(&mut wire, "CONFIG SET pmcptask.reclaim yes");
     server.have_indexes_walked(2);
-    let left = dead.map(|index| exists(&mut wire, index));
-    assert_eq!((left, exists(&mut wire, "pmcp:idx:b")), ([false, false, false, true], false));
+    let left = dead.map(|index| wire.exists(index));
+    assert_eq!((left, wire.exists("pmcp:idx:b")), ([false, false, false, true], false));
     for (prefixes, what) in [("jobs a:tasks:b", "a:tasks:b"), ("x:idx:", "x:idx:")] {
         let reply = wire.call(&["CONFIG", "SET", "pmcptask.prefixes", prefixes]);
         assert!(reply.starts_with("-ERR ") && reply.contains(what), "{reply}");
@@ -583,17 +567,14 @@ fn own_reads_leave_idle_times_counters_and_statistics_as_they_are() {
         }
         call(&mut wire, "ZADD pmcp:idx:alice 5 dead");
         std::thread::sleep(Duration::from_millis(2_100));
-        let usage = |wire: &mut Wire| -> Vec<u64> {
+        let usage = |wire: &mut Wire| -> Vec<i64> {
             let how = if policy == "allkeys-lru" { "IDLETIME" } else { "FREQ" };
             let keys = (0..50).map(|n| format!("pmcp:tasks:alice:t{n}"));
-            keys.map(|key| {
-                let reply = call(wire, &format!("OBJECT {how} {key}"));
-                reply.trim().trim_start_matches(':').parse().unwrap()
-            })
-            .collect()
+            keys.map(|key| integer(&call(wire, &format!("OBJECT {how} {key}")))).collect()
         };
-        let lookups =
-            |wire: &mut Wire| ["keyspace_hits", "keyspace_misses"].map(|name| statistic(wire, "stats", name));
+        let lookups = |wire: &mut Wire| {
+            ["keyspace_hits", "keyspace_misses"].map(|name| wire.info_number("stats", name))
+        };
         let (before, counted) = (usage(&mut wire), lookups(&mut wire));
         server.have_indexes_walked(2);
         if policy == "allkeys-lru" {
@@ -601,7 +582,7 @@ fn own_reads_leave_idle_times_counters_and_statistics_as_they_are() {
         }
         // Counts the live tasks of the owner.
         let put = "PMCPTASK.PUT pmcp:tasks:alice:u pmcp:idx:alice x MAXTASKS 10";
-        let refused = wire.call(&put.split(' ').collect::<Vec<_>>());
+        let refused = wire.run(put);
         assert!(refused.starts_with("-CAPACITY "), "{refused}");
         assert_eq!(lookups(&mut wire)[1], counted[1], "{policy}");
         let after = usage(&mut wire);

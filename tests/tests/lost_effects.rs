@@ -5,16 +5,10 @@
 
 use std::time::Duration;
 
-use pmcptask_tests::{Cluster, Server, ServerOptions, StartError, Wire, holds_within};
+use pmcptask_tests::{Cluster, INDEX, Server, ServerOptions, StartError, TASK, Wire, holds_within};
 
-const TASK: &str = "pmcp:tasks:alice:t";
-const INDEX: &str = "pmcp:idx:alice";
 /// The module looks at the rules once a second.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-fn call(wire: &mut Wire, line: &str) -> String {
-    wire.call(&line.split(' ').collect::<Vec<_>>())
-}
 
 #[test]
 fn module_refuses_a_server_that_lacks_a_command_by_which_others_are_told_of_writes() {
@@ -64,7 +58,7 @@ fn replays_whatever_the_default_user_may() -> bool {
 fn with_users(default: &str) -> Server {
     let admin = "user admin on >pw ~* &* +@all";
     let words = |rules: &str| rules.strip_prefix("user ").unwrap().to_owned();
-    let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
+    let options = ServerOptions::default().with_aof();
     Server::start_with(&options.set("user", &words(admin)).set("user", &words(default)))
 }
 
@@ -98,20 +92,20 @@ fn operator_hears_where_a_restart_would_lose_what_the_append_only_file_holds() {
         ("reset off ~* +@all -select", false),
         ("reset off ~* +@all -unlink", false),
     ] {
-        assert_eq!(call(&mut wire, &format!("ACL SETUSER default {rules}")), "+OK\r\n");
+        assert_eq!(wire.run(&format!("ACL SETUSER default {rules}")), "+OK\r\n");
         let expected = !is_safe && !is_right;
         assert!(holds_within(PATIENCE, || would_lose(&mut wire) == expected), "{rules}");
     }
     // A prefix that a command has written with counts as well, and one of the settings; no file can lose nothing.
-    call(&mut wire, "ACL SETUSER default reset off ~pmcp:* +@all");
+    wire.run("ACL SETUSER default reset off ~pmcp:* +@all");
     assert!(holds_within(PATIENCE, || !would_lose(&mut wire)));
-    assert_eq!(call(&mut wire, "PMCPTASK.PUT shop:tasks:o:t shop:idx:o x"), ":1\r\n");
+    assert_eq!(wire.run("PMCPTASK.PUT shop:tasks:o:t shop:idx:o x"), ":1\r\n");
     assert!(holds_within(PATIENCE, || would_lose(&mut wire) != is_right));
-    call(&mut wire, "ACL SETUSER default ~shop:*");
+    wire.run("ACL SETUSER default ~shop:*");
     assert!(holds_within(PATIENCE, || !would_lose(&mut wire)));
-    call(&mut wire, "CONFIG SET pmcptask.prefixes jobs");
+    wire.run("CONFIG SET pmcptask.prefixes jobs");
     assert!(holds_within(PATIENCE, || would_lose(&mut wire) != is_right));
-    call(&mut wire, "CONFIG SET appendonly no");
+    wire.run("CONFIG SET appendonly no");
     assert!(holds_within(PATIENCE, || !would_lose(&mut wire)));
     // Once each time that it becomes so.
     let warnings = server.log().matches("a safe form is: ACL SETUSER default off ~* &* +@all").count();

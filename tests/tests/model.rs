@@ -21,7 +21,7 @@ use std::time::Duration;
 use pmcptask_tests::model::{
     Call, Keys, Lifetime, Listing, Model, Owner, Record, Scope, Stored, TaskName, Write, shown,
 };
-use pmcptask_tests::{Server, ServerOptions, holds_within, now_ms};
+use pmcptask_tests::{PROMISED, Server, ServerOptions, holds_within, now_ms};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest::{collection, option, sample};
@@ -34,8 +34,6 @@ const OPERATIONS_VARIABLE: &str = "PMCPTASK_MODEL_OPERATIONS";
 const LANES: usize = 8;
 /// Steps of the longest sequence.
 const LONGEST: usize = 500;
-/// Within which an index entry goes, by the contract.
-const PROMISED: Duration = Duration::from_secs(1);
 const CONNECTIONS: usize = 3;
 
 const OWNERS: [Owner; 7] = [

@@ -7,16 +7,7 @@
 use std::env;
 use std::time::Duration;
 
-use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms};
-
-const TASK: &str = "pmcp:tasks:alice:t";
-const INDEX: &str = "pmcp:idx:alice";
-
-fn info(wire: &mut Wire, section: &str, field: &str) -> u64 {
-    let info = wire.call(&["INFO", section]);
-    let line = info.lines().find_map(|line| line.strip_prefix(&format!("{field}:")));
-    line.unwrap_or_else(|| panic!("no {field} in {info}")).trim().parse().unwrap()
-}
+use pmcptask_tests::{INDEX, PROMISED, Server, ServerOptions, TASK, Wire, holds_within, now_ms};
 
 #[test]
 fn panic_in_a_command_is_an_error_reply_and_the_server_goes_on() {
@@ -36,7 +27,7 @@ fn panic_in_a_command_is_an_error_reply_and_the_server_goes_on() {
     {
         let reply = wire.call(command);
         assert!(reply.starts_with("-DEFECT the pmcptask module failed to run this command"), "{reply}");
-        assert_eq!(info(&mut wire, "pmcptask", "pmcptask_panics"), u64::try_from(n).unwrap() + 1);
+        assert_eq!(wire.info_number("pmcptask", "pmcptask_panics"), u64::try_from(n).unwrap() + 1);
     }
     wire.call(&["CONFIG", "SET", "pmcptask.debug-panic", "0"]);
     assert_eq!(wire.call(&["PMCPTASK.GET", TASK]), "*2\r\n:1\r\n$4\r\ndata\r\n");
@@ -51,7 +42,7 @@ fn panic_behind_an_event_or_a_timer_is_logged_and_the_work_goes_on() {
     let server = Server::start();
     let mut wire = server.wire();
     wire.call(&["PMCPTASK.PUT", TASK, INDEX, "data"]);
-    wire.call(&["PMCPTASK.PUT", "pmcp:tasks:alice:u", INDEX, "data"]);
+    wire.call(&["PMCPTASK.PUT", "pmcp:tasks:o:u", INDEX, "data"]);
     wire.call(&["PEXPIRE", TASK, "1"]);
     wire.call(&["CONFIG", "SET", "pmcptask.debug-panic", "1"]);
     wire.call(&["EXISTS", TASK]);
@@ -59,11 +50,9 @@ fn panic_behind_an_event_or_a_timer_is_logged_and_the_work_goes_on() {
     assert!(logged("the handler of a key event panicked"));
     assert!(logged("the handler of a server event panicked"));
     wire.call(&["CONFIG", "SET", "pmcptask.debug-panic", "0"]);
-    wire.call(&["PEXPIRE", "pmcp:tasks:alice:u", "1"]);
-    assert!(holds_within(Duration::from_secs(5), || wire.call(&["EXISTS", "pmcp:tasks:alice:u"]) == ":0\r\n"));
-    assert!(holds_within(Duration::from_secs(1), || {
-        wire.call(&["ZSCORE", INDEX, "u"]).starts_with("$-1")
-    }));
+    wire.call(&["PEXPIRE", "pmcp:tasks:o:u", "1"]);
+    assert!(holds_within(Duration::from_secs(5), || !wire.exists("pmcp:tasks:o:u")));
+    assert!(holds_within(PROMISED, || { wire.call(&["ZSCORE", INDEX, "u"]).starts_with("$-1") }));
 }
 
 /// One round of all commands, refused ones and expiries included; the keys are as before after it.
@@ -115,10 +104,10 @@ fn run(wire: &mut Wire, operations: usize) {
 fn settled_memory(wire: &mut Wire) -> u64 {
     assert!(holds_within(Duration::from_secs(5), || wire.call(&["DBSIZE"]) == ":0\r\n"));
     // The server makes a histogram for each command, with its first call.
-    info(wire, "memory", "used_memory");
+    wire.info_number("memory", "used_memory");
     let mut least = u64::MAX;
     holds_within(Duration::from_secs(1), || {
-        least = least.min(info(wire, "memory", "used_memory"));
+        least = least.min(wire.info_number("memory", "used_memory"));
         false
     });
     least

@@ -7,14 +7,13 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects)]
 
 use std::cell::Cell;
-use std::thread;
-use std::time::Duration;
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 use pmcp_tasks::{RedisBackend as Lua, domain::TaskRecord};
 use pmcptask_client::RedisBackend as Native;
-use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms};
+use pmcptask_tests::conformance::Sample;
+use pmcptask_tests::{PROMISED, Server, ServerOptions, Wire, holds_within, now_ms, sleep_until};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest::{collection, sample};
@@ -88,7 +87,7 @@ impl Step {
                 serde_json::to_vec(&record).unwrap()
             }
             Data::Expiring(expiry) if self.owner == TIMELESS => match expiry.ms() {
-                Some(ms) => format!(r#"{{"expiresAt":"{}"}}"#, timestamp(ms).to_rfc3339()).into_bytes(),
+                Some(ms) => Sample::expiring_at(ms),
                 None if matches!(expiry, Expiry::Null) => br#"{"expiresAt":null}"#.to_vec(),
                 None => b"{}".to_vec(),
             },
@@ -302,10 +301,6 @@ fn score(wire: &mut Wire, task_id: &str) -> String {
     reply.lines().last().unwrap().to_owned()
 }
 
-fn sleep_until(ms: i64) {
-    thread::sleep(Duration::from_millis(u64::try_from(ms - now_ms()).unwrap_or(0)));
-}
-
 #[tokio::test]
 async fn expiry_is_cut_to_the_second() {
     let server = Server::start();
@@ -422,7 +417,7 @@ async fn index_entry_of_a_task_that_has_gone_stays() {
     native.put("alice:t", &data).await.unwrap();
     assert_eq!((score(&mut old, "t"), score(&mut new, "t")), ("7".to_owned(), "7".to_owned()));
     sleep_until(ends);
-    assert!(holds_within(Duration::from_secs(1), || score(&mut new, "t") == "$-1"));
+    assert!(holds_within(PROMISED, || score(&mut new, "t") == "$-1"));
     assert_eq!(score(&mut old, "t"), "7");
 }
 

@@ -17,8 +17,8 @@ use std::{env, fs};
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend, RedisBackendBuilder as Builder};
 use pmcptask_tests::{
-    Cluster, FILE, Server, ServerOptions, Watched, assert_hashes_and_entries_agree, hash_tags_program,
-    holds_within, reason,
+    Cluster, FILE, Server, ServerOptions, Watched, assert_hashes_and_entries_agree, free_port,
+    hash_tags_program, holds_within, reason,
 };
 use tempfile::TempDir;
 
@@ -335,7 +335,7 @@ fn config_rewrite_after_make_run_leaves_the_repository_alone_and_the_next_one_st
             // Redis 7.0 and Valkey tell the path in MODULE LIST; where it is not told, there is nothing to run.
             panic!("MODULE LIST tells no path");
         };
-        let port = free_port();
+        let port = free_port().unwrap();
         let mut process = Command::new("bash")
             .arg(copy.path().join("scripts/run-server.sh"))
             .arg(module)
@@ -362,11 +362,6 @@ fn config_rewrite_after_make_run_leaves_the_repository_alone_and_the_next_one_st
         assert!(information.contains("pmcptask_"), "{information}");
         assert_eq!(fs::read(copy.path().join("redis.conf")).unwrap(), settings);
     }
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 // Harden.
@@ -418,7 +413,7 @@ fn watched() -> Site {
     for host in ["host2:6379", "host3:6379"] {
         site.start(host, &site.with(options.clone(), replica));
     }
-    let options = ServerOptions::default().without_module().sentinel().login("admin", "admin-secret");
+    let options = ServerOptions::default().sentinel().login("admin", "admin-secret");
     let options = site.at_home(sentinel).lines().fold(options, |options, line| {
         let (name, value) = line.split_once(' ').unwrap();
         options.set(name, value)
@@ -616,7 +611,7 @@ async fn data_of_one_server_becomes_a_cluster_by_the_steps_of_the_page() {
     let file = first.folder().join(FILE);
     fs::write(&file, fs::read_to_string(&file).unwrap() + conf).unwrap();
     let options = ServerOptions::default().in_file().login("admin", "admin-secret");
-    let cluster_port = format!("cluster-port {}\n", free_port());
+    let cluster_port = format!("cluster-port {}\n", free_port().unwrap());
     fs::write(&file, fs::read_to_string(&file).unwrap() + &cluster_port).unwrap();
     first.restart_with(&options);
     for host in ["host2:7000", "host3:7000", "host4:7000"] {

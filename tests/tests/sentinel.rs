@@ -7,30 +7,15 @@ use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
-use pmcptask_client::{Applied, Error, RedisBackend};
+use pmcptask_client::{Applied, Error, RedisBackend, RedisBackendBuilder};
 use pmcptask_tests::{
-    Fault, Load, Proxy, Server, ServerOptions, Watched, assert_hashes_and_entries_agree, holds_within,
-    reason, show,
+    A_WHILE, Fault, Load, Proxy, Server, ServerOptions, Watched, assert_hashes_and_entries_agree,
+    holds_within, reason,
 };
 
-const CLIENTS: usize = 4;
-/// Calls before, and after, something changes.
-const A_WHILE: usize = 1_000;
-
-/// Writes count once so many replicas have them: without that, a failover may lose the last ones.
-async fn backend(watched: &Watched, replicas: u16) -> RedisBackend {
-    let builder = RedisBackend::builder(watched.url()).wait_for_replicas(replicas, Duration::from_secs(1));
-    builder.connect().await.unwrap()
-}
-
-async fn load(watched: &Watched, replicas: u16) -> Load {
-    let mut backends = Vec::new();
-    for _ in 0..CLIENTS {
-        backends.push(backend(watched, replicas).await);
-    }
-    let load = Load::start(backends);
-    load.go_on_for(A_WHILE).await;
-    load
+/// Writes count once this many replicas have them: without that, a failover may lose the last ones.
+fn builder(watched: &Watched, replicas: u16) -> RedisBackendBuilder {
+    RedisBackend::builder(watched.url()).wait_for_replicas(replicas, Duration::from_secs(1))
 }
 
 /// How long the Sentinels may leave clients without a primary, or a primary without its replicas: after a failover by
@@ -38,10 +23,7 @@ async fn load(watched: &Watched, replicas: u16) -> Load {
 const FAILOVER: Duration = Duration::from_secs(20);
 
 async fn end(what: &str, load: Load, watched: &Watched) {
-    load.go_on_for(A_WHILE).await;
-    let account = load.end(&backend(watched, 1).await).await;
-    show(&format!("{what}: {account}"));
-    account.assert_nothing_lost(FAILOVER);
+    load.end(what, builder(watched, 1), FAILOVER).await;
     let primary = watched.servers.iter().find(|server| server.is_primary()).unwrap();
     assert_hashes_and_entries_agree(&[primary]);
 }
@@ -50,7 +32,7 @@ async fn end(what: &str, load: Load, watched: &Watched) {
 async fn primary_that_dies_loses_nothing_that_was_acknowledged() {
     let mut watched = Watched::start(2);
     // The Sentinels choose the replica that has most.
-    let load = load(&watched, 1).await;
+    let load = Load::start(&builder(&watched, 1)).await;
     let before = watched.primary();
     watched.servers[0].kill();
     assert!(holds_within(Duration::from_secs(30), || watched.primary() != before));
@@ -65,7 +47,7 @@ async fn primary_that_dies_loses_nothing_that_was_acknowledged() {
 async fn failover_by_hand_loses_nothing_that_all_replicas_had() {
     let watched = Watched::start(2);
     // For a moment there are two primaries. The old one may keep all replicas but the one that was promoted.
-    let load = load(&watched, 2).await;
+    let load = Load::start(&builder(&watched, 2)).await;
     for _ in 0..2 {
         watched.fail_over();
         watched.wait_until_settled();
@@ -187,7 +169,7 @@ async fn primary_that_hangs_is_left_as_soon_as_the_sentinels_know_another() {
     let waiting = builder.wait_for_replicas(1, Duration::from_millis(500)).connect().await.unwrap();
     backend.put("owner:t", b"one").await.unwrap();
     waiting.put("other:t", b"one").await.unwrap();
-    let replicated = || watched.servers[1].wire().call(&["EXISTS", "pmcp:tasks:owner:t"]) == ":1\r\n";
+    let replicated = || watched.servers[1].wire().exists("pmcp:tasks:owner:t");
     assert!(holds_within(Duration::from_secs(5), replicated));
     let before = watched.primary();
     watched.servers[0].hang();
@@ -249,9 +231,7 @@ async fn another_name_of_the_same_primary_is_no_other_primary() {
     // They do not know of each other, and each knows the server by another address.
     let sentinels = ["127.0.0.1", "127.0.0.2"].map(|address| {
         let monitor = format!("tasks {address} {} 1", server.port());
-        Server::start_with(
-            &ServerOptions::default().without_module().sentinel().set("sentinel monitor", &monitor),
-        )
+        Server::start_with(&ServerOptions::default().sentinel().set("sentinel monitor", &monitor))
     });
     let [one, other] = sentinels.each_ref().map(Server::port);
     let url = format!("redis+sentinel://127.0.0.1:{one},127.0.0.1:{other}/tasks");
@@ -385,7 +365,7 @@ async fn servers_and_sentinels_have_passwords_of_their_own() {
         .set("requirepass", "servers")
         .set("masterauth", "servers")
         .set("repl-diskless-sync-delay", "0");
-    let sentinel = ServerOptions::default().without_module().sentinel().set("requirepass", "sentinels");
+    let sentinel = ServerOptions::default().sentinel().set("requirepass", "sentinels");
     let mut watched = vec![Server::start_with(&server)];
     let port = watched[0].port();
     let sentinel = sentinel
@@ -411,7 +391,7 @@ async fn primary_that_cannot_be_reached_is_named_with_who_announces_it() {
     let server = Server::start();
     // Nobody listens there.
     let monitor = format!("tasks 127.0.0.9 {} 1", server.port());
-    let options = ServerOptions::default().without_module().sentinel().set("sentinel monitor", &monitor);
+    let options = ServerOptions::default().sentinel().set("sentinel monitor", &monitor);
     let sentinel = Server::start_with(&options);
     let url = format!("redis+sentinel://127.0.0.1:{}/tasks", sentinel.port());
     let error = RedisBackend::new(&url).await.unwrap_err();

@@ -187,7 +187,6 @@ async fn sentinels_and_their_primary_are_talked_to_by_tls() {
     let authority = Authority::new();
     let Some(primary) = start("sentinels", &authority.certifies(ServerOptions::default())) else { return };
     let sentinel = ServerOptions::default()
-        .without_module()
         .sentinel()
         .set("tls-replication", "yes")
         .set("sentinel monitor", &format!("tasks 127.0.0.1 {} 1", primary.tls_port()));

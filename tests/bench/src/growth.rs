@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use pmcptask_client::RedisBackend;
-use pmcptask_tests::{Server, Wire};
+use pmcptask_tests::Server;
 use serde_json::{Value, json};
 
 use crate::Result;
@@ -106,12 +106,6 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     bars(folder, "churn.svg", "Index entries left after a day of short tasks", "entries", &left)
 }
 
-fn used_memory(wire: &mut Wire) -> u64 {
-    let info = wire.call(&["INFO", "memory"]);
-    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok());
-    used.unwrap_or(0)
-}
-
 /// The commands of both backends for a record.
 async fn both(server: &Server, record: &[u8]) -> Result<[Commands; 2]> {
     let ours = RedisBackend::new(&server.url()).await?;
@@ -128,7 +122,7 @@ async fn memory(server: &Server, progress: &ProgressBar) -> Result<Vec<(usize, f
         let mut bytes = [0.0; 2];
         for (bytes, commands) in bytes.iter_mut().zip(&commands) {
             wire.call(&["FLUSHALL"]);
-            let before = used_memory(&mut wire);
+            let before = wire.info_number("memory", "used_memory");
             let put = |n: usize| {
                 let owner = format!("owner-{:06}", n / owners_tasks);
                 commands.put.fill_for(&owner, &format!("{n:032x}"), 0)
@@ -137,7 +131,8 @@ async fn memory(server: &Server, progress: &ProgressBar) -> Result<Vec<(usize, f
             Pipeline::open(server.port())?.run(&batches(&puts, 64))?;
             // The buffers of the connection go with it.
             std::thread::sleep(Duration::from_millis(300));
-            *bytes = used_memory(&mut wire).saturating_sub(before) as f64 / MEASURED as f64;
+            *bytes =
+                wire.info_number("memory", "used_memory").saturating_sub(before) as f64 / MEASURED as f64;
             progress.inc(1);
         }
         rows.push((owners_tasks, bytes[0], bytes[1]));
@@ -170,7 +165,7 @@ async fn churn(server: &Server, progress: &ProgressBar) -> Result<Vec<[(u64, u64
                 let count = wire.call(&["ZCARD", &format!("pmcp:idx:owner-{owner}")]);
                 count.trim().trim_start_matches(':').parse::<u64>().unwrap_or(0)
             });
-            (entries.sum(), used_memory(&mut server.wire()))
+            (entries.sum(), server.wire().info_number("memory", "used_memory"))
         }));
         progress.inc(1);
     }
