@@ -1,8 +1,8 @@
-//! Clients that write and read while the servers change under them, and keep account of what must be there.
+//! Clients that write and read while the servers change, and record what must be stored.
 //!
-//! Each client has owners of its own, so it knows the state of each of their tasks, and what each call has to
-//! reply. A task of which the outcome of a write is unknown may be in either state from then on; the client
-//! leaves it alone and makes a new one.
+//! Each client has its own owners. So it knows the state of each of their tasks, and the right reply to each
+//! call. If the outcome of a write is unknown, the task may be in either state from then on; the client
+//! leaves the task alone and creates a new one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,22 +18,22 @@ use tokio::task::JoinHandle;
 use crate::dice::Dice;
 use crate::{now_ms, show, timestamp};
 
-/// How many clients work.
+/// How many clients there are.
 pub const CLIENTS: usize = 4;
-/// Calls before, and after, something changes.
+/// Calls before and after each change of the servers.
 pub const A_WHILE: usize = 1_000;
 
-/// Together with those of the others, so many that any sixteenth of the slots has some.
+/// Enough for any sixteenth of the slots to have owners, with the owners of all clients.
 const OWNERS_OF_A_CLIENT: usize = 64;
 const TASKS_OF_AN_OWNER: usize = 2;
-/// A part of the tasks expires so soon, in ms.
+/// Some tasks expire this soon, in ms.
 const SOON: std::ops::Range<usize> = 50..1_000;
-/// What stands in the records of these alone.
+/// Only the records of tasks that expire contain this.
 const EXPIRES: &str = "expiresAt";
-/// After an error, a client does what a careful user would: it waits a moment.
+/// After an error, a client waits before the next call, as a careful user would.
 const AFTER_AN_ERROR: Duration = Duration::from_millis(10);
 
-/// How calls may fail while servers change.
+/// The errors that calls may fail with while servers change.
 const EXPECTED: [&str; 8] = [
     "NotConnected",
     "OutcomeUnknown",
@@ -45,19 +45,19 @@ const EXPECTED: [&str; 8] = [
     "Loading",
 ];
 
-/// Version and data; none where there is no task.
+/// Version and data; none if there is no task.
 type State = Option<(u64, Vec<u8>)>;
 
-/// Clients at work.
+/// The running clients.
 pub struct Load {
     clients: Vec<JoinHandle<Account>>,
     ends: Arc<AtomicBool>,
-    /// Calls of each client that have succeeded.
+    /// Successful calls of each client.
     successes: Vec<Arc<AtomicUsize>>,
 }
 
 impl Load {
-    /// Connects the clients, sets them to work, and waits for [`A_WHILE`].
+    /// Connects the clients, starts them, and waits for [`A_WHILE`].
     pub async fn start(builder: &RedisBackendBuilder) -> Self {
         let mut backends = Vec::new();
         for _ in 0..CLIENTS {
@@ -81,7 +81,7 @@ impl Load {
         load
     }
 
-    /// Waits until so many more calls have succeeded, and of each client its share of them.
+    /// Waits for this many more successful calls, an equal share from each client.
     pub async fn go_on_for(&self, calls: usize) {
         let limit = Duration::from_mins(1);
         let share = calls.div_ceil(self.successes.len());
@@ -93,11 +93,11 @@ impl Load {
         }
     }
 
-    /// Goes on for [`A_WHILE`], ends the work, compares what is there with what has to be, and shows the counts.
+    /// Goes on for [`A_WHILE`], stops the clients, checks what is stored, and shows the counts.
     ///
     /// # Panics
     ///
-    /// If something was lost, if something happened that must not, or if a client had no success for `longest_outage`.
+    /// If a write was lost, if a reply was wrong, or if a client had no successful call for `longest_outage`.
     pub async fn end(self, what: &str, builder: RedisBackendBuilder, longest_outage: Duration) {
         self.go_on_for(A_WHILE).await;
         self.ends.store(true, Ordering::SeqCst);
@@ -113,20 +113,20 @@ impl Load {
     }
 }
 
-/// What clients have done and seen.
+/// What the clients have done and seen.
 #[derive(Default)]
 struct Account {
-    /// Calls that succeeded.
+    /// Successful calls.
     operations: usize,
-    /// Calls that failed, by the name of the error.
+    /// Failed calls, by the name of the error.
     errors: BTreeMap<String, usize>,
-    /// The longest time for which a client had no call succeed.
+    /// The longest time that a client had no successful call.
     longest_outage: Duration,
-    /// Writes that were acknowledged, and replaced by nothing, and are not there.
+    /// Acknowledged writes that are not stored and were not replaced.
     lost: usize,
-    /// Whatever must not be, in words.
+    /// Every violation of the contract, in words.
     violations: Vec<String>,
-    /// What each task may be now.
+    /// The states that each task may be in now.
     tasks: BTreeMap<String, Vec<State>>,
     owners: BTreeSet<String>,
 }
@@ -159,7 +159,7 @@ impl Account {
     }
 
     async fn compare(&mut self, backend: &RedisBackend) {
-        // Whatever was to expire has by then.
+        // By then, all tasks with an expiry have expired.
         tokio::time::sleep(Duration::from_millis(SOON.end as u64)).await;
         for (key, states) in &self.tasks {
             let found = state_of(backend.get(key).await).unwrap_or_else(|error| panic!("{key}: {error}"));
@@ -210,7 +210,7 @@ struct Client {
     backend: RedisBackend,
     number: usize,
     dice: Dice,
-    /// Tasks made until now, so that each has an id of its own.
+    /// How many tasks were created, so that each gets its own id.
     made: usize,
     account: Account,
     successes: Arc<AtomicUsize>,
@@ -227,7 +227,7 @@ impl Client {
             let succeeded = self.step(&key).await;
             self.account.longest_outage = self.account.longest_outage.max(last_success.elapsed());
             if self.account.tasks[&key].len() > 1 {
-                // Nobody knows which of these it is.
+                // The task may be in several states, so it is left alone from now on.
                 tasks[number] = self.new_task(number);
             }
             if succeeded {
@@ -254,7 +254,7 @@ impl Client {
         usize::try_from(self.dice.roll(below as u64)).unwrap()
     }
 
-    /// One call; false if it failed.
+    /// Makes one call; false if the call failed.
     async fn step(&mut self, key: &str) -> bool {
         let [before] = self.account.tasks[key].as_slice() else { panic!("{key} was to be left alone") };
         let before = before.clone();
@@ -308,7 +308,7 @@ impl Client {
         }
     }
 
-    /// All tasks of an owner of which the state is known, and each once.
+    /// The list must contain every task of the owner whose state is known, once.
     fn check_list(&mut self, owner: &str, listed: &[(String, VersionedRecord)]) {
         let mut violations = Vec::new();
         for (key, states) in self.account.tasks.iter().filter(|(key, _)| key.starts_with(owner)) {
@@ -345,12 +345,12 @@ impl Client {
         }
     }
 
-    /// Takes note of an error. `states`: what the task may be in, if the outcome is unknown; the first is the
-    /// one before the call.
+    /// Records an error. `states`: the states that the task may be in if the outcome is unknown, first the
+    /// state before the call.
     fn failed(&mut self, key: &str, error: &StorageError, states: Vec<State>) -> bool {
         let reason = Error::of(error);
         let Some(reason) = reason else {
-            // Nobody else writes to this task.
+            // No other client writes to this task.
             self.violated(format!("{key}: {error}"));
             return false;
         };
@@ -381,7 +381,7 @@ impl Client {
     }
 }
 
-/// The prefix of a key's owner: `owner:`.
+/// The list prefix of a key's owner: `owner:`.
 fn owner_of(key: &str) -> &str {
     key.rfind(':').map_or(key, |colon| &key[..=colon])
 }

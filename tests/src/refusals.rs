@@ -1,4 +1,4 @@
-//! What the module says when it refuses a call: the texts of the contract, each with its code.
+//! The texts of the module's errors, as the contract has them, each with its error code.
 
 /// For a key in the place of a task key.
 pub const NO_TASK_KEY: &str = "ERR task key: expected {prefix}:tasks:{owner}:{task-id}, got another form";

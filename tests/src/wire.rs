@@ -1,4 +1,4 @@
-//! The protocol itself: commands out, replies back as the bytes that the server has sent.
+//! The protocol itself: commands as words, replies as the bytes that the server sent.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -38,26 +38,26 @@ impl Wire {
     ///
     /// # Errors
     ///
-    /// Those of connecting.
+    /// If the connection fails.
     pub fn open(port: u16) -> io::Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_nodelay(true)?;
-        // Far beyond any reply: a test that waits for one that does not come has failed.
+        // Much longer than any reply takes: if this time passes, the test has failed.
         stream.set_read_timeout(Some(Duration::from_mins(1)))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 
-    /// Sends a command and returns its reply as text; one that is no UTF-8 is escaped.
+    /// Sends a command and returns its reply as text. A reply that is not UTF-8 is escaped.
     ///
     /// # Panics
     ///
-    /// Where no reply comes.
+    /// If no reply comes.
     pub fn call<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> String {
         self.try_call(arguments).expect("the server replies")
     }
 
-    /// Sends a command line and returns its reply. Words end at spaces; `T` and `I` alone stand for [`TASK`] and
-    /// [`INDEX`].
+    /// Sends a command line and returns its reply. Words end at spaces; `T` and `I` alone stand for [`TASK`]
+    /// and [`INDEX`].
     pub fn run(&mut self, line: &str) -> String {
         let word = |word| match word {
             "T" => TASK,
@@ -96,7 +96,7 @@ impl Wire {
     ///
     /// # Errors
     ///
-    /// Those of the connection.
+    /// If the connection fails.
     pub fn try_call<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> io::Result<String> {
         self.send(arguments)?;
         self.receive()
@@ -106,7 +106,7 @@ impl Wire {
     ///
     /// # Errors
     ///
-    /// Those of the connection.
+    /// If the connection fails.
     pub fn send<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> io::Result<()> {
         let mut command = format!("*{}\r\n", arguments.len()).into_bytes();
         for argument in arguments {
@@ -122,14 +122,14 @@ impl Wire {
     ///
     /// # Errors
     ///
-    /// Those of the connection.
+    /// If the connection fails.
     pub fn receive(&mut self) -> io::Result<String> {
         let mut reply = Vec::new();
         self.read_value(&mut reply)?;
         Ok(String::from_utf8(reply).unwrap_or_else(|error| error.as_bytes().escape_ascii().to_string()))
     }
 
-    /// Appends one value, with all that it contains.
+    /// Appends one value with all that it contains.
     fn read_value(&mut self, reply: &mut Vec<u8>) -> io::Result<()> {
         let start = reply.len();
         if self.stream.read_until(b'\n', reply)? == 0 {
