@@ -1,4 +1,4 @@
-//! What a user of the server's ACL may do, and how the client names each refusal of the server.
+//! What users with ACL rules may do, and how the client names each refusal of the server.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -13,7 +13,7 @@ use pmcptask_client::{Error, RedisBackend};
 use pmcptask_tests::refusals::OTHER_INDEX;
 use pmcptask_tests::{Dice, Server, ServerOptions, Wire, calling_module, holds_within, reason, skipped};
 
-/// All that a user needs for the tasks of one owner.
+/// The rules that a user needs for the tasks of one owner.
 const ALICE: &str = "~pmcp:tasks:alice:* ~pmcp:idx:alice -@all +pmcptask.put +pmcptask.cas +pmcptask.get \
                      +pmcptask.del +pmcptask.list";
 
@@ -49,7 +49,7 @@ impl Guarded {
         wire
     }
 
-    /// All that the server keeps of both owners.
+    /// Everything that the server holds of both owners.
     fn everything(&mut self) -> Vec<String> {
         let mut state: Vec<_> = ["alice", "bob"]
             .iter()
@@ -60,7 +60,7 @@ impl Guarded {
         state
     }
 
-    /// A URL with the name and password of the user of [`Guarded::user`].
+    /// A URL with the name and password of [`Guarded::user`].
     fn url(&self) -> String {
         self.server.url().replace("//", "//limited:pw@")
     }
@@ -111,7 +111,7 @@ fn user_of_one_owner_can_do_nothing_with_the_tasks_of_another() {
         assert!(!reply.contains("bobs"), "{line}: {reply}");
     }
     assert_eq!(guarded.everything(), before);
-    // The user is there to be denied: the same commands work for another.
+    // The commands themselves work: the admin gets the list.
     assert!(guarded.run(&all_commands("bob")[1]).contains("bobs"));
 }
 
@@ -129,7 +129,7 @@ fn user_cannot_reach_another_owner_through_one_key_of_each() {
         ] {
             let reply = alice.run(&line);
             assert!(is_denied(&reply), "{line}: {reply}");
-            // Whoever may use both keys is refused as well: they do not belong together.
+            // A user who may use both keys is refused as well, because the keys do not belong together.
             assert_eq!(guarded.run(&line), format!("-{OTHER_INDEX}\r\n"), "{line}");
         }
     }
@@ -191,7 +191,7 @@ fn categories_cover_the_commands_where_the_server_has_them_for_modules() {
         let mut user = guarded.user(&format!("~* -@all {category}"));
         for (line, allowed) in [&get, &list, &put, &cas, &del].into_iter().zip(allowed) {
             let reply = user.run(line);
-            // Redis 7.0 knows no categories of modules' commands: there, only the names allow them.
+            // Redis 7.0 has no ACL categories for the commands of modules: only their names allow them.
             assert_eq!(!is_denied(&reply), allowed && has_categories, "{category}: {line}: {reply}");
         }
     }
@@ -203,7 +203,8 @@ fn categories_cover_the_commands_where_the_server_has_them_for_modules() {
 // Lists.
 
 const NO_READ: &str = "NOPERM No permissions to read the key 'pmcp:tasks:alice:t2' that the list names";
-/// May read the index of alice and one of its two tasks, and whatever it takes to get around that.
+/// May read the index of alice and one of her two tasks, and may use MULTI and scripts to try to get
+/// around that.
 const READS_ONE: &str =
     "~pmcp:idx:alice ~pmcp:tasks:alice:t -@all +pmcptask.list +pmcptask.get +multi +exec +eval +eval_ro";
 
@@ -217,11 +218,11 @@ fn list_is_denied_by_the_name_of_the_first_task_that_the_user_may_not_read() {
     let mut user = guarded.user(READS_ONE);
     assert_eq!(user.run("PMCPTASK.LIST pmcp:idx:alice"), denied);
     assert_eq!(user.run("PMCPTASK.LIST pmcp:idx:alice AFTER 5 t COUNT 1"), denied);
-    // What is not looked at needs no permission.
+    // Tasks that the command does not look at need no permission.
     let first = user.run("PMCPTASK.LIST pmcp:idx:alice COUNT 1");
     assert_eq!(first, "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$6\r\nalices\r\n");
     assert!(user.run("PMCPTASK.LIST pmcp:idx:alice REV COUNT 1").contains("'pmcp:tasks:alice:t3'"));
-    // A key to write is none to read.
+    // Permission to write a key does not include reading it.
     let mut user = guarded
         .user("~pmcp:idx:alice ~pmcp:tasks:alice:t %W~pmcp:tasks:alice:t2 +pmcptask.list +pmcptask.get");
     assert_eq!(user.run("PMCPTASK.LIST pmcp:idx:alice"), denied);
@@ -233,7 +234,7 @@ fn list_is_denied_by_the_name_of_the_first_task_that_the_user_may_not_read() {
 #[test]
 fn list_shows_no_record_that_the_selector_with_its_key_may_not_get() {
     let mut guarded = Guarded::start();
-    // EXISTS and TTL reach the task's key, PMCPTASK.GET does not.
+    // The user may run EXISTS and TTL on the task's key, but not PMCPTASK.GET.
     let rules = "-@all (+pmcptask.list %R~pmcp:idx:*) (+exists +ttl %R~pmcp:tasks:*)";
     let mut user = guarded.user(rules);
     assert!(is_denied(&user.run("PMCPTASK.GET pmcp:tasks:alice:t")));
@@ -243,7 +244,7 @@ fn list_shows_no_record_that_the_selector_with_its_key_may_not_get() {
     assert!(user.run("PMCPTASK.LIST pmcp:idx:alice").contains("alices"));
 }
 
-/// Rules drawn at random: what LIST shows is what GET replies with, task by task.
+/// With random rules, LIST shows a task exactly when GET returns it.
 #[test]
 fn list_shows_a_record_exactly_where_get_does() {
     const TASKS: [&str; 4] = ["t", "t1", "t2", "u"];
@@ -281,7 +282,7 @@ fn list_shows_a_record_exactly_where_get_does() {
             rules = format!("{rules} {}", dice.pick(&RULES));
         }
         let reply = guarded.run(&format!("ACL SETUSER limited reset on >pw {rules}"));
-        // Some do not go together: a pattern after one for all keys, say.
+        // Some rules exclude each other, such as a pattern after one for all keys.
         if reply != "+OK\r\n" {
             continue;
         }
@@ -320,7 +321,7 @@ fn list_that_another_module_asks_for_is_checked_where_the_module_acts_for_a_user
         let for_user = user.run("CALLER.FORUSER PMCPTASK.LIST pmcp:idx:alice");
         assert_eq!(for_user == listed, may, "{rules}: {for_user}");
         assert!(may || for_user.contains("NOPERM"), "{rules}: {for_user}");
-        // By itself, the module may do everything, with any command. It may be a script that asks.
+        // On its own behalf, the module may run any command, even if a script of the user asks for it.
         assert_eq!(user.run("CALLER.BYITSELF PMCPTASK.LIST pmcp:idx:alice"), listed, "{rules}");
         for (command, may) in [("CALLER.FORUSER", may), ("CALLER.BYITSELF", true)] {
             let script = format!("return redis.call('{command}', 'PMCPTASK.LIST', KEYS[1])");
@@ -401,7 +402,7 @@ fn list_that_is_denied_a_task_is_in_the_acl_log() {
 
 // The same through the client.
 
-/// The errors of the three writes to a task, none of which may tell its record.
+/// The errors of the three writes to a task. None may contain the record.
 async fn write_errors(backend: &RedisBackend, key: &str) -> [StorageError; 3] {
     let errors = [
         backend.put(key, b"secret").await.unwrap_err(),
@@ -435,7 +436,7 @@ async fn client_of_a_limited_user_works_for_its_owner_and_names_the_refusal_for_
     let mut wire = guarded.server.wire();
     wire.run("PMCPTASK.PUT pmcp:tasks:alice:t2 pmcp:idx:alice hidden");
     guarded.user(READS_ONE);
-    // The rules of a user hold for connections that are there already.
+    // New rules of a user apply to existing connections.
     let error = backend.list_by_prefix("alice:").await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoPermission { .. }), "{error}");
     assert!(error.to_string().contains("'pmcp:tasks:alice:t2'"), "{error}");
@@ -478,7 +479,7 @@ async fn replica_reads_and_says_that_writes_belong_on_the_primary() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn server_that_loads_its_data_says_so_and_then_answers() {
-    // Loading takes about a second, in which the server answers every few keys.
+    // Loading takes about a second, and the server answers every few keys meanwhile.
     let options = ServerOptions::default()
         .set("key-load-delay", "2000")
         .set("loading-process-events-interval-bytes", "1024");
@@ -498,7 +499,7 @@ async fn server_that_loads_its_data_says_so_and_then_answers() {
         server
     });
     let mut kinds = Vec::new();
-    // A server that restarts costs those who can wait no call.
+    // A caller that can wait loses no call to a restart.
     let in_the_end = tokio::spawn(async move { patient.get("o:t7").await });
     while !restarting.is_finished() {
         for error in [backend.get("o:t7").await.err(), backend.put("o:new", b"secret").await.err()] {
@@ -525,7 +526,7 @@ async fn server_that_cannot_save_refuses_writes_in_words_that_say_so() {
     let server = Server::start();
     let backend = RedisBackend::new(&server.url()).await.unwrap();
     backend.put("o:t", b"one").await.unwrap();
-    // Nobody can write a file where there is a folder.
+    // The server cannot write a file where there is a folder.
     fs::create_dir(server.folder().join("dump.rdb")).unwrap();
     let mut wire = server.wire();
     wire.call(&["CONFIG", "SET", "save", "3600 1"]);
@@ -547,7 +548,7 @@ async fn password_that_a_running_server_has_got_meanwhile_is_asked_for() {
     backend.put("o:t", b"one").await.unwrap();
     let mut wire = server.wire();
     wire.call(&["CONFIG", "SET", "requirepass", "pw"]);
-    // Connections that are there stay welcome.
+    // Existing connections still work.
     assert_eq!(backend.get("o:t").await.unwrap().version, 1);
     wire.call(&["CLIENT", "KILL", "TYPE", "normal"]);
     let mut errors =

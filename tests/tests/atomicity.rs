@@ -1,4 +1,4 @@
-//! A call happens as a whole and at one moment, whoever else is calling, and in transactions and scripts.
+//! Each call is atomic, whoever else is calling, and in transactions and scripts too.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -13,7 +13,7 @@ use pmcptask_tests::{
 
 const CLIENTS: usize = 64;
 
-/// Runs `work` in as many threads as there are clients, each with a connection, all at once.
+/// Runs `work` in one thread for each client, each with its own connection, all at once.
 fn at_once<R: Send>(server: &Server, work: impl Fn(usize, &mut Wire) -> R + Sync) -> Vec<R> {
     let start = Barrier::new(CLIENTS);
     thread::scope(|scope| {
@@ -29,7 +29,7 @@ fn at_once<R: Send>(server: &Server, work: impl Fn(usize, &mut Wire) -> R + Sync
     })
 }
 
-/// The outcome of a CAS and the version that came with it.
+/// The outcome of a CAS reply and its version.
 fn outcome(reply: &str) -> (&str, i64) {
     let parsed = reply.strip_prefix("*2\r\n+").and_then(|rest| rest.trim_end().split_once("\r\n:"));
     let (outcome, version) = parsed.unwrap_or_else(|| panic!("{reply}"));
@@ -91,7 +91,7 @@ fn maxtasks_admits_no_more_while_tasks_come_and_go() {
         let mut admitted = 0;
         for round in 0..60 {
             let task = format!("pmcp:tasks:o:t{n}");
-            // Every other task is not deleted but expires.
+            // In every other round the task expires instead of being deleted.
             let expiry = if round % 2 == 0 { "PERSIST".to_owned() } else { format!("PXAT {}", now_ms() + 3) };
             match wire.run(&format!("PMCPTASK.PUT {task} I x MAXTASKS 10 {expiry}")) {
                 reply if reply.starts_with(':') => admitted += 1,
@@ -134,7 +134,7 @@ const EFFECTS_OF_SEVERAL: [&str; 11] = [
     "HSET pmcp:tasks:o:u version 1 data u",
     "ZADD I 6 u",
     "DEL T",
-    // And then the entry.
+    // The index entry goes after its task.
     "ZREM I t",
 ];
 
@@ -270,7 +270,7 @@ fn watch_ends_with_a_change_of_the_key_and_with_nothing_else() {
     let server = Server::start();
     let large = format!("PMCPTASK.PUT T I {}", "x".repeat(65));
     server.wire().run("CONFIG SET pmcptask.max-record-bytes 64");
-    // In order: what another client does, and whether the task and the index are as before then.
+    // What another client does, and whether the task and the index stay unchanged.
     for (line, task_stays, index_stays) in [
         ("PMCPTASK.GET T", true, true),
         ("PMCPTASK.CAS T I 1 x", true, true),
@@ -295,7 +295,7 @@ fn watch_ends_with_a_change_of_the_key_and_with_nothing_else() {
         ("PMCPTASK.PUT T I past PXAT 1", false, false),
         ("PMCPTASK.DEL pmcp:tasks:o:u I", true, false),
     ] {
-        // Each call is made twice, once for each key, from the same state.
+        // Each call runs twice from the same state, once for each key.
         let state = server.dump(0);
         assert_eq!(watch_survives(&server, "T", line), task_stays, "WATCH on the task, {line}");
         restore(&server, &state);
@@ -311,10 +311,10 @@ fn cas_that_wins_ends_a_watch_on_the_task_only() {
     assert!(watch_survives(&server, "I", "PMCPTASK.CAS T I 2 three"));
 }
 
-/// Brings back what a dump has told.
+/// Restores the keys of a dump.
 fn restore(server: &Server, state: &BTreeMap<String, (Option<Vec<u8>>, i64)>) {
     let mut wire = server.wire();
-    // As a whole, so that the module finds no half of a task to mend.
+    // In one transaction, so that the module finds no half of a task to repair.
     wire.run("MULTI");
     wire.run("FLUSHALL");
     for (key, (value, expiry_ms)) in state {
@@ -349,7 +349,7 @@ fn tracking_client_hears_of_changes_and_of_nothing_else() {
         tracking.run("PMCPTASK.LIST I");
         other.run(line);
         let mut expected: Vec<_> = changed.into_iter().flatten().map(told).collect();
-        // Messages are sent before the reply to what comes after them.
+        // The server sends the messages before its reply to the next command.
         tracking.send(&["PING"]).unwrap();
         let mut came: Vec<_> = (0..expected.len()).map(|_| tracking.receive().unwrap()).collect();
         expected.sort();
@@ -377,13 +377,13 @@ fn object_and_memory_commands_work_on_the_keys() {
     wire.run(&format!("PMCPTASK.PUT T I {}", "x".repeat(1_000)));
     assert_eq!(wire.run("OBJECT ENCODING T"), "$9\r\nhashtable\r\n");
     wire.run("CONFIG SET maxmemory-policy noeviction");
-    // What was noted of the key until now was no time. A read notes one.
+    // Until now the key's field held a frequency, not a time. A read stores a time.
     wire.run("PMCPTASK.GET T");
     assert_eq!(wire.run("OBJECT IDLETIME T"), ":0\r\n");
 }
 
-/// Has tasks expire and vanish while a pause is in force. Nothing may be written then, and no key may be
-/// left afterwards. Returns the server and a connection in the middle of the pause.
+/// Lets tasks expire and disappear during a pause. The server must write nothing during the pause. Returns
+/// the server and a connection, in the middle of the pause.
 fn tasks_go_during(pause: &str) -> (Server, Wire) {
     let server = Server::start_recorded();
     let mut wire = server.wire();
@@ -396,7 +396,7 @@ fn tasks_go_during(pause: &str) -> (Server, Wire) {
         assert_eq!(wire.receive().unwrap(), ":1\r\n");
     }
     wire.run("PMCPTASK.PUT pmcp:tasks:gone:t pmcp:idx:gone x PXAT 4102444800000");
-    // One call, so that the module learns that the hash has outlived its task when the pause is in force already.
+    // In one transaction, so that the module notices during the pause that the hash has outlived its task.
     wire.run("MULTI");
     wire.run("HSET pmcp:tasks:gone:t expires_at 5");
     wire.run("PMCPTASK.GET pmcp:tasks:gone:t");
@@ -404,7 +404,7 @@ fn tasks_go_during(pause: &str) -> (Server, Wire) {
     assert_eq!(wire.run("EXEC"), "*3\r\n:0\r\n$-1\r\n+OK\r\n");
     let told = server.appended();
     assert!(now_ms() < expires_at, "the test is too slow to test anything");
-    // The promise is about what happens in this time: nothing.
+    // The promise is that nothing happens in this time.
     sleep_until(expires_at + 500);
     assert_eq!(server.appended(), told, "written while writes were paused");
     (server, wire)
@@ -430,7 +430,7 @@ fn nothing_is_written_while_writes_are_paused_and_all_is_made_up_for_afterwards(
 #[test]
 fn nothing_is_written_while_all_clients_are_paused_and_all_is_made_up_for_afterwards() {
     let (_server, mut wire) = tasks_go_during(&format!("CLIENT PAUSE {} ALL", 1_500 + 500 * slowness()));
-    // Replied to once the pause is over.
+    // The server replies once the pause is over.
     wire.run("PING");
     assert_all_goes(&mut wire);
 }

@@ -1,5 +1,5 @@
-//! Malformed calls: each has its documented error, changes nothing, tells nothing of a record, and the
-//! server lives.
+//! Malformed calls. Each gets its documented error and changes nothing, the error shows nothing of a record,
+//! and the server stays alive.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -12,19 +12,19 @@ use pmcptask_tests::refusals::{
 };
 use pmcptask_tests::{INDEX, Server, TASK, Wire};
 
-/// The record that is stored, and that calls come with. Its word must never be seen in an error.
+/// The record that is stored, and that calls bring. An error must never contain its word `secret`.
 const RECORD: &str = r#"{"note":"secret"}"#;
 const MEGABYTE: usize = 1 << 20;
 
-/// One call that has to fail.
+/// One call that must fail.
 struct BadCall {
-    /// Commands that make what the call meets, beside the task that is there.
+    /// Commands that run before the call, in addition to the one that makes the task.
     before: Vec<String>,
     words: Vec<Vec<u8>>,
     error: String,
 }
 
-/// The words of a line: `T`, `I` and `R` alone stand for the two keys and the record, `''` for nothing.
+/// The words of a line. `T`, `I` and `R` alone stand for the two keys and the record, `''` for an empty word.
 fn words(line: &str) -> Vec<Vec<u8>> {
     let word = |word: &str| match word {
         "T" => TASK.into(),
@@ -44,7 +44,7 @@ fn bad_after(before: &str, line: &str, error: &str) -> BadCall {
     BadCall { before: before.split("; ").map(str::to_owned).collect(), ..bad(line, error) }
 }
 
-/// A call whose word `HERE` stands for any bytes.
+/// A call in which the word `HERE` stands for these bytes.
 fn bad_bytes(line: &str, here: &[u8], error: &str) -> BadCall {
     let mut call = bad(line, error);
     for word in call.words.iter_mut().filter(|word| *word == b"HERE") {
@@ -53,14 +53,14 @@ fn bad_bytes(line: &str, here: &[u8], error: &str) -> BadCall {
     call
 }
 
-/// Runs the calls, each on a server that holds one task that expires and its index.
+/// Runs each call on a server that holds one task with an expiry and its index.
 fn each_fails_and_changes_nothing(calls: &[BadCall]) {
     let server = Server::start();
     let mut wire = server.wire();
     for call in calls {
         assert_eq!(wire.call(&["FLUSHALL"]), "+OK\r\n");
         let put = "PMCPTASK.PUT T I R PXAT 4102444800123 CREATED 5".to_owned();
-        // At once, so that the module does not put right in between what these lines break.
+        // In one transaction, so that the module does not repair in between what these lines break.
         assert_eq!(wire.call(&["MULTI"]), "+OK\r\n");
         for line in iter::once(&put).chain(&call.before) {
             assert_eq!(wire.call(&words(line)), "+QUEUED\r\n", "{line}");
@@ -186,7 +186,7 @@ fn number_that_is_none_or_out_of_range() {
     ];
     let mut calls = Vec::new();
     for (line, argument, expected) in places {
-        // LIST replies with negative times where others have written some, so AFTER takes them.
+        // LIST replies with negative times if others have written some, so AFTER takes them.
         let odd = odd.into_iter().filter(|(number, _)| expected != LISTED_MS || *number != b"-1");
         for (number, got) in odd {
             let error = format!("ERR {argument}: expected {expected}, got {got}");
@@ -440,7 +440,7 @@ fn record_or_task_for_which_there_is_no_room() {
         bad_bytes("PMCPTASK.CAS T I 1 HERE", &too_large, error),
         bad("PMCPTASK.PUT pmcp:tasks:o:new I R MAXTASKS 0", &no_room(0)),
         bad("PMCPTASK.PUT pmcp:tasks:o:new I R MAXTASKS 1", &no_room(1)),
-        // Also where the new task would be gone at once.
+        // Even if the new task would be gone at once.
         bad("PMCPTASK.PUT pmcp:tasks:o:new I R PXAT 1 MAXTASKS 1", &no_room(1)),
         bad_after(
             "PMCPTASK.PUT pmcp:tasks:o:2 I R",

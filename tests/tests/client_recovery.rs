@@ -55,7 +55,7 @@ async fn call_while_the_server_is_away_fails_in_time_and_says_that_nothing_was_s
     let limit = Duration::from_millis(500);
     let backend = RedisBackend::builder(server.url()).connect_timeout(limit).connect().await.unwrap();
     server.stop();
-    // A read finds out that the connection is lost; a write that did would not know its outcome.
+    // The read detects the lost connection. A write that detected it would not know its own outcome.
     let error = backend.get("alice:t").await.unwrap_err();
     assert!(matches!(reason(&error), Error::NotConnected { .. }), "{error}");
     for _ in 0..3 {
@@ -122,12 +122,12 @@ async fn client_knocks_again_before_a_call_has_waited_in_vain() {
     let backend = RedisBackend::builder(proxy.url()).connect_timeout(CONNECT).connect().await.unwrap();
     proxy.set(Fault::Close);
     proxy.cut();
-    // Until the pauses have grown.
+    // Long enough for the pauses to reach their maximum.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let before = proxy.accepted();
     tokio::time::sleep(WATCHED).await;
     let knocks = proxy.accepted() - before;
-    // In the time that a call waits, one at least.
+    // At least one attempt in the time that a call waits.
     assert!(
         WATCHED / u32::try_from(knocks).unwrap() < CONNECT,
         "{knocks} attempts to connect in {WATCHED:?}"
@@ -142,7 +142,7 @@ async fn connection_whose_replies_do_not_come_is_replaced() {
     let limit = Duration::from_millis(300);
     let backend = RedisBackend::builder(proxy.url()).response_timeout(limit).connect().await.unwrap();
     backend.put("o:t", b"one").await.unwrap();
-    // The connection stays open, and nothing comes through it any more.
+    // The connection stays open, but nothing is forwarded.
     proxy.set(Fault::Silence);
     let error = backend.get("o:t").await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoReply { .. }), "{error}");
@@ -154,7 +154,7 @@ async fn connection_whose_replies_do_not_come_is_replaced() {
 
 // Crashes under load.
 
-/// Timeouts that no call of these tests may exceed by more than what a busy machine costs.
+/// The timeouts. No call in these tests may exceed them by more than a busy machine costs.
 const CONNECT: Duration = Duration::from_secs(2);
 const RESPONSE: Duration = Duration::from_secs(2);
 const BUSY_MACHINE: Duration = Duration::from_secs(2);
@@ -163,21 +163,22 @@ async fn connect(url: String) -> RedisBackend {
     RedisBackend::builder(url).connect_timeout(CONNECT).response_timeout(RESPONSE).connect().await.unwrap()
 }
 
-/// What one writer has seen of its own task.
+/// What a writer knows about its own task.
 #[derive(Debug, Default)]
 struct Seen {
     acknowledged: u64,
     unknown: u64,
-    /// Attempts whose data may be what is stored: the last one acknowledged and all unknown ones after it.
+    /// The data that may be stored: of the last acknowledged write, and of all writes with unknown outcome
+    /// after it.
     candidates: Vec<String>,
     last_success: Option<Instant>,
 }
 
-/// Puts one record after another until told to end, and checks every answer on the way.
+/// Puts one record after another until told to stop, and checks every answer.
 async fn write_until(ended: Arc<AtomicBool>, backend: RedisBackend, key: String, seen: Arc<Mutex<Seen>>) {
     let mut attempts = 0;
     let mut version = 0;
-    // Writes since `version` that may have been carried out.
+    // Writes since `version` with unknown outcome.
     let mut unknown = 0;
     while !ended.load(Ordering::SeqCst) {
         attempts += 1;
@@ -226,7 +227,7 @@ async fn crashes_under_load_lose_no_acknowledged_write_and_repeat_none() {
         seen.iter().all(|seen| seen.lock().unwrap().last_success.is_some_and(|success| success > moment))
     };
     for _ in 0..3 {
-        // The server dies while all are at it.
+        // The server dies while all writers are writing.
         let moment = Instant::now();
         assert!(holds_within(Duration::from_secs(10), || all_write_after(moment)));
         server.kill();
@@ -277,7 +278,7 @@ async fn write_whose_reply_is_lost_was_carried_out_once_and_says_that_its_outcom
     let error = backend.delete("o:t").await.unwrap_err();
     assert!(reason(&error).outcome_is_unknown(), "{error}");
     assert!(matches!(direct.get("o:t").await, Err(StorageError::NotFound { .. })));
-    // And the backend goes on.
+    // The backend goes on.
     assert!(!backend.delete("o:t").await.unwrap());
     assert_eq!(backend.put("o:t", b"new").await.unwrap(), 1);
 }
@@ -343,7 +344,7 @@ async fn connections_that_are_cut_under_load_mix_no_answers_up() {
                             assert_eq!(task.data, format!("data {n}").as_bytes());
                             answers += 1;
                         }
-                        // No connection may live long enough for a call that has come in at a bad moment.
+                        // No connection may live long enough for a call that started at a bad time.
                         Err(error) => assert!(
                             matches!(reason(&error), Error::NoReply { .. } | Error::NotConnected { .. }),
                             "{error}"
@@ -363,8 +364,8 @@ async fn connections_that_are_cut_under_load_mix_no_answers_up() {
     }
 }
 
-/// A call that is handed over just while the connection ends has nobody left to answer it. It must not wait for the
-/// response timeout to find out.
+/// A call that starts while its connection ends gets no reply. It must not wait for the response timeout to
+/// find that out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn call_that_meets_the_end_of_its_connection_hears_of_it_at_once() {
     const ROUNDS: usize = 150;
@@ -372,7 +373,7 @@ async fn call_that_meets_the_end_of_its_connection_hears_of_it_at_once() {
     let server = Server::start();
     let mut wire = server.wire();
     for round in 0..ROUNDS {
-        // Long enough for a connection that comes back on a busy machine.
+        // Long enough to reconnect on a busy machine.
         let backend = RedisBackend::builder(server.url()).connect_timeout(RESPONSE * 5).connect();
         let backend = backend.await.unwrap();
         let ends = Arc::new(AtomicBool::new(false));
@@ -418,7 +419,7 @@ async fn late_reply_fails_its_call_in_time_and_is_never_the_answer_to_another() 
     let error = backend.get("o:t1").await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoReply { .. }), "{error}");
     assert!(started.elapsed() < 2 * limit + BUSY_MACHINE, "{:?}", started.elapsed());
-    // The late replies come in while these calls are under way.
+    // The late replies arrive while these calls are in flight.
     proxy.set(Fault::None);
     let until = Instant::now() + 4 * limit;
     let mut answers = 0;
@@ -453,7 +454,8 @@ async fn server_that_pauses_its_clients_fails_calls_in_time_and_recovers() {
     assert!(reason(&put.unwrap_err()).outcome_is_unknown());
     assert!(matches!(reason(&get.unwrap_err()), Error::NoReply { .. }));
     assert!(matches!(reason(&list.unwrap_err()), Error::NoReply { .. }));
-    // Comes once the pause is over; the write that has waited is carried out by then, once or not at all.
+    // The reply comes once the pause is over. By then the waiting write has been carried out once, or not
+    // at all.
     wire.call(&["PING"]);
     let version = backend.get("o:t").await.unwrap().version;
     assert!((1..=2).contains(&version), "{version}");
@@ -517,7 +519,7 @@ async fn client_recovers_from_a_stranger_that_answered_for_a_while() {
     }
 }
 
-/// Within a second, calls succeed again.
+/// Calls succeed again within a second.
 async fn recovers(backend: &RedisBackend) {
     let started = Instant::now();
     let mut last = backend.get("o:t").await;
@@ -651,7 +653,7 @@ fn read_that_is_under_way_when_the_runtime_of_its_connection_ends_is_answered() 
     assert_eq!(second.block_on(reading).unwrap().unwrap().data, b"one");
 }
 
-// What is no server of ours.
+// Something other than our server.
 
 fn answer(command: &'static str, reply: &[u8]) -> Fault {
     Fault::Answer { command, reply: reply.to_vec() }

@@ -1,4 +1,5 @@
-//! What the server tells of the module: its commands, settings and counters; and what is left without it.
+//! What the server reports about the module: its commands, settings and counters. And what remains without
+//! the module.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -10,7 +11,7 @@ use serde_json::{Value as Json, json};
 
 const COMMANDS: [&str; 5] = ["pmcptask.put", "pmcptask.cas", "pmcptask.get", "pmcptask.del", "pmcptask.list"];
 
-/// A connection whose replies tell maps from arrays.
+/// A connection whose replies distinguish maps from arrays.
 fn resp3(server: &Server) -> Connection {
     Client::open(format!("{}?protocol=resp3", server.url())).unwrap().get_connection().unwrap()
 }
@@ -209,7 +210,7 @@ fn command_docs_tell_every_argument() {
 
 // The command line.
 
-/// What a person sees who types a line.
+/// What a person sees who types a line into redis-cli.
 fn typed(server: &Server, line: &str) -> String {
     let words: Vec<_> = ["--no-raw"].into_iter().chain(line.split(' ')).collect();
     String::from_utf8(server.cli(&words).stdout).unwrap()
@@ -273,7 +274,7 @@ fn setting_is_seen_and_changed_with_config() {
     assert_eq!(max_record_bytes(&server), (16 * 1024 * 1024).to_string());
     let mut connection = resp3(&server);
     let settings = ask(&mut connection, "CONFIG GET pmcptask.*");
-    // Debug builds have settings for tests as well.
+    // Debug builds also have settings for tests.
     let names = settings.as_object().unwrap().keys().filter(|name| !name.starts_with("pmcptask.debug-"));
     let mut names: Vec<_> = names.collect();
     names.sort();
@@ -346,7 +347,7 @@ fn module_does_not_load_with_a_setting_that_it_does_not_understand_and_says_why(
 
 // Counters.
 
-/// The section of `INFO`: names and numbers.
+/// The names and numbers of the `INFO` section.
 fn counters(wire: &mut Wire) -> Vec<(String, u64)> {
     let info = wire.run("INFO pmcptask");
     assert!(info.contains("# pmcptask\r\n"), "{info}");
@@ -384,7 +385,7 @@ fn info_counts_what_the_module_has_done() {
         "panics",
     ];
     let zeros: Vec<_> = names.map(|name| (name.to_owned(), 0)).into();
-    // By itself, the module has walked through the indexes, if anything.
+    // The walk through the indexes is the only thing that the module does by itself here.
     let counters = |wire: &mut Wire| -> Vec<(String, u64)> {
         let by_itself = |(name, number)| if name == "index_walks" { (name, 0) } else { (name, number) };
         counters(wire).into_iter().map(by_itself).collect()
@@ -395,7 +396,8 @@ fn info_counts_what_the_module_has_done() {
     narrow.run("AUTH narrow any");
     let counted = |wire: &mut Wire| -> BTreeMap<_, _> { counters(wire).into_iter().collect() };
     let mut expected = counted(&mut wire);
-    // What counts, once each but where a list has two records, and which counters that moves.
+    // Each line counts once, except for a list of two records. Beside each line: the counters that
+    // it changes.
     for (line, moved) in [
         ("PMCPTASK.PUT p:tasks:o:t p:idx:o d", &[("puts", 1)][..]),
         ("PMCPTASK.PUT p:tasks:o:u p:idx:o d", &[("puts", 1)]),
@@ -428,7 +430,7 @@ fn info_counts_what_the_module_has_done() {
     *expected.get_mut("refused_noperm").unwrap() += 1;
     wire.run("DEL p:tasks:o:t");
     server.have_indexes_walked(2);
-    // Of `t`, which has just gone, and `s`, `v` never was.
+    // The entry of `t`, which has just gone. `s` and `v` never had an entry.
     *expected.get_mut("index_entries_removed").unwrap() += 1;
     assert_eq!(counted(&mut wire), expected);
 }
@@ -467,7 +469,7 @@ fn data_is_plain_redis_without_the_module_and_served_again_once_it_is_back() {
         "*4\r\n$1\r\nt\r\n$1\r\n5\r\n$1\r\nu\r\n$1\r\n6\r\n"
     );
     assert_eq!(ask(&mut connection, "CONFIG GET pmcptask.*"), json!({}));
-    // Keys that go while the module is away concern nobody.
+    // Keys that go while the module is away have no consequence.
     wire.run("DEL p:tasks:o:u");
     server.stop();
     server.restart_with(&options);
@@ -476,7 +478,7 @@ fn data_is_plain_redis_without_the_module_and_served_again_once_it_is_back() {
     assert_eq!(wire.run("PMCPTASK.CAS p:tasks:o:t p:idx:o 1 f"), "*2\r\n+OK\r\n:2\r\n");
 }
 
-/// Most servers crash where a command goes that an ACL rule or a queued call names.
+/// Most servers crash if a module is unloaded whose command an ACL rule or a queued call names.
 #[test]
 fn module_is_never_unloaded() {
     let server = Server::start_with(&ServerOptions::default().set("enable-module-command", "local"));
@@ -502,7 +504,7 @@ fn load_that_the_server_takes_back_leaves_the_server_as_it_was() {
     let mut wire = server.wire();
     let reply = wire.run(&format!("MODULE LOADEX {library} CONFIG pmcptask.nonsense 1"));
     assert!(reply.starts_with('-'), "{reply}");
-    // Some servers have modules of their own.
+    // Some servers bring their own modules.
     assert!(!wire.run("MODULE LIST").contains("pmcptask"));
     assert!(wire.run(&format!("MODULE LOADEX {library} CONFIG pmcptask.reclaim no")).starts_with("+OK"));
     assert_eq!(wire.run("PMCPTASK.PUT p:tasks:o:t p:idx:o d"), ":1\r\n");

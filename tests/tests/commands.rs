@@ -1,5 +1,4 @@
-//! The five commands as any client sees them: arguments, replies byte by byte, and what they leave in the
-//! keys.
+//! The five commands as any client sees them: arguments, replies byte by byte, and the keys that they leave.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -10,10 +9,10 @@ use pmcptask_tests::refusals::{
 };
 use pmcptask_tests::{EMPTY, INDEX, NIL, Server, ServerOptions, TASK, Wire, integer, now_ms};
 
-/// Far enough away for every test, and no whole second.
+/// Far enough in the future for every test, and not a whole second.
 const FUTURE: i64 = 4_102_444_800_123;
 
-/// A connection to a server of its own.
+/// A connection and its own server.
 struct Session {
     wire: Wire,
     server: Server,
@@ -25,7 +24,7 @@ impl Session {
         Self { wire: server.wire(), server }
     }
 
-    /// On two servers, because a short index is stored otherwise than a long one: as a listpack, and as a skiplist.
+    /// On two servers: one stores a short index as a listpack, the other stores every index as a skiplist.
     fn of_each_encoding() -> [Self; 2] {
         ["128", "0"].map(|longest| {
             let server =
@@ -47,22 +46,23 @@ impl Session {
         self.wire.call(&["PMCPTASK.PUT", TASK, INDEX, json])
     }
 
-    /// Ids of the tasks that a LIST replies with.
+    /// The ids of the tasks in a reply to LIST.
     fn ids(&mut self, line: &str) -> Vec<String> {
         let reply = self.run(line);
         assert!(reply.starts_with('*'), "{line}: {reply}");
-        // Of each task: its array, length and text of the id, version, creation time, length and data.
+        // For each task: its array, the length and text of the id, version, creation time, the length and
+        // text of the data.
         let lines: Vec<_> = reply.lines().skip(1).collect();
         assert_eq!(lines.len() % 7, 0, "{line}: {reply}");
         lines.chunks(7).map(|task| task[2].to_owned()).collect()
     }
 
-    /// All that there is about both keys: values, expiry and how many keys there are.
+    /// Everything about both keys: values, expiry, and the number of keys.
     fn everything(&mut self) -> Vec<String> {
         ["DUMP T", "DUMP I", "PEXPIRETIME T", "PEXPIRETIME I", "DBSIZE"].map(|line| self.run(line)).to_vec()
     }
 
-    /// Stores a task of owner `o`, created at a time.
+    /// Stores a task of owner `o` with this creation time.
     fn store(&mut self, task_id: &str, created_ms: i64) {
         let reply = self.run(&format!("PMCPTASK.PUT pmcp:tasks:o:{task_id} I d CREATED {created_ms}"));
         assert_eq!(reply, ":1\r\n", "{task_id}");
@@ -119,7 +119,7 @@ fn every_reply_is_what_the_contract_says_in_resp3() {
     assert_eq!(session.run("PMCPTASK.GET T"), "_\r\n");
 }
 
-/// What both protocols reply alike.
+/// The replies that are the same in both protocols.
 fn every_reply_of_a_task(session: &mut Session) {
     assert_eq!(session.run("PMCPTASK.PUT T I one CREATED 5"), int(1));
     assert_eq!(session.run("PMCPTASK.PUT T I two"), int(2));
@@ -217,7 +217,7 @@ fn list_is_in_order_of_creation_and_ties_are_in_order_of_the_id() {
         }
         assert_eq!(session.ids("PMCPTASK.LIST I"), ["z", "B", "a", "b", "c", "y"]);
         assert_eq!(session.ids("PMCPTASK.LIST I REV"), ["y", "c", "b", "a", "B", "z"]);
-        // Order by number, not by text.
+        // The order is numeric, not by text.
         session.store("ten", 10);
         assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 a"), ["y", "ten"]);
     }
@@ -234,7 +234,7 @@ fn after_is_what_follows_a_position_in_the_order_asked_for() {
         assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 REV"), Vec::<String>::new());
         assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 REV REV"), ["d", "c", "b", "a"]);
         assert_eq!(session.ids("PMCPTASK.LIST I REV AFTER 1 a"), Vec::<String>::new());
-        // A task id may be empty here: the start of a millisecond.
+        // An empty task id is allowed here: it means the start of a millisecond.
         let start: [&str; 5] = ["PMCPTASK.LIST", INDEX, "AFTER", "3", ""];
         assert_eq!(session.wire.call(&start), array(&[listed("REV", 1, 3, "d")]));
         assert_eq!(session.ids("PMCPTASK.LIST I AFTER 9007199254740991 x"), Vec::<String>::new());
@@ -286,7 +286,7 @@ fn count_is_of_records_and_not_of_index_entries() {
         for n in 0..4 {
             session.store(&format!("t{n}"), 10 + n);
         }
-        // Entries without a task: before, between and after.
+        // Entries without a task, before, between and after the others.
         session.run("ZADD I 1 s1 2 s2 11 t0s 12 s12 12.0 s12b 50 s50 51 s51");
         assert_eq!(session.ids("PMCPTASK.LIST I COUNT 1"), ["t0"]);
         assert_eq!(session.ids("PMCPTASK.LIST I COUNT 3"), ["t0", "t1", "t2"]);
@@ -295,7 +295,7 @@ fn count_is_of_records_and_not_of_index_entries() {
         assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 1"), ["t3"]);
         assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 3 AFTER 13 t3"), ["t2", "t1", "t0"]);
         assert_eq!(session.run("PMCPTASK.LIST I COUNT 0"), EMPTY);
-        // It has read, and removed nothing.
+        // The command only reads; it removes nothing.
         assert_eq!(session.run("ZCARD I"), int(11));
     }
 }
@@ -307,7 +307,7 @@ fn pages_lose_no_task_where_others_have_written_fractions_as_scores() {
             session.run(&format!("ZADD I {score} {task_id}"));
             session.run(&format!("HSET pmcp:tasks:o:{task_id} version 1 data d"));
         }
-        // The first entries have no task, so that a page has to go on where the walk has come to.
+        // The first entry has no task, so a page must continue from the position that the walk has reached.
         session.run("DEL pmcp:tasks:o:z pmcp:tasks:o:b");
         assert_eq!(session.ids("PMCPTASK.LIST I COUNT 1"), ["y"]);
         assert_eq!(session.ids("PMCPTASK.LIST I COUNT 2"), ["y", "a"]);
@@ -380,7 +380,7 @@ fn creation_time_never_changes_while_the_task_is_in_the_index() {
     session.put_json(r#"{"task":{"createdAt":"2023-11-14T22:13:20.123Z"}}"#);
     session.run("PMCPTASK.CAS T I 3 d CREATED 1");
     assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 4, 5, "d")]));
-    // Once it has left the index, it enters it again, by CAS as well.
+    // A task that left the index enters it again with the next write, a CAS too.
     session.run("ZREM I t");
     session.run("PMCPTASK.CAS T I 4 d CREATED 8");
     assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 5, 8, "d")]));
@@ -497,7 +497,7 @@ fn task_ends_at_its_millisecond() {
             assert!(now_ms() >= at_ms);
             break;
         }
-        // The server's own rule: a key is past its expiry once the clock is beyond it.
+        // The server's rule: a key has expired once the clock is past its expiry.
         assert!(before <= at_ms, "{before} {at_ms}");
     }
     assert_eq!(session.run("PMCPTASK.LIST I"), EMPTY);
@@ -524,7 +524,7 @@ fn write_with_an_expiry_already_past_leaves_nothing_and_tells_its_version() {
         assert_eq!(session.wire.call(&cas), cas_reply("OK", 2), "{options:?}");
         assert_eq!(session.run("EXISTS T I"), int(0), "{options:?}");
     }
-    // The index of other tasks stays.
+    // Other tasks stay in the index.
     session.store("other", 1);
     session.run("PMCPTASK.PUT T I d");
     session.run("PMCPTASK.PUT T I d PXAT 1");
@@ -554,7 +554,7 @@ fn hash_that_has_lost_its_expiry_is_gone_at_its_expires_at_all_the_same() {
     assert_eq!(session.run("PMCPTASK.PUT T I new CREATED 9"), int(1));
     assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 1, 9, "new")]));
     assert_eq!(session.run("HLEN T"), int(2));
-    // One that is still to come changes nothing.
+    // An `expires_at` in the future changes nothing.
     session.run("HSET T expires_at 4102444801");
     assert_eq!(session.run("PMCPTASK.GET T"), record(1, "new"));
 }
@@ -575,7 +575,7 @@ fn maxtasks_refuses_a_new_task_and_never_an_existing_one() {
     assert_eq!(session.everything(), before);
     assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:t2 I d MAXTASKS 2"), int(1));
     assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:t3 I d MAXTASKS 2"), refusal(2));
-    // It is the owner's own limit.
+    // The limit is per owner.
     assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:p:t pmcp:idx:p d MAXTASKS 1"), int(1));
     session.run("PMCPTASK.DEL T I");
     assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:t3 I d MAXTASKS 2"), int(1));
@@ -591,7 +591,7 @@ fn maxtasks_counts_neither_expired_tasks_nor_entries_without_one() {
     session.run("ZADD I 3 stale 4 a:b");
     assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:new I d MAXTASKS 2"), int(1));
     assert!(session.run("PMCPTASK.PUT pmcp:tasks:o:newer I d MAXTASKS 2").starts_with("-CAPACITY "));
-    // An expired task is a new one, and an entry that it still has gives it no place.
+    // An expired task counts as new, even if its entry still exists.
     assert!(session.run("PMCPTASK.PUT T I d MAXTASKS 2").starts_with("-CAPACITY "));
     assert_eq!(session.run("PMCPTASK.PUT T I d MAXTASKS 3"), int(1));
 }
@@ -608,7 +608,7 @@ fn record_beyond_the_setting_is_refused() {
     assert_eq!(session.everything(), before);
     session.run("CONFIG SET pmcptask.max-record-bytes 11");
     assert_eq!(session.run("PMCPTASK.CAS T I 1 0123456789a"), cas_reply("OK", 2));
-    // What is stored already is read whatever the setting says.
+    // A stored record is read whatever the setting says.
     session.run("CONFIG SET pmcptask.max-record-bytes 1");
     assert_eq!(session.run("PMCPTASK.GET T"), record(2, "0123456789a"));
     assert_eq!(session.server.counter("refused_capacity"), 2);
@@ -689,7 +689,7 @@ fn version_is_exact_to_the_largest_and_does_not_wrap() {
         assert_eq!(session.everything(), before);
         session.run("PMCPTASK.DEL T I");
     }
-    // Beyond what a double holds exactly.
+    // More than a double can hold exactly.
     session.run("HSET T version 9007199254740993 data d");
     assert_eq!(
         session.run("PMCPTASK.CAS T I 9007199254740992 x"),
@@ -931,7 +931,7 @@ fn keyspace_events_tell_of_every_change_and_of_no_refusal() {
             assert_eq!(events.receive().unwrap(), expected);
         }
     }
-    // Nothing else was on its way.
+    // There was no other message.
     session.run("PUBLISH __key__:end end");
     assert!(events.receive().unwrap().contains("__key__:end"));
 }

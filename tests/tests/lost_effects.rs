@@ -1,5 +1,5 @@
-//! No write is acknowledged whose effects cannot reach replicas and the append-only file, and the operator hears where
-//! the file would lose them.
+//! The module acknowledges no write that cannot reach replicas and the append-only file. It warns the
+//! operator if a restart would lose what the file holds.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pmcptask_tests::{Cluster, INDEX, Server, ServerOptions, StartError, TASK, Wire, holds_within};
 
-/// The module looks at the rules once a second.
+/// The module checks the ACL rules once a second.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[test]
@@ -38,14 +38,14 @@ fn module_loads_where_other_commands_are_renamed() {
     assert!(wire.call(&["PMCPTASK.LIST", INDEX]).starts_with("*1\r\n"));
 }
 
-/// Whether this server brings tasks back from the append-only file while the default user may write nothing.
+/// Whether this server restores tasks from the append-only file although the default user may not write.
 fn replays_whatever_the_default_user_may() -> bool {
     let mut server = with_users("user default off");
     let mut wire = admin(&server);
     assert_eq!(wire.call(&["PMCPTASK.PUT", TASK, INDEX, "x"]), ":1\r\n");
     server.stop();
     server.restart();
-    // A server that lets nobody in answers while it loads.
+    // With the default user off, a server answers a PING, with an error, before it has loaded its data.
     let mut size = String::new();
     assert!(holds_within(PATIENCE, || {
         size = admin(&server).call(&["DBSIZE"]);
@@ -54,7 +54,8 @@ fn replays_whatever_the_default_user_may() -> bool {
     size == ":2\r\n"
 }
 
-/// A server with an append-only file, these rules of the default user and a user `admin` who may do everything.
+/// A server with an append-only file, these rules for the default user, and a user `admin` with
+/// all permissions.
 fn with_users(default: &str) -> Server {
     let admin = "user admin on >pw ~* &* +@all";
     let words = |rules: &str| rules.strip_prefix("user ").unwrap().to_owned();
@@ -88,7 +89,7 @@ fn operator_hears_where_a_restart_would_lose_what_the_append_only_file_holds() {
         ("reset off ~pmcp:* +@all -persist", false),
         ("reset off %R~pmcp:idx:* ~pmcp:tasks:* +@all", false),
         ("reset off ~* +@all", true),
-        // The server adds these to the file.
+        // The server adds these commands to the file.
         ("reset off ~* +@all -select", false),
         ("reset off ~* +@all -unlink", false),
     ] {
@@ -96,7 +97,8 @@ fn operator_hears_where_a_restart_would_lose_what_the_append_only_file_holds() {
         let expected = !is_safe && !is_right;
         assert!(holds_within(PATIENCE, || would_lose(&mut wire) == expected), "{rules}");
     }
-    // A prefix that a command has written with counts as well, and one of the settings; no file can lose nothing.
+    // Prefixes count that a command has written with, and those of the settings. Without a file nothing can
+    // be lost.
     wire.run("ACL SETUSER default reset off ~pmcp:* +@all");
     assert!(holds_within(PATIENCE, || !would_lose(&mut wire)));
     assert_eq!(wire.run("PMCPTASK.PUT shop:tasks:o:t shop:idx:o x"), ":1\r\n");
@@ -107,7 +109,7 @@ fn operator_hears_where_a_restart_would_lose_what_the_append_only_file_holds() {
     assert!(holds_within(PATIENCE, || would_lose(&mut wire) != is_right));
     wire.run("CONFIG SET appendonly no");
     assert!(holds_within(PATIENCE, || !would_lose(&mut wire)));
-    // Once each time that it becomes so.
+    // One warning each time that the state changes to unsafe.
     let warnings = server.log().matches("a safe form is: ACL SETUSER default off ~* &* +@all").count();
     assert_eq!(warnings, if is_right { 0 } else { 6 }, "{}", server.log());
 }
@@ -122,7 +124,7 @@ fn server_that_is_about_to_drop_what_its_file_holds_says_so_first() {
     server.stop();
     let before = server.log().len();
     server.restart();
-    // A server that lets nobody in answers while it loads.
+    // With the default user off, a server answers a PING, with an error, before it has loaded its data.
     let dropped = || server.log()[before..].find("NOPERM");
     assert!(holds_within(PATIENCE, || dropped().is_some()));
     let warned = server.log()[before..].find("a restart loses the tasks");

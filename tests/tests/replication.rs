@@ -1,4 +1,4 @@
-//! Replicas and the AOF get plain commands, so that a server without the module holds the same data.
+//! Replicas and the AOF get plain commands, so a server without the module holds the same data.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -9,16 +9,16 @@ use pmcptask_tests::{
     Dice, EMPTY, INDEX, NIL, PROMISED, Server, ServerOptions, TASK, Wire, holds_within, now_ms,
 };
 
-/// Only a broken server needs so much.
+/// Only a broken server needs this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A server whose values look the same in DUMP wherever they come from: compact, and so in the order in
-/// which they were written.
+/// A server whose DUMP of a value does not depend on how the value got there: compact encodings keep the
+/// order of the writes.
 fn comparable() -> ServerOptions {
     let options = ServerOptions::default()
         .set("hash-max-listpack-value", "1000000")
         .set("zset-max-listpack-entries", "1000000");
-    // Pings would count as writes in the offsets.
+    // Pings would count in the replication offsets.
     options.set("repl-diskless-sync-delay", "0").set("repl-ping-replica-period", "3600")
 }
 
@@ -28,7 +28,7 @@ fn await_link(replica: &Server) {
     assert!(up, "the replica does not reach its primary:\n{}", replica.log());
 }
 
-/// Waits until a replica has got all that its primary has written.
+/// Waits until a replica has received everything that its primary has written.
 fn await_all_of(primary: &Server, replica: &Server) {
     await_link(replica);
     let (mut primary, mut replica) = (primary.wire(), replica.wire());
@@ -40,12 +40,12 @@ fn await_all_of(primary: &Server, replica: &Server) {
 }
 
 fn keys_of(prefix: &str, owner: u64, task: u64) -> (String, String) {
-    // One owner with a colon, as the client before this one could not have it.
+    // One owner has a colon, which the Lua backend could not handle.
     let owner = if owner == 0 { "urn:o".to_owned() } else { format!("o{owner}") };
     (format!("{prefix}:tasks:{owner}:t{task}"), format!("{prefix}:idx:{owner}"))
 }
 
-/// Sends one of all commands that touch tasks, ours and others.
+/// Sends one random command that touches tasks, ours or another application's.
 fn one_call(wire: &mut Wire, dice: &mut Dice) {
     let prefix = dice.pick(&["pmcp", "app"]);
     let (task, index) = keys_of(prefix, dice.roll(4), dice.roll(12));
@@ -92,7 +92,7 @@ fn many_calls(primary: &Server, dice: &mut Dice) {
     }
 }
 
-/// Waits until every task that was to expire has done so, and no entry is without its task.
+/// Waits until all short-lived tasks have expired, and no entry is without its task.
 fn settle(primary: &Server) {
     let script = "for _, key in ipairs(redis.call('KEYS', '*')) do
             local ttl = redis.call('PTTL', key)
@@ -130,7 +130,7 @@ fn replicas_with_and_without_the_module_hold_the_same_bytes() {
     let primary = Server::start_with(&comparable());
     let mut dice = Dice::new(20_250_703);
     many_calls(&primary, &mut dice);
-    // The first sync is a full one, of data that is there already.
+    // The first sync is a full sync of existing data.
     let plain = Server::start_with(&comparable().replica_of(&primary).without_module());
     let equipped = Server::start_with(&comparable().replica_of(&primary).set("repl-diskless-load", "swapdb"));
     assert_same(&primary, &[&plain, &equipped]);
@@ -147,7 +147,7 @@ fn replicas_with_and_without_the_module_hold_the_same_bytes() {
 
     let full = wire.info_number("stats", "sync_full");
     for replica in [&plain, &equipped] {
-        // Gives the replica a history of its own.
+        // Gives the replica its own history.
         assert_eq!(replica.wire().call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
         replica.wire().call(&["SET", "own", "x"]);
     }
@@ -159,7 +159,7 @@ fn replicas_with_and_without_the_module_hold_the_same_bytes() {
     assert_same(&primary, &[&plain, &equipped]);
     assert_eq!(wire.info_number("stats", "sync_full"), full + 2);
 
-    // The calls have done what they are meant to.
+    // The calls have had every outcome that they should have.
     let outcomes = ["puts", "cas_ok", "cas_conflict", "cas_missing", "deletes", "refused_capacity"];
     for field in outcomes.iter().chain(&["refused_err", "index_entries_removed"]) {
         assert!(wire.info_number("pmcptask", &format!("pmcptask_{field}")) > 20, "{field}");
@@ -173,12 +173,12 @@ fn replica_that_has_missed_too_much_gets_everything_anew() {
     let mut dice = Dice::new(20_250_704);
     many_calls(&primary, &mut dice);
     let plain = Server::start_with(&comparable().replica_of(&primary).without_module());
-    // Loads beside the data that it serves, and the module has to take that for no change of its own.
+    // This replica loads beside the data that it serves. The module must not take that for changes.
     let equipped = Server::start_with(&comparable().replica_of(&primary).set("repl-diskless-load", "swapdb"));
     assert_same(&primary, &[&plain, &equipped]);
     let mut wire = primary.wire();
     let full = wire.info_number("stats", "sync_full");
-    // All at once, so that the replicas cannot come back before the backlog is too short for them.
+    // In one transaction, so that the replicas cannot return before the backlog is too short for them.
     wire.call(&["MULTI"]);
     wire.call(&["CLIENT", "KILL", "TYPE", "replica"]);
     for n in 0..100 {
@@ -200,12 +200,12 @@ fn read_on_a_replica_finds_no_task_past_its_expiry() {
     let mut wire = primary.wire();
     wire.call(&["PMCPTASK.PUT", TASK, INDEX, "data", "PXAT", &expires_at.to_string()]);
     await_all_of(&primary, &replica);
-    // Now nobody tells the replica that the task is gone.
+    // Now no primary tells the replica that the task is gone.
     primary.kill();
     let mut wire = replica.wire();
     let found = wire.call(&["PMCPTASK.GET", TASK]);
     assert!(found == "*2\r\n:1\r\n$4\r\ndata\r\n" || now_ms() > expires_at, "{found}");
-    // The server's own rule: a key is past its expiry once the clock is beyond it.
+    // The server's rule: a key has expired once the clock is past its expiry.
     assert!(holds_within(PATIENCE, || now_ms() > expires_at));
     assert_eq!(wire.call(&["PMCPTASK.GET", TASK]), NIL);
     assert_eq!(wire.call(&["PMCPTASK.LIST", INDEX]), EMPTY);
@@ -256,7 +256,7 @@ fn primary_that_comes_back_after_a_failover_removes_what_was_left_meanwhile() {
     assert_eq!(wire.call(&["ZCARD", INDEX]), ":1\r\n");
 }
 
-// What each call tells replicas and the AOF.
+// What each call sends to replicas and the AOF.
 
 /// What a call appends to the AOF, with `T` and `I` for the two keys.
 fn effects(server: &Server, line: &str) -> Vec<String> {
@@ -286,7 +286,7 @@ fn each_call_tells_exactly_the_documented_commands_as_one_transaction() {
             format!("PMCPTASK.PUT T I d PXAT {at}"),
             all(&["HSET T version 4 data d expires_at 4102444801", &format!("PEXPIREAT T {at}")]),
         ),
-        // What stays as it is is not told again.
+        // Unchanged values are not sent again.
         (format!("PMCPTASK.CAS T I 4 e PXAT {at}"), one("HSET T version 5 data e")),
         (
             format!("PMCPTASK.CAS T I 5 f PXAT {later}"),
@@ -310,7 +310,7 @@ fn each_call_tells_exactly_the_documented_commands_as_one_transaction() {
             r#"PMCPTASK.PUT T I {"expiresAt":"2100-01-01T00:00:00.123Z","task":{"createdAt":"1970-01-01T00:00:00.007Z"}}"#
                 .to_owned(),
             all(&[
-                // A long record comes first: it makes the hash a table before anything else is in it.
+                // A long record comes first: it makes the hash a table before the other fields are added.
                 r#"HSET T data {\"expiresAt\":\"2100-01-01T00:00:00.123Z\",\"task\":{\"createdAt\":\"1970-01-01T00:00:00.007Z\"}} version 1 expires_at 4102444801"#,
                 &format!("PEXPIREAT T {at}"),
                 "ZADD I 7 t",
@@ -327,7 +327,7 @@ fn each_call_tells_exactly_the_documented_commands_as_one_transaction() {
 #[test]
 fn call_that_meets_half_a_task_tells_what_it_mends() {
     let server = Server::start_recorded();
-    // Keeps the index: where that goes, the module mends what is half by itself.
+    // Keeps the index alive: when an index goes, the module repairs half tasks by itself.
     server.wire().run("PMCPTASK.PUT pmcp:tasks:o:stays I x");
     // A hash that has outlived its task.
     server.wire().run("HSET T version 9 data old expires_at 1");
@@ -343,7 +343,7 @@ fn call_that_meets_half_a_task_tells_what_it_mends() {
     // An entry without a hash.
     server.wire().run("ZADD I 3 t");
     assert_eq!(effects(&server, "PMCPTASK.DEL T I"), ["ZREM I t"]);
-    // An expiry that somebody else has set.
+    // An expiry that another client has set.
     server.wire().run("HSET T version 1 data x");
     server.wire().run("ZADD I 3 t");
     server.wire().run("PEXPIREAT T 4102444800123");
@@ -417,7 +417,7 @@ fn entry_of_a_task_that_goes_by_itself_is_removed_with_one_plain_command() {
         }
         assert!(holds_within(PROMISED, || server.wire().run("ZCARD I") == ":1\r\n"));
         let told = shortened(&server.appended()[before..]);
-        // How the server itself tells of an expiry depends on its settings.
+        // The server's own command for an expiry depends on its settings.
         let [.., gone, entry] = told.as_slice() else { panic!("{told:?}") };
         assert!(gone == "DEL T" || gone == "UNLINK T", "{told:?}");
         assert_eq!(entry, "ZREM I t", "{told:?}");
