@@ -23,7 +23,7 @@ help: ## Show this list
 run: build ## Run a server with the module on 127.0.0.1:6380; PORT=, DATA= and SERVER= change that
 	@SERVER='$(SERVER)' PORT='$(PORT)' DATA='$(abspath $(DATA))' scripts/run-server.sh '$(module)'
 
-demo: prerequisites ## Show an MCP server whose tasks survive its restart
+demo: prerequisites ## Show that MCP tasks outlive the MCP server that runs them
 	cargo run --locked --quiet --package pmcptask-client --example mcp_task_demo
 
 test: prerequisites ## Run all tests against real servers

@@ -36,7 +36,7 @@ fn outcome(reply: &str) -> (&str, i64) {
     (outcome, version.parse().unwrap())
 }
 
-fn cas_until_tired(client: usize, wire: &mut Wire) -> Vec<(i64, String)> {
+fn cas_many_times(client: usize, wire: &mut Wire) -> Vec<(i64, String)> {
     let (mut seen, mut won) = (1, Vec::new());
     for round in 0..100 {
         let data = format!("client {client} round {round}");
@@ -60,7 +60,7 @@ fn each_version_is_won_once_and_none_is_lost_where_many_race() {
     let server = Server::start();
     let mut wire = server.wire();
     wire.run("PMCPTASK.PUT T I first");
-    let won: Vec<_> = at_once(&server, cas_until_tired).concat();
+    let won: Vec<_> = at_once(&server, cas_many_times).concat();
     let versions: BTreeMap<_, _> = won.iter().cloned().collect();
     assert_eq!(versions.len(), won.len(), "a version was won twice");
     let last = i64::try_from(won.len()).unwrap() + 1;

@@ -150,7 +150,7 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
 }
 
 #[test]
-fn number_that_is_none_or_out_of_range() {
+fn text_that_is_not_a_number_and_number_out_of_range() {
     let nines = "9".repeat(MEGABYTE);
     let odd: [(&[u8], &str); 20] = [
         (b"", "an empty string"),
@@ -203,7 +203,7 @@ fn number_that_is_none_or_out_of_range() {
 }
 
 #[test]
-fn key_that_is_none_of_the_schema() {
+fn key_that_does_not_match_the_schema() {
     let megabyte = vec![b'k'; MEGABYTE];
     let no_task_keys: [&[u8]; 14] = [
         b"",

@@ -68,7 +68,7 @@ async fn call_while_the_server_is_away_fails_in_time_and_says_that_nothing_was_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn call_to_a_host_that_swallows_everything_waits_no_longer_than_it_was_told() {
+async fn call_to_a_host_that_never_answers_waits_no_longer_than_it_was_told() {
     let server = Server::start();
     let proxy = Proxy::to(server.port());
     let backend =
@@ -89,7 +89,7 @@ async fn call_to_a_host_that_swallows_everything_waits_no_longer_than_it_was_tol
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn client_knocks_now_and_then_at_a_door_that_is_closed_at_once() {
+async fn client_reconnects_with_pauses_where_connections_are_closed_at_once() {
     let server = Server::start();
     let proxy = Proxy::to(server.port());
     let backend = connect(proxy.url()).await;
@@ -107,14 +107,14 @@ async fn client_knocks_now_and_then_at_a_door_that_is_closed_at_once() {
         assert!(call.await.unwrap().is_err());
     }
     // All clones together, in two seconds, with pauses that grow to 300 ms.
-    let knocks = proxy.accepted() - before;
-    assert!((3..40).contains(&knocks), "{knocks} attempts to connect");
+    let attempts = proxy.accepted() - before;
+    assert!((3..40).contains(&attempts), "{attempts} attempts to connect");
     proxy.set(Fault::None);
     recovers(&backend).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn client_knocks_again_before_a_call_has_waited_in_vain() {
+async fn client_tries_to_reconnect_at_least_once_while_a_call_waits() {
     const CONNECT: Duration = Duration::from_millis(200);
     const WATCHED: Duration = Duration::from_secs(3);
     let server = Server::start();
@@ -126,11 +126,11 @@ async fn client_knocks_again_before_a_call_has_waited_in_vain() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let before = proxy.accepted();
     tokio::time::sleep(WATCHED).await;
-    let knocks = proxy.accepted() - before;
+    let attempts = proxy.accepted() - before;
     // At least one attempt in the time that a call waits.
     assert!(
-        WATCHED / u32::try_from(knocks).unwrap() < CONNECT,
-        "{knocks} attempts to connect in {WATCHED:?}"
+        WATCHED / u32::try_from(attempts).unwrap() < CONNECT,
+        "{attempts} attempts to connect in {WATCHED:?}"
     );
     drop(backend);
 }

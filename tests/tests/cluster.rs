@@ -193,7 +193,7 @@ async fn redirect_to_a_node_that_nobody_knows_is_waited_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn seeds_that_hang_hold_nobody_up() {
+async fn seeds_that_hang_delay_no_connection() {
     let cluster = Cluster::start(3, 0);
     let silent = [(); 2].map(|()| Proxy::to_nobody(Fault::Silence));
     let [one, other] = silent.each_ref().map(Proxy::port);
@@ -248,7 +248,7 @@ async fn write_whose_reply_is_lost_is_made_once_and_its_outcome_is_unknown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn client_knocks_now_and_then_at_a_cluster_that_lets_nobody_in() {
+async fn client_reconnects_with_pauses_to_a_cluster_that_closes_connections() {
     let (_cluster, proxies, backend) = behind_proxies().await;
     set_all(&proxies, &Fault::Close);
     proxies.iter().for_each(Proxy::cut);
@@ -271,10 +271,10 @@ async fn client_knocks_now_and_then_at_a_cluster_that_lets_nobody_in() {
     for call in calls {
         assert!(call.await.unwrap().is_err());
     }
-    let knocks = proxies[0].accepted() - before;
+    let attempts = proxies[0].accepted() - before;
     // All calls together, in two seconds, for the node's own connection and for queries about the
     // other nodes.
-    assert!((1..20).contains(&knocks), "{knocks} attempts to connect");
+    assert!((1..20).contains(&attempts), "{attempts} attempts to connect");
     set_all(&proxies, &Fault::None);
     backend.put("owner:t", b"data").await.unwrap();
 }

@@ -58,7 +58,7 @@ fn entry_of_a_deleted_task_goes_in_a_cluster_too() {
 
 /// A test of the harness: tasks end while their slot moves.
 #[test]
-fn key_that_has_gone_is_none_to_migrate() {
+fn key_that_is_gone_is_not_migrated() {
     let pair = Pair::start();
     put(&mut pair.first.wire(), TASK);
     pair.start_moving();
@@ -126,7 +126,7 @@ fn entries_of_settled_slots_go_while_another_slot_moves() {
 }
 
 #[test]
-fn task_that_has_ended_holds_no_list_up_while_its_slot_moves() {
+fn task_that_has_ended_delays_no_list_while_its_slot_moves() {
     let pair = Pair::start();
     let mut wire = pair.first.wire();
     put(&mut wire, OTHER);

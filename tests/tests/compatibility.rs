@@ -349,7 +349,7 @@ async fn server_without_the_module_is_told_at_once_with_how_to_load_it() {
 }
 
 #[tokio::test]
-async fn url_that_is_none_is_told_without_a_server() {
+async fn text_that_is_not_a_url_is_reported_without_a_server() {
     for url in ["", "127.0.0.1", "http://127.0.0.1/", "redis://127.0.0.1/database"] {
         let error = Native::new(url).await.unwrap_err();
         let (message, source) = sentence(&error);

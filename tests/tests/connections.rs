@@ -131,7 +131,7 @@ async fn setting_that_cannot_be_kept_is_refused_before_anything_is_connected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn write_that_waits_for_replicas_holds_no_read_up() {
+async fn write_that_waits_for_replicas_delays_no_read() {
     const WITHIN: Duration = Duration::from_secs(2);
     let server = Server::start();
     let backend = RedisBackend::builder(server.url()).wait_for_replicas(1, WITHIN).connect().await.unwrap();
@@ -513,7 +513,7 @@ async fn parameter_that_cannot_be_honoured_is_refused_by_name_and_its_value_is_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn url_that_is_none_is_refused_with_the_form() {
+async fn text_that_is_not_a_url_is_refused_with_the_form() {
     for url in [
         "localhost:6379",
         "127.0.0.1",

@@ -97,7 +97,7 @@ async fn server_that_is_a_replica_by_now_is_not_written_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sentinel_that_is_away_or_silent_holds_nobody_up() {
+async fn sentinel_that_is_away_or_silent_delays_no_connection() {
     let mut watched = Watched::start(0);
     watched.sentinels[1].kill();
     let silent = Proxy::to_nobody(Fault::Silence);
