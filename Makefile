@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help run demo test test-servers build build-hash-tags install url-is-given hash-tags lint fuzz valgrind bench bench-instructions bench-growth bench-micro prerequisites
 
-# Server to run or test with, port, data folder, and where `install` puts the module.
+# The server to run or test with, its port and data folder, and where `install` puts the module.
 SERVER ?= redis-server
 PORT ?= 6380
 DATA ?= data
@@ -11,7 +11,7 @@ PREFIX ?= /usr/local
 target := $(or $(CARGO_TARGET_DIR),target)
 module := $(abspath $(target))/release/libpmcptask.so
 hash_tags := $(abspath $(target))/release/pmcptask-hash-tags
-# Servers to test with, one a line: name and path.
+# List of the servers to test with, one per line: name and path.
 servers := $(or $(SERVERS),$(target)/servers/servers)
 newest_valkey := $(abspath $(target))/servers/valkey-9-newest/valkey-server
 valkey := $(if $(wildcard $(newest_valkey)),$(newest_valkey),$(shell command -v valkey-server))
@@ -23,22 +23,22 @@ help: ## Show this list
 run: build ## Run a server with the module on 127.0.0.1:6380; PORT=, DATA= and SERVER= change that
 	@SERVER='$(SERVER)' PORT='$(PORT)' DATA='$(abspath $(DATA))' scripts/run-server.sh '$(module)'
 
-demo: prerequisites ## Show an MCP server whose tasks survive it
+demo: prerequisites ## Show that MCP tasks outlive the MCP server that runs them
 	cargo run --locked --quiet --package pmcptask-client --example mcp_task_demo
 
 test: prerequisites ## Run all tests against real servers
-# The command is run by a test, beside others that nothing is to be built meanwhile.
+# A test runs this program. Building it then would disturb the other tests.
 	@cargo build --locked --quiet --workspace --all-features --bin pmcptask-hash-tags
 	cargo test --locked --workspace --all-features
 ifndef PMCPTASK_SERVER
 ifdef valkey
 	PMCPTASK_SERVER='$(valkey)' cargo test --locked --workspace --all-features --test '*'
 else
-	@echo 'There is no valkey-server at hand, so all ran with redis-server alone. make test-servers gets more servers.'
+	@echo 'No valkey-server is available, so the tests ran with redis-server only. make test-servers gets more servers.'
 endif
 endif
 
-test-servers: prerequisites ## Run the suites on each server of SERVERS= (Debian: gets eight); ONLY=, SUITES= limit that
+test-servers: prerequisites ## Run the suites on each server of SERVERS= (default, on Debian: eight servers); ONLY=, SUITES= limit that
 	@$(if $(SERVERS),,scripts/get-servers.sh '$(target)/servers')
 	@scripts/test-servers.sh '$(servers)'
 
@@ -54,21 +54,21 @@ install: build build-hash-tags ## Install module and pmcptask-hash-tags under PR
 	@echo 'Add this line to redis.conf and restart the server:'
 	@echo '  loadmodule $(installed)'
 
-# Before the build, which takes a minute.
+# Checked before the build, which takes a minute.
 url-is-given:
 	@$(if $(URL),:,echo 'URL= is missing: make hash-tags URL=redis://127.0.0.1:6379' >&2; exit 1)
 
-hash-tags: url-is-given build-hash-tags ## Move the tasks of URL= to keys with hash tags, as a cluster needs them; TO=off: back; KEYS=: prefix
+hash-tags: url-is-given build-hash-tags ## Move the tasks of URL= to keys with hash tags, which a cluster needs; TO=off moves back; KEYS= is the prefix
 	@'$(hash_tags)' '$(or $(TO),on)' \
 	  '$(URL)' '$(or $(KEYS),pmcp)'
 
-lint: prerequisites ## Check format, lints and dependencies
+lint: prerequisites ## Check formatting, lints and dependencies
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	cargo clippy --locked --package pmcptask-client -- -D warnings
 	cargo deny --all-features check
 
-fuzz: prerequisites ## Fuzz argument grammar and record envelope for FUZZ_SECONDS (60) each
+fuzz: prerequisites ## Fuzz the argument grammar and the record envelope for FUZZ_SECONDS (60) each
 	cd schema && for target in argument_grammar record_envelope; do \
 	  cargo fuzz run --sanitizer none $$target -- -max_total_time=$(or $(FUZZ_SECONDS),60) || exit 1; \
 	done
@@ -77,40 +77,40 @@ valgrind_logs := $(abspath $(target))/valgrind
 valgrind_suites := access atomicity bad_input cluster_slots command_docs commands compatibility conformance index \
   model no_crash_no_leak old_backend replication
 
-# Left out: walks over very many keys, which take a share of the time of which valgrind leaves too little; the
-# server's own count of its memory, which is another one under valgrind; and the Lua backend with records of 10 MB,
-# because it waits half a second for a reply.
+# Left out: walks over very many keys, because valgrind leaves too little time for the walk's share of time; the
+# server's count of its memory, which is different under valgrind; and the Lua backend with records of 10 MB, because
+# it waits only half a second for a reply.
 valgrind_skips := an_unlink_of_a_quarter_of_a_million_tasks what_the_server_has_expired a_hundred_thousand_owners \
   whatever_hz no_command_takes_longer a_million_operations_leave_used_memory_where_it_was \
   redis_lua::records_of_1_byte_and_of_10_megabytes_are_kept
 
-valgrind: prerequisites ## Run suites against a server under valgrind; fail on what it finds in the module
+valgrind: prerequisites ## Run suites on a server under valgrind; fail if it finds anything in the module
 	rm -rf '$(valgrind_logs)' && mkdir -p '$(valgrind_logs)'
 	SERVER='$(SERVER)' VALGRIND_LOGS='$(valgrind_logs)' PMCPTASK_SLOWNESS=40 \
 	  PMCPTASK_MODEL_OPERATIONS=3000 PMCPTASK_SERVER='$(abspath scripts/server-under-valgrind.sh)' \
 	  PMCPTASK_CLI='$(subst -server,-cli,$(SERVER))' \
 	  cargo test --locked --no-fail-fast --package pmcptask-tests --features redis-tests $(addprefix --test ,$(valgrind_suites)) \
 	  -- $(addprefix --skip ,$(valgrind_skips))
-	@if grep -l 'libpmcptask' '$(valgrind_logs)'/*.log; then echo 'valgrind has found something in the module'; exit 1; fi
+	@if grep -l 'libpmcptask' '$(valgrind_logs)'/*.log; then echo 'valgrind found something in the module'; exit 1; fi
 	@echo "$$(ls '$(valgrind_logs)' | wc -l) servers ran under valgrind; it found nothing in the module"
 
-# Figures, tables and plots go here.
+# Folder for figures, tables and plots.
 bench_folder := docs/performance
 bench = PMCPTASK_SERVER='$(SERVER)' PMCPTASK_MODULE='$(module)' \
   cargo run --locked --quiet --release --package pmcptask-bench --
 
-bench: build ## Compare latency and throughput with the Lua backend; BENCH_QUICK=1 for less of it
+bench: build ## Compare latency and throughput with the Lua backend; BENCH_QUICK=1 measures less
 	$(bench) throughput $(bench_folder)
 	$(bench) placement $(bench_folder)
 
-bench-instructions: build ## Count the server's instructions per command (installs valgrind where it is missing)
+bench-instructions: build ## Count the server's instructions per command (installs valgrind if it is missing)
 	@scripts/install-prerequisites.sh valgrind
 	$(bench) instructions $(bench_folder)
 
-bench-growth: build ## Measure memory per task, a day of churn, and time among up to a million tasks
+bench-growth: build ## Measure memory per task, a day of churn, and time per command with up to a million tasks
 	$(bench) growth $(bench_folder)
 
-bench-micro: prerequisites ## Time the record envelope and the argument grammar alone
+bench-micro: prerequisites ## Time only the record envelope and the argument grammar
 	cargo bench --locked --package pmcptask-bench
 
 prerequisites:

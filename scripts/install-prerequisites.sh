@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Sees to it that what building and testing needs is there: a C compiler, libclang (the module's bindings
-# are generated from the server's header) and a Redis server. Installs what is missing on Debian and its
-# kin, and says so; on other systems it says what to install. Programs that are named as arguments are needed, too.
+# Checks what building and testing needs: a C compiler, libclang (the module's bindings are generated from the
+# server's header), a Redis server, and the programs named as arguments. On Debian and its derivatives the script
+# installs what is missing and says so; on other systems it says what to install.
 set -euo pipefail
 
 has_libclang() {
@@ -11,14 +11,14 @@ has_libclang() {
 }
 
 if ! command -v cargo >/dev/null; then
-  echo "Rust is missing: install it as https://rustup.rs says, then try again." >&2
+  echo "Rust is missing: install it from https://rustup.rs, then try again." >&2
   exit 1
 fi
 
 missing=()
 command -v cc >/dev/null || missing+=(cc)
 has_libclang || missing+=(libclang)
-# Another server than redis-server is its user's to install.
+# A user who sets PMCPTASK_SERVER installs that server.
 [[ -n ${PMCPTASK_SERVER:-} ]] || command -v redis-server >/dev/null || missing+=(redis-server)
 for program in "$@"; do
   command -v "$program" >/dev/null || missing+=("$program")
@@ -31,7 +31,7 @@ Missing: ${missing[*]}. Please install and try again:
   Fedora:  dnf install gcc clang redis     (or valkey)
   Arch:    pacman -S gcc clang valkey
   macOS:   xcode-select --install; brew install llvm redis
-If libclang is in an unusual place, set LIBCLANG_PATH to its folder; PMCPTASK_SERVER names another server.
+If libclang is in an unusual place, set LIBCLANG_PATH to its folder. To use another server, set PMCPTASK_SERVER.
 TEXT
   exit 1
 fi
@@ -51,7 +51,7 @@ for what in "${missing[@]}"; do
     redis-server) packages+=(redis-server) ;;
     valgrind) packages+=(valgrind) ;;
     libclang)
-      # The version that this release of the system has as its own; the library and its headers are enough.
+      # The default version of this system release. The library and its headers are enough.
       version=$(apt-cache depends libclang-dev | sed -n 's/.*Depends: libclang-\([0-9]*\)-dev.*/\1/p' | head -n 1)
       packages+=("libclang1-$version" "libclang-common-$version-dev")
       ;;
@@ -60,7 +60,7 @@ done
 echo "Installing with apt-get: ${packages[*]}"
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 if [[ " ${packages[*]} " == *' redis-server '* && -d /run/systemd/system ]]; then
-  echo "The package has started a server of its own on port 6379. This project neither uses nor changes it;"
-  echo "'systemctl disable --now redis-server' ends it."
+  echo "The package has started its own server on port 6379. This project does not use or change that server;"
+  echo "'systemctl disable --now redis-server' stops it."
 fi
 echo "Installed."

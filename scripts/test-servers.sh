@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# test-servers.sh FILE: runs every suite that needs a server with each server that FILE names (a line each: a name, and
-# the path of the server), and prints a table. SUITES and ONLY limit it to some suites and servers. One build of the
-# module is loaded by all of them.
+# test-servers.sh FILE: runs every suite with each server that FILE lists (one per line: a name, and the path of the
+# server), and prints a table. SUITES and ONLY limit the suites and the servers. All servers load the same build of the
+# module.
 set -euo pipefail
 list=$(realpath "${1:?usage: test-servers.sh FILE}")
 [[ -r $list ]] || { echo "There is no file $list." >&2; exit 1; }
@@ -13,19 +13,19 @@ rm -f "$logs"/*
 
 read -ra suites <<<"${SUITES:-$(basename -s .rs tests/tests/*.rs | paste -sd ' ')}"
 names=() programs=()
-# The last line may lack its end.
+# The last line may have no newline.
 while read -r name server || [[ -n $name ]]; do
   [[ -z $server || $name == \#* ]] && continue
   [[ -z ${ONLY:-} || " $ONLY " == *" $name "* ]] && names+=("$name") && programs+=("$server")
 done <"$list"
-[[ ${#names[@]} -gt 0 ]] || { echo "$list names no server${ONLY:+ of $ONLY}." >&2; exit 1; }
+[[ ${#names[@]} -gt 0 ]] || { echo "$list lists no server${ONLY:+ of $ONLY}." >&2; exit 1; }
 
-# All before the first test: whatever is built later takes its time from tests that run.
+# Build everything before the first test: a later build would slow down running tests.
 cargo build --locked --quiet --package pmcptask
 cargo build --locked --quiet --workspace --all-features --bin pmcptask-hash-tags
 cargo test --locked --quiet --workspace --all-features --no-run
 
-# verdict LOG: passed and failed tests of a run, and whether there were any.
+# verdict LOG: the numbers of passed and failed tests of a run, or that it did not run.
 verdict() {
   local result
   result=$(grep '^test result:' "$1" | tail -n 1) || { echo 'did not run'; return; }
@@ -56,4 +56,4 @@ done
   echo 'Skipped, because the server lacks it:'
   grep -H '^skipped: ' "$logs"/* | sed -E "s|^$logs/([^:]*)\.[a-z_]+:skipped: |- \1: |" | sort -u || echo '- nothing'
 } | tee "$target/servers/table.md"
-[[ $failed -eq 0 ]] || { echo "Some tests failed; what they said is in $logs." >&2; exit 1; }
+[[ $failed -eq 0 ]] || { echo "Some tests failed; their output is in $logs." >&2; exit 1; }

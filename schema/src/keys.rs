@@ -140,7 +140,11 @@ impl OwnersTaskKeys {
     /// another owner.
     #[inline]
     pub fn of_task(&mut self, task_id: &[u8]) -> Option<&[u8]> {
-        if task_id.is_empty() || memchr(b':', task_id).is_some() { None } else { Some(self.of_member(task_id)) }
+        if task_id.is_empty() || memchr(b':', task_id).is_some() {
+            None
+        } else {
+            Some(self.of_member(task_id))
+        }
     }
 
     /// The task key that an index member names. [`TaskKey::old_entry`] explains members with colons.

@@ -1,6 +1,7 @@
-//! Another module, for tests: it runs commands by itself, or in the name of the user who asks for that.
+//! Another module, for tests. It runs commands on its own behalf, or on behalf of the calling user.
 //!
-//! `CALLER.BYITSELF command [argument ...]` and `CALLER.FORUSER command [argument ...]` reply as the command does.
+//! `CALLER.BYITSELF command [argument ...]` and `CALLER.FORUSER command [argument ...]` reply as the
+//! command does.
 #![allow(missing_docs)]
 
 use redis_module::{
@@ -14,7 +15,7 @@ fn call(context: &Context, arguments: Vec<RedisString>, options: CallOptionsBuil
     let words: Vec<RedisString> = words.collect();
     let words: Vec<&RedisString> = words.iter().collect();
     let reply: CallResult<'_> = context.call_ext(&command, &options.build(), words.as_slice());
-    // Enough to tell a refusal from a list.
+    // Enough to distinguish a refusal from a list.
     match reply {
         Ok(CallReply::Array(array)) => Ok(RedisValue::BulkString(format!("listed {}", array.len()))),
         Ok(_) => Ok(RedisValue::BulkString("another reply".to_owned())),

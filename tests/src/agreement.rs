@@ -1,19 +1,22 @@
-//! Whether the indexes of a deployment list what is there.
+//! Checks that the indexes list exactly the tasks that exist.
 
 use std::time::Duration;
 
 use crate::{Server, holds_within};
 
-/// Asserts that every task of these primaries has one index entry, that every entry has a task, and that no task is at
-/// two primaries.
+/// How soon an index entry goes after the server has ended its task, by the contract.
+pub const PROMISED: Duration = Duration::from_secs(1);
+
+/// Asserts that every task of these primaries has one index entry, that every entry has a task, and that no
+/// task is on two primaries.
 ///
-/// Two walks of the module through its indexes come first: they remove the entries whose tasks ended with a server that
-/// died before it could tell, or whose tasks went while their slot was on its way.
+/// The module walks twice through its indexes first. The walks remove the entries of tasks that ended on a
+/// server that died before it could remove them, and of tasks that ended while their slot moved.
 pub fn assert_hashes_and_entries_agree(primaries: &[&Server]) {
     for server in primaries {
         server.have_indexes_walked(2);
     }
-    // A task may end between the two looks at its server.
+    // A task may end between the query for tasks and the query for entries.
     let agree = || {
         let (hashes, entries) = hashes_and_entries(primaries);
         let is_twice = hashes.windows(2).any(|pair| pair[0] == pair[1]);
@@ -38,7 +41,7 @@ pub fn assert_hashes_and_entries_agree(primaries: &[&Server]) {
     );
 }
 
-/// Every task's key, and the index entry of every task as a task's key, both sorted.
+/// The key of every task, and for every index entry the key of its task, both sorted.
 fn hashes_and_entries(servers: &[&Server]) -> (Vec<String>, Vec<String>) {
     let (mut hashes, mut entries) = (Vec::new(), Vec::new());
     for server in servers {

@@ -9,10 +9,10 @@ use crate::proxy::Proxy;
 use crate::server::{Server, ServerOptions};
 
 const SLOTS: usize = 16_384;
-/// How long nodes may take to agree. Generous: it is only waited for when broken.
+/// How long nodes may take to agree. Generous: only a broken cluster needs all of it.
 const AGREEMENT: Duration = Duration::from_mins(1);
 
-/// Nodes that know each other. They end with it.
+/// Nodes that know each other. They stop when this is dropped.
 #[derive(Debug)]
 pub struct Cluster {
     /// Primaries first, then their replicas in the same order.
@@ -20,13 +20,13 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Primaries with the same number of slots, each with so many replicas.
+    /// Starts primaries with equal numbers of slots, each with `replicas` replicas.
     #[must_use]
     pub fn start(primaries: usize, replicas: usize) -> Self {
         Self::start_with(&Self::node_options(), primaries, replicas)
     }
 
-    /// With settings of one's own.
+    /// Like [`Cluster::start`], with other settings.
     #[must_use]
     pub fn start_with(options: &ServerOptions, primaries: usize, replicas: usize) -> Self {
         let bounds: Vec<_> = (0..=primaries).map(|number| SLOTS * number / primaries).collect();
@@ -34,7 +34,7 @@ impl Cluster {
         Self::form(options, &slots, replicas)
     }
 
-    /// Primaries of which the first has all slots.
+    /// Starts primaries of which the first has all slots.
     #[must_use]
     pub fn start_lopsided(primaries: usize) -> Self {
         let mut slots = vec![None; primaries];
@@ -42,7 +42,7 @@ impl Cluster {
         Self::form(&Self::node_options(), &slots, 0)
     }
 
-    /// Three primaries that all tests which run at the moment have in common.
+    /// Three primaries that all tests running at this time share.
     #[must_use]
     pub fn shared() -> Arc<Self> {
         static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
@@ -59,7 +59,7 @@ impl Cluster {
         let cluster = Self { servers: (0..count).map(|_| Server::start_with(options)).collect() };
         for (number, server) in cluster.servers.iter().enumerate() {
             let mut wire = server.wire();
-            // Two of the same epoch would have to settle that first.
+            // Two nodes with the same epoch would have to resolve that first.
             wire.call(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]);
             if let Some(Some((first, last))) = slots.get(number) {
                 let slots = ["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()];
@@ -75,17 +75,17 @@ impl Cluster {
         cluster
     }
 
-    /// What its nodes are started with.
+    /// The settings that nodes are started with.
     #[must_use]
     pub fn node_options() -> ServerOptions {
         ServerOptions::default()
             .set("cluster-enabled", "yes")
             .set("cluster-node-timeout", "2000")
-            // A replica need not wait for others.
+            // A replica need not wait for other replicas.
             .set("repl-diskless-sync-delay", "0")
     }
 
-    /// Where clients find it.
+    /// The URL for clients.
     #[must_use]
     pub fn url(&self) -> String {
         let nodes: Vec<_> =
@@ -106,7 +106,7 @@ impl Cluster {
     ///
     /// # Panics
     ///
-    /// Where they do not.
+    /// If they do not.
     pub fn wait_until_settled(&self) {
         let settled = || {
             let views: Vec<_> = self.servers.iter().map(Server::view_of_slots).collect();
@@ -117,11 +117,11 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// Puts a proxy before each node, which clients are told to go through.
+    /// Puts a proxy before each node. The nodes announce the proxies to clients.
     ///
     /// # Panics
     ///
-    /// Where the nodes do not tell.
+    /// If the nodes do not announce them.
     #[must_use]
     pub fn put_behind_proxies(&self) -> Vec<Proxy> {
         let proxies: Vec<_> = self.servers.iter().map(|server| Proxy::to(server.port())).collect();
@@ -144,13 +144,13 @@ impl Cluster {
     ///
     /// # Panics
     ///
-    /// Where it fails.
+    /// If the command fails.
     pub fn operate(&self, what: &str, options: &[&str]) {
-        // It refuses to work while nodes disagree.
+        // redis-cli refuses to work while nodes disagree.
         self.wait_until_settled();
         let entry = format!("127.0.0.1:{}", self.servers[0].port());
         let mut arguments = vec!["--cluster", what];
-        // Its arguments come before the node that is asked, where there are any.
+        // Positional arguments, if any, come before the address of the node.
         let (before, after) =
             options.split_at(options.iter().take_while(|option| !option.starts_with("--")).count());
         arguments.extend(before);
@@ -162,7 +162,7 @@ impl Cluster {
         assert!(output.status.success(), "redis-cli --cluster {what}: {said:#?}");
     }
 
-    /// Has slots moved from one node to another, key by key.
+    /// Moves slots from one node to another, key by key.
     pub fn reshard(&self, slots: usize, from: &Server, to: &Server) {
         let (from, to, slots) = (from.node_id(), to.node_id(), slots.to_string());
         let options =
@@ -178,25 +178,25 @@ impl Cluster {
 }
 
 impl Server {
-    /// Whether it takes writes.
+    /// Whether the server takes writes.
     #[must_use]
     pub fn is_primary(&self) -> bool {
         self.replication().contains("role:master")
     }
 
-    /// Whether a key is this node's.
+    /// Whether the slot of a key belongs to this node.
     #[must_use]
     pub fn has_slot_of(&self, key: &str) -> bool {
         !self.wire().call(&["GET", key]).starts_with("-MOVED")
     }
 
-    /// What `CLUSTER NODES` says.
+    /// The reply to `CLUSTER NODES`.
     #[must_use]
     pub fn nodes(&self) -> String {
         self.wire().call(&["CLUSTER", "NODES"])
     }
 
-    /// By which other nodes know it.
+    /// The id by which other nodes know this node.
     #[must_use]
     pub fn node_id(&self) -> String {
         self.wire().call(&["CLUSTER", "MYID"]).lines().nth(1).unwrap().to_owned()
@@ -209,10 +209,10 @@ impl Server {
         assert_eq!(met, "+OK\r\n");
     }
 
-    /// Becomes a replica of another node.
+    /// Makes this node a replica of another node.
     pub fn replicate(&self, primary: &Self) {
         let id = primary.node_id();
-        // Refused until the node is known.
+        // The node refuses until it knows the primary.
         let replicates = || self.wire().call(&["CLUSTER", "REPLICATE", &id]) == "+OK\r\n";
         assert!(holds_within(AGREEMENT, replicates), "no replica: {}", self.nodes());
     }
@@ -223,7 +223,7 @@ impl Server {
         self.wire().call(&["CLUSTER", "KEYSLOT", key]).trim().trim_start_matches(':').to_owned()
     }
 
-    /// Marks a slot as on its way to another node.
+    /// Marks a slot as moving to another node.
     pub fn start_moving(&self, slot: &str, to: &Self) {
         let [from_id, to_id] = [self, to].map(Self::node_id);
         let importing = to.wire().call(&["CLUSTER", "SETSLOT", slot, "IMPORTING", &from_id]);
@@ -231,12 +231,13 @@ impl Server {
         assert_eq!((importing.as_str(), migrating.as_str()), ("+OK\r\n", "+OK\r\n"));
     }
 
-    /// Moves keys of a slot that is on its way, as `redis-cli --cluster reshard` does.
+    /// Moves keys of a slot that is moving, as `redis-cli --cluster reshard` does.
     pub fn migrate(&self, keys: &[&str], to: &Self) {
         assert!(self.migrate_what_is_left(keys, to), "none of the keys is there");
     }
 
-    /// The same where tasks end at any time, and with them their keys; false if there was none left.
+    /// Like [`Server::migrate`], for tasks that may end at any time and take their keys with them; false if
+    /// none of the keys was left.
     #[must_use]
     pub fn migrate_what_is_left(&self, keys: &[&str], to: &Self) -> bool {
         let port = to.port().to_string();
@@ -256,7 +257,7 @@ impl Server {
         }
     }
 
-    /// Which node has which slots, as this one sees it; none while it is not well.
+    /// Which node has which slots, as this node sees it; none while this node is not healthy.
     fn view_of_slots(&self) -> Option<Vec<String>> {
         let mut wire = self.wire();
         let is_ok = wire.call(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
@@ -270,7 +271,7 @@ impl Server {
     }
 }
 
-/// Of a line of `CLUSTER NODES`: id, role, whose replica, slots.
+/// The id, role, primary and slots in a line of `CLUSTER NODES`.
 fn owner_and_slots(line: &str) -> Option<String> {
     let words: Vec<_> = line.split(' ').collect();
     let [id, _, flags, primary, _, _, _, _, slots @ ..] = words.as_slice() else { return None };

@@ -1,8 +1,9 @@
-//! What every `StorageBackend` has to do, as one suite for all of them.
+//! The rules of `StorageBackend`, as one suite for all backends.
 //!
-//! A backend takes part by implementing [`Subject`] and naming [`conformance_suite!`](crate::conformance_suite)
-//! in a test file. Where backends differ from the rule, they say so with a [`Difference`] and why; the suite
-//! then holds them to the difference, so that it cannot go unnoticed when it is gone.
+//! A backend takes part by implementing [`Subject`] and naming
+//! [`conformance_suite!`](crate::conformance_suite) in a test file. A backend that differs from a rule
+//! declares a [`Difference`] and the reason. The suite then expects the difference, so a difference that
+//! disappears fails a test.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::domain::TaskRecord;
 use pmcp_tasks::store::backend::{StorageBackend, make_key, make_prefix};
 
-use crate::now_ms;
+use crate::{now_ms, timestamp};
 
 /// A backend under test.
 pub trait Subject {
@@ -31,17 +32,17 @@ pub enum Difference {
     MissingCasIsNotFound,
     /// Lists come in any order, not in order of creation.
     ListsAreUnordered,
-    /// Data that is no UTF-8 is refused.
+    /// Data that is not UTF-8 is refused.
     OnlyTextIsStored,
     /// An owner with a colon shares its list with the owner before the colon.
     OwnersWithColonsMix,
     /// An expired record is read until it is cleaned up.
     ExpiredRecordsAreRead,
-    /// `cleanup_expired` is what removes expired records, and counts them.
+    /// `cleanup_expired` removes expired records, and returns how many.
     CleanupRemoves,
-    /// The expiry is cut to whole seconds, so a task ends up to a second early.
+    /// The expiry is cut to whole seconds, so a task ends up to one second early.
     ExpiryIsFloored,
-    /// An `expiresAt` that is no timestamp means that the task never expires.
+    /// An `expiresAt` that is not a timestamp means that the task never expires.
     UnreadableExpiryIsIgnored,
 }
 
@@ -79,17 +80,13 @@ impl Sample {
     }
 }
 
-fn timestamp(ms: i64) -> String {
-    chrono::DateTime::from_timestamp_millis(ms).unwrap().to_rfc3339()
-}
-
 const OWNER: &str = "owner";
 
 fn key(task_id: &str) -> String {
     make_key(OWNER, task_id)
 }
 
-/// Asserts that a CAS lost against a version, or against nothing.
+/// Asserts that a CAS lost to version `actual`, where 0 means that there was no task.
 fn assert_conflict(result: Result<u64, StorageError>, key: &str, expected: u64, actual: u64) {
     match result {
         Err(StorageError::VersionConflict { key: k, expected: e, actual: a }) => {
@@ -106,7 +103,7 @@ fn assert_not_found<T: std::fmt::Debug>(result: Result<T, StorageError>, key: &s
     }
 }
 
-/// The rules, each a test of its own for each backend.
+/// The rules. Each is one test for each backend.
 #[allow(missing_docs, reason = "the name of a rule says what it asks for")]
 #[allow(clippy::wildcard_imports, reason = "the rules are the rest of this file's text")]
 pub mod rules {
@@ -223,13 +220,13 @@ pub mod rules {
     pub async fn list_is_in_order_of_creation<S: Subject>() {
         let backend = S::backend().await;
         let mut created = Vec::new();
-        // Neither the order of writing nor that of the ids is the order of creation.
+        // The order of creation is neither the order of the writes nor the order of the ids.
         for n in [4_i64, 1, 5, 0, 3, 2, 6, 9, 8, 7] {
             let sample = Sample::created_at(OWNER, 1_700_000_000_000 + n);
             backend.put(&key(&sample.task_id), &sample.bytes).await.unwrap();
             created.push((n, key(&sample.task_id), sample.bytes));
         }
-        // A later write leaves a task at its place.
+        // A later write does not move a task in the list.
         let (_, oldest, data) = created.iter().find(|(n, ..)| *n == 0).unwrap();
         backend.put(oldest, data).await.unwrap();
         created.sort();
@@ -251,7 +248,7 @@ pub mod rules {
 
     pub async fn expired_task_is_neither_read_nor_listed<S: Subject>() {
         let backend = S::backend().await;
-        // Two seconds, because a backend may cut the expiry to whole ones.
+        // Two seconds, because a backend may cut the expiry to whole seconds.
         let mut sample = Sample::new(OWNER, Some(2_000));
         backend.put(&key(&sample.task_id), &sample.bytes).await.unwrap();
         assert!(backend.get(&key(&sample.task_id)).await.is_ok());
@@ -268,7 +265,7 @@ pub mod rules {
         assert_eq!(list.len(), if sees_expired { 2 } else { 1 });
         let removes = S::why_it_differs(Difference::CleanupRemoves).is_some();
         assert_eq!(backend.cleanup_expired().await.unwrap(), usize::from(removes));
-        // It is gone for a CAS as well, and a new task of its name starts at 1.
+        // For a CAS the task is gone too, and a new task with its id starts at version 1.
         sample = Sample { task_id: sample.task_id, ..Sample::new(OWNER, None) };
         let result = backend.put_if_version(&key(&sample.task_id), &sample.bytes, 1).await;
         if S::why_it_differs(Difference::MissingCasIsNotFound).is_some() {
@@ -281,7 +278,7 @@ pub mod rules {
 
     pub async fn task_lives_to_the_last_millisecond<S: Subject>() {
         let backend = S::backend().await;
-        // Written at the end of a second, it would be gone at once if the expiry were cut to seconds.
+        // A backend that cuts the expiry to whole seconds ends this task almost a second early.
         let at = now_ms() / 1000 * 1000 + 1_990;
         backend.put(&key("t"), &Sample::expiring_at(at)).await.unwrap();
         tokio::time::sleep(Duration::from_millis((at - 700 - now_ms()).max(0).unsigned_abs())).await;
@@ -399,7 +396,7 @@ pub mod rules {
     }
 }
 
-/// Makes one test of each rule, named `redis_{rule}`, for the backend `$subject`.
+/// Makes one test of each rule, `$module::{rule}`, for the backend `$subject`.
 #[macro_export]
 macro_rules! conformance_suite {
     ($module:ident, $subject:ident) => {

@@ -1,13 +1,14 @@
-//! Harness for suites that need a real server, and what several suites share.
+//! The harness for suites that need a real server, and what several suites share.
 //!
-//! - [`Server`]: a Redis or Valkey server of one's own, with the module, in a temporary folder.
-//! - [`Cluster`]: several of them, which share the keys.
-//! - [`Watched`]: a primary and its replicas, which Sentinels watch.
+//! - [`Server`]: a Redis or Valkey server with the module, in a temporary folder.
+//! - [`Cluster`]: several servers that share the keys.
+//! - [`Watched`]: a primary and its replicas, watched by Sentinels.
 //! - [`Wire`]: replies byte by byte, as any client gets them.
-//! - [`Proxy`]: a connection to a server that goes wrong on purpose.
-//! - [`Load`]: clients at work, which keep account of what must be there.
-//! - [`conformance`]: what every `StorageBackend` has to do.
-//! - [`model`]: what the contract says of every reply and every key.
+//! - [`Proxy`]: a connection to a server that fails on purpose.
+//! - [`Load`]: clients that write and read, and record what must be stored.
+//! - [`conformance`]: the rules of `StorageBackend`.
+//! - [`model`]: what the contract says about every reply and every key.
+//! - [`refusals`]: the texts of errors.
 //!
 //! Tests panic to fail, and so does this crate.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
@@ -16,37 +17,52 @@
 mod agreement;
 mod cluster;
 pub mod conformance;
+mod dice;
 mod load;
 pub mod model;
 mod outcome;
 mod proxy;
+pub mod refusals;
 mod sentinel;
 mod server;
 mod wire;
 
-pub use agreement::assert_hashes_and_entries_agree;
+pub use agreement::{PROMISED, assert_hashes_and_entries_agree};
 pub use cluster::Cluster;
-pub use load::{Account, Load};
+pub use dice::Dice;
+pub use load::{A_WHILE, CLIENTS, Load};
 pub use outcome::{reason, show, skipped};
 pub use proxy::{Fault, Proxy};
 pub use sentinel::Watched;
-pub use server::{FILE, Server, ServerOptions, StartError, calling_module, hash_tags_program};
-pub use wire::Wire;
+pub use server::{FILE, Server, ServerOptions, StartError, calling_module, free_port, hash_tags_program};
+pub use wire::{EMPTY, INDEX, NIL, OK, TASK, Wire, integer};
 
-/// The time of this machine, ms since the epoch; the servers of the harness run on it too.
+/// The time of this machine, in ms since the epoch. The servers of the harness use the same clock.
 #[must_use]
 pub fn now_ms() -> i64 {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     i64::try_from(since_epoch.as_millis()).unwrap()
 }
 
-/// How many times slower than usual the servers run, under valgrind, say: `PMCPTASK_SLOWNESS`, or 1.
+/// Sleeps until a time in ms since the epoch.
+pub fn sleep_until(ms: i64) {
+    let left = u64::try_from(ms - now_ms()).unwrap_or(0);
+    std::thread::sleep(std::time::Duration::from_millis(left));
+}
+
+/// A time in ms since the epoch as an RFC 3339 timestamp.
+#[must_use]
+pub fn timestamp(ms: i64) -> String {
+    chrono::DateTime::from_timestamp_millis(ms).unwrap().to_rfc3339()
+}
+
+/// How many times slower than usual the servers run, for example under valgrind: `PMCPTASK_SLOWNESS`, or 1.
 #[must_use]
 pub fn slowness() -> u32 {
     std::env::var("PMCPTASK_SLOWNESS").map_or(1, |slowness| slowness.parse().unwrap())
 }
 
-/// Waits until `condition` holds, looking every few milliseconds; false if it does not within `limit`.
+/// Polls `condition` every few milliseconds; false if it does not become true within `limit`.
 pub fn holds_within(limit: std::time::Duration, mut condition: impl FnMut() -> bool) -> bool {
     let limit = limit * slowness();
     let started = std::time::Instant::now();

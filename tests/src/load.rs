@@ -1,8 +1,8 @@
-//! Clients that write and read while the servers change under them, and keep account of what must be there.
+//! Clients that write and read while the servers change, and record what must be stored.
 //!
-//! Each client has owners of its own, so it knows the state of each of their tasks, and what each call has to
-//! reply. A task of which the outcome of a write is unknown may be in either state from then on; the client
-//! leaves it alone and makes a new one.
+//! Each client has its own owners. So it knows the state of each of their tasks, and the right reply to each
+//! call. If the outcome of a write is unknown, the task may be in either state from then on; the client
+//! leaves the task alone and creates a new one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,20 +12,28 @@ use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
-use pmcptask_client::{Applied, Error, RedisBackend};
+use pmcptask_client::{Applied, Error, RedisBackend, RedisBackendBuilder};
 use tokio::task::JoinHandle;
 
-/// Together with those of the others, so many that any sixteenth of the slots has some.
+use crate::dice::Dice;
+use crate::{now_ms, show, timestamp};
+
+/// How many clients there are.
+pub const CLIENTS: usize = 4;
+/// Calls before and after each change of the servers.
+pub const A_WHILE: usize = 1_000;
+
+/// Enough for any sixteenth of the slots to have owners, with the owners of all clients.
 const OWNERS_OF_A_CLIENT: usize = 64;
 const TASKS_OF_AN_OWNER: usize = 2;
-/// A part of the tasks expires so soon, in ms.
+/// Some tasks expire this soon, in ms.
 const SOON: std::ops::Range<usize> = 50..1_000;
-/// What stands in the records of these alone.
+/// Only the records of tasks that expire contain this.
 const EXPIRES: &str = "expiresAt";
-/// After an error, a client does what a careful user would: it waits a moment.
+/// After an error, a client waits before the next call, as a careful user would.
 const AFTER_AN_ERROR: Duration = Duration::from_millis(10);
 
-/// How calls may fail while servers change.
+/// The errors that calls may fail with while servers change.
 const EXPECTED: [&str; 8] = [
     "NotConnected",
     "OutcomeUnknown",
@@ -37,38 +45,43 @@ const EXPECTED: [&str; 8] = [
     "Loading",
 ];
 
-/// Version and data; none where there is no task.
+/// Version and data; none if there is no task.
 type State = Option<(u64, Vec<u8>)>;
 
-/// Clients at work.
+/// The running clients.
 pub struct Load {
     clients: Vec<JoinHandle<Account>>,
     ends: Arc<AtomicBool>,
-    /// Calls of each client that have succeeded.
+    /// Successful calls of each client.
     successes: Vec<Arc<AtomicUsize>>,
 }
 
 impl Load {
-    /// Sets clients to work, one for each backend.
-    #[must_use]
-    pub fn start(backends: Vec<RedisBackend>) -> Self {
+    /// Connects the clients, starts them, and waits for [`A_WHILE`].
+    pub async fn start(builder: &RedisBackendBuilder) -> Self {
+        let mut backends = Vec::new();
+        for _ in 0..CLIENTS {
+            backends.push(builder.clone().connect().await.unwrap());
+        }
         let ends = Arc::new(AtomicBool::new(false));
         let successes: Vec<_> = backends.iter().map(|_| Arc::new(AtomicUsize::new(0))).collect();
         let start = |(number, backend)| {
             let client = Client {
                 backend,
                 number,
-                random: 0x9E37_79B9_7F4A_7C15 ^ number as u64,
+                dice: Dice::new(0x9E37_79B9_7F4A_7C15 ^ number as u64),
                 made: 0,
                 account: Account::default(),
                 successes: successes[number].clone(),
             };
             tokio::spawn(client.work(ends.clone()))
         };
-        Self { clients: backends.into_iter().enumerate().map(start).collect(), ends, successes }
+        let load = Self { clients: backends.into_iter().enumerate().map(start).collect(), ends, successes };
+        load.go_on_for(A_WHILE).await;
+        load
     }
 
-    /// Waits until so many more calls have succeeded, and of each client its share of them.
+    /// Waits for this many more successful calls, an equal share from each client.
     pub async fn go_on_for(&self, calls: usize) {
         let limit = Duration::from_mins(1);
         let share = calls.div_ceil(self.successes.len());
@@ -80,32 +93,40 @@ impl Load {
         }
     }
 
-    /// Ends the work, and compares what is there with what has to be.
-    pub async fn end(self, backend: &RedisBackend) -> Account {
+    /// Goes on for [`A_WHILE`], stops the clients, checks what is stored, and shows the counts.
+    ///
+    /// # Panics
+    ///
+    /// If a write was lost, if a reply was wrong, or if a client had no successful call for `longest_outage`.
+    pub async fn end(self, what: &str, builder: RedisBackendBuilder, longest_outage: Duration) {
+        self.go_on_for(A_WHILE).await;
         self.ends.store(true, Ordering::SeqCst);
         let mut whole = Account::default();
         for client in self.clients {
             whole.add(client.await.unwrap());
         }
-        whole.compare(backend).await;
-        whole
+        whole.compare(&builder.connect().await.unwrap()).await;
+        show(&format!("{what}: {whole}"));
+        assert!(whole.lost == 0 && whole.violations.is_empty(), "{whole}");
+        assert!(whole.operations > 0);
+        assert!(whole.longest_outage < longest_outage, "{whole}");
     }
 }
 
-/// What clients have done and seen.
+/// What the clients have done and seen.
 #[derive(Default)]
-pub struct Account {
-    /// Calls that succeeded.
-    pub operations: usize,
-    /// Calls that failed, by the name of the error.
-    pub errors: BTreeMap<String, usize>,
-    /// The longest time for which a client had no call succeed.
-    pub longest_outage: Duration,
-    /// Writes that were acknowledged, and replaced by nothing, and are not there.
-    pub lost: usize,
-    /// Whatever must not be, in words.
-    pub violations: Vec<String>,
-    /// What each task may be now.
+struct Account {
+    /// Successful calls.
+    operations: usize,
+    /// Failed calls, by the name of the error.
+    errors: BTreeMap<String, usize>,
+    /// The longest time that a client had no successful call.
+    longest_outage: Duration,
+    /// Acknowledged writes that are not stored and were not replaced.
+    lost: usize,
+    /// Every violation of the contract, in words.
+    violations: Vec<String>,
+    /// The states that each task may be in now.
     tasks: BTreeMap<String, Vec<State>>,
     owners: BTreeSet<String>,
 }
@@ -126,17 +147,6 @@ impl fmt::Display for Account {
 }
 
 impl Account {
-    /// Nothing was lost, nothing was that must not be, and no client was without success for longer than that.
-    ///
-    /// # Panics
-    ///
-    /// Where it was.
-    pub fn assert_nothing_lost(&self, longest_outage: Duration) {
-        assert!(self.lost == 0 && self.violations.is_empty(), "{self}");
-        assert!(self.operations > 0);
-        assert!(self.longest_outage < longest_outage, "{self}");
-    }
-
     fn add(&mut self, other: Self) {
         self.operations += other.operations;
         for (name, count) in other.errors {
@@ -149,7 +159,7 @@ impl Account {
     }
 
     async fn compare(&mut self, backend: &RedisBackend) {
-        // Whatever was to expire has by then.
+        // By then, all tasks with an expiry have expired.
         tokio::time::sleep(Duration::from_millis(SOON.end as u64)).await;
         for (key, states) in &self.tasks {
             let found = state_of(backend.get(key).await).unwrap_or_else(|error| panic!("{key}: {error}"));
@@ -199,8 +209,8 @@ fn state_of(read: Result<VersionedRecord, StorageError>) -> Result<State, Storag
 struct Client {
     backend: RedisBackend,
     number: usize,
-    random: u64,
-    /// Tasks made until now, so that each has an id of its own.
+    dice: Dice,
+    /// How many tasks were created, so that each gets its own id.
     made: usize,
     account: Account,
     successes: Arc<AtomicUsize>,
@@ -217,7 +227,7 @@ impl Client {
             let succeeded = self.step(&key).await;
             self.account.longest_outage = self.account.longest_outage.max(last_success.elapsed());
             if self.account.tasks[&key].len() > 1 {
-                // Nobody knows which of these it is.
+                // The task may be in several states, so it is left alone from now on.
                 tasks[number] = self.new_task(number);
             }
             if succeeded {
@@ -240,15 +250,11 @@ impl Client {
         key
     }
 
-    /// xorshift: the same calls in the same order in each run.
     fn next_random(&mut self, below: usize) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        usize::try_from(self.random >> 33).unwrap() % below
+        usize::try_from(self.dice.roll(below as u64)).unwrap()
     }
 
-    /// One call; false if it failed.
+    /// Makes one call; false if the call failed.
     async fn step(&mut self, key: &str) -> bool {
         let [before] = self.account.tasks[key].as_slice() else { panic!("{key} was to be left alone") };
         let before = before.clone();
@@ -302,7 +308,7 @@ impl Client {
         }
     }
 
-    /// All tasks of an owner of which the state is known, and each once.
+    /// The list must contain every task of the owner whose state is known, once.
     fn check_list(&mut self, owner: &str, listed: &[(String, VersionedRecord)]) {
         let mut violations = Vec::new();
         for (key, states) in self.account.tasks.iter().filter(|(key, _)| key.starts_with(owner)) {
@@ -339,12 +345,12 @@ impl Client {
         }
     }
 
-    /// Takes note of an error. `states`: what the task may be in, if the outcome is unknown; the first is the
-    /// one before the call.
+    /// Records an error. `states`: the states that the task may be in if the outcome is unknown, first the
+    /// state before the call.
     fn failed(&mut self, key: &str, error: &StorageError, states: Vec<State>) -> bool {
         let reason = Error::of(error);
         let Some(reason) = reason else {
-            // Nobody else writes to this task.
+            // No other client writes to this task.
             self.violated(format!("{key}: {error}"));
             return false;
         };
@@ -367,8 +373,7 @@ impl Client {
 
     fn moment_soon(&mut self) -> String {
         let soon = SOON.start + self.next_random(SOON.end - SOON.start);
-        let at_ms = crate::now_ms() + i64::try_from(soon).unwrap();
-        chrono::DateTime::from_timestamp_millis(at_ms).unwrap().to_rfc3339()
+        timestamp(now_ms() + i64::try_from(soon).unwrap())
     }
 
     fn violated(&mut self, what: String) {
@@ -376,7 +381,7 @@ impl Client {
     }
 }
 
-/// The prefix of a key's owner: `owner:`.
+/// The list prefix of a key's owner: `owner:`.
 fn owner_of(key: &str) -> &str {
     key.rfind(':').map_or(key, |colon| &key[..=colon])
 }

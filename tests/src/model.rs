@@ -1,18 +1,19 @@
-//! What the contract says of tasks, in memory: the model that a server is compared with.
+//! What the contract says about tasks: the in-memory model that a server is compared with.
 //!
-//! Written from the contract and not from the module: ordered maps, and no thought of speed. Time is an
-//! argument, so a reply that falls on an expiry can be compared with what is right before and after it.
+//! The model was written from the contract, not from the module: ordered maps, and no attention to speed.
+//! Time is an argument, so a reply at the time of an expiry can be compared with the right reply before and
+//! after the expiry.
 
 use std::collections::BTreeMap;
 
 use redis::{Cmd, Value, cmd};
 
-/// Whose tasks, under which prefix.
+/// An owner under a key prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Owner {
-    /// What the keys start with.
+    /// The key prefix.
     pub prefix: &'static str,
-    /// The owner's name, as it stands in the keys.
+    /// The owner's name, as in the keys.
     pub name: &'static str,
 }
 
@@ -27,9 +28,9 @@ impl Owner {
 /// A task's owner and id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TaskName {
-    /// Whose task it is.
+    /// The owner of the task.
     pub owner: Owner,
-    /// Without a colon.
+    /// The task id, without a colon.
     pub id: &'static str,
 }
 
@@ -41,23 +42,23 @@ impl TaskName {
     }
 }
 
-/// How long a task is to live.
+/// How long a task lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lifetime {
-    /// Until this time, ms since the epoch.
+    /// Until this time, in ms since the epoch.
     Until(i64),
-    /// For good.
+    /// Forever.
     Unlimited,
 }
 
-/// A record, and what it says of its task; whoever makes the bytes knows, so that nothing is parsed here.
+/// A record, and what it says about its task. Whoever makes the bytes knows that, so nothing is parsed here.
 #[derive(Debug, Clone)]
 pub struct Record {
     /// What is stored.
     pub bytes: Vec<u8>,
-    /// By `expiresAt`; None where that is present and no timestamp.
+    /// From `expiresAt`; None if that member is present and not a timestamp.
     pub lifetime: Option<Lifetime>,
-    /// By `task.createdAt`.
+    /// From `task.createdAt`.
     pub created_ms: Option<i64>,
 }
 
@@ -77,7 +78,7 @@ pub struct Write {
 /// The options of LIST.
 #[derive(Debug, Clone)]
 pub struct Listing {
-    /// Whose tasks.
+    /// The owner of the tasks.
     pub owner: Owner,
     /// `REV`.
     pub newest_first: bool,
@@ -87,12 +88,12 @@ pub struct Listing {
     pub count: Option<usize>,
 }
 
-/// A command, of this project or of others who reach for the same keys.
+/// A command of this project, or of another application that uses the same keys.
 #[derive(Debug, Clone)]
 pub enum Call {
     /// `PMCPTASK.PUT`, with `MAXTASKS`.
     Put(Write, Option<usize>),
-    /// `PMCPTASK.CAS`, with the version that it expects.
+    /// `PMCPTASK.CAS`, with the expected version.
     Cas(Write, i64),
     /// `PMCPTASK.GET`.
     Get(TaskName),
@@ -106,11 +107,11 @@ pub enum Call {
     Unlink(TaskName),
     /// `PERSIST` of a hash, which leaves the field `expires_at`.
     Persist(TaskName),
-    /// `HSET` of the field `version`, where there is a hash.
+    /// `HSET` of the field `version`, if there is a hash.
     SetVersion(TaskName, &'static str),
     /// `HDEL` of the field `data`.
     DropData(TaskName),
-    /// `ZADD` of an index entry, for a task that is there or not.
+    /// `ZADD` of an index entry, whether or not the task exists.
     Enter(Owner, &'static str, i64),
 }
 
@@ -158,7 +159,7 @@ impl Call {
         }
     }
 
-    /// The task that is written.
+    /// The task that the command writes.
     #[must_use]
     pub fn written(&self) -> Option<TaskName> {
         match self {
@@ -207,32 +208,33 @@ fn list_command(listing: &Listing) -> Cmd {
     list
 }
 
-/// What a command is answered.
+/// The expected reply to a command.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
     /// This value.
     Value(Value),
-    /// 0 or 1, by whether the server has removed the entry of a dead task yet.
+    /// 0 or 1, depending on whether the server has already removed the dead entry.
     ZeroOrOne,
-    /// An error with one of these codes: which of several reasons is told is not promised.
+    /// An error with one of these codes. If there are several reasons, the contract does not say which one
+    /// the server names.
     Refused(Vec<&'static str>),
 }
 
-/// What a server holds under a key. Names and values are texts by [`shown`].
+/// What a server holds under a key. [`shown`] makes the names and values.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stored {
-    /// A hash: its fields, and when the key expires, ms since the epoch.
+    /// A hash: its fields, and when the key expires, in ms since the epoch.
     Hash(BTreeMap<String, String>, Option<i64>),
     /// A sorted set: its members and scores.
     Index(BTreeMap<String, f64>),
-    /// Something of this type.
+    /// A key of this other type.
     Other(String),
 }
 
-/// All keys of a server, or some of them.
+/// All or some keys of a server.
 pub type Keys = BTreeMap<String, Stored>;
 
-/// Bytes as a text that no other bytes have.
+/// Bytes as text. Different bytes have different texts.
 #[must_use]
 pub fn shown(bytes: &[u8]) -> String {
     bytes.escape_ascii().to_string()
@@ -242,7 +244,7 @@ pub fn shown(bytes: &[u8]) -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Created {
     At(i64),
-    /// When the server has written it; [`Model::learn`] tells.
+    /// When the server wrote it; [`Model::learn`] supplies the time.
     ByClock,
 }
 
@@ -250,14 +252,15 @@ enum Created {
 struct Task {
     version: String,
     data: Option<Vec<u8>>,
-    /// The field `expires_at`: it can be there without the key's expiry, where others have taken that.
+    /// The field `expires_at`. It can exist without an expiry of the key, if another application removed
+    /// that expiry.
     expires_at_seconds: Option<i64>,
     expires_ms: Option<i64>,
     created: Created,
 }
 
 impl Task {
-    /// Gone by the second line of defence, though its hash is there.
+    /// Expired by its field `expires_at`, although its hash exists.
     fn has_lapsed(&self, now_ms: i64) -> bool {
         self.expires_at_seconds.is_some_and(|seconds| seconds.saturating_mul(1000) < now_ms)
     }
@@ -265,7 +268,7 @@ impl Task {
     /// Version and data; None for a corrupt record.
     fn read(&self) -> Option<(i64, &[u8])> {
         let version = self.version.parse().ok().filter(|version: &i64| *version > 0)?;
-        // `01` and `+1` are not what the schema writes.
+        // The schema does not write `01` or `+1`.
         (version.to_string() == self.version).then_some((version, self.data.as_deref()?))
     }
 
@@ -278,34 +281,35 @@ impl Task {
     }
 }
 
-/// Why there can be an index entry without a task.
+/// Why an index entry can exist without a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leftover {
-    /// Its task has gone without a command of this project: the entry goes at the second look.
+    /// The task is gone, but not by a command of this project. The module removes the entry at the
+    /// second look.
     Going,
-    /// Others have put it there; it means nothing.
+    /// Another application added the entry; it means nothing.
     OfOthers,
 }
 
 /// Which keys are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// All of them, once the second is over within which entries go.
+    /// All of them, once the second within which entries go is over.
     Everything,
     /// Those of one task, at any time.
     One(TaskName),
 }
 
-/// The tasks that there are.
+/// The tasks that exist.
 #[derive(Debug, Clone, Default)]
 pub struct Model {
-    /// Those whose hash exists.
+    /// The tasks whose hash exists.
     tasks: BTreeMap<TaskName, Task>,
     leftovers: BTreeMap<(Owner, &'static str), Leftover>,
 }
 
 impl Model {
-    /// Runs a command at a time, ms since the epoch.
+    /// Runs a command at a time in ms since the epoch.
     pub fn run(&mut self, call: &Call, now_ms: i64) -> Reply {
         self.expire(now_ms);
         match call {
@@ -350,7 +354,7 @@ impl Model {
         let Some(live) = self.live(write.task, now_ms) else { return outcome("MISSING", 0) };
         let version = live.read().map(|(version, _)| version);
         match version {
-            // A CAS that loses has no use for the record, whatever it says.
+            // A CAS that loses does not use the record, so a bad record is no error.
             Some(actual) if actual != expected => outcome("CONFLICT", actual),
             _ => match Self::refusals(write, version, false) {
                 refusals if !refusals.is_empty() => Reply::Refused(refusals),
@@ -359,7 +363,7 @@ impl Model {
         }
     }
 
-    /// Why a task at a version, 0 if new, None if corrupt, cannot be written.
+    /// Why a write to a task is refused. `version` is 0 for a new task and None for a corrupt one.
     fn refusals(write: &Write, version: Option<i64>, is_full: bool) -> Vec<&'static str> {
         let is_unreadable = write.lifetime.or(write.record.lifetime).is_none();
         let reasons = [
@@ -371,7 +375,7 @@ impl Model {
         reasons.into_iter().filter(|(applies, _)| *applies).map(|(_, code)| code).collect()
     }
 
-    /// Writes what follows a version, and returns that.
+    /// Writes the version after `before`, and returns it.
     fn store(&mut self, write: &Write, before: i64, now_ms: i64) -> i64 {
         let version = before + 1;
         let expires_ms = match write.lifetime.or(write.record.lifetime) {
@@ -441,7 +445,7 @@ impl Model {
         Value::Array(records.collect())
     }
 
-    /// Removes a hash as others do; true if there was one.
+    /// Removes a hash as another application does; true if there was one.
     fn lose(&mut self, name: TaskName) -> bool {
         if self.tasks.remove(&name).is_none() {
             return false;
@@ -459,7 +463,7 @@ impl Model {
         if may_be_there { Reply::ZeroOrOne } else { integer(1) }
     }
 
-    /// Takes out what is past the expiry of its key.
+    /// Removes the tasks that are past the expiry of their key.
     fn expire(&mut self, now_ms: i64) {
         let is_past = |task: &Task| task.expires_ms.is_some_and(|ms| ms <= now_ms);
         let past: Vec<_> =
@@ -483,13 +487,13 @@ impl Model {
         self.live_of(owner, now_ms).count()
     }
 
-    /// The version of a task, for a CAS that is to win; 0 where there is none.
+    /// The version of a task, for a CAS that should win; 0 if there is no task.
     #[must_use]
     pub fn version(&self, task: TaskName) -> i64 {
         self.tasks.get(&task).and_then(Task::read).map_or(0, |(version, _)| version)
     }
 
-    /// When a task was created, where that is known.
+    /// When a task was created, if that is known.
     #[must_use]
     pub fn created_ms(&self, task: TaskName) -> Option<i64> {
         match self.tasks.get(&task)?.created {
@@ -504,15 +508,15 @@ impl Model {
         self.tasks.get(&task).is_some_and(|task| task.created == Created::ByClock)
     }
 
-    /// Takes over from the server when it has created a task.
+    /// Stores the creation time that the server chose for a task.
     pub fn learn(&mut self, task: TaskName, created_ms: i64) {
         if let Some(task) = self.tasks.get_mut(&task) {
             task.created = Created::At(created_ms);
         }
     }
 
-    /// The times at which something can be different, from one on up to another: the first, and each
-    /// expiry between. A command that ran meanwhile ran as at one of them.
+    /// The times from `from_ms` to `to_ms` at which a reply can change: the first time, and each expiry after
+    /// it. A command that ran in this interval behaves as at one of these times.
     #[must_use]
     pub fn moments(&self, from_ms: i64, to_ms: i64) -> Vec<i64> {
         let mut moments: Vec<_> = self.ends().filter(|ms| (from_ms + 1..=to_ms).contains(ms)).collect();
@@ -524,15 +528,15 @@ impl Model {
 
     fn ends(&self) -> impl Iterator<Item = i64> {
         self.tasks.values().filter_map(|task| {
-            // The first millisecond in which a hash has outlived its task.
+            // The first millisecond in which the hash has outlived its task.
             let lapses_ms =
                 task.expires_at_seconds.map(|seconds| seconds.saturating_mul(1000).saturating_add(1));
-            // The field counts only where the key has no expiry of its own.
+            // The field counts only if the key has no expiry.
             task.expires_ms.or(lapses_ms)
         })
     }
 
-    /// How the keys of a server differ from what they should be, if they do.
+    /// How the keys of a server differ from the expected keys; None if they do not.
     #[must_use]
     pub fn difference(&mut self, mut found: Keys, scope: Scope, now_ms: i64) -> Option<String> {
         self.expire(now_ms);
@@ -541,7 +545,7 @@ impl Model {
         for (name, task) in self.tasks.iter().filter(|(name, _)| in_scope(name)) {
             let (key, stored) = (shown(name.key().as_bytes()), Stored::Hash(task.fields(), task.expires_ms));
             if task.has_lapsed(now_ms) {
-                // Such a hash may be there as it was, or be reclaimed.
+                // The module may or may not have removed this hash already.
                 if found.get(&key) == Some(&stored) {
                     found.remove(&key);
                 }
@@ -569,7 +573,7 @@ impl Model {
 }
 
 impl Reply {
-    /// Whether a server's answer is this one; an error is known by its code.
+    /// Whether a server's answer is this reply. Errors are compared by their code.
     #[must_use]
     pub fn is(&self, answer: &Result<Value, String>) -> bool {
         match (self, answer) {
@@ -594,7 +598,7 @@ fn bulk(bytes: &[u8]) -> Value {
     Value::BulkString(bytes.to_vec())
 }
 
-// Times of creation are at most 2^53-1 here, so scores are exact.
+// Creation times are at most 2^53-1 here, so scores are exact.
 #[allow(clippy::cast_precision_loss)]
 fn add_entry(keys: &mut Keys, task: TaskName, created_ms: i64) {
     let index = keys.entry(shown(task.owner.index_key().as_bytes()));
@@ -603,7 +607,7 @@ fn add_entry(keys: &mut Keys, task: TaskName, created_ms: i64) {
     }
 }
 
-/// Takes out an entry, and the index with its last one.
+/// Removes an entry, and the index with its last entry.
 fn take_entry(keys: &mut Keys, owner: Owner, member: &str) {
     let key = shown(owner.index_key().as_bytes());
     if let Some(Stored::Index(entries)) = keys.get_mut(&key) {

@@ -1,4 +1,4 @@
-//! A TCP proxy between client and server that goes wrong on purpose, request by request.
+//! A TCP proxy between client and server that fails on purpose, request by request.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -10,42 +10,42 @@ use std::time::{Duration, Instant};
 
 use crate::wire::Wire;
 
-/// What the proxy does with what comes through it.
+/// What the proxy does wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing: all goes through.
+    /// Nothing: everything is forwarded.
     None,
-    /// Of the n-th command of the module from now (1 is the next one), the request goes through and the
-    /// reply does not: the connection is closed once the server has replied.
+    /// The n-th command of the module from now on (1 is the next one) is forwarded, but its reply is not. The
+    /// connection is closed once the server has replied.
     LoseReply(usize),
-    /// The next command of the module does not reach the server: the connection is closed instead.
+    /// The next command of the module is not forwarded. The connection is closed instead.
     LoseRequest,
-    /// Every reply comes so much later, in however many pieces it comes.
+    /// Every reply is delayed by this time, however many pieces it comes in.
     Delay(Duration),
-    /// Replies to commands of the module do not come before there is another fault, nor does what comes after them. New
-    /// connections can be made.
+    /// Replies to commands of the module are held until the fault changes, and everything after them on the
+    /// same connection too. New connections are possible.
     Hold,
-    /// Connections are accepted and stay open, and nothing goes through in either direction.
+    /// Connections are accepted and stay open, but nothing is forwarded in either direction.
     Silence,
     /// Connections are closed as soon as they are accepted.
     Close,
-    /// Before the next command of this name reaches the server, somebody else's does.
+    /// Before the next command with this name is forwarded, another client's command runs.
     Before {
         /// The command's name, in capitals.
         command: &'static str,
-        /// What somebody else sends.
+        /// The other client's command.
         other: Vec<String>,
     },
-    /// Commands whose names start with `command` do not reach the server and have this reply instead.
+    /// Commands whose names start with `command` are not forwarded and get this reply instead.
     Answer {
-        /// Start of a command's name, in capitals; empty for all commands.
+        /// The start of a command's name, in capitals; empty for all commands.
         command: &'static str,
         /// The reply, byte for byte.
         reply: Vec<u8>,
     },
 }
 
-/// A proxy on a port of its own. Its connections end with it.
+/// A proxy on its own port. Its connections end when it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
@@ -57,17 +57,17 @@ impl Proxy {
     ///
     /// # Panics
     ///
-    /// Where the OS has no port to listen on.
+    /// If the OS has no port to listen on.
     #[must_use]
     pub fn to(server: u16) -> Self {
         Self::listen(Some(server), Fault::None)
     }
 
-    /// Something at a port that is no server: all that it does is go wrong.
+    /// A proxy without a server behind it: every connection gets the fault.
     ///
     /// # Panics
     ///
-    /// Where the OS has no port to listen on.
+    /// If the OS has no port to listen on.
     #[must_use]
     pub fn to_nobody(fault: Fault) -> Self {
         Self::listen(None, fault)
@@ -88,30 +88,30 @@ impl Proxy {
         Self { port, shared }
     }
 
-    /// Its port on 127.0.0.1.
+    /// The proxy's port on 127.0.0.1.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Where clients find the proxy.
+    /// The URL for clients.
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// Connections that have been accepted until now, those that were closed at once included.
+    /// How many connections were accepted until now, including those closed at once.
     #[must_use]
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
-    /// Goes wrong like this from now on.
+    /// Sets the fault from now on.
     pub fn set(&self, fault: Fault) {
         *lock(&self.shared.fault) = fault;
     }
 
-    /// Closes all connections that there are; new ones are accepted.
+    /// Closes all current connections. New ones are accepted.
     pub fn cut(&self) {
         for link in lock(&self.shared.links).drain(..) {
             link.close();
@@ -144,21 +144,21 @@ struct Shared {
 struct Link {
     client: TcpStream,
     server: Option<TcpStream>,
-    /// The next reply is not to come through.
+    /// The next reply must not be forwarded.
     loses_reply: AtomicBool,
-    /// A command of the module has come through.
+    /// A command of the module was forwarded.
     is_in_use: AtomicBool,
 }
 
 impl Link {
     fn close(&self) {
-        // One that is closed already is as good.
+        // The connection may be closed already.
         let _ = self.client.shutdown(Shutdown::Both);
         let _ = self.server.as_ref().map(|server| server.shutdown(Shutdown::Both));
     }
 }
 
-/// What is to become of one request.
+/// What happens to one request.
 enum Fate {
     Forwarded,
     ForwardedWithoutReply,
@@ -176,7 +176,7 @@ impl Shared {
             let Ok(client) = client else { continue };
             self.accepted.fetch_add(1, Ordering::SeqCst);
             if *lock(&self.fault) != Fault::Close {
-                // Where the server is away, the client finds its connection closed.
+                // If the server is away, the client's connection is closed.
                 let _ = self.connect(client);
             }
         }
@@ -199,7 +199,7 @@ impl Shared {
         for pump in pumps.into_iter().take(if link.server.is_some() { 2 } else { 1 }) {
             let (shared, link) = (Arc::clone(self), Arc::clone(&link));
             thread::spawn(move || {
-                // However one side has ended, so does the other.
+                // Whichever side ends, the other is closed too.
                 let _ = pump(&shared, &link);
                 link.close();
             });
@@ -268,7 +268,8 @@ impl Shared {
     fn pump_replies(&self, link: &Link) -> io::Result<()> {
         let mut server = link.server.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let mut bytes = vec![0; 1 << 16];
-        // Each piece with the moment at which it is due. One that waits does not keep the next one from being read.
+        // Each piece with the time at which it is due. A piece that waits does not keep the next one from
+        // being read.
         let mut held_back = VecDeque::new();
         loop {
             let left = deliver(&mut held_back, &link.client)?;
@@ -297,7 +298,7 @@ impl Shared {
     }
 }
 
-/// Delivers what is due; how long the next piece still has to wait, if there is one.
+/// Delivers what is due. Returns how long the next piece still has to wait, if there is one.
 fn deliver(
     held_back: &mut VecDeque<(Instant, Vec<u8>)>,
     mut client: &TcpStream,
@@ -369,7 +370,7 @@ mod tests {
         let started = Instant::now();
         for _ in 0..3 {
             wire.send(&["PING"]).unwrap();
-            // The server has replied by then, so each reply is a piece of its own.
+            // By then the server has replied, so each reply is a separate piece.
             thread::sleep(DELAY / 10);
         }
         for _ in 0..3 {

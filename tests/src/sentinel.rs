@@ -6,37 +6,37 @@ use crate::holds_within;
 use crate::server::{Server, ServerOptions};
 use crate::wire::Wire;
 
-/// The name under which Sentinels know the primary.
+/// The name of the primary in the Sentinels' configuration.
 const SERVICE: &str = "tasks";
-/// How long they may take to find each other. Generous: it is only waited for when broken.
+/// How long the Sentinels may take to find each other. Generous: only broken ones need all of it.
 const AGREEMENT: Duration = Duration::from_mins(1);
-/// Sentinels that have to agree that the primary is down.
+/// How many Sentinels must agree that the primary is down.
 const QUORUM: usize = 2;
 
-/// Servers that Sentinels watch. All end with it.
+/// Servers and the Sentinels that watch them. All stop when this is dropped.
 #[derive(Debug)]
 pub struct Watched {
     /// The first is the primary at the start.
     pub servers: Vec<Server>,
-    /// Those who watch.
+    /// The Sentinels.
     pub sentinels: Vec<Server>,
 }
 
 impl Watched {
-    /// One primary, so many replicas, and three Sentinels.
+    /// Starts one primary, `replicas` replicas, and three Sentinels.
     #[must_use]
     pub fn start(replicas: usize) -> Self {
-        // A replica need not wait for others.
+        // A replica need not wait for other replicas.
         let options = ServerOptions::default().set("repl-diskless-sync-delay", "0");
-        Self::start_with(&options, &ServerOptions::default().without_module().sentinel(), replicas)
+        Self::start_with(&options, &ServerOptions::default().sentinel(), replicas)
     }
 
-    /// With settings of one's own for servers and Sentinels.
+    /// Like [`Watched::start`], with other settings for servers and Sentinels.
     #[must_use]
     pub fn start_with(server: &ServerOptions, sentinel: &ServerOptions, replicas: usize) -> Self {
         let mut servers = vec![Server::start_with(server)];
         let primary = servers[0].port().to_string();
-        let replica = server.clone().set("replicaof", &format!("127.0.0.1 {primary}"));
+        let replica = server.clone().replica_of(&servers[0]);
         servers.extend((0..replicas).map(|_| Server::start_with(&replica)));
         let sentinel = sentinel
             .clone()
@@ -49,7 +49,7 @@ impl Watched {
         watched
     }
 
-    /// Where clients find the primary.
+    /// The URL for clients.
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis+sentinel://{}/{SERVICE}", self.hosts().join(","))
@@ -61,12 +61,12 @@ impl Watched {
         self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port())).collect()
     }
 
-    /// Waits until each Sentinel knows all servers and all others, and all servers but one are replicas that
-    /// follow it.
+    /// Waits until each Sentinel knows all servers and all other Sentinels, and all servers but one are
+    /// replicas that follow it.
     ///
     /// # Panics
     ///
-    /// Where that does not come.
+    /// If that does not happen.
     pub fn wait_until_settled(&self) {
         let others = self.sentinels.len() - 1;
         let replicas = self.servers.len() - 1;
@@ -76,7 +76,7 @@ impl Watched {
             let known = format!("slaves={replicas},sentinels={}", others + 1);
             let all_know = self.sentinels.iter().all(|sentinel| {
                 let mut wire = sentinel.wire();
-                // Sentinels with a password of their own are not asked.
+                // A Sentinel with its own password is not checked.
                 let info = wire.call(&["INFO", "sentinel"]);
                 info.starts_with("-NOAUTH") || (info.contains("status=ok") && info.contains(&known))
             });
@@ -89,27 +89,27 @@ impl Watched {
         );
     }
 
-    /// Has the Sentinels make a replica the primary, as an operator would, and waits for it.
+    /// Makes the Sentinels promote a replica, as an operator would, and waits for it.
     ///
     /// # Panics
     ///
-    /// Where they do not.
+    /// If they do not.
     pub fn fail_over(&self) {
         let before = self.primary();
-        // Refused for a moment after another one.
+        // For a short time after another failover, the Sentinel refuses.
         let asked = || self.sentinels[0].wire().call(&["SENTINEL", "FAILOVER", SERVICE]) == "+OK\r\n";
         assert!(holds_within(AGREEMENT, asked), "{}", self.sentinels[0].log());
         assert!(holds_within(AGREEMENT, || self.primary() != before), "{}", self.sentinels[0].log());
     }
 
-    /// Makes a server a primary behind the back of the Sentinels.
+    /// Makes a server a primary without the knowledge of the Sentinels.
     ///
     /// # Panics
     ///
-    /// Where it does not become one.
+    /// If the server does not become a primary.
     pub fn make_primary(&self, server: usize) {
         let port = self.servers[server].port();
-        // Those who have just made it a replica cut its connections.
+        // A Sentinel that has just made the server a replica closes its connections.
         let made = || {
             let reply = Wire::open(port).and_then(|mut wire| wire.try_call(&["REPLICAOF", "NO", "ONE"]));
             reply.is_ok_and(|reply| reply == "+OK\r\n")
@@ -117,7 +117,7 @@ impl Watched {
         assert!(holds_within(AGREEMENT, made), "{}", self.servers[server].log());
     }
 
-    /// Port of the primary as the first Sentinel knows it.
+    /// The port of the primary, as the first Sentinel knows it.
     #[must_use]
     pub fn primary(&self) -> String {
         let reply = self.sentinels[0].wire().call(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE]);

@@ -1,4 +1,5 @@
-//! Real servers: each on a port from the OS, in a temporary folder, ended with its handle.
+//! Real servers, each on a port from the OS and in a temporary folder. A server stops when its handle
+//! is dropped.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -17,22 +18,22 @@ use tempfile::TempDir;
 use crate::holds_within;
 use crate::wire::Wire;
 
-/// Path of the server to test with; `redis-server` of the search path where it is not set.
+/// Path of the server to test with. Default: `redis-server` from the search path.
 const SERVER_VARIABLE: &str = "PMCPTASK_SERVER";
-/// Path of the `redis-cli` that goes with the server; beside it where it is not set.
+/// Path of the `redis-cli` for the server. Default: the one beside the server.
 const CLI_VARIABLE: &str = "PMCPTASK_CLI";
-/// Path of the module to test; built from this workspace where it is not set.
+/// Path of the module to test. Default: the module is built from this workspace.
 const MODULE_VARIABLE: &str = "PMCPTASK_MODULE";
 
-/// How long a server may take to answer its first PING. Generous: it is only waited for when broken.
+/// How long a server may take to answer its first PING. Generous: only a broken server needs all of it.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// How long a server may take to end when asked to.
+/// How long a server may take to stop when asked to.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// Why there is no server to test with.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// No program to run.
+    /// The program cannot be run.
     #[error(
         "no server to test with: '{0}' cannot be run. Install one (on Debian: apt-get install redis-server) \
          or set {SERVER_VARIABLE} to the path of a redis-server or valkey-server"
@@ -44,12 +45,12 @@ pub enum StartError {
     /// The server does not answer.
     #[error("the server does not answer; its log:\n{0}")]
     Silent(String),
-    /// The folder or the log cannot be made.
+    /// The folder or the log cannot be created.
     #[error("cannot prepare the server's folder")]
     Folder(#[from] io::Error),
 }
 
-/// What a server is started with.
+/// The program, the module and the settings of a server.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
     program: PathBuf,
@@ -62,7 +63,7 @@ pub struct ServerOptions {
 }
 
 impl Default for ServerOptions {
-    /// The server to test with and the module, nothing saved to disk.
+    /// The server to test with, with the module; nothing is saved to disk.
     fn default() -> Self {
         let program = env::var_os(SERVER_VARIABLE).unwrap_or_else(|| OsString::from("redis-server"));
         Self {
@@ -85,27 +86,38 @@ impl ServerOptions {
         self
     }
 
-    /// Runs the server as a Sentinel, which watches others. Its settings go into a file, where it keeps what it
-    /// finds out.
+    /// Runs the server as a Sentinel, without the module. Its settings go into a file, because a Sentinel
+    /// writes what it learns into that file.
     #[must_use]
     pub fn sentinel(mut self) -> Self {
         self.is_sentinel = true;
-        self.in_file()
+        self.without_module().in_file()
     }
 
-    /// Writes the settings into a file when the server starts for the first time. From then on the file counts,
-    /// whoever changes it.
+    /// Writes the settings into a file at the first start. From then on the file counts, whoever changes it.
     #[must_use]
     pub fn in_file(mut self) -> Self {
         self.is_in_file = true;
         self
     }
 
-    /// The user that may do all on a server that lets in nobody without a name.
+    /// A user with all permissions, for a server that accepts no connection without a login.
     #[must_use]
     pub fn login(mut self, user: &str, password: &str) -> Self {
         self.login = Some((user.to_owned(), password.to_owned()));
         self
+    }
+
+    /// Writes every command to the AOF, and the AOF to the disk, before the reply.
+    #[must_use]
+    pub fn with_aof(self) -> Self {
+        self.set("appendonly", "yes").set("appendfsync", "always")
+    }
+
+    /// Runs the server as a replica.
+    #[must_use]
+    pub fn replica_of(self, primary: &Server) -> Self {
+        self.set("replicaof", &format!("127.0.0.1 {}", primary.port))
     }
 
     /// Does not load the module.
@@ -126,13 +138,13 @@ impl ServerOptions {
         self.settings.iter().find(|(its, _)| its == name).map(|(_, value)| value.as_str())
     }
 
-    /// The program that is run.
+    /// The server program.
     #[must_use]
     pub fn server_program(&self) -> &Path {
         &self.program
     }
 
-    /// `redis-cli` or `valkey-cli`, beside the server unless `PMCPTASK_CLI` names another.
+    /// The path of `redis-cli` or `valkey-cli`: beside the server, unless `PMCPTASK_CLI` is set.
     #[must_use]
     pub fn cli_program(&self) -> PathBuf {
         if let Some(program) = env::var_os(CLI_VARIABLE) {
@@ -142,7 +154,7 @@ impl ServerOptions {
         self.program.with_file_name(name)
     }
 
-    /// Runs another program than the one to test with.
+    /// Runs another program than the server to test with.
     #[must_use]
     pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
         self.program = program.into();
@@ -150,27 +162,28 @@ impl ServerOptions {
     }
 }
 
-/// The module's library, built once for each test program.
+/// Path of the module's library, built once for each test program.
 fn module() -> PathBuf {
     static MODULE: OnceLock<PathBuf> = OnceLock::new();
     let build = || built(&["--package", "pmcptask"]).join("libpmcptask.so");
     MODULE.get_or_init(|| env::var_os(MODULE_VARIABLE).map_or_else(build, PathBuf::from)).clone()
 }
 
-/// The program `pmcptask-hash-tags`, built once for each test program.
+/// Path of the program `pmcptask-hash-tags`, built once for each test program.
 #[must_use]
 pub fn hash_tags_program() -> PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    // With the features of the tests, so that little is built anew.
+    // With the features of the tests, so that little has to be rebuilt.
     let features = ["--workspace", "--all-features", "--bin", "pmcptask-hash-tags"];
     PROGRAM.get_or_init(|| built(&features).join("pmcptask-hash-tags")).clone()
 }
 
-/// Builds a part of this workspace. Returns the folder that it is in.
+/// Builds a part of this workspace. Returns the folder of the result.
 fn built(what: &[&str]) -> PathBuf {
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     build.args(["build", "--quiet"]).args(what).current_dir(env!("CARGO_MANIFEST_DIR"));
-    // What cargo tells of the package that it tests makes build scripts run anew, and all that needs them.
+    // With the variables that cargo sets for this package, build scripts and everything that depends on them
+    // would be rebuilt.
     for (name, _) in env::vars_os() {
         if name
             .to_str()
@@ -187,11 +200,11 @@ fn built(what: &[&str]) -> PathBuf {
     target.join("debug")
 }
 
-/// The library of another module, which calls commands: `calling_module.rs` of the examples.
+/// Path of the library of another module, which calls commands: `calling_module.rs` of the examples.
 ///
 /// # Panics
 ///
-/// Where the module does not build.
+/// If the module does not build.
 #[must_use]
 pub fn calling_module() -> PathBuf {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
@@ -199,7 +212,7 @@ pub fn calling_module() -> PathBuf {
     LIBRARY.get_or_init(|| built(&what).join("examples/libcalling_module.so")).clone()
 }
 
-/// A running server. Ends with the handle, gracefully; its log is shown if the test has failed.
+/// A running server. It is shut down when the handle is dropped; its log is shown if the test has failed.
 #[derive(Debug)]
 pub struct Server {
     options: ServerOptions,
@@ -219,7 +232,7 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// With the sentence of a [`StartError`].
+    /// With the message of a [`StartError`].
     #[must_use]
     pub fn start_with(options: &ServerOptions) -> Self {
         Self::try_start_with(options).unwrap_or_else(|error| panic!("{error}"))
@@ -238,15 +251,15 @@ impl Server {
             let process = spawn(&options, folder.path(), port)?;
             let mut server = Self { options, folder, process, port };
             match server.wait_until_ready(0) {
-                // Somebody was faster on the port that the OS had given us.
+                // Another process took the port that the OS had given us.
                 Err(StartError::Ended(log)) if log.contains("Address already in use") => {}
                 ready => return ready.map(|()| server),
             }
         }
     }
 
-    /// `logged` is the length of the log when the process started. Who answers on the port may be somebody else as long as
-    /// the server itself does not say that it listens.
+    /// `logged` is the length of the log when the process started. Until the server logs that it listens,
+    /// another process may be answering on the port.
     fn wait_until_ready(&mut self, logged: usize) -> Result<(), StartError> {
         let started = Instant::now();
         loop {
@@ -265,34 +278,34 @@ impl Server {
         }
     }
 
-    /// True once the server has loaded its data, whoever it wants to talk to.
+    /// Whether the server has loaded its data, even if it refuses the command.
     fn answers(&self) -> bool {
         self.try_wire()
             .and_then(|mut wire| wire.try_call(&["PING"]))
             .is_ok_and(|reply| !reply.starts_with("-LOADING"))
     }
 
-    /// Its port on 127.0.0.1.
+    /// The server's port on 127.0.0.1.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The port by which the nodes of its cluster talk to it.
+    /// The port on which the nodes of a cluster talk to this node.
     ///
     /// # Panics
     ///
-    /// Where it is no node of a cluster.
+    /// If the server is not a node of a cluster.
     #[must_use]
     pub fn cluster_port(&self) -> &str {
         self.options.setting("cluster-port").expect("the server is a node of a cluster")
     }
 
-    /// The port on which it speaks TLS.
+    /// The server's TLS port.
     ///
     /// # Panics
     ///
-    /// Where it has no certificate.
+    /// If the server has no certificate.
     #[must_use]
     pub fn tls_port(&self) -> &str {
         self.options.setting("tls-port").expect("the server has a certificate")
@@ -302,17 +315,17 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// Where there is none.
+    /// If there is no `redis-cli`.
     #[must_use]
     pub fn cli(&self, arguments: &[&str]) -> Output {
         self.cli_answering(arguments, "")
     }
 
-    /// Runs `redis-cli` with the server and answers what it asks.
+    /// Runs `redis-cli` with the server and answers its questions.
     ///
     /// # Panics
     ///
-    /// Where there is none.
+    /// If there is no `redis-cli`.
     #[must_use]
     pub fn cli_answering(&self, arguments: &[&str], answers: &str) -> Output {
         let mut cli = Command::new(self.options.cli_program());
@@ -327,45 +340,43 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .expect("redis-cli can be run");
-        // One that asks nothing may have ended by now.
+        // A `redis-cli` that asks nothing may have ended already.
         let _ = cli.stdin.take().expect("it is piped").write_all(answers.as_bytes());
         cli.wait_with_output().expect("the process is ours")
     }
 
-    /// One number of `INFO pmcptask`.
+    /// One counter of `INFO pmcptask`.
     ///
     /// # Panics
     ///
-    /// Where there is none of that name.
+    /// If there is no counter with this name.
     #[must_use]
     pub fn counter(&self, name: &str) -> u64 {
-        let info = self.wire().call(&["INFO", "pmcptask"]);
-        let line = info.lines().find_map(|line| line.strip_prefix(&format!("pmcptask_{name}:")));
-        line.and_then(|number| number.trim().parse().ok()).expect("the module counts it")
+        self.wire().info_number("pmcptask", &format!("pmcptask_{name}"))
     }
 
-    /// What it says of its replication; nothing while it does not answer: Sentinels cut the connections to a primary
-    /// that they replace.
+    /// The reply to `INFO replication`; empty if the server does not answer. Sentinels close the connections
+    /// to a primary that they replace.
     #[must_use]
     pub fn replication(&self) -> String {
         let asked = self.try_wire().and_then(|mut wire| wire.try_call(&["INFO", "replication"]));
         asked.unwrap_or_default()
     }
 
-    /// True of a primary, and of a replica that is up to date.
+    /// True for a primary, and for a replica that is connected to its primary.
     #[must_use]
     pub fn follows_or_leads(&self) -> bool {
         let replication = self.replication();
         replication.contains("role:master") || replication.contains("master_link_status:up")
     }
 
-    /// The number of its process.
+    /// The process id.
     #[must_use]
     pub fn process_id(&self) -> u32 {
         self.process.id()
     }
 
-    /// Where clients find it.
+    /// The URL for clients.
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
@@ -375,7 +386,7 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// Where the server is gone.
+    /// If the server does not answer.
     #[must_use]
     pub fn wire(&self) -> Wire {
         self.try_wire().expect("the server accepts connections")
@@ -389,11 +400,11 @@ impl Server {
         Ok(wire)
     }
 
-    /// A plain connection of the redis crate.
+    /// A connection of the redis crate.
     ///
     /// # Panics
     ///
-    /// Where the server is gone.
+    /// If the server does not answer.
     #[must_use]
     pub fn connection(&self) -> redis::Connection {
         let url = self.options.login.as_ref().map_or_else(
@@ -404,32 +415,32 @@ impl Server {
         client.get_connection().expect("the server accepts connections")
     }
 
-    /// The server's folder: its log, its AOF, its RDB file.
+    /// The server's folder, with its log, AOF and RDB file.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// The part of the AOF to which the server appends.
+    /// The part of the AOF that the server appends to.
     ///
     /// # Panics
     ///
-    /// Where the server has no AOF.
+    /// If the server has no AOF.
     #[must_use]
     pub fn aof(&self) -> PathBuf {
         let parts = fs::read_dir(self.folder().join("appendonlydir")).expect("the server has an AOF");
         let parts = parts.map(|part| part.expect("the folder is ours").path());
         let appended = parts.filter(|part| part.to_string_lossy().ends_with(".incr.aof"));
-        // Parts are numbered, with no leading zeros.
+        // Parts are numbered without leading zeros.
         appended.max_by_key(|part| (part.as_os_str().len(), part.clone())).expect("the AOF is open")
     }
 
-    /// The commands in the part of the AOF to which the server appends, their words joined by spaces. What
-    /// a call has appended is there before its reply only with `appendfsync always`.
+    /// The commands in the part of the AOF that the server appends to, their words joined by spaces. Only
+    /// with `appendfsync always` does the AOF contain the commands of a call before the reply.
     ///
     /// # Panics
     ///
-    /// Where the server has no AOF.
+    /// If the server has no AOF.
     #[must_use]
     pub fn appended(&self) -> Vec<String> {
         let aof = fs::read(self.aof()).expect("the AOF is ours");
@@ -441,31 +452,30 @@ impl Server {
         commands
     }
 
-    /// Starts a server whose AOF tells what each call tells, once its reply is there.
+    /// Starts a server whose AOF contains the commands of each call before the reply.
     ///
     /// # Panics
     ///
-    /// With the sentence of a [`StartError`].
+    /// With the message of a [`StartError`].
     #[must_use]
     pub fn start_recorded() -> Self {
-        let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
-        let server = Self::start_with(&options);
-        // The AOF starts with the choice of the database, which is not what a call tells.
+        let server = Self::start_with(&ServerOptions::default().with_aof());
+        // The AOF starts with a SELECT, which is not part of a call.
         let mut wire = server.wire();
         assert_eq!(wire.call(&["SET", "first", "x"]), "+OK\r\n");
         assert_eq!(wire.call(&["DEL", "first"]), ":1\r\n");
         server
     }
 
-    /// Has the module walk through all indexes so many times, without the pauses of a quarter of an hour.
+    /// Makes the module walk through all indexes this many times, without its pauses of a quarter of an hour.
     ///
     /// # Panics
     ///
-    /// Where a walk takes longer than half a minute.
+    /// If the walks take longer than half a minute.
     pub fn have_indexes_walked(&self, times: u64) {
         let mut wire = self.wire();
         assert_eq!(wire.call(&["CONFIG", "SET", "pmcptask.debug-walk-rest-ms", "1"]), "+OK\r\n");
-        // A walk that is under way has seen a part of the indexes already.
+        // A walk in progress has already seen a part of the indexes.
         let enough = self.counter("index_walks") + 1 + times;
         let is_done = || self.counter("index_walks") >= enough;
         assert!(
@@ -475,11 +485,11 @@ impl Server {
         assert_eq!(wire.call(&["CONFIG", "SET", "pmcptask.debug-walk-rest-ms", "0"]), "+OK\r\n");
     }
 
-    /// Every key of a database: its value as DUMP tells it, and when it expires, in ms since the epoch.
+    /// Every key of a database, with its value from DUMP and its expiry in ms since the epoch.
     ///
     /// # Panics
     ///
-    /// Where the server is gone.
+    /// If the server does not answer.
     #[must_use]
     pub fn dump(&self, database: u8) -> BTreeMap<String, (Option<Vec<u8>>, i64)> {
         let mut connection = self.connection();
@@ -493,28 +503,28 @@ impl Server {
         keys.into_iter().map(dumped).collect()
     }
 
-    /// The value of a key of database 0, as DUMP tells it.
+    /// The value of a key of database 0, from DUMP.
     ///
     /// # Panics
     ///
-    /// Where there is no such key.
+    /// If there is no such key.
     #[must_use]
     pub fn dump_of(&self, key: &str) -> Vec<u8> {
         redis::cmd("DUMP").arg(key).query(&mut self.connection()).expect("a key has a value")
     }
 
-    /// What the server has logged.
+    /// The server's log.
     #[must_use]
     pub fn log(&self) -> String {
         let log = fs::read(self.folder.path().join(LOG)).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// Ends the server as an operator would, saving what its settings say; its folder stays.
+    /// Stops the server as an operator would: it saves what its settings say. The folder stays.
     ///
     /// # Panics
     ///
-    /// Where it does not end.
+    /// If the server does not stop.
     pub fn stop(&mut self) {
         self.shut_down(&[]);
         let started = Instant::now();
@@ -527,27 +537,28 @@ impl Server {
     fn shut_down(&self, how: &[&str]) {
         let Ok(mut wire) = self.try_wire() else { return };
         let _ = self.options.setting("requirepass").map(|password| wire.try_call(&["AUTH", password]));
-        // There is no reply where the server goes. One that lets nobody in unknown ends by a signal.
+        // A server that stops does not reply. A server that refuses the connection is stopped by a signal.
         if wire.try_call(&[&["SHUTDOWN"], how].concat()).is_ok() {
             self.signal("-TERM");
         }
     }
 
-    /// Ends the server as a crash would, with SIGKILL; its folder stays.
+    /// Kills the server with SIGKILL, as a crash would. The folder stays.
     ///
     /// # Panics
     ///
-    /// Where the process is not ours any more.
+    /// If the process does not belong to this test any more.
     pub fn kill(&mut self) {
         self.process.kill().expect("the process is ours");
         self.process.wait().expect("the process is ours");
     }
 
-    /// How often a command has been called, by its name in `INFO commandstats`, where a subcommand stands after `|`.
+    /// How often a command was called. `command` is its name in `INFO commandstats`, with `|` before
+    /// a subcommand.
     ///
     /// # Panics
     ///
-    /// Where the server does not answer.
+    /// If the server does not answer.
     #[must_use]
     pub fn calls_of(&self, command: &str) -> u64 {
         let statistics = self.wire().call(&["INFO", "commandstats"]);
@@ -556,20 +567,20 @@ impl Server {
         calls.map_or(0, |calls| calls.parse().expect("a count is a number"))
     }
 
-    /// Stops the process where it is: its port stays open, and nobody answers there until [`Server::go_on`].
+    /// Suspends the process: its port stays open, but nothing answers there until [`Server::go_on`].
     ///
     /// # Panics
     ///
-    /// Where the process is not ours any more.
+    /// If the process does not belong to this test any more.
     pub fn hang(&self) {
         self.signal("-STOP");
     }
 
-    /// Lets a process go on that was stopped by [`Server::hang`].
+    /// Resumes a process that [`Server::hang`] suspended.
     ///
     /// # Panics
     ///
-    /// Where the process is not ours any more.
+    /// If the process does not belong to this test any more.
     pub fn go_on(&self) {
         self.signal("-CONT");
     }
@@ -579,20 +590,20 @@ impl Server {
         assert!(status.is_ok_and(|status| status.success()), "the process is ours");
     }
 
-    /// Starts the server again, in its folder and on its port, once it has ended.
+    /// Restarts a stopped server, in its folder and on its port.
     ///
     /// # Panics
     ///
-    /// Where it does not start.
+    /// If the server does not start.
     pub fn restart(&mut self) {
         self.restart_with(&self.options.clone());
     }
 
-    /// Starts the server again with other settings, in its folder and on its port, once it has ended.
+    /// Restarts a stopped server with other settings, in its folder and on its port.
     ///
     /// # Panics
     ///
-    /// Where it does not start.
+    /// If the server does not start.
     pub fn restart_with(&mut self, options: &ServerOptions) {
         self.options = with_free_ports(options).expect("the OS has free ports");
         let logged = self.log().len();
@@ -621,9 +632,9 @@ impl Drop for Server {
 }
 
 const LOG: &str = "server.log";
-/// What a server, or a Sentinel, logs once it listens on its port.
+/// What a server or a Sentinel logs once it listens on its port.
 const LISTENS: [&str; 2] = ["eady to accept connections", "Sentinel ID is"];
-/// Where the settings of [`ServerOptions::in_file`] are, in the server's folder.
+/// Name of the file for [`ServerOptions::in_file`], in the server's folder.
 pub const FILE: &str = "redis.conf";
 
 fn spawn(options: &ServerOptions, folder: &Path, port: u16) -> Result<Child, StartError> {
@@ -644,7 +655,7 @@ fn add_settings(command: &mut Command, options: &ServerOptions, folder: &Path, p
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"]).arg(folder);
     for (name, value) in &options.settings {
         command.arg(format!("--{name}"));
-        // Words of one setting are arguments of their own; an empty value is one empty word.
+        // Each word of a setting is a separate argument; an empty value is one empty argument.
         if value.is_empty() {
             command.arg("");
         } else {
@@ -656,24 +667,24 @@ fn add_settings(command: &mut Command, options: &ServerOptions, folder: &Path, p
     }
 }
 
-/// Writes the file of a server, unless it has one from before.
+/// Writes the settings file of a server, unless the file exists.
 fn write_file(options: &ServerOptions, folder: &Path, port: u16) -> io::Result<PathBuf> {
     let path = folder.join(FILE);
     if !path.exists() {
         let settings = options.settings.iter().map(|(name, value)| format!("{name} {value}\n"));
         let module = options.module.iter().map(|module| format!("loadmodule {}\n", module.display()));
         let own = format!("port {port}\nbind 127.0.0.1\ndir {}\n", folder.display());
-        // A Sentinel saves nothing, and knows no such setting.
+        // A Sentinel saves nothing and does not know this setting.
         let save = if options.is_sentinel { "" } else { "save \"\"\n" };
         fs::write(&path, settings.chain(module).fold(own + save, |file, line| file + &line))?;
     }
     Ok(path)
 }
 
-/// Gives a server the ports that it needs besides its own, unless it has them.
+/// Gives a server the other ports that it needs, unless it has them.
 fn with_free_ports(options: &ServerOptions) -> io::Result<ServerOptions> {
     let mut options = options.clone();
-    // By default that of the cluster is 10000 more, for which a port from the OS may be too large.
+    // By default the cluster port is 10000 above the server's port, which can exceed the range of ports.
     for (name, is_needed) in [
         ("cluster-port", options.setting("cluster-enabled") == Some("yes")),
         ("tls-port", options.setting("tls-cert-file").is_some()),
@@ -685,11 +696,16 @@ fn with_free_ports(options: &ServerOptions) -> io::Result<ServerOptions> {
     Ok(options)
 }
 
-fn free_port() -> io::Result<u16> {
+/// A port of 127.0.0.1 that nothing listens on.
+///
+/// # Errors
+///
+/// If the OS has none.
+pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// Takes a line like `*3` or `$10` from the front of an AOF.
+/// Takes a length such as `*3` or `$10` from the front of an AOF.
 fn take_length(aof: &mut &[u8]) -> usize {
     let end = aof.iter().position(|byte| *byte == b'\n').expect("lines end");
     let line = String::from_utf8_lossy(&aof[1..end]).trim().parse();

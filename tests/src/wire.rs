@@ -1,8 +1,31 @@
-//! The protocol itself: commands out, replies back as the bytes that the server has sent.
+//! The protocol itself: commands as words, replies as the bytes that the server sent.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
+
+/// The reply to a GET of a task that does not exist.
+pub const NIL: &str = "$-1\r\n";
+/// The reply to a LIST without tasks.
+pub const EMPTY: &str = "*0\r\n";
+/// The reply to a command that has nothing else to say.
+pub const OK: &str = "+OK\r\n";
+
+/// The key of a task, for tests that need one task only.
+pub const TASK: &str = "pmcp:tasks:o:t";
+/// The index key that goes with [`TASK`].
+pub const INDEX: &str = "pmcp:idx:o";
+
+/// The number in an integer reply.
+///
+/// # Panics
+///
+/// If the reply is not an integer.
+#[must_use]
+pub fn integer(reply: &str) -> i64 {
+    let number = reply.strip_prefix(':').and_then(|rest| rest.trim_end().parse().ok());
+    number.unwrap_or_else(|| panic!("not an integer reply: {reply}"))
+}
 
 /// A connection that does not interpret replies.
 #[derive(Debug)]
@@ -15,29 +38,65 @@ impl Wire {
     ///
     /// # Errors
     ///
-    /// Those of connecting.
+    /// If the connection fails.
     pub fn open(port: u16) -> io::Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_nodelay(true)?;
-        // Far beyond any reply: a test that waits for one that does not come has failed.
+        // Much longer than any reply takes: if this time passes, the test has failed.
         stream.set_read_timeout(Some(Duration::from_mins(1)))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 
-    /// Sends a command and returns its reply as text; one that is no UTF-8 is escaped.
+    /// Sends a command and returns its reply as text. A reply that is not UTF-8 is escaped.
     ///
     /// # Panics
     ///
-    /// Where no reply comes.
+    /// If no reply comes.
     pub fn call<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> String {
         self.try_call(arguments).expect("the server replies")
+    }
+
+    /// Sends a command line and returns its reply. Words end at spaces; `T` and `I` alone stand for [`TASK`]
+    /// and [`INDEX`].
+    pub fn run(&mut self, line: &str) -> String {
+        let word = |word| match word {
+            "T" => TASK,
+            "I" => INDEX,
+            other => other,
+        };
+        self.call(&line.split(' ').map(word).collect::<Vec<_>>())
+    }
+
+    /// One field of a section of `INFO`.
+    ///
+    /// # Panics
+    ///
+    /// If the section has no such field.
+    pub fn info(&mut self, section: &str, field: &str) -> String {
+        let info = self.call(&["INFO", section]);
+        let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        value.unwrap_or_else(|| panic!("no {field} in {info}")).to_owned()
+    }
+
+    /// One field of a section of `INFO`, which is a number.
+    ///
+    /// # Panics
+    ///
+    /// If the section has no such field, or the field is not a number.
+    pub fn info_number(&mut self, section: &str, field: &str) -> u64 {
+        self.info(section, field).parse().expect("the field is a number")
+    }
+
+    /// Whether a key exists.
+    pub fn exists(&mut self, key: &str) -> bool {
+        self.call(&["EXISTS", key]) == ":1\r\n"
     }
 
     /// Sends a command and returns its reply.
     ///
     /// # Errors
     ///
-    /// Those of the connection.
+    /// If the connection fails.
     pub fn try_call<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> io::Result<String> {
         self.send(arguments)?;
         self.receive()
@@ -47,7 +106,7 @@ impl Wire {
     ///
     /// # Errors
     ///
-    /// Those of the connection.
+    /// If the connection fails.
     pub fn send<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> io::Result<()> {
         let mut command = format!("*{}\r\n", arguments.len()).into_bytes();
         for argument in arguments {
@@ -63,14 +122,14 @@ impl Wire {
     ///
     /// # Errors
     ///
-    /// Those of the connection.
+    /// If the connection fails.
     pub fn receive(&mut self) -> io::Result<String> {
         let mut reply = Vec::new();
         self.read_value(&mut reply)?;
         Ok(String::from_utf8(reply).unwrap_or_else(|error| error.as_bytes().escape_ascii().to_string()))
     }
 
-    /// Appends one value, with all that it contains.
+    /// Appends one value with all that it contains.
     fn read_value(&mut self, reply: &mut Vec<u8>) -> io::Result<()> {
         let start = reply.len();
         if self.stream.read_until(b'\n', reply)? == 0 {

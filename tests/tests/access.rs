@@ -1,4 +1,4 @@
-//! What a user of the server's ACL may do, and how the client names each refusal of the server.
+//! What users with ACL rules may do, and how the client names each refusal of the server.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
-use pmcptask_tests::{Server, ServerOptions, Wire, calling_module, holds_within, reason, skipped};
+use pmcptask_tests::refusals::OTHER_INDEX;
+use pmcptask_tests::{Dice, Server, ServerOptions, Wire, calling_module, holds_within, reason, skipped};
 
-/// All that a user needs for the tasks of one owner.
+/// The rules that a user needs for the tasks of one owner.
 const ALICE: &str = "~pmcp:tasks:alice:* ~pmcp:idx:alice -@all +pmcptask.put +pmcptask.cas +pmcptask.get \
                      +pmcptask.del +pmcptask.list";
-const OTHER_INDEX: &str =
-    "-ERR index key: expected the index of the task key's own prefix and owner, got another\r\n";
 
 /// A server with one task each of `alice` and `bob`.
 struct Guarded {
@@ -38,18 +37,18 @@ impl Guarded {
     }
 
     fn run(&mut self, line: &str) -> String {
-        call(&mut self.admin, line)
+        self.admin.run(line)
     }
 
     /// A connection of a new user with these rules.
     fn user(&mut self, rules: &str) -> Wire {
         assert_eq!(self.run(&format!("ACL SETUSER limited reset on >pw {rules}")), "+OK\r\n", "{rules}");
         let mut wire = self.server.wire();
-        assert_eq!(call(&mut wire, "AUTH limited pw"), "+OK\r\n");
+        assert_eq!(wire.run("AUTH limited pw"), "+OK\r\n");
         wire
     }
 
-    /// All that the server keeps of both owners.
+    /// Everything that the server holds of both owners.
     fn everything(&mut self) -> Vec<String> {
         let mut state: Vec<_> = ["alice", "bob"]
             .iter()
@@ -60,14 +59,10 @@ impl Guarded {
         state
     }
 
-    /// A URL with the name and password of the user of [`Guarded::user`].
+    /// A URL with the name and password of [`Guarded::user`].
     fn url(&self) -> String {
         self.server.url().replace("//", "//limited:pw@")
     }
-}
-
-fn call(wire: &mut Wire, line: &str) -> String {
-    wire.call(&line.split(' ').collect::<Vec<_>>())
 }
 
 /// Every command on the task `t` of an owner, reads first.
@@ -92,7 +87,7 @@ fn is_denied(reply: &str) -> bool {
 fn user_of_one_owner_can_do_everything_with_that_owners_tasks() {
     let mut guarded = Guarded::start();
     let mut alice = guarded.user(ALICE);
-    let replies = all_commands("alice").map(|line| call(&mut alice, &line));
+    let replies = all_commands("alice").map(|line| alice.run(&line));
     let expected = [
         "*2\r\n:1\r\n$6\r\nalices\r\n",
         "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$6\r\nalices\r\n",
@@ -110,12 +105,12 @@ fn user_of_one_owner_can_do_nothing_with_the_tasks_of_another() {
     let mut alice = guarded.user(ALICE);
     let before = guarded.everything();
     for line in all_commands("bob") {
-        let reply = call(&mut alice, &line);
+        let reply = alice.run(&line);
         assert!(is_denied(&reply), "{line}: {reply}");
         assert!(!reply.contains("bobs"), "{line}: {reply}");
     }
     assert_eq!(guarded.everything(), before);
-    // The user is there to be denied: the same commands work for another.
+    // The commands themselves work: the admin gets the list.
     assert!(guarded.run(&all_commands("bob")[1]).contains("bobs"));
 }
 
@@ -131,10 +126,10 @@ fn user_cannot_reach_another_owner_through_one_key_of_each() {
             format!("PMCPTASK.CAS {keys} 1 data"),
             format!("PMCPTASK.DEL {keys}"),
         ] {
-            let reply = call(&mut alice, &line);
+            let reply = alice.run(&line);
             assert!(is_denied(&reply), "{line}: {reply}");
-            // Whoever may use both keys is refused as well: they do not belong together.
-            assert_eq!(guarded.run(&line), OTHER_INDEX, "{line}");
+            // A user who may use both keys is refused as well, because the keys do not belong together.
+            assert_eq!(guarded.run(&line), format!("-{OTHER_INDEX}\r\n"), "{line}");
         }
     }
     assert_eq!(guarded.everything(), before);
@@ -147,7 +142,7 @@ fn user_may_run_only_the_commands_that_the_acl_names() {
         let mut user = guarded.user(&format!("~* -@all +pmcptask.{allowed}"));
         for line in all_commands("alice") {
             let is_allowed = line.to_lowercase().starts_with(&format!("pmcptask.{allowed} "));
-            let reply = call(&mut user, &line);
+            let reply = user.run(&line);
             assert_eq!(is_denied(&reply), !is_allowed, "+pmcptask.{allowed}: {line}: {reply}");
         }
     }
@@ -159,10 +154,10 @@ fn user_who_may_only_read_keys_can_get_and_list_and_not_write() {
     let mut reader = guarded.user("%R~pmcp:* +@all");
     let before = guarded.everything();
     let [get, list, writes @ ..] = all_commands("alice");
-    assert_eq!(call(&mut reader, &get), "*2\r\n:1\r\n$6\r\nalices\r\n");
-    assert!(call(&mut reader, &list).starts_with("*1\r\n"));
+    assert_eq!(reader.run(&get), "*2\r\n:1\r\n$6\r\nalices\r\n");
+    assert!(reader.run(&list).starts_with("*1\r\n"));
     for line in writes {
-        let reply = call(&mut reader, &line);
+        let reply = reader.run(&line);
         assert!(is_denied(&reply), "{line}: {reply}");
     }
     assert_eq!(guarded.everything(), before);
@@ -174,11 +169,11 @@ fn user_who_may_only_write_keys_can_put_and_del_and_learns_no_version_or_record(
     let mut writer = guarded.user("%W~pmcp:* +@all");
     let [get, list, put, cas, del] = all_commands("alice");
     for line in [get, list, cas] {
-        let reply = call(&mut writer, &line);
+        let reply = writer.run(&line);
         assert!(is_denied(&reply), "{line}: {reply}");
     }
-    assert_eq!(call(&mut writer, &put), ":2\r\n");
-    assert_eq!(call(&mut writer, &del), ":1\r\n");
+    assert_eq!(writer.run(&put), ":2\r\n");
+    assert_eq!(writer.run(&del), ":1\r\n");
 }
 
 #[test]
@@ -194,20 +189,21 @@ fn categories_cover_the_commands_where_the_server_has_them_for_modules() {
     ] {
         let mut user = guarded.user(&format!("~* -@all {category}"));
         for (line, allowed) in [&get, &list, &put, &cas, &del].into_iter().zip(allowed) {
-            let reply = call(&mut user, line);
-            // Redis 7.0 knows no categories of modules' commands: there, only the names allow them.
+            let reply = user.run(line);
+            // Redis 7.0 has no ACL categories for the commands of modules: only their names allow them.
             assert_eq!(!is_denied(&reply), allowed && has_categories, "{category}: {line}: {reply}");
         }
     }
     let mut user = guarded.user("~* -@all +@write -pmcptask.put +pmcptask.get");
-    assert!(!is_denied(&call(&mut user, &get)));
-    assert!(is_denied(&call(&mut user, &put)));
+    assert!(!is_denied(&user.run(&get)));
+    assert!(is_denied(&user.run(&put)));
 }
 
 // Lists.
 
 const NO_READ: &str = "NOPERM No permissions to read the key 'pmcp:tasks:alice:t2' that the list names";
-/// May read the index of alice and one of its two tasks, and whatever it takes to get around that.
+/// May read the index of alice and one of her two tasks, and may use MULTI and scripts to try to get
+/// around that.
 const READS_ONE: &str =
     "~pmcp:idx:alice ~pmcp:tasks:alice:t -@all +pmcptask.list +pmcptask.get +multi +exec +eval +eval_ro";
 
@@ -219,16 +215,16 @@ fn list_is_denied_by_the_name_of_the_first_task_that_the_user_may_not_read() {
     let before = guarded.everything();
     let denied = format!("-{NO_READ}\r\n");
     let mut user = guarded.user(READS_ONE);
-    assert_eq!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice"), denied);
-    assert_eq!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice AFTER 5 t COUNT 1"), denied);
-    // What is not looked at needs no permission.
-    let first = call(&mut user, "PMCPTASK.LIST pmcp:idx:alice COUNT 1");
+    assert_eq!(user.run("PMCPTASK.LIST pmcp:idx:alice"), denied);
+    assert_eq!(user.run("PMCPTASK.LIST pmcp:idx:alice AFTER 5 t COUNT 1"), denied);
+    // Tasks that the command does not look at need no permission.
+    let first = user.run("PMCPTASK.LIST pmcp:idx:alice COUNT 1");
     assert_eq!(first, "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$6\r\nalices\r\n");
-    assert!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice REV COUNT 1").contains("'pmcp:tasks:alice:t3'"));
-    // A key to write is none to read.
+    assert!(user.run("PMCPTASK.LIST pmcp:idx:alice REV COUNT 1").contains("'pmcp:tasks:alice:t3'"));
+    // Permission to write a key does not include reading it.
     let mut user = guarded
         .user("~pmcp:idx:alice ~pmcp:tasks:alice:t %W~pmcp:tasks:alice:t2 +pmcptask.list +pmcptask.get");
-    assert_eq!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice"), denied);
+    assert_eq!(user.run("PMCPTASK.LIST pmcp:idx:alice"), denied);
     let info = guarded.run("INFO pmcptask");
     assert!(info.contains("pmcptask_refused_noperm:4\r\n"), "{info}");
     assert_eq!(guarded.everything(), before);
@@ -237,17 +233,17 @@ fn list_is_denied_by_the_name_of_the_first_task_that_the_user_may_not_read() {
 #[test]
 fn list_shows_no_record_that_the_selector_with_its_key_may_not_get() {
     let mut guarded = Guarded::start();
-    // EXISTS and TTL reach the task's key, PMCPTASK.GET does not.
+    // The user may run EXISTS and TTL on the task's key, but not PMCPTASK.GET.
     let rules = "-@all (+pmcptask.list %R~pmcp:idx:*) (+exists +ttl %R~pmcp:tasks:*)";
     let mut user = guarded.user(rules);
-    assert!(is_denied(&call(&mut user, "PMCPTASK.GET pmcp:tasks:alice:t")));
-    let listed = call(&mut user, "PMCPTASK.LIST pmcp:idx:alice");
+    assert!(is_denied(&user.run("PMCPTASK.GET pmcp:tasks:alice:t")));
+    let listed = user.run("PMCPTASK.LIST pmcp:idx:alice");
     assert!(is_denied(&listed) && listed.contains("'pmcp:tasks:alice:t'"), "{listed}");
     let mut user = guarded.user(&format!("{rules} (+pmcptask.get %R~pmcp:tasks:alice:*)"));
-    assert!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice").contains("alices"));
+    assert!(user.run("PMCPTASK.LIST pmcp:idx:alice").contains("alices"));
 }
 
-/// Rules drawn at random: what LIST shows is what GET replies with, task by task.
+/// With random rules, LIST shows a task exactly when GET returns it.
 #[test]
 fn list_shows_a_record_exactly_where_get_does() {
     const TASKS: [&str; 4] = ["t", "t1", "t2", "u"];
@@ -278,24 +274,22 @@ fn list_shows_a_record_exactly_where_get_does() {
         guarded.run(&format!("PMCPTASK.PUT pmcp:tasks:alice:{task} pmcp:idx:alice x CREATED {created}"));
     }
     let (mut shown, mut denied) = (0, 0);
-    let mut dice: usize = 20_261_126;
+    let mut dice = Dice::new(20_261_126);
     for _ in 0..600 {
         let mut rules = "~pmcp:idx:* -@all +pmcptask.list".to_owned();
         for _ in 0..4 {
-            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            rules = format!("{rules} {}", RULES[(dice >> 33) % RULES.len()]);
+            rules = format!("{rules} {}", dice.pick(&RULES));
         }
         let reply = guarded.run(&format!("ACL SETUSER limited reset on >pw {rules}"));
-        // Some do not go together: a pattern after one for all keys, say.
+        // Some rules exclude each other, such as a pattern after one for all keys.
         if reply != "+OK\r\n" {
             continue;
         }
         let mut user = guarded.server.wire();
-        assert_eq!(call(&mut user, "AUTH limited pw"), "+OK\r\n");
-        let first_denied = TASKS
-            .iter()
-            .find(|task| is_denied(&call(&mut user, &format!("PMCPTASK.GET pmcp:tasks:alice:{task}"))));
-        let listed = call(&mut user, "PMCPTASK.LIST pmcp:idx:alice");
+        assert_eq!(user.run("AUTH limited pw"), "+OK\r\n");
+        let first_denied =
+            TASKS.iter().find(|task| is_denied(&user.run(&format!("PMCPTASK.GET pmcp:tasks:alice:{task}"))));
+        let listed = user.run("PMCPTASK.LIST pmcp:idx:alice");
         if let Some(task) = first_denied {
             denied += 1;
             assert!(listed.contains(&format!("'pmcp:tasks:alice:{task}'")), "{rules}: {listed}");
@@ -313,21 +307,21 @@ fn list_that_another_module_asks_for_is_checked_where_the_module_acts_for_a_user
     let options = ServerOptions::default().set("loadmodule", calling_module().to_str().unwrap());
     let server = Server::start_with(&options);
     let mut admin = server.wire();
-    assert_eq!(call(&mut admin, "PMCPTASK.PUT pmcp:tasks:alice:t pmcp:idx:alice x"), ":1\r\n");
+    assert_eq!(admin.run("PMCPTASK.PUT pmcp:tasks:alice:t pmcp:idx:alice x"), ":1\r\n");
     let listed = "$8\r\nlisted 1\r\n";
     for (rules, may) in [
         ("~* -@all +pmcptask.list +caller.foruser +caller.byitself +eval", false),
         ("~pmcp:idx:* -@all +pmcptask.list +pmcptask.get +caller.foruser +caller.byitself +eval", false),
         ("~* -@all +pmcptask.list +pmcptask.get +caller.foruser +caller.byitself +eval", true),
     ] {
-        assert_eq!(call(&mut admin, &format!("ACL SETUSER limited reset on >pw {rules}")), "+OK\r\n");
+        assert_eq!(admin.run(&format!("ACL SETUSER limited reset on >pw {rules}")), "+OK\r\n");
         let mut user = server.wire();
-        assert_eq!(call(&mut user, "AUTH limited pw"), "+OK\r\n");
-        let for_user = call(&mut user, "CALLER.FORUSER PMCPTASK.LIST pmcp:idx:alice");
+        assert_eq!(user.run("AUTH limited pw"), "+OK\r\n");
+        let for_user = user.run("CALLER.FORUSER PMCPTASK.LIST pmcp:idx:alice");
         assert_eq!(for_user == listed, may, "{rules}: {for_user}");
         assert!(may || for_user.contains("NOPERM"), "{rules}: {for_user}");
-        // By itself, the module may do everything, with any command. It may be a script that asks.
-        assert_eq!(call(&mut user, "CALLER.BYITSELF PMCPTASK.LIST pmcp:idx:alice"), listed, "{rules}");
+        // On its own behalf, the module may run any command, even if a script of the user asks for it.
+        assert_eq!(user.run("CALLER.BYITSELF PMCPTASK.LIST pmcp:idx:alice"), listed, "{rules}");
         for (command, may) in [("CALLER.FORUSER", may), ("CALLER.BYITSELF", true)] {
             let script = format!("return redis.call('{command}', 'PMCPTASK.LIST', KEYS[1])");
             let reply = user.call(&["EVAL", &script, "1", "pmcp:idx:alice"]);
@@ -341,10 +335,10 @@ fn list_in_a_transaction_or_script_of_a_limited_user_is_checked_too() {
     let mut guarded = Guarded::start();
     guarded.run("PMCPTASK.PUT pmcp:tasks:alice:t2 pmcp:idx:alice hidden CREATED 6");
     let mut user = guarded.user(READS_ONE);
-    call(&mut user, "MULTI");
-    call(&mut user, "PMCPTASK.LIST pmcp:idx:alice");
-    call(&mut user, "PMCPTASK.LIST pmcp:idx:alice COUNT 1");
-    let exec = call(&mut user, "EXEC");
+    user.run("MULTI");
+    user.run("PMCPTASK.LIST pmcp:idx:alice");
+    user.run("PMCPTASK.LIST pmcp:idx:alice COUNT 1");
+    let exec = user.run("EXEC");
     assert!(exec.starts_with(&format!("*2\r\n-{NO_READ}\r\n*1\r\n")), "{exec}");
     for eval in ["EVAL", "EVAL_RO"] {
         for script in [
@@ -366,11 +360,11 @@ fn list_is_checked_when_it_runs_and_not_when_it_was_queued() {
     let mut guarded = Guarded::start();
     guarded.run("PMCPTASK.PUT pmcp:tasks:alice:t2 pmcp:idx:alice hidden CREATED 6");
     let mut user = guarded.user(&format!("{READS_ONE} ~pmcp:tasks:alice:t2"));
-    assert!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice").contains("hidden"));
-    call(&mut user, "MULTI");
-    call(&mut user, "PMCPTASK.LIST pmcp:idx:alice");
+    assert!(user.run("PMCPTASK.LIST pmcp:idx:alice").contains("hidden"));
+    user.run("MULTI");
+    user.run("PMCPTASK.LIST pmcp:idx:alice");
     assert_eq!(guarded.run(&format!("ACL SETUSER limited resetkeys {READS_ONE}")), "+OK\r\n");
-    let exec = call(&mut user, "EXEC");
+    let exec = user.run("EXEC");
     assert!(exec.contains(NO_READ), "{exec}");
 }
 
@@ -380,7 +374,7 @@ fn denied_commands_are_in_the_acl_log() {
     let mut alice = guarded.user(ALICE);
     for line in all_commands("bob") {
         assert_eq!(guarded.run("ACL LOG RESET"), "+OK\r\n");
-        let denied = call(&mut alice, &line);
+        let denied = alice.run(&line);
         assert!(is_denied(&denied), "{line}: {denied}");
         let log = guarded.run("ACL LOG");
         let keys: Vec<_> = line.split(' ').filter(|word| word.starts_with("pmcp:")).collect();
@@ -389,7 +383,7 @@ fn denied_commands_are_in_the_acl_log() {
     }
     guarded.run("ACL LOG RESET");
     let mut reader = guarded.user("~* -@all +pmcptask.get");
-    call(&mut reader, "PMCPTASK.LIST pmcp:idx:alice");
+    reader.run("PMCPTASK.LIST pmcp:idx:alice");
     let log = guarded.run("ACL LOG");
     assert!(log.contains("\r\ncommand\r\n") && log.contains("\r\npmcptask.list\r\n"), "{log}");
 }
@@ -400,14 +394,14 @@ fn list_that_is_denied_a_task_is_in_the_acl_log() {
     guarded.run("PMCPTASK.PUT pmcp:tasks:alice:t2 pmcp:idx:alice hidden CREATED 6");
     let mut user = guarded.user(READS_ONE);
     guarded.run("ACL LOG RESET");
-    assert_eq!(call(&mut user, "PMCPTASK.LIST pmcp:idx:alice"), format!("-{NO_READ}\r\n"));
+    assert_eq!(user.run("PMCPTASK.LIST pmcp:idx:alice"), format!("-{NO_READ}\r\n"));
     let log = guarded.run("ACL LOG");
     assert!(log.contains("\r\npmcp:tasks:alice:t2\r\n") && log.contains("\r\nlimited\r\n"), "{log}");
 }
 
 // The same through the client.
 
-/// The errors of the three writes to a task, none of which may tell its record.
+/// The errors of the three writes to a task. None may contain the record.
 async fn write_errors(backend: &RedisBackend, key: &str) -> [StorageError; 3] {
     let errors = [
         backend.put(key, b"secret").await.unwrap_err(),
@@ -439,9 +433,9 @@ async fn client_of_a_limited_user_works_for_its_owner_and_names_the_refusal_for_
         assert!(error.to_string().contains("the Redis user may not do this"), "{error}");
     }
     let mut wire = guarded.server.wire();
-    call(&mut wire, "PMCPTASK.PUT pmcp:tasks:alice:t2 pmcp:idx:alice hidden");
+    wire.run("PMCPTASK.PUT pmcp:tasks:alice:t2 pmcp:idx:alice hidden");
     guarded.user(READS_ONE);
-    // The rules of a user hold for connections that are there already.
+    // New rules of a user apply to existing connections.
     let error = backend.list_by_prefix("alice:").await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoPermission { .. }), "{error}");
     assert!(error.to_string().contains("'pmcp:tasks:alice:t2'"), "{error}");
@@ -470,10 +464,9 @@ async fn full_server_is_at_capacity_for_writes_and_still_reads_and_deletes() {
 async fn replica_reads_and_says_that_writes_belong_on_the_primary() {
     let primary = Server::start();
     primary.wire().call(&["PMCPTASK.PUT", "pmcp:tasks:o:t", "pmcp:idx:o", "one"]);
-    let options = ServerOptions::default().set("replicaof", &format!("127.0.0.1 {}", primary.port()));
-    let replica = Server::start_with(&options);
+    let replica = Server::start_with(&ServerOptions::default().replica_of(&primary));
     let mut wire = replica.wire();
-    assert!(holds_within(Duration::from_secs(20), || wire.call(&["EXISTS", "pmcp:tasks:o:t"]) == ":1\r\n"));
+    assert!(holds_within(Duration::from_secs(20), || wire.exists("pmcp:tasks:o:t")));
     let backend = RedisBackend::new(&replica.url()).await.unwrap();
     for error in write_errors(&backend, "o:t").await {
         assert!(matches!(reason(&error), Error::ReadOnly { .. }), "{error}");
@@ -485,7 +478,7 @@ async fn replica_reads_and_says_that_writes_belong_on_the_primary() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn server_that_loads_its_data_says_so_and_then_answers() {
-    // Loading takes about a second, in which the server answers every few keys.
+    // Loading takes about a second, and the server answers every few keys meanwhile.
     let options = ServerOptions::default()
         .set("key-load-delay", "2000")
         .set("loading-process-events-interval-bytes", "1024");
@@ -505,7 +498,7 @@ async fn server_that_loads_its_data_says_so_and_then_answers() {
         server
     });
     let mut kinds = Vec::new();
-    // A server that restarts costs those who can wait no call.
+    // A caller that can wait loses no call to a restart.
     let in_the_end = tokio::spawn(async move { patient.get("o:t7").await });
     while !restarting.is_finished() {
         for error in [backend.get("o:t7").await.err(), backend.put("o:new", b"secret").await.err()] {
@@ -532,7 +525,7 @@ async fn server_that_cannot_save_refuses_writes_in_words_that_say_so() {
     let server = Server::start();
     let backend = RedisBackend::new(&server.url()).await.unwrap();
     backend.put("o:t", b"one").await.unwrap();
-    // Nobody can write a file where there is a folder.
+    // The server cannot write a file where there is a folder.
     fs::create_dir(server.folder().join("dump.rdb")).unwrap();
     let mut wire = server.wire();
     wire.call(&["CONFIG", "SET", "save", "3600 1"]);
@@ -554,7 +547,7 @@ async fn password_that_a_running_server_has_got_meanwhile_is_asked_for() {
     backend.put("o:t", b"one").await.unwrap();
     let mut wire = server.wire();
     wire.call(&["CONFIG", "SET", "requirepass", "pw"]);
-    // Connections that are there stay welcome.
+    // Existing connections still work.
     assert_eq!(backend.get("o:t").await.unwrap().version, 1);
     wire.call(&["CLIENT", "KILL", "TYPE", "normal"]);
     let mut errors =

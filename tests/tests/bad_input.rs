@@ -1,39 +1,30 @@
-//! Malformed calls: each has its documented error, changes nothing, tells nothing of a record, and the
-//! server lives.
+//! Malformed calls. Each gets its documented error and changes nothing, the error shows nothing of a record,
+//! and the server stays alive.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::iter;
 
-use pmcptask_tests::{Server, Wire};
+use pmcptask_tests::refusals::{
+    CORRUPT_DATA, CORRUPT_VERSION, CREATED_MS, INTEGER, LARGEST_VERSION, LISTED_MS, MS, NO_INDEX_KEY,
+    NO_TASK_ID, NO_TASK_KEY, OTHER_INDEX, TWO_EXPIRIES, WRONG_TYPE, no_room,
+};
+use pmcptask_tests::{INDEX, Server, TASK, Wire};
 
-const TASK: &str = "pmcp:tasks:o:t";
-const INDEX: &str = "pmcp:idx:o";
-/// The record that is stored, and that calls come with. Its word must never be seen in an error.
+/// The record that is stored, and that calls bring. An error must never contain its word `secret`.
 const RECORD: &str = r#"{"note":"secret"}"#;
 const MEGABYTE: usize = 1 << 20;
 
-const NO_TASK_KEY: &str = "ERR task key: expected {prefix}:tasks:{owner}:{task-id}, got another form";
-const NO_TASK_ID: &str = "ERR task key: expected a task id after the last colon, got none";
-const NO_INDEX_KEY: &str = "ERR index key: expected {prefix}:idx:{owner}, got another form";
-const INDEX_OF_ANOTHER: &str =
-    "ERR index key: expected the index of the task key's own prefix and owner, got another";
-const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
-const CORRUPT_VERSION: &str =
-    "CORRUPT the hash at key 'pmcp:tasks:o:t' has a version that is no positive integer, or none";
-const CORRUPT_DATA: &str = "CORRUPT the hash at key 'pmcp:tasks:o:t' has no data";
-const EXPIRY_TWICE: &str = "ERR expiry: expected one PXAT or PERSIST, got two";
-
-/// One call that has to fail.
+/// One call that must fail.
 struct BadCall {
-    /// Commands that make what the call meets, beside the task that is there.
+    /// Commands that run before the call, in addition to the one that makes the task.
     before: Vec<String>,
     words: Vec<Vec<u8>>,
     error: String,
 }
 
-/// The words of a line: `T`, `I` and `R` alone stand for the two keys and the record, `''` for nothing.
+/// The words of a line. `T`, `I` and `R` alone stand for the two keys and the record, `''` for an empty word.
 fn words(line: &str) -> Vec<Vec<u8>> {
     let word = |word: &str| match word {
         "T" => TASK.into(),
@@ -53,7 +44,7 @@ fn bad_after(before: &str, line: &str, error: &str) -> BadCall {
     BadCall { before: before.split("; ").map(str::to_owned).collect(), ..bad(line, error) }
 }
 
-/// A call whose word `HERE` stands for any bytes.
+/// A call in which the word `HERE` stands for these bytes.
 fn bad_bytes(line: &str, here: &[u8], error: &str) -> BadCall {
     let mut call = bad(line, error);
     for word in call.words.iter_mut().filter(|word| *word == b"HERE") {
@@ -62,14 +53,14 @@ fn bad_bytes(line: &str, here: &[u8], error: &str) -> BadCall {
     call
 }
 
-/// Runs the calls, each on a server that holds one task that expires and its index.
+/// Runs each call on a server that holds one task with an expiry and its index.
 fn each_fails_and_changes_nothing(calls: &[BadCall]) {
     let server = Server::start();
     let mut wire = server.wire();
     for call in calls {
         assert_eq!(wire.call(&["FLUSHALL"]), "+OK\r\n");
         let put = "PMCPTASK.PUT T I R PXAT 4102444800123 CREATED 5".to_owned();
-        // At once, so that the module does not put right in between what these lines break.
+        // In one transaction, so that the module does not repair in between what these lines break.
         assert_eq!(wire.call(&["MULTI"]), "+OK\r\n");
         for line in iter::once(&put).chain(&call.before) {
             assert_eq!(wire.call(&words(line)), "+QUEUED\r\n", "{line}");
@@ -118,8 +109,6 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
     const OF_PUT: &str = "ERR option: expected PXAT, PERSIST, CREATED or MAXTASKS, got";
     const OF_CAS: &str = "ERR option: expected PXAT, PERSIST or CREATED, got";
     const OF_LIST: &str = "ERR option: expected REV, AFTER or COUNT, got";
-    const MS: &str = "ms since the epoch, from 0 to 9223372036854775807";
-    const INTEGER: &str = "an integer from 0 to 9223372036854775807";
     let mut calls = Vec::new();
     for (line, error) in [
         ("PUT T I R TTL 5", format!("{OF_PUT} 'TTL'")),
@@ -130,11 +119,11 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
         ("PUT T I R PXAT", format!("ERR PXAT: expected {MS}, got nothing")),
         ("PUT T I R PXAT PERSIST", format!("ERR PXAT: expected {MS}, got 'PERSIST'")),
         ("PUT T I R PXAT R", format!("ERR PXAT: expected {MS}, got 17 bytes that are not shown")),
-        ("PUT T I R PXAT 1 PXAT 1", EXPIRY_TWICE.into()),
-        ("PUT T I R PXAT 1 pxat 2", EXPIRY_TWICE.into()),
-        ("PUT T I R PXAT 1 PERSIST", EXPIRY_TWICE.into()),
-        ("PUT T I R PERSIST PXAT 1", EXPIRY_TWICE.into()),
-        ("PUT T I R PERSIST PERSIST", EXPIRY_TWICE.into()),
+        ("PUT T I R PXAT 1 PXAT 1", TWO_EXPIRIES.into()),
+        ("PUT T I R PXAT 1 pxat 2", TWO_EXPIRIES.into()),
+        ("PUT T I R PXAT 1 PERSIST", TWO_EXPIRIES.into()),
+        ("PUT T I R PERSIST PXAT 1", TWO_EXPIRIES.into()),
+        ("PUT T I R PERSIST PERSIST", TWO_EXPIRIES.into()),
         ("PUT T I R PERSIST 5", format!("{OF_PUT} '5'")),
         ("PUT T I R CREATED 1 CREATED 1", "ERR CREATED: expected one, got two".into()),
         ("PUT T I R MAXTASKS 9 MAXTASKS 9", "ERR MAXTASKS: expected one, got two".into()),
@@ -143,7 +132,7 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
         ("PUT T I R COUNT 1", format!("{OF_PUT} 'COUNT'")),
         ("CAS T I 1 R MAXTASKS 9", format!("{OF_CAS} 'MAXTASKS'")),
         ("CAS T I 1 R REV", format!("{OF_CAS} 'REV'")),
-        ("CAS T I 1 R PXAT 1 PERSIST", EXPIRY_TWICE.into()),
+        ("CAS T I 1 R PXAT 1 PERSIST", TWO_EXPIRIES.into()),
         ("CAS T I 1 R CREATED 1 CREATED 1", "ERR CREATED: expected one, got two".into()),
         ("CAS T I R 1", format!("ERR expected-version: expected {INTEGER}, got 17 bytes that are not shown")),
         ("LIST I REV REV", "ERR REV: expected one, got two".into()),
@@ -161,11 +150,7 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
 }
 
 #[test]
-fn number_that_is_none_or_out_of_range() {
-    const MS: &str = "ms since the epoch, from 0 to 9223372036854775807";
-    const CREATED_MS: &str = "ms since the epoch, from 0 to 9007199254740991";
-    const LISTED_MS: &str = "ms since the epoch, from -9223372036854775808 to 9223372036854775807";
-    const INTEGER: &str = "an integer from 0 to 9223372036854775807";
+fn text_that_is_not_a_number_and_number_out_of_range() {
     let nines = "9".repeat(MEGABYTE);
     let odd: [(&[u8], &str); 20] = [
         (b"", "an empty string"),
@@ -201,7 +186,7 @@ fn number_that_is_none_or_out_of_range() {
     ];
     let mut calls = Vec::new();
     for (line, argument, expected) in places {
-        // LIST replies with negative times where others have written some, so AFTER takes them.
+        // LIST replies with negative times if others have written some, so AFTER takes them.
         let odd = odd.into_iter().filter(|(number, _)| expected != LISTED_MS || *number != b"-1");
         for (number, got) in odd {
             let error = format!("ERR {argument}: expected {expected}, got {got}");
@@ -218,7 +203,7 @@ fn number_that_is_none_or_out_of_range() {
 }
 
 #[test]
-fn key_that_is_none_of_the_schema() {
+fn key_that_does_not_match_the_schema() {
     let megabyte = vec![b'k'; MEGABYTE];
     let no_task_keys: [&[u8]; 14] = [
         b"",
@@ -275,7 +260,7 @@ fn key_that_is_none_of_the_schema() {
     }
     for key in other_indexes {
         for line in ["PUT T HERE R", "CAS T HERE 1 R", "DEL T HERE"] {
-            calls.push(bad_bytes(&format!("PMCPTASK.{line}"), key, INDEX_OF_ANOTHER));
+            calls.push(bad_bytes(&format!("PMCPTASK.{line}"), key, OTHER_INDEX));
         }
     }
     calls.push(bad("PMCPTASK.PUT I T R", NO_TASK_KEY));
@@ -438,10 +423,9 @@ fn hash_that_others_have_made() {
             calls.push(bad_after(make, &format!("PMCPTASK.{line}"), error));
         }
     }
-    let largest = "ERR version: the task is at 9223372036854775807, the largest there is";
     for line in ["PUT T I R", "CAS T I 9223372036854775807 R"] {
         let make = "HSET T version 9223372036854775807";
-        calls.push(bad_after(make, &format!("PMCPTASK.{line}"), largest));
+        calls.push(bad_after(make, &format!("PMCPTASK.{line}"), LARGEST_VERSION));
     }
     each_fails_and_changes_nothing(&calls);
 }
@@ -450,16 +434,13 @@ fn hash_that_others_have_made() {
 fn record_or_task_for_which_there_is_no_room() {
     let too_large = vec![b'x'; 16 * MEGABYTE + 1];
     let error = "CAPACITY data: expected at most 16777216 bytes (pmcptask.max-record-bytes), got 16777217";
-    let no_room = |allowed: u32| {
-        format!("CAPACITY owner already has {allowed} or more live tasks (MAXTASKS {allowed})")
-    };
     each_fails_and_changes_nothing(&[
         bad_bytes("PMCPTASK.PUT T I HERE", &too_large, error),
         bad_bytes("PMCPTASK.PUT pmcp:tasks:o:new I HERE", &too_large, error),
         bad_bytes("PMCPTASK.CAS T I 1 HERE", &too_large, error),
         bad("PMCPTASK.PUT pmcp:tasks:o:new I R MAXTASKS 0", &no_room(0)),
         bad("PMCPTASK.PUT pmcp:tasks:o:new I R MAXTASKS 1", &no_room(1)),
-        // Also where the new task would be gone at once.
+        // Even if the new task would be gone at once.
         bad("PMCPTASK.PUT pmcp:tasks:o:new I R PXAT 1 MAXTASKS 1", &no_room(1)),
         bad_after(
             "PMCPTASK.PUT pmcp:tasks:o:2 I R",

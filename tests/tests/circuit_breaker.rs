@@ -1,4 +1,4 @@
-//! With a circuit breaker, calls fail at once while the server is away, and none does once it is back.
+//! With a circuit breaker, calls fail at once while the server is away, and succeed again once it is back.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects)]
 
@@ -19,7 +19,7 @@ async fn backend(server: &Server, breaker: CircuitBreaker) -> RedisBackend {
     builder.connect().await.unwrap()
 }
 
-/// Makes calls until one fails at once, and returns how many waited in vain.
+/// Makes calls until one fails at once. Returns how many waited in vain.
 async fn calls_until_open(backend: &RedisBackend) -> usize {
     for waited in 0..50 {
         let started = Instant::now();
@@ -46,7 +46,7 @@ async fn calls_fail_at_once_while_the_server_is_away_and_succeed_by_themselves_o
     server.kill();
     let waited = calls_until_open(&backend).await;
     assert!((2..=5).contains(&waited), "{waited}");
-    // All clones, and reads too.
+    // This includes all clones, and reads.
     let error = backend.clone().get("owner:t").await.unwrap_err();
     assert!(matches!(reason(&error), Error::CircuitOpen), "{error}");
     assert!(!reason(&error).outcome_is_unknown());

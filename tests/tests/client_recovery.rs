@@ -13,13 +13,9 @@ use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
 use pmcptask_tests::{Cluster, Fault, Proxy, Server, ServerOptions, Watched, holds_within, reason};
 
-fn durable() -> ServerOptions {
-    ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn server_restart_costs_the_calls_in_flight_and_no_more() {
-    let mut server = Server::start_with(&durable());
+    let mut server = Server::start_with(&ServerOptions::default().with_aof());
     let backend = RedisBackend::new(&server.url()).await.unwrap();
     assert_eq!(backend.put("alice:t", b"one").await.unwrap(), 1);
     for version in 2..=4 {
@@ -33,7 +29,7 @@ async fn server_restart_costs_the_calls_in_flight_and_no_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn call_during_an_outage_waits_for_the_server_and_then_succeeds() {
-    let mut server = Server::start_with(&durable());
+    let mut server = Server::start_with(&ServerOptions::default().with_aof());
     let backend =
         RedisBackend::builder(server.url()).connect_timeout(Duration::from_secs(20)).connect().await.unwrap();
     backend.put("alice:t", b"one").await.unwrap();
@@ -58,7 +54,7 @@ async fn call_while_the_server_is_away_fails_in_time_and_says_that_nothing_was_s
     let limit = Duration::from_millis(500);
     let backend = RedisBackend::builder(server.url()).connect_timeout(limit).connect().await.unwrap();
     server.stop();
-    // A read finds out that the connection is lost; a write that did would not know its outcome.
+    // The read detects the lost connection. A write that detected it would not know its own outcome.
     let error = backend.get("alice:t").await.unwrap_err();
     assert!(matches!(reason(&error), Error::NotConnected { .. }), "{error}");
     for _ in 0..3 {
@@ -71,7 +67,7 @@ async fn call_while_the_server_is_away_fails_in_time_and_says_that_nothing_was_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn call_to_a_host_that_swallows_everything_waits_no_longer_than_it_was_told() {
+async fn call_to_a_host_that_never_answers_waits_no_longer_than_it_was_told() {
     let server = Server::start();
     let proxy = Proxy::to(server.port());
     let backend =
@@ -92,7 +88,7 @@ async fn call_to_a_host_that_swallows_everything_waits_no_longer_than_it_was_tol
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn client_knocks_now_and_then_at_a_door_that_is_closed_at_once() {
+async fn client_reconnects_with_pauses_where_connections_are_closed_at_once() {
     let server = Server::start();
     let proxy = Proxy::to(server.port());
     let backend = connect(proxy.url()).await;
@@ -110,14 +106,14 @@ async fn client_knocks_now_and_then_at_a_door_that_is_closed_at_once() {
         assert!(call.await.unwrap().is_err());
     }
     // All clones together, in two seconds, with pauses that grow to 300 ms.
-    let knocks = proxy.accepted() - before;
-    assert!((3..40).contains(&knocks), "{knocks} attempts to connect");
+    let attempts = proxy.accepted() - before;
+    assert!((3..40).contains(&attempts), "{attempts} attempts to connect");
     proxy.set(Fault::None);
     recovers(&backend).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn client_knocks_again_before_a_call_has_waited_in_vain() {
+async fn client_tries_to_reconnect_at_least_once_while_a_call_waits() {
     const CONNECT: Duration = Duration::from_millis(200);
     const WATCHED: Duration = Duration::from_secs(3);
     let server = Server::start();
@@ -125,15 +121,15 @@ async fn client_knocks_again_before_a_call_has_waited_in_vain() {
     let backend = RedisBackend::builder(proxy.url()).connect_timeout(CONNECT).connect().await.unwrap();
     proxy.set(Fault::Close);
     proxy.cut();
-    // Until the pauses have grown.
+    // Long enough for the pauses to reach their maximum.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let before = proxy.accepted();
     tokio::time::sleep(WATCHED).await;
-    let knocks = proxy.accepted() - before;
-    // In the time that a call waits, one at least.
+    let attempts = proxy.accepted() - before;
+    // At least one attempt in the time that a call waits.
     assert!(
-        WATCHED / u32::try_from(knocks).unwrap() < CONNECT,
-        "{knocks} attempts to connect in {WATCHED:?}"
+        WATCHED / u32::try_from(attempts).unwrap() < CONNECT,
+        "{attempts} attempts to connect in {WATCHED:?}"
     );
     drop(backend);
 }
@@ -145,7 +141,7 @@ async fn connection_whose_replies_do_not_come_is_replaced() {
     let limit = Duration::from_millis(300);
     let backend = RedisBackend::builder(proxy.url()).response_timeout(limit).connect().await.unwrap();
     backend.put("o:t", b"one").await.unwrap();
-    // The connection stays open, and nothing comes through it any more.
+    // The connection stays open, but nothing is forwarded.
     proxy.set(Fault::Silence);
     let error = backend.get("o:t").await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoReply { .. }), "{error}");
@@ -157,7 +153,7 @@ async fn connection_whose_replies_do_not_come_is_replaced() {
 
 // Crashes under load.
 
-/// Timeouts that no call of these tests may exceed by more than what a busy machine costs.
+/// The timeouts. No call in these tests may exceed them by more than a busy machine costs.
 const CONNECT: Duration = Duration::from_secs(2);
 const RESPONSE: Duration = Duration::from_secs(2);
 const BUSY_MACHINE: Duration = Duration::from_secs(2);
@@ -166,21 +162,22 @@ async fn connect(url: String) -> RedisBackend {
     RedisBackend::builder(url).connect_timeout(CONNECT).response_timeout(RESPONSE).connect().await.unwrap()
 }
 
-/// What one writer has seen of its own task.
+/// What a writer knows about its own task.
 #[derive(Debug, Default)]
 struct Seen {
     acknowledged: u64,
     unknown: u64,
-    /// Attempts whose data may be what is stored: the last one acknowledged and all unknown ones after it.
+    /// The data that may be stored: of the last acknowledged write, and of all writes with unknown outcome
+    /// after it.
     candidates: Vec<String>,
     last_success: Option<Instant>,
 }
 
-/// Puts one record after another until told to end, and checks every answer on the way.
+/// Puts one record after another until told to stop, and checks every answer.
 async fn write_until(ended: Arc<AtomicBool>, backend: RedisBackend, key: String, seen: Arc<Mutex<Seen>>) {
     let mut attempts = 0;
     let mut version = 0;
-    // Writes since `version` that may have been carried out.
+    // Writes since `version` with unknown outcome.
     let mut unknown = 0;
     while !ended.load(Ordering::SeqCst) {
         attempts += 1;
@@ -213,7 +210,7 @@ async fn write_until(ended: Arc<AtomicBool>, backend: RedisBackend, key: String,
 #[tokio::test(flavor = "multi_thread")]
 async fn crashes_under_load_lose_no_acknowledged_write_and_repeat_none() {
     const WRITERS: usize = 4;
-    let mut server = Server::start_with(&durable());
+    let mut server = Server::start_with(&ServerOptions::default().with_aof());
     let backend = connect(server.url()).await;
     let ended = Arc::new(AtomicBool::new(false));
     let seen: Vec<Arc<Mutex<Seen>>> = (0..WRITERS).map(|_| Arc::default()).collect();
@@ -229,7 +226,7 @@ async fn crashes_under_load_lose_no_acknowledged_write_and_repeat_none() {
         seen.iter().all(|seen| seen.lock().unwrap().last_success.is_some_and(|success| success > moment))
     };
     for _ in 0..3 {
-        // The server dies while all are at it.
+        // The server dies while all writers are writing.
         let moment = Instant::now();
         assert!(holds_within(Duration::from_secs(10), || all_write_after(moment)));
         server.kill();
@@ -280,7 +277,7 @@ async fn write_whose_reply_is_lost_was_carried_out_once_and_says_that_its_outcom
     let error = backend.delete("o:t").await.unwrap_err();
     assert!(reason(&error).outcome_is_unknown(), "{error}");
     assert!(matches!(direct.get("o:t").await, Err(StorageError::NotFound { .. })));
-    // And the backend goes on.
+    // The backend goes on.
     assert!(!backend.delete("o:t").await.unwrap());
     assert_eq!(backend.put("o:t", b"new").await.unwrap(), 1);
 }
@@ -346,7 +343,7 @@ async fn connections_that_are_cut_under_load_mix_no_answers_up() {
                             assert_eq!(task.data, format!("data {n}").as_bytes());
                             answers += 1;
                         }
-                        // No connection may live long enough for a call that has come in at a bad moment.
+                        // No connection may live long enough for a call that started at a bad time.
                         Err(error) => assert!(
                             matches!(reason(&error), Error::NoReply { .. } | Error::NotConnected { .. }),
                             "{error}"
@@ -366,8 +363,8 @@ async fn connections_that_are_cut_under_load_mix_no_answers_up() {
     }
 }
 
-/// A call that is handed over just while the connection ends has nobody left to answer it. It must not wait for the
-/// response timeout to find out.
+/// A call that starts while its connection ends gets no reply. It must not wait for the response timeout to
+/// find that out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn call_that_meets_the_end_of_its_connection_hears_of_it_at_once() {
     const ROUNDS: usize = 150;
@@ -375,7 +372,7 @@ async fn call_that_meets_the_end_of_its_connection_hears_of_it_at_once() {
     let server = Server::start();
     let mut wire = server.wire();
     for round in 0..ROUNDS {
-        // Long enough for a connection that comes back on a busy machine.
+        // Long enough to reconnect on a busy machine.
         let backend = RedisBackend::builder(server.url()).connect_timeout(RESPONSE * 5).connect();
         let backend = backend.await.unwrap();
         let ends = Arc::new(AtomicBool::new(false));
@@ -421,7 +418,7 @@ async fn late_reply_fails_its_call_in_time_and_is_never_the_answer_to_another() 
     let error = backend.get("o:t1").await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoReply { .. }), "{error}");
     assert!(started.elapsed() < 2 * limit + BUSY_MACHINE, "{:?}", started.elapsed());
-    // The late replies come in while these calls are under way.
+    // The late replies arrive while these calls are in flight.
     proxy.set(Fault::None);
     let until = Instant::now() + 4 * limit;
     let mut answers = 0;
@@ -456,7 +453,8 @@ async fn server_that_pauses_its_clients_fails_calls_in_time_and_recovers() {
     assert!(reason(&put.unwrap_err()).outcome_is_unknown());
     assert!(matches!(reason(&get.unwrap_err()), Error::NoReply { .. }));
     assert!(matches!(reason(&list.unwrap_err()), Error::NoReply { .. }));
-    // Comes once the pause is over; the write that has waited is carried out by then, once or not at all.
+    // The reply comes once the pause is over. By then the waiting write has been carried out once, or not
+    // at all.
     wire.call(&["PING"]);
     let version = backend.get("o:t").await.unwrap().version;
     assert!((1..=2).contains(&version), "{version}");
@@ -520,7 +518,7 @@ async fn client_recovers_from_a_stranger_that_answered_for_a_while() {
     }
 }
 
-/// Within a second, calls succeed again.
+/// Calls succeed again within a second.
 async fn recovers(backend: &RedisBackend) {
     let started = Instant::now();
     let mut last = backend.get("o:t").await;
@@ -654,7 +652,7 @@ fn read_that_is_under_way_when_the_runtime_of_its_connection_ends_is_answered() 
     assert_eq!(second.block_on(reading).unwrap().unwrap().data, b"one");
 }
 
-// What is no server of ours.
+// Something other than our server.
 
 fn answer(command: &'static str, reply: &[u8]) -> Fault {
     Fault::Answer { command, reply: reply.to_vec() }

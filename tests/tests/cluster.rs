@@ -1,4 +1,5 @@
-//! A cluster is one backend like any other: every owner works, owners share the nodes, the same rules hold.
+//! A cluster is a backend like any other: every owner works, the nodes share the owners, and the same
+//! rules hold.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -10,7 +11,7 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, HashTags, RedisBackend};
 use pmcptask_tests::conformance::{Difference, Subject};
-use pmcptask_tests::{Cluster, Fault, Proxy, Server, conformance_suite, holds_within, reason};
+use pmcptask_tests::{Cluster, Fault, Proxy, Server, conformance_suite, holds_within, integer, reason};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -33,10 +34,10 @@ impl Subject for InCluster {
 
 conformance_suite!(in_cluster, InCluster);
 
-/// Three primaries with a replica each, and a backend that reads from those.
+/// Three primaries with a replica each, and a backend that reads from the replicas.
 async fn with_replicas() -> (Cluster, RedisBackend) {
     let cluster = Cluster::start(3, 1);
-    // A replica to which nothing has been replicated is not told of.
+    // The cluster does not announce a replica that has received no data.
     let writing = RedisBackend::new(&cluster.url()).await.unwrap();
     for owner in 0..20 {
         writing.put(&format!("{owner}:first"), b"data").await.unwrap();
@@ -46,7 +47,8 @@ async fn with_replicas() -> (Cluster, RedisBackend) {
     assert!(holds_within(Duration::from_secs(20), || ports.iter().all(|port| slots().contains(port))));
     let builder = RedisBackend::builder(cluster.url()).wait_for_replicas(1, Duration::from_secs(1));
     let backend = builder.read_from_replicas(true).connect().await.unwrap();
-    // Connections to replicas are made in the background; reads of other tasks show when they are there.
+    // Connections to replicas are made in the background. Reads of other tasks show when the connections
+    // are ready.
     let reads = |server: &Server| server.counter("get_hits") > 0;
     let started = Instant::now();
     while !cluster.servers[3..].iter().all(reads) {
@@ -71,7 +73,7 @@ async fn read_goes_to_a_replica_where_that_is_wanted() {
         backend.put(&key, b"data").await.unwrap();
         assert_eq!(backend.get(&key).await.unwrap().data, b"data");
         assert_eq!(backend.list_by_prefix(&prefix).await.unwrap().len(), 2);
-        // What a replica does not have may be new: the primary is asked too.
+        // A task that the replica does not have may be new, so the primary is asked too.
         assert!(matches!(backend.get("none:t").await, Err(StorageError::NotFound { .. })));
     }
     assert_eq!((reads(primaries), reads(replicas)), (before.0, before.1 + 40));
@@ -124,7 +126,7 @@ async fn replica_that_hangs_costs_one_read_its_time() {
     replica.go_on();
     until_it_is_read_from(replica, &backend).await;
 
-    // One that is slow is as good as any where the primary is no faster.
+    // If the primary is no faster, a slow replica is as good.
     primary.hang();
     replica.hang();
     let reading = tokio::spawn(async move { backend.get("owner:t").await });
@@ -142,7 +144,7 @@ async fn until_it_is_read_from(replica: &Server, backend: &RedisBackend) {
     }
 }
 
-// Waiting for the cluster is no burden for it.
+// Calls that wait for the cluster do not burden it.
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_wait_ask_for_the_slots_now_and_then() {
@@ -162,10 +164,10 @@ async fn calls_that_wait_ask_for_the_slots_now_and_then() {
         while let Some(call) = calls.join_next().await {
             call.unwrap().unwrap_err();
         }
-        // A node that takes long has another one asked as well, so nodes are not added up.
+        // If a node takes long, another one is asked too, so the counts are not added up.
         surveys().zip(before).map(|(after, before)| after - before).max().unwrap()
     };
-    // A slot that stays half moved: whoever says so has it.
+    // A slot that stays half moved: the node that says so still has the slot.
     let [from, to] = [number, others[0]].map(|number| &cluster.servers[number]);
     let slot = from.slot_of("owner");
     from.start_moving(&slot, to);
@@ -174,7 +176,7 @@ async fn calls_that_wait_ask_for_the_slots_now_and_then() {
     from.stop_moving(&slot, to);
     to.start_moving(&slot, from);
     to.stop_moving(&slot, from);
-    // A shard that has nobody left.
+    // A shard with no node left.
     cluster.servers[number].kill();
     let surveys = surveys_while_calls_wait(&cluster, &others).await;
     assert!((1..=16).contains(&surveys), "{surveys} surveys");
@@ -191,7 +193,7 @@ async fn redirect_to_a_node_that_nobody_knows_is_waited_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn seeds_that_hang_hold_nobody_up() {
+async fn seeds_that_hang_delay_no_connection() {
     let cluster = Cluster::start(3, 0);
     let silent = [(); 2].map(|()| Proxy::to_nobody(Fault::Silence));
     let [one, other] = silent.each_ref().map(Proxy::port);
@@ -222,7 +224,7 @@ fn set_all(proxies: &[Proxy], fault: &Fault) {
 #[tokio::test(flavor = "multi_thread")]
 async fn write_whose_reply_is_lost_is_made_once_and_its_outcome_is_unknown() {
     let (cluster, proxies, backend) = behind_proxies().await;
-    // Late replies are as good as lost: nobody waits for them any more.
+    // A late reply is as good as lost: no caller waits for it any more.
     for fault in [Fault::LoseReply(1), Fault::Hold] {
         for owner in 0..6 {
             let key = format!("{owner}:t");
@@ -235,7 +237,7 @@ async fn write_whose_reply_is_lost_is_made_once_and_its_outcome_is_unknown() {
             proxy.set(Fault::None);
             assert_eq!(backend.get(&key).await.unwrap().version, before + 1);
             proxy.set(fault.clone());
-            // Not a conflict with itself.
+            // It does not conflict with itself.
             let error = backend.put_if_version(&key, b"cas", before + 1).await.unwrap_err();
             assert!(reason(&error).outcome_is_unknown(), "{error}");
             proxy.set(Fault::None);
@@ -246,14 +248,14 @@ async fn write_whose_reply_is_lost_is_made_once_and_its_outcome_is_unknown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn client_knocks_now_and_then_at_a_cluster_that_lets_nobody_in() {
+async fn client_reconnects_with_pauses_to_a_cluster_that_closes_connections() {
     let (_cluster, proxies, backend) = behind_proxies().await;
     set_all(&proxies, &Fault::Close);
     proxies.iter().for_each(Proxy::cut);
     let is_away = |error: &Error| matches!(error, Error::NotConnected { .. });
     for owner in 0..6 {
         let key = format!("{owner}:t");
-        // The first call to each node may be what finds out.
+        // The first call to each node may be the one that detects the lost connection.
         let first = backend.put(&key, b"data").await.unwrap_err();
         let error =
             if is_away(reason(&first)) { first } else { backend.put(&key, b"data").await.unwrap_err() };
@@ -269,9 +271,10 @@ async fn client_knocks_now_and_then_at_a_cluster_that_lets_nobody_in() {
     for call in calls {
         assert!(call.await.unwrap().is_err());
     }
-    let knocks = proxies[0].accepted() - before;
-    // All calls together, in two seconds, for the node's own connection and to find out about the others.
-    assert!((1..20).contains(&knocks), "{knocks} attempts to connect");
+    let attempts = proxies[0].accepted() - before;
+    // All calls together, in two seconds, for the node's own connection and for queries about the
+    // other nodes.
+    assert!((1..20).contains(&attempts), "{attempts} attempts to connect");
     set_all(&proxies, &Fault::None);
     backend.put("owner:t", b"data").await.unwrap();
 }
@@ -288,7 +291,7 @@ async fn write_that_was_redirected_is_made_once_too() {
     from.start_moving(&slot, to);
     let [task, index] = [format!("pmcp:tasks:{{{owner}}}:t"), format!("pmcp:idx:{{{owner}}}")];
     from.migrate(&[&task, &index], to);
-    // By ASK first; once the slot has arrived, by MOVED.
+    // With ASK first, and with MOVED once the slot has moved.
     for version in [2, 4] {
         assert_eq!(backend.put_if_version(&key, b"here", version - 1).await.unwrap(), version);
         proxies[1].set(Fault::LoseReply(1));
@@ -329,7 +332,7 @@ async fn list_of_a_slot_on_its_way_waits_until_it_is_whole_at_its_new_node() {
         let backend = backend.clone();
         async move { backend.list_by_prefix("owner:").await }
     });
-    // Many redirects later.
+    // By then there were many redirects.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!waiting.is_finished());
     from.migrate(&["pmcp:tasks:{owner}:b"], to);
@@ -349,7 +352,7 @@ async fn prefix_that_is_a_hash_tag_puts_all_owners_at_one_node() {
     assert_eq!(cluster.servers.iter().filter(|server| keys_of(server) > 0).count(), 1);
 }
 
-/// The server itself lets nobody make a key beside others of a slot that is on its way.
+/// The server lets no call with several keys create a key in a slot that is moving.
 #[tokio::test(flavor = "multi_thread")]
 async fn new_task_waits_for_its_slot_and_says_so_if_it_waits_in_vain() {
     let cluster = Cluster::start(3, 0);
@@ -374,7 +377,7 @@ async fn new_task_waits_for_its_slot_and_says_so_if_it_waits_in_vain() {
 }
 
 fn keys_of(server: &Server) -> usize {
-    server.wire().call(&["DBSIZE"]).trim().trim_start_matches(':').parse().unwrap()
+    usize::try_from(integer(&server.wire().call(&["DBSIZE"]))).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -397,7 +400,7 @@ async fn every_owner_works_and_owners_share_the_nodes() {
         assert_eq!(listed, [(&*format!("{owner}:a"), 2), (&*format!("{owner}:b"), 1)]);
         assert!(backend.delete(&format!("{owner}:a")).await.unwrap());
     }
-    // A task and an index each.
+    // Each owner has a task and an index.
     let shares: Vec<_> = cluster.servers.iter().map(keys_of).collect();
     assert_eq!(shares.iter().sum::<usize>(), 2 * owners.len());
     assert!(shares.iter().all(|share| *share > owners.len() / 3), "{shares:?}");
@@ -407,7 +410,7 @@ async fn every_owner_works_and_owners_share_the_nodes() {
 async fn one_node_that_answers_is_enough_to_find_the_others() {
     let cluster = Cluster::start(3, 0);
     let seed = cluster.servers[1].port();
-    // Nobody listens at the first.
+    // Nothing listens at the first address.
     for url in [
         format!("redis+cluster://127.0.0.1:1,127.0.0.1:{seed}"),
         format!("redis://127.0.0.1:{seed}?cluster"),
@@ -460,7 +463,7 @@ async fn hash_tags_that_are_off_are_refused_where_they_are_needed() {
     // All keys have the slot of the prefix.
     let backend = builder().prefix("{app}").connect().await.unwrap();
     backend.put("owner:hash-tags-off", b"data").await.unwrap();
-    // One that is not is found out by the server.
+    // The server reports a key in another slot.
     let backend = backend.with_prefix("app");
     let mut owners = (0..20).map(|owner| format!("{owner}:t"));
     let error = loop {
@@ -473,7 +476,7 @@ async fn hash_tags_that_are_off_are_refused_where_they_are_needed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn node_that_cannot_be_reached_is_named_with_who_announces_it() {
-    // Nobody listens there.
+    // Nothing listens at this address.
     let options = Cluster::node_options().set("cluster-announce-ip", "127.0.0.9");
     let cluster = Cluster::start_with(&options, 1, 0);
     let port = cluster.servers[0].port();

@@ -1,17 +1,16 @@
-//! In a cluster, an index entry goes only when it is certain that its task has gone: while a slot moves, a
-//! hash that is missing here may be at its new node.
+//! In a cluster, the module removes an index entry only when its task is certainly gone. While a slot moves,
+//! a hash that is missing on this node may be on the new node.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::time::Duration;
 
-use pmcptask_tests::{Cluster, Server, Wire, holds_within};
+use pmcptask_tests::{Cluster, PROMISED, Server, Wire, holds_within};
 
-/// Owner as a hash tag, so that task and index share a slot.
+/// The owner is a hash tag, so task and index share a slot.
 const TASK: &str = "pmcp:tasks:{alice}:t";
 const OTHER: &str = "pmcp:tasks:{alice}:other";
 const INDEX: &str = "pmcp:idx:{alice}";
-const PROMISED: Duration = Duration::from_secs(1);
 
 /// Two primaries that know each other; the first has all slots.
 struct Pair {
@@ -25,7 +24,7 @@ impl Pair {
         Self { first: servers.next().unwrap(), second: servers.next().unwrap() }
     }
 
-    /// Marks the slot of the keys as on its way from the first node to the second.
+    /// Marks the slot of the keys as moving from the first node to the second.
     fn start_moving(&self) -> String {
         let slot = self.first.slot_of(INDEX);
         self.first.start_moving(&slot, &self.second);
@@ -41,7 +40,7 @@ fn entries(wire: &mut Wire) -> Vec<String> {
     let reply = wire.call(&["ZRANGE", INDEX, "0", "-1"]);
     let mut ids: Vec<_> =
         reply.lines().skip(1).filter(|line| !line.starts_with('$')).map(str::to_owned).collect();
-    // Created in one millisecond or in two: either order.
+    // Tasks created in the same millisecond are in order of their ids, others in order of creation.
     ids.sort();
     ids
 }
@@ -57,9 +56,9 @@ fn entry_of_a_deleted_task_goes_in_a_cluster_too() {
     assert_eq!(entries(&mut wire), ["other"]);
 }
 
-/// Of the harness: tasks end while their slot moves.
+/// A test of the harness: tasks end while their slot moves.
 #[test]
-fn key_that_has_gone_is_none_to_migrate() {
+fn key_that_is_gone_is_not_migrated() {
     let pair = Pair::start();
     put(&mut pair.first.wire(), TASK);
     pair.start_moving();
@@ -74,7 +73,7 @@ fn nothing_is_dropped_while_a_slot_moves_and_index_and_tasks_arrive_whole() {
     put(&mut wire, TASK);
     put(&mut wire, OTHER);
     let slot = pair.start_moving();
-    // The hash leaves first: to this node it looks deleted, at every look.
+    // The hash moves first. To this node it looks deleted, at every look.
     pair.first.migrate(&[TASK], &pair.second);
     pair.first.have_indexes_walked(3);
     assert_eq!(
@@ -83,7 +82,7 @@ fn nothing_is_dropped_while_a_slot_moves_and_index_and_tasks_arrive_whole() {
         "an entry was dropped: {}",
         wire.call(&["CLUSTER", "NODES"])
     );
-    // A list without the task that has left would be wrong.
+    // A list without the moved task would be wrong.
     let listed = wire.call(&["PMCPTASK.LIST", INDEX]);
     assert!(listed.starts_with("-TRYAGAIN ") && listed.contains(TASK), "{listed}");
     pair.first.migrate(&[INDEX], &pair.second);
@@ -118,27 +117,27 @@ fn entries_of_settled_slots_go_while_another_slot_moves() {
     wire.call(&["DEL", bob]);
     pair.first.have_indexes_walked(3);
     assert_eq!(wire.call(&["EXISTS", bobs_index]), ":0\r\n");
-    // Whether this one has gone or moved, nobody can tell yet.
+    // This node cannot tell yet whether the task is gone or moved.
     assert_eq!(entries(&mut wire), ["other", "t"]);
-    // The slot stays after all.
+    // The slot stays on this node after all.
     assert_eq!(wire.call(&["CLUSTER", "SETSLOT", &slot, "STABLE"]), "+OK\r\n");
     pair.first.have_indexes_walked(1);
     assert_eq!(entries(&mut wire), ["other"]);
 }
 
 #[test]
-fn task_that_has_ended_holds_no_list_up_while_its_slot_moves() {
+fn task_that_has_ended_delays_no_list_while_its_slot_moves() {
     let pair = Pair::start();
     let mut wire = pair.first.wire();
     put(&mut wire, OTHER);
     put(&mut wire, TASK);
     let slot = pair.start_moving();
-    // It expires here, so it is not at the other node.
+    // The task expires on this node, so it is not on the other one.
     assert_eq!(wire.call(&["PEXPIRE", TASK, "50"]), ":1\r\n");
     let lists_one = |wire: &mut Wire| wire.call(&["PMCPTASK.LIST", INDEX]).matches("data").count() == 1;
     assert!(holds_within(PROMISED, || lists_one(&mut wire)), "{}", wire.call(&["PMCPTASK.LIST", INDEX]));
     assert_eq!(entries(&mut wire), ["other"]);
-    // This one has outlived its expiry, because somebody took the key's away. It stays until the slot has settled.
+    // This task is past its `expires_at`, but its key has no expiry. It stays until the slot has settled.
     assert_eq!(wire.call(&["HSET", OTHER, "expires_at", "1"]), ":1\r\n");
     assert_eq!(wire.call(&["PMCPTASK.LIST", INDEX]), "*0\r\n");
     pair.first.have_indexes_walked(2);
@@ -159,7 +158,7 @@ fn entry_whose_task_has_gone_on_its_way_goes_once_the_slot_has_arrived() {
     put(&mut wire, TASK);
     let slot = pair.start_moving();
     pair.first.migrate(&[OTHER, INDEX], &pair.second);
-    // To the first node it may have moved; the second one has never had it.
+    // The first node cannot tell whether the task moved; the second node never had it.
     assert_eq!(wire.call(&["DEL", TASK]), ":1\r\n");
     pair.first.stop_moving(&slot, &pair.second);
     let mut wire = pair.second.wire();

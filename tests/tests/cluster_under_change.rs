@@ -1,5 +1,5 @@
-//! Three primaries and three replicas under load, while slots move, a primary dies, nodes come and go: every
-//! acknowledged write stays, a client's own CAS never conflicts, index and hashes agree.
+//! Three primaries and three replicas under load, while slots move, a primary dies, and nodes join and leave.
+//! Every acknowledged write stays, a client's CAS never conflicts with itself, and indexes and hashes agree.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -7,56 +7,40 @@
 use std::time::Duration;
 
 use pmcp_tasks::store::backend::StorageBackend as _;
-use pmcptask_client::RedisBackend;
-use pmcptask_tests::{Cluster, Load, Server, holds_within, now_ms, show, skipped};
+use pmcptask_client::{RedisBackend, RedisBackendBuilder};
+use pmcptask_tests::conformance::Sample;
+use pmcptask_tests::{A_WHILE, CLIENTS, Cluster, Load, Server, holds_within, now_ms, skipped};
 
-const CLIENTS: usize = 4;
-/// Calls before, and after, something changes.
-const A_WHILE: usize = 1_000;
-/// Slots of one in sixteen keys.
+/// One slot in sixteen.
 const SLOTS: usize = 1_024;
-/// Half of what one of two nodes has.
+/// Half of the slots of one of two nodes.
 const HALF: usize = 4_096;
 
 /// Writes count once a replica has them: without that, a failover may lose the last ones.
-async fn backend(cluster: &Cluster) -> RedisBackend {
-    let builder = RedisBackend::builder(cluster.url()).wait_for_replicas(1, Duration::from_secs(1));
-    builder.connect().await.unwrap()
+fn builder(cluster: &Cluster) -> RedisBackendBuilder {
+    RedisBackend::builder(cluster.url()).wait_for_replicas(1, Duration::from_secs(1))
 }
 
-async fn load(cluster: &Cluster) -> Load {
-    let mut backends = Vec::new();
-    for _ in 0..CLIENTS {
-        backends.push(backend(cluster).await);
-    }
-    Load::start(backends)
-}
-
-/// How long a call waits for a slot that is on its way.
+/// How long a call waits for a slot that is moving.
 const CALL: Duration = Duration::from_secs(2);
-/// How long a shard may be without a primary, and then without a replica that has caught up: several times the
-/// nodes' timeout.
+/// How long a shard may have no primary, and then no replica that has caught up: several node timeouts.
 const FAILOVER: Duration = Duration::from_secs(15);
 
-/// Ends the load, shows the counts, and looks at everything that is there.
+/// Stops the load, shows the counts, and checks everything that is stored.
 async fn end(what: &str, load: Load, cluster: &Cluster, longest_outage: Duration) {
-    load.go_on_for(A_WHILE).await;
-    let account = load.end(&backend(cluster).await).await;
-    show(&format!("{what}: {account}"));
-    account.assert_nothing_lost(longest_outage);
+    load.end(what, builder(cluster), longest_outage).await;
     cluster.assert_hashes_and_entries_agree();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slots_that_move_key_by_key_lose_nothing() {
     let cluster = Cluster::start(3, 1);
-    let load = load(&cluster).await;
-    load.go_on_for(A_WHILE).await;
+    let load = Load::start(&builder(&cluster)).await;
     let [first, second, third] = [0, 1, 2].map(|number| &cluster.servers[number]);
     for (from, to) in [(first, second), (third, first)] {
         cluster.reshard(SLOTS, from, to);
     }
-    // It takes from the second what the third has too few of.
+    // The second node gives slots to the third, which has too few.
     cluster.operate("rebalance", &["--cluster-threshold", "1"]);
     end("slots moved key by key", load, &cluster, CALL).await;
 }
@@ -64,12 +48,11 @@ async fn slots_that_move_key_by_key_lose_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn slot_that_is_half_moved_for_a_while_loses_nothing() {
     let cluster = Cluster::start(3, 1);
-    let load = load(&cluster).await;
-    load.go_on_for(A_WHILE).await;
+    let load = Load::start(&builder(&cluster)).await;
     let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
     for slot in occupied_slots(first).iter().take(3).map(String::as_str) {
         first.start_moving(slot, second);
-        // Half of an owner's keys, then for a while none, then all that are left, new ones too.
+        // Half of an owner's keys; then no keys for a while; then all that are left, including new ones.
         migrate(first, second, slot, 2);
         load.go_on_for(A_WHILE / 2).await;
         while migrate(first, second, slot, 100) {}
@@ -86,7 +69,7 @@ fn occupied_slots(server: &Server) -> Vec<String> {
     keys.iter().map(|key| server.slot_of(key)).collect()
 }
 
-/// Moves up to `most` keys of a slot; false if there was none. Any of them may go before it is moved.
+/// Moves up to `most` keys of a slot; false if there were none. Each key may disappear before it is moved.
 fn migrate(from: &Server, to: &Server, slot: &str, most: usize) -> bool {
     let mut keys = redis::cmd("CLUSTER");
     keys.arg("GETKEYSINSLOT").arg(slot).arg(most);
@@ -100,8 +83,7 @@ fn migrate(from: &Server, to: &Server, slot: &str, most: usize) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn slots_that_move_at_once_lose_nothing() {
     let cluster = Cluster::start(3, 1);
-    let load = load(&cluster).await;
-    load.go_on_for(A_WHILE).await;
+    let load = Load::start(&builder(&cluster)).await;
     let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
     let moved = move_at_once(SLOTS, first, second);
     end("slots moved at once", load, &cluster, CALL).await;
@@ -110,7 +92,7 @@ async fn slots_that_move_at_once_lose_nothing() {
     }
 }
 
-/// Moves the first slots from one node to another as one; false where the server has no such thing.
+/// Moves the first slots from one node to another atomically; false if the server cannot do that.
 fn move_at_once(slots: usize, from: &Server, to: &Server) -> bool {
     let last = (slots - 1).to_string();
     let id = to.node_id();
@@ -132,12 +114,11 @@ fn move_at_once(slots: usize, from: &Server, to: &Server) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn primary_that_dies_loses_nothing_that_was_acknowledged() {
     let mut cluster = Cluster::start(3, 1);
-    let load = load(&cluster).await;
-    load.go_on_for(A_WHILE).await;
+    let load = Load::start(&builder(&cluster)).await;
     cluster.servers[0].kill();
     let promoted = || cluster.servers[3].is_primary();
     assert!(holds_within(Duration::from_secs(30), promoted), "{}", cluster.servers[3].nodes());
-    // Reads go on. Writes to the shard that has one node left wait in vain for another to have them.
+    // Reads go on. Writes to the shard with one node left time out waiting for a replica.
     load.go_on_for(CLIENTS).await;
     cluster.servers[0].restart();
     cluster.wait_until_settled();
@@ -148,8 +129,7 @@ async fn primary_that_dies_loses_nothing_that_was_acknowledged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failover_by_hand_loses_nothing() {
     let cluster = Cluster::start(3, 1);
-    let load = load(&cluster).await;
-    load.go_on_for(A_WHILE).await;
+    let load = Load::start(&builder(&cluster)).await;
     for replica in [3, 4, 5] {
         assert_eq!(cluster.servers[replica].wire().call(&["CLUSTER", "FAILOVER"]), "+OK\r\n");
         assert!(holds_within(Duration::from_secs(30), || cluster.servers[replica].is_primary()));
@@ -161,8 +141,7 @@ async fn failover_by_hand_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn node_that_joins_and_leaves_loses_nothing() {
     let mut cluster = Cluster::start(3, 1);
-    let load = load(&cluster).await;
-    load.go_on_for(A_WHILE).await;
+    let load = Load::start(&builder(&cluster)).await;
     for _ in 0..2 {
         let joining = Server::start_with(&Cluster::node_options());
         cluster.servers[0].meet(&joining);
@@ -171,7 +150,7 @@ async fn node_that_joins_and_leaves_loses_nothing() {
     let ids = [6, 7].map(|number| cluster.servers[number].node_id());
     let knows = |server: &Server| ids.iter().all(|id| server.nodes().contains(id));
     assert!(holds_within(Duration::from_secs(30), || cluster.servers.iter().all(knows)));
-    // Without a replica of its own, no write to it would count.
+    // Without a replica, no write to the new primary would count.
     cluster.servers[7].replicate(&cluster.servers[6]);
     cluster.wait_until_settled();
     cluster.reshard(SLOTS, &cluster.servers[0], &cluster.servers[6]);
@@ -188,13 +167,13 @@ async fn node_that_joins_and_leaves_loses_nothing() {
     end("a node joined and left", load, &cluster, CALL).await;
 }
 
-/// The new node has not heard of what goes between the first copy and the last moment.
+/// The new node does not hear of tasks that end between the first copy and the end of the move.
 #[tokio::test(flavor = "multi_thread")]
 async fn task_that_ends_while_its_slot_moves_at_once_leaves_no_entry() {
     let cluster = Cluster::start(2, 0);
     let backend = RedisBackend::new(&cluster.url()).await.unwrap();
     let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
-    // So much that the copy takes its time.
+    // Enough data for the copy to take some time.
     let ballast = vec![b'x'; 200_000];
     let owners: Vec<_> = (0..400).map(|n| format!("owner-{n}")).collect();
     for owner in &owners {
@@ -203,9 +182,7 @@ async fn task_that_ends_while_its_slot_moves_at_once_leaves_no_entry() {
     let mut ends_ms = Vec::new();
     for (owner, n) in owners.iter().zip(0..) {
         let at_ms = now_ms() + 100 + 4 * n;
-        let at = chrono::DateTime::from_timestamp_millis(at_ms).unwrap().to_rfc3339();
-        let record = format!(r#"{{"expiresAt":"{at}"}}"#);
-        backend.put(&format!("{owner}:ends"), record.as_bytes()).await.unwrap();
+        backend.put(&format!("{owner}:ends"), &Sample::expiring_at(at_ms)).await.unwrap();
         ends_ms.push(at_ms);
     }
     let started_ms = now_ms();

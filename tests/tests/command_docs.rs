@@ -1,4 +1,5 @@
-//! What the server tells of the module: its commands, settings and counters; and what is left without it.
+//! What the server reports about the module: its commands, settings and counters. And what remains without
+//! the module.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -10,7 +11,7 @@ use serde_json::{Value as Json, json};
 
 const COMMANDS: [&str; 5] = ["pmcptask.put", "pmcptask.cas", "pmcptask.get", "pmcptask.del", "pmcptask.list"];
 
-/// A connection whose replies tell maps from arrays.
+/// A connection whose replies distinguish maps from arrays.
 fn resp3(server: &Server) -> Connection {
     Client::open(format!("{}?protocol=resp3", server.url())).unwrap().get_connection().unwrap()
 }
@@ -45,10 +46,6 @@ fn to_json(value: Value) -> Json {
         ),
         other => panic!("a reply that COMMAND does not make: {other:?}"),
     }
-}
-
-fn run(wire: &mut Wire, line: &str) -> String {
-    wire.call(&line.split(' ').collect::<Vec<_>>())
 }
 
 // Commands.
@@ -213,7 +210,7 @@ fn command_docs_tell_every_argument() {
 
 // The command line.
 
-/// What a person sees who types a line.
+/// What a person sees who types a line into redis-cli.
 fn typed(server: &Server, line: &str) -> String {
     let words: Vec<_> = ["--no-raw"].into_iter().chain(line.split(' ')).collect();
     String::from_utf8(server.cli(&words).stdout).unwrap()
@@ -277,7 +274,7 @@ fn setting_is_seen_and_changed_with_config() {
     assert_eq!(max_record_bytes(&server), (16 * 1024 * 1024).to_string());
     let mut connection = resp3(&server);
     let settings = ask(&mut connection, "CONFIG GET pmcptask.*");
-    // Debug builds have settings for tests as well.
+    // Debug builds also have settings for tests.
     let names = settings.as_object().unwrap().keys().filter(|name| !name.starts_with("pmcptask.debug-"));
     let mut names: Vec<_> = names.collect();
     names.sort();
@@ -288,7 +285,7 @@ fn setting_is_seen_and_changed_with_config() {
     }
     let mut wire = server.wire();
     for value in ["0", "-1", "many", "9223372036854775808"] {
-        let reply = run(&mut wire, &format!("CONFIG SET {SETTING} {value}"));
+        let reply = wire.run(&format!("CONFIG SET {SETTING} {value}"));
         assert!(reply.starts_with("-ERR "), "{value}: {reply}");
         assert_eq!(max_record_bytes(&server), "9223372036854775807");
     }
@@ -312,7 +309,9 @@ fn setting_comes_from_the_config_line_else_from_the_module_argument() {
     let server = Server::start_with(&loading_with("max-record-bytes 100"));
     assert_eq!(max_record_bytes(&server), "100");
     assert!(
-        run(&mut server.wire(), &format!("PMCPTASK.PUT p:tasks:o:t p:idx:o {}", "x".repeat(101)))
+        server
+            .wire()
+            .run(&format!("PMCPTASK.PUT p:tasks:o:t p:idx:o {}", "x".repeat(101)))
             .starts_with("-CAPACITY ")
     );
     let server = Server::start_with(&ServerOptions::default().set(SETTING, "200"));
@@ -348,9 +347,9 @@ fn module_does_not_load_with_a_setting_that_it_does_not_understand_and_says_why(
 
 // Counters.
 
-/// The section of `INFO`: names and numbers.
+/// The names and numbers of the `INFO` section.
 fn counters(wire: &mut Wire) -> Vec<(String, u64)> {
-    let info = run(wire, "INFO pmcptask");
+    let info = wire.run("INFO pmcptask");
     assert!(info.contains("# pmcptask\r\n"), "{info}");
     info.lines()
         .filter_map(|line| line.strip_prefix("pmcptask_")?.split_once(':'))
@@ -386,18 +385,19 @@ fn info_counts_what_the_module_has_done() {
         "panics",
     ];
     let zeros: Vec<_> = names.map(|name| (name.to_owned(), 0)).into();
-    // By itself, the module has walked through the indexes, if anything.
+    // The walk through the indexes is the only thing that the module does by itself here.
     let counters = |wire: &mut Wire| -> Vec<(String, u64)> {
         let by_itself = |(name, number)| if name == "index_walks" { (name, 0) } else { (name, number) };
         counters(wire).into_iter().map(by_itself).collect()
     };
     assert_eq!(counters(&mut wire), zeros);
-    run(&mut wire, "ACL SETUSER narrow on nopass ~p:idx:* +@all");
+    wire.run("ACL SETUSER narrow on nopass ~p:idx:* +@all");
     let mut narrow = server.wire();
-    run(&mut narrow, "AUTH narrow any");
+    narrow.run("AUTH narrow any");
     let counted = |wire: &mut Wire| -> BTreeMap<_, _> { counters(wire).into_iter().collect() };
     let mut expected = counted(&mut wire);
-    // What counts, once each but where a list has two records, and which counters that moves.
+    // Each line counts once, except for a list of two records. Beside each line: the counters that
+    // it changes.
     for (line, moved) in [
         ("PMCPTASK.PUT p:tasks:o:t p:idx:o d", &[("puts", 1)][..]),
         ("PMCPTASK.PUT p:tasks:o:u p:idx:o d", &[("puts", 1)]),
@@ -420,17 +420,17 @@ fn info_counts_what_the_module_has_done() {
         ("SET p:tasks:o:s text", &[]),
         ("PMCPTASK.GET p:tasks:o:s", &[("refused_wrongtype", 1)]),
     ] {
-        run(&mut wire, line);
+        wire.run(line);
         for (name, more) in moved {
             *expected.get_mut(*name).unwrap() += more;
         }
         assert_eq!(counted(&mut wire), expected, "{line}");
     }
-    assert!(run(&mut narrow, "PMCPTASK.LIST p:idx:o").starts_with("-NOPERM "));
+    assert!(narrow.run("PMCPTASK.LIST p:idx:o").starts_with("-NOPERM "));
     *expected.get_mut("refused_noperm").unwrap() += 1;
-    run(&mut wire, "DEL p:tasks:o:t");
+    wire.run("DEL p:tasks:o:t");
     server.have_indexes_walked(2);
-    // Of `t`, which has just gone, and `s`, `v` never was.
+    // The entry of `t`, which has just gone. `s` and `v` never had an entry.
     *expected.get_mut("index_entries_removed").unwrap() += 1;
     assert_eq!(counted(&mut wire), expected);
 }
@@ -439,9 +439,9 @@ fn info_counts_what_the_module_has_done() {
 fn info_has_the_section_where_modules_are_asked_for() {
     let server = Server::start();
     let mut wire = server.wire();
-    assert!(run(&mut wire, "INFO everything").contains("# pmcptask\r\n"));
-    assert!(run(&mut wire, "INFO modules").contains("# pmcptask\r\n"));
-    assert!(!run(&mut wire, "INFO replication").contains("pmcptask"));
+    assert!(wire.run("INFO everything").contains("# pmcptask\r\n"));
+    assert!(wire.run("INFO modules").contains("# pmcptask\r\n"));
+    assert!(!wire.run("INFO replication").contains("pmcptask"));
 }
 
 // Without the module.
@@ -451,12 +451,12 @@ fn data_is_plain_redis_without_the_module_and_served_again_once_it_is_back() {
     let options = ServerOptions::default().set("appendonly", "yes");
     let mut server = Server::start_with(&options);
     let mut wire = server.wire();
-    run(&mut wire, "PMCPTASK.PUT p:tasks:o:t p:idx:o d PXAT 4102444800123 CREATED 5");
-    run(&mut wire, "PMCPTASK.PUT p:tasks:o:u p:idx:o e CREATED 6");
+    wire.run("PMCPTASK.PUT p:tasks:o:t p:idx:o d PXAT 4102444800123 CREATED 5");
+    wire.run("PMCPTASK.PUT p:tasks:o:u p:idx:o e CREATED 6");
     server.stop();
     server.restart_with(&options.clone().without_module());
     let mut wire = server.wire();
-    assert!(run(&mut wire, "PMCPTASK.GET p:tasks:o:t").starts_with("-ERR unknown command"));
+    assert!(wire.run("PMCPTASK.GET p:tasks:o:t").starts_with("-ERR unknown command"));
     let mut connection = resp3(&server);
     assert_eq!(
         ask(&mut connection, "HGETALL p:tasks:o:t"),
@@ -465,35 +465,35 @@ fn data_is_plain_redis_without_the_module_and_served_again_once_it_is_back() {
     assert_eq!(ask(&mut connection, "HGETALL p:tasks:o:u"), json!({"version": "1", "data": "e"}));
     assert_eq!(ask(&mut connection, "PEXPIRETIME p:tasks:o:t"), 4_102_444_800_123_i64);
     assert_eq!(
-        run(&mut wire, "ZRANGE p:idx:o 0 -1 WITHSCORES"),
+        wire.run("ZRANGE p:idx:o 0 -1 WITHSCORES"),
         "*4\r\n$1\r\nt\r\n$1\r\n5\r\n$1\r\nu\r\n$1\r\n6\r\n"
     );
     assert_eq!(ask(&mut connection, "CONFIG GET pmcptask.*"), json!({}));
-    // Keys that go while the module is away concern nobody.
-    run(&mut wire, "DEL p:tasks:o:u");
+    // Keys that go while the module is away have no consequence.
+    wire.run("DEL p:tasks:o:u");
     server.stop();
     server.restart_with(&options);
     let mut wire = server.wire();
-    assert_eq!(run(&mut wire, "PMCPTASK.LIST p:idx:o"), "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$1\r\nd\r\n");
-    assert_eq!(run(&mut wire, "PMCPTASK.CAS p:tasks:o:t p:idx:o 1 f"), "*2\r\n+OK\r\n:2\r\n");
+    assert_eq!(wire.run("PMCPTASK.LIST p:idx:o"), "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$1\r\nd\r\n");
+    assert_eq!(wire.run("PMCPTASK.CAS p:tasks:o:t p:idx:o 1 f"), "*2\r\n+OK\r\n:2\r\n");
 }
 
-/// Most servers crash where a command goes that an ACL rule or a queued call names.
+/// Most servers crash if a module is unloaded whose command an ACL rule or a queued call names.
 #[test]
 fn module_is_never_unloaded() {
     let server = Server::start_with(&ServerOptions::default().set("enable-module-command", "local"));
     let mut wire = server.wire();
-    run(&mut wire, "PMCPTASK.PUT p:tasks:o:t p:idx:o d");
-    assert!(run(&mut wire, "MODULE UNLOAD pmcptask").starts_with("-ERR Error unloading module"));
+    wire.run("PMCPTASK.PUT p:tasks:o:t p:idx:o d");
+    assert!(wire.run("MODULE UNLOAD pmcptask").starts_with("-ERR Error unloading module"));
     assert!(server.log().contains("the module is never unloaded"), "{}", server.log());
-    run(&mut wire, "ACL SETUSER tasks on nopass ~* +pmcptask.get +pmcptask.put|p:tasks:o:t");
+    wire.run("ACL SETUSER tasks on nopass ~* +pmcptask.get +pmcptask.put|p:tasks:o:t");
     let mut queued = server.wire();
-    assert_eq!(run(&mut queued, "MULTI"), "+OK\r\n");
-    assert_eq!(run(&mut queued, "PMCPTASK.GET p:tasks:o:t"), "+QUEUED\r\n");
-    let reply = run(&mut wire, "MODULE UNLOAD pmcptask");
+    assert_eq!(queued.run("MULTI"), "+OK\r\n");
+    assert_eq!(queued.run("PMCPTASK.GET p:tasks:o:t"), "+QUEUED\r\n");
+    let reply = wire.run("MODULE UNLOAD pmcptask");
     assert!(reply.starts_with("-ERR Error unloading module"), "{reply}");
-    assert!(run(&mut queued, "EXEC").starts_with("*1\r\n*2\r\n:1"));
-    assert!(run(&mut wire, "ACL LIST").contains("+pmcptask.get"));
+    assert!(queued.run("EXEC").starts_with("*1\r\n*2\r\n:1"));
+    assert!(wire.run("ACL LIST").contains("+pmcptask.get"));
 }
 
 #[test]
@@ -502,14 +502,12 @@ fn load_that_the_server_takes_back_leaves_the_server_as_it_was() {
     let options = ServerOptions::default().without_module().set("enable-module-command", "local");
     let server = Server::start_with(&options);
     let mut wire = server.wire();
-    let reply = run(&mut wire, &format!("MODULE LOADEX {library} CONFIG pmcptask.nonsense 1"));
+    let reply = wire.run(&format!("MODULE LOADEX {library} CONFIG pmcptask.nonsense 1"));
     assert!(reply.starts_with('-'), "{reply}");
-    // Some servers have modules of their own.
-    assert!(!run(&mut wire, "MODULE LIST").contains("pmcptask"));
-    assert!(
-        run(&mut wire, &format!("MODULE LOADEX {library} CONFIG pmcptask.reclaim no")).starts_with("+OK")
-    );
-    assert_eq!(run(&mut wire, "PMCPTASK.PUT p:tasks:o:t p:idx:o d"), ":1\r\n");
-    let reply = run(&mut wire, "CONFIG GET pmcptask.reclaim");
+    // Some servers bring their own modules.
+    assert!(!wire.run("MODULE LIST").contains("pmcptask"));
+    assert!(wire.run(&format!("MODULE LOADEX {library} CONFIG pmcptask.reclaim no")).starts_with("+OK"));
+    assert_eq!(wire.run("PMCPTASK.PUT p:tasks:o:t p:idx:o d"), ":1\r\n");
+    let reply = wire.run("CONFIG GET pmcptask.reclaim");
     assert!(reply.contains("no"), "{reply}");
 }

@@ -1,19 +1,18 @@
-//! The five commands as any client sees them: arguments, replies byte by byte, and what they leave in the
-//! keys.
+//! The five commands as any client sees them: arguments, replies byte by byte, and the keys that they leave.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use pmcptask_tests::{Server, ServerOptions, Wire, now_ms};
+use pmcptask_tests::refusals::{
+    CORRUPT_DATA, CORRUPT_VERSION, CREATED_MS, INTEGER, LARGEST_VERSION, LISTED_MS, MS, NO_INDEX_KEY,
+    NO_TASK_ID, NO_TASK_KEY, OTHER_INDEX, TWO_EXPIRIES, WRONG_TYPE, no_room,
+};
+use pmcptask_tests::{EMPTY, INDEX, NIL, Server, ServerOptions, TASK, Wire, integer, now_ms};
 
-const TASK: &str = "pmcp:tasks:o:t";
-const INDEX: &str = "pmcp:idx:o";
-const NIL: &str = "$-1\r\n";
-const EMPTY: &str = "*0\r\n";
-/// Far enough away for every test, and no whole second.
+/// Far enough in the future for every test, and not a whole second.
 const FUTURE: i64 = 4_102_444_800_123;
 
-/// A connection to a server of its own.
+/// A connection and its own server.
 struct Session {
     wire: Wire,
     server: Server,
@@ -25,7 +24,7 @@ impl Session {
         Self { wire: server.wire(), server }
     }
 
-    /// On two servers, because a short index is stored otherwise than a long one: as a listpack, and as a skiplist.
+    /// On two servers: one stores a short index as a listpack, the other stores every index as a skiplist.
     fn of_each_encoding() -> [Self; 2] {
         ["128", "0"].map(|longest| {
             let server =
@@ -34,53 +33,36 @@ impl Session {
         })
     }
 
-    /// Sends a command; words end at spaces, and `T` and `I` alone stand for the two keys.
     fn run(&mut self, line: &str) -> String {
-        let words: Vec<_> = line
-            .split(' ')
-            .map(|word| match word {
-                "T" => TASK,
-                "I" => INDEX,
-                other => other,
-            })
-            .collect();
-        self.wire.call(&words)
+        self.wire.run(line)
     }
 
     /// Sends a command whose reply is an integer.
     fn number(&mut self, line: &str) -> i64 {
-        let reply = self.run(line);
-        let number = reply.strip_prefix(':').and_then(|rest| rest.trim_end().parse().ok());
-        number.unwrap_or_else(|| panic!("{line}: {reply}"))
+        integer(&self.run(line))
     }
 
     fn put_json(&mut self, json: &str) -> String {
         self.wire.call(&["PMCPTASK.PUT", TASK, INDEX, json])
     }
 
-    /// One field of `INFO pmcptask`.
-    fn counted(&mut self, name: &str) -> u64 {
-        let info = self.run("INFO pmcptask");
-        let line = info.lines().find_map(|line| line.strip_prefix(&format!("pmcptask_{name}:")));
-        line.unwrap_or_else(|| panic!("no {name} in {info}")).parse().unwrap()
-    }
-
-    /// Ids of the tasks that a LIST replies with.
+    /// The ids of the tasks in a reply to LIST.
     fn ids(&mut self, line: &str) -> Vec<String> {
         let reply = self.run(line);
         assert!(reply.starts_with('*'), "{line}: {reply}");
-        // Of each task: its array, length and text of the id, version, creation time, length and data.
+        // For each task: its array, the length and text of the id, version, creation time, the length and
+        // text of the data.
         let lines: Vec<_> = reply.lines().skip(1).collect();
         assert_eq!(lines.len() % 7, 0, "{line}: {reply}");
         lines.chunks(7).map(|task| task[2].to_owned()).collect()
     }
 
-    /// All that there is about both keys: values, expiry and how many keys there are.
+    /// Everything about both keys: values, expiry, and the number of keys.
     fn everything(&mut self) -> Vec<String> {
         ["DUMP T", "DUMP I", "PEXPIRETIME T", "PEXPIRETIME I", "DBSIZE"].map(|line| self.run(line)).to_vec()
     }
 
-    /// Stores a task of owner `o`, created at a time.
+    /// Stores a task of owner `o` with this creation time.
     fn store(&mut self, task_id: &str, created_ms: i64) {
         let reply = self.run(&format!("PMCPTASK.PUT pmcp:tasks:o:{task_id} I d CREATED {created_ms}"));
         assert_eq!(reply, ":1\r\n", "{task_id}");
@@ -137,7 +119,7 @@ fn every_reply_is_what_the_contract_says_in_resp3() {
     assert_eq!(session.run("PMCPTASK.GET T"), "_\r\n");
 }
 
-/// What both protocols reply alike.
+/// The replies that are the same in both protocols.
 fn every_reply_of_a_task(session: &mut Session) {
     assert_eq!(session.run("PMCPTASK.PUT T I one CREATED 5"), int(1));
     assert_eq!(session.run("PMCPTASK.PUT T I two"), int(2));
@@ -235,7 +217,7 @@ fn list_is_in_order_of_creation_and_ties_are_in_order_of_the_id() {
         }
         assert_eq!(session.ids("PMCPTASK.LIST I"), ["z", "B", "a", "b", "c", "y"]);
         assert_eq!(session.ids("PMCPTASK.LIST I REV"), ["y", "c", "b", "a", "B", "z"]);
-        // Order by number, not by text.
+        // The order is numeric, not by text.
         session.store("ten", 10);
         assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 a"), ["y", "ten"]);
     }
@@ -252,7 +234,7 @@ fn after_is_what_follows_a_position_in_the_order_asked_for() {
         assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 REV"), Vec::<String>::new());
         assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 REV REV"), ["d", "c", "b", "a"]);
         assert_eq!(session.ids("PMCPTASK.LIST I REV AFTER 1 a"), Vec::<String>::new());
-        // A task id may be empty here: the start of a millisecond.
+        // An empty task id is allowed here: it means the start of a millisecond.
         let start: [&str; 5] = ["PMCPTASK.LIST", INDEX, "AFTER", "3", ""];
         assert_eq!(session.wire.call(&start), array(&[listed("REV", 1, 3, "d")]));
         assert_eq!(session.ids("PMCPTASK.LIST I AFTER 9007199254740991 x"), Vec::<String>::new());
@@ -304,7 +286,7 @@ fn count_is_of_records_and_not_of_index_entries() {
         for n in 0..4 {
             session.store(&format!("t{n}"), 10 + n);
         }
-        // Entries without a task: before, between and after.
+        // Entries without a task, before, between and after the others.
         session.run("ZADD I 1 s1 2 s2 11 t0s 12 s12 12.0 s12b 50 s50 51 s51");
         assert_eq!(session.ids("PMCPTASK.LIST I COUNT 1"), ["t0"]);
         assert_eq!(session.ids("PMCPTASK.LIST I COUNT 3"), ["t0", "t1", "t2"]);
@@ -313,7 +295,7 @@ fn count_is_of_records_and_not_of_index_entries() {
         assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 1"), ["t3"]);
         assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 3 AFTER 13 t3"), ["t2", "t1", "t0"]);
         assert_eq!(session.run("PMCPTASK.LIST I COUNT 0"), EMPTY);
-        // It has read, and removed nothing.
+        // The command only reads; it removes nothing.
         assert_eq!(session.run("ZCARD I"), int(11));
     }
 }
@@ -325,7 +307,7 @@ fn pages_lose_no_task_where_others_have_written_fractions_as_scores() {
             session.run(&format!("ZADD I {score} {task_id}"));
             session.run(&format!("HSET pmcp:tasks:o:{task_id} version 1 data d"));
         }
-        // The first entries have no task, so that a page has to go on where the walk has come to.
+        // The first entry has no task, so a page must continue from the position that the walk has reached.
         session.run("DEL pmcp:tasks:o:z pmcp:tasks:o:b");
         assert_eq!(session.ids("PMCPTASK.LIST I COUNT 1"), ["y"]);
         assert_eq!(session.ids("PMCPTASK.LIST I COUNT 2"), ["y", "a"]);
@@ -398,7 +380,7 @@ fn creation_time_never_changes_while_the_task_is_in_the_index() {
     session.put_json(r#"{"task":{"createdAt":"2023-11-14T22:13:20.123Z"}}"#);
     session.run("PMCPTASK.CAS T I 3 d CREATED 1");
     assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 4, 5, "d")]));
-    // Once it has left the index, it enters it again, by CAS as well.
+    // A task that left the index enters it again with the next write, a CAS too.
     session.run("ZREM I t");
     session.run("PMCPTASK.CAS T I 4 d CREATED 8");
     assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 5, 8, "d")]));
@@ -515,7 +497,7 @@ fn task_ends_at_its_millisecond() {
             assert!(now_ms() >= at_ms);
             break;
         }
-        // The server's own rule: a key is past its expiry once the clock is beyond it.
+        // The server's rule: a key has expired once the clock is past its expiry.
         assert!(before <= at_ms, "{before} {at_ms}");
     }
     assert_eq!(session.run("PMCPTASK.LIST I"), EMPTY);
@@ -542,7 +524,7 @@ fn write_with_an_expiry_already_past_leaves_nothing_and_tells_its_version() {
         assert_eq!(session.wire.call(&cas), cas_reply("OK", 2), "{options:?}");
         assert_eq!(session.run("EXISTS T I"), int(0), "{options:?}");
     }
-    // The index of other tasks stays.
+    // Other tasks stay in the index.
     session.store("other", 1);
     session.run("PMCPTASK.PUT T I d");
     session.run("PMCPTASK.PUT T I d PXAT 1");
@@ -572,7 +554,7 @@ fn hash_that_has_lost_its_expiry_is_gone_at_its_expires_at_all_the_same() {
     assert_eq!(session.run("PMCPTASK.PUT T I new CREATED 9"), int(1));
     assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 1, 9, "new")]));
     assert_eq!(session.run("HLEN T"), int(2));
-    // One that is still to come changes nothing.
+    // An `expires_at` in the future changes nothing.
     session.run("HSET T expires_at 4102444801");
     assert_eq!(session.run("PMCPTASK.GET T"), record(1, "new"));
 }
@@ -582,7 +564,7 @@ fn hash_that_has_lost_its_expiry_is_gone_at_its_expires_at_all_the_same() {
 #[test]
 fn maxtasks_refuses_a_new_task_and_never_an_existing_one() {
     let mut session = Session::start();
-    let refusal = |n: i64| format!("-CAPACITY owner already has {n} or more live tasks (MAXTASKS {n})\r\n");
+    let refusal = |max_tasks| format!("-{}\r\n", no_room(max_tasks));
     assert_eq!(session.run("PMCPTASK.PUT T I d MAXTASKS 0"), refusal(0));
     assert_eq!(session.run("EXISTS T I"), int(0));
     assert_eq!(session.run("PMCPTASK.PUT T I d MAXTASKS 1"), int(1));
@@ -593,11 +575,11 @@ fn maxtasks_refuses_a_new_task_and_never_an_existing_one() {
     assert_eq!(session.everything(), before);
     assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:t2 I d MAXTASKS 2"), int(1));
     assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:t3 I d MAXTASKS 2"), refusal(2));
-    // It is the owner's own limit.
+    // The limit is per owner.
     assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:p:t pmcp:idx:p d MAXTASKS 1"), int(1));
     session.run("PMCPTASK.DEL T I");
     assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:t3 I d MAXTASKS 2"), int(1));
-    assert_eq!(session.counted("refused_capacity"), 3);
+    assert_eq!(session.server.counter("refused_capacity"), 3);
 }
 
 #[test]
@@ -609,7 +591,7 @@ fn maxtasks_counts_neither_expired_tasks_nor_entries_without_one() {
     session.run("ZADD I 3 stale 4 a:b");
     assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:new I d MAXTASKS 2"), int(1));
     assert!(session.run("PMCPTASK.PUT pmcp:tasks:o:newer I d MAXTASKS 2").starts_with("-CAPACITY "));
-    // An expired task is a new one, and an entry that it still has gives it no place.
+    // An expired task counts as new, even if its entry still exists.
     assert!(session.run("PMCPTASK.PUT T I d MAXTASKS 2").starts_with("-CAPACITY "));
     assert_eq!(session.run("PMCPTASK.PUT T I d MAXTASKS 3"), int(1));
 }
@@ -626,17 +608,16 @@ fn record_beyond_the_setting_is_refused() {
     assert_eq!(session.everything(), before);
     session.run("CONFIG SET pmcptask.max-record-bytes 11");
     assert_eq!(session.run("PMCPTASK.CAS T I 1 0123456789a"), cas_reply("OK", 2));
-    // What is stored already is read whatever the setting says.
+    // A stored record is read whatever the setting says.
     session.run("CONFIG SET pmcptask.max-record-bytes 1");
     assert_eq!(session.run("PMCPTASK.GET T"), record(2, "0123456789a"));
-    assert_eq!(session.counted("refused_capacity"), 2);
+    assert_eq!(session.server.counter("refused_capacity"), 2);
 }
 
 // Keys that hold something else.
 
 #[test]
 fn key_of_another_type_is_refused_in_the_servers_words() {
-    const REFUSAL: &str = "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n";
     let mut session = Session::start();
     let writes = ["PMCPTASK.PUT T I d", "PMCPTASK.CAS T I 1 d", "PMCPTASK.DEL T I"];
     for (key, make, readers) in [
@@ -649,26 +630,25 @@ fn key_of_another_type_is_refused_in_the_servers_words() {
         session.run(make);
         let before = session.everything();
         for line in writes.iter().chain([&readers]) {
-            assert_eq!(session.run(line), REFUSAL, "{make}: {line}");
+            assert_eq!(session.run(line), format!("-{WRONG_TYPE}\r\n"), "{make}: {line}");
         }
         assert_eq!(session.everything(), before, "{make}");
         session.run(&format!("DEL {key}"));
     }
-    assert_eq!(session.counted("refused_wrongtype"), 20);
+    assert_eq!(session.server.counter("refused_wrongtype"), 20);
 }
 
 #[test]
 fn corrupt_hash_is_refused_by_its_key_and_removed_by_del() {
-    const VERSION: &str =
-        "-CORRUPT the hash at key 'pmcp:tasks:o:t' has a version that is no positive integer, or none\r\n";
-    const DATA: &str = "-CORRUPT the hash at key 'pmcp:tasks:o:t' has no data\r\n";
     let mut session = Session::start();
     let versions = ["0", "-1", "abc", "01", "1.0", "9223372036854775808"];
-    let mut hashes: Vec<_> =
-        versions.iter().map(|version| (format!("HSET T version {version} data d"), VERSION)).collect();
-    hashes.push(("HSET T data d".to_owned(), VERSION));
-    hashes.push(("HSET T version 1".to_owned(), DATA));
-    hashes.push(("HSET T version 1 Data d".to_owned(), DATA));
+    let mut hashes: Vec<_> = versions
+        .iter()
+        .map(|version| (format!("HSET T version {version} data d"), CORRUPT_VERSION))
+        .collect();
+    hashes.push(("HSET T data d".to_owned(), CORRUPT_VERSION));
+    hashes.push(("HSET T version 1".to_owned(), CORRUPT_DATA));
+    hashes.push(("HSET T version 1 Data d".to_owned(), CORRUPT_DATA));
     let cases = u64::try_from(hashes.len()).unwrap();
     for (make, refusal) in hashes {
         session.run(&make);
@@ -678,7 +658,7 @@ fn corrupt_hash_is_refused_by_its_key_and_removed_by_del() {
         for line in
             ["PMCPTASK.GET T", "PMCPTASK.PUT T I d", "PMCPTASK.PUT T I d PXAT 1", "PMCPTASK.CAS T I 1 d"]
         {
-            assert_eq!(session.run(line), refusal, "{make}: {line}");
+            assert_eq!(session.run(line), format!("-{refusal}\r\n"), "{make}: {line}");
         }
         assert_eq!(session.ids("PMCPTASK.LIST I"), ["sound"], "{make}");
         assert_eq!(session.everything(), before, "{make}");
@@ -687,13 +667,12 @@ fn corrupt_hash_is_refused_by_its_key_and_removed_by_del() {
         assert_eq!(session.run("ZRANGE I 0 -1"), array(&[bulk("sound")]), "{make}");
         session.run("PMCPTASK.DEL pmcp:tasks:o:sound I");
     }
-    assert_eq!(session.counted("refused_corrupt"), 4 * cases);
-    assert_eq!(session.counted("corrupt_records_skipped"), cases);
+    assert_eq!(session.server.counter("refused_corrupt"), 4 * cases);
+    assert_eq!(session.server.counter("corrupt_records_skipped"), cases);
 }
 
 #[test]
 fn version_is_exact_to_the_largest_and_does_not_wrap() {
-    const REFUSAL: &str = "-ERR version: the task is at 9223372036854775807, the largest there is\r\n";
     let mut session = Session::start();
     for write in ["PMCPTASK.PUT T I new", "PMCPTASK.CAS T I 9223372036854775806 new"] {
         session.run("HSET T version 9223372036854775806 data d");
@@ -703,14 +682,14 @@ fn version_is_exact_to_the_largest_and_does_not_wrap() {
         assert_eq!(session.run("PMCPTASK.GET T"), record(i64::MAX, "new"));
         assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", i64::MAX, 5, "new")]));
         let before = session.everything();
-        assert_eq!(session.run("PMCPTASK.PUT T I x"), REFUSAL);
-        assert_eq!(session.run("PMCPTASK.CAS T I 9223372036854775807 x"), REFUSAL);
+        assert_eq!(session.run("PMCPTASK.PUT T I x"), format!("-{LARGEST_VERSION}\r\n"));
+        assert_eq!(session.run("PMCPTASK.CAS T I 9223372036854775807 x"), format!("-{LARGEST_VERSION}\r\n"));
         let conflict = session.run("PMCPTASK.CAS T I 9223372036854775806 x");
         assert_eq!(conflict, cas_reply("CONFLICT", i64::MAX));
         assert_eq!(session.everything(), before);
         session.run("PMCPTASK.DEL T I");
     }
-    // Beyond what a double holds exactly.
+    // More than a double can hold exactly.
     session.run("HSET T version 9007199254740993 data d");
     assert_eq!(
         session.run("PMCPTASK.CAS T I 9007199254740992 x"),
@@ -720,11 +699,6 @@ fn version_is_exact_to_the_largest_and_does_not_wrap() {
 }
 
 // Arguments.
-
-const NO_TASK_KEY: &str = "task key: expected {prefix}:tasks:{owner}:{task-id}, got another form";
-const NO_TASK_ID: &str = "task key: expected a task id after the last colon, got none";
-const NO_INDEX_KEY: &str = "index key: expected {prefix}:idx:{owner}, got another form";
-const OTHER_INDEX: &str = "index key: expected the index of the task key's own prefix and owner, got another";
 
 #[test]
 fn keys_that_do_not_belong_together_are_refused() {
@@ -753,16 +727,16 @@ fn keys_that_do_not_belong_together_are_refused() {
             format!("PMCPTASK.CAS {task} {index} 1 d"),
             format!("PMCPTASK.DEL {task} {index}"),
         ] {
-            assert_eq!(session.run(&line), format!("-ERR {refusal}\r\n"), "{line}");
+            assert_eq!(session.run(&line), format!("-{refusal}\r\n"), "{line}");
             refused += 1;
         }
     }
-    assert_eq!(session.run("PMCPTASK.GET I"), format!("-ERR {NO_TASK_KEY}\r\n"));
-    assert_eq!(session.run("PMCPTASK.GET pmcp:tasks:o:"), format!("-ERR {NO_TASK_ID}\r\n"));
-    assert_eq!(session.run("PMCPTASK.LIST T"), format!("-ERR {NO_INDEX_KEY}\r\n"));
-    assert_eq!(session.run("PMCPTASK.LIST o"), format!("-ERR {NO_INDEX_KEY}\r\n"));
+    assert_eq!(session.run("PMCPTASK.GET I"), format!("-{NO_TASK_KEY}\r\n"));
+    assert_eq!(session.run("PMCPTASK.GET pmcp:tasks:o:"), format!("-{NO_TASK_ID}\r\n"));
+    assert_eq!(session.run("PMCPTASK.LIST T"), format!("-{NO_INDEX_KEY}\r\n"));
+    assert_eq!(session.run("PMCPTASK.LIST o"), format!("-{NO_INDEX_KEY}\r\n"));
     assert_eq!(session.everything(), before);
-    assert_eq!(session.counted("refused_err"), refused + 4);
+    assert_eq!(session.server.counter("refused_err"), refused + 4);
 }
 
 #[test]
@@ -784,72 +758,70 @@ fn owners_and_prefixes_are_any_bytes() {
     assert_eq!(session.run("DBSIZE"), int(0));
 }
 
-const MS: &str = "ms since the epoch, from 0 to 9223372036854775807";
-const CREATED_MS: &str = "ms since the epoch, from 0 to 9007199254740991";
-const COUNT: &str = "an integer from 0 to 9223372036854775807";
-const LISTED_MS: &str = "ms since the epoch, from -9223372036854775808 to 9223372036854775807";
-const ONE_EXPIRY: &str = "expiry: expected one PXAT or PERSIST";
-
 #[test]
 fn argument_error_names_the_argument_what_was_expected_and_what_came() {
     let mut session = Session::start();
     session.run("PMCPTASK.PUT T I d");
     let before = session.everything();
     let refusals: Vec<(&str, String)> = vec![
-        ("PUT T I d PXAT", format!("PXAT: expected {MS}, got nothing")),
-        ("PUT T I d PXAT soon", format!("PXAT: expected {MS}, got 'soon'")),
-        ("PUT T I d PXAT -1", format!("PXAT: expected {MS}, got '-1'")),
-        ("PUT T I d PXAT 1.5", format!("PXAT: expected {MS}, got '1.5'")),
-        ("PUT T I d PXAT 01", format!("PXAT: expected {MS}, got '01'")),
-        ("PUT T I d PXAT 9223372036854775808", format!("PXAT: expected {MS}, got '9223372036854775808'")),
-        ("PUT T I d PXAT PERSIST", format!("PXAT: expected {MS}, got 'PERSIST'")),
-        ("PUT T I d PXAT 1 PERSIST", format!("{ONE_EXPIRY}, got two")),
-        ("PUT T I d PERSIST pxat 1", format!("{ONE_EXPIRY}, got two")),
-        ("PUT T I d PXAT 1 PXAT 1", format!("{ONE_EXPIRY}, got two")),
-        ("PUT T I d PERSIST PERSIST", format!("{ONE_EXPIRY}, got two")),
-        ("PUT T I d CREATED", format!("CREATED: expected {CREATED_MS}, got nothing")),
-        ("PUT T I d CREATED -1", format!("CREATED: expected {CREATED_MS}, got '-1'")),
+        ("PUT T I d PXAT", format!("ERR PXAT: expected {MS}, got nothing")),
+        ("PUT T I d PXAT soon", format!("ERR PXAT: expected {MS}, got 'soon'")),
+        ("PUT T I d PXAT -1", format!("ERR PXAT: expected {MS}, got '-1'")),
+        ("PUT T I d PXAT 1.5", format!("ERR PXAT: expected {MS}, got '1.5'")),
+        ("PUT T I d PXAT 01", format!("ERR PXAT: expected {MS}, got '01'")),
+        ("PUT T I d PXAT 9223372036854775808", format!("ERR PXAT: expected {MS}, got '9223372036854775808'")),
+        ("PUT T I d PXAT PERSIST", format!("ERR PXAT: expected {MS}, got 'PERSIST'")),
+        ("PUT T I d PXAT 1 PERSIST", TWO_EXPIRIES.to_owned()),
+        ("PUT T I d PERSIST pxat 1", TWO_EXPIRIES.to_owned()),
+        ("PUT T I d PXAT 1 PXAT 1", TWO_EXPIRIES.to_owned()),
+        ("PUT T I d PERSIST PERSIST", TWO_EXPIRIES.to_owned()),
+        ("PUT T I d CREATED", format!("ERR CREATED: expected {CREATED_MS}, got nothing")),
+        ("PUT T I d CREATED -1", format!("ERR CREATED: expected {CREATED_MS}, got '-1'")),
         (
             "PUT T I d CREATED 9007199254740992",
-            format!("CREATED: expected {CREATED_MS}, got '9007199254740992'"),
+            format!("ERR CREATED: expected {CREATED_MS}, got '9007199254740992'"),
         ),
-        ("PUT T I d CREATED 1 CREATED 1", "CREATED: expected one, got two".to_owned()),
-        ("PUT T I d MAXTASKS", format!("MAXTASKS: expected {COUNT}, got nothing")),
-        ("PUT T I d MAXTASKS -1", format!("MAXTASKS: expected {COUNT}, got '-1'")),
-        ("PUT T I d MAXTASKS many", format!("MAXTASKS: expected {COUNT}, got 'many'")),
-        ("PUT T I d MAXTASKS 1 MAXTASKS 1", "MAXTASKS: expected one, got two".to_owned()),
-        ("PUT T I d TTL 5", "option: expected PXAT, PERSIST, CREATED or MAXTASKS, got 'TTL'".to_owned()),
+        ("PUT T I d CREATED 1 CREATED 1", "ERR CREATED: expected one, got two".to_owned()),
+        ("PUT T I d MAXTASKS", format!("ERR MAXTASKS: expected {INTEGER}, got nothing")),
+        ("PUT T I d MAXTASKS -1", format!("ERR MAXTASKS: expected {INTEGER}, got '-1'")),
+        ("PUT T I d MAXTASKS many", format!("ERR MAXTASKS: expected {INTEGER}, got 'many'")),
+        ("PUT T I d MAXTASKS 1 MAXTASKS 1", "ERR MAXTASKS: expected one, got two".to_owned()),
+        ("PUT T I d TTL 5", "ERR option: expected PXAT, PERSIST, CREATED or MAXTASKS, got 'TTL'".to_owned()),
         (
             "PUT T I d {}",
-            "option: expected PXAT, PERSIST, CREATED or MAXTASKS, got 2 bytes that are not shown".to_owned(),
+            "ERR option: expected PXAT, PERSIST, CREATED or MAXTASKS, got 2 bytes that are not shown"
+                .to_owned(),
         ),
-        ("CAS T I one d", format!("expected-version: expected {COUNT}, got 'one'")),
-        ("CAS T I -1 d", format!("expected-version: expected {COUNT}, got '-1'")),
+        ("CAS T I one d", format!("ERR expected-version: expected {INTEGER}, got 'one'")),
+        ("CAS T I -1 d", format!("ERR expected-version: expected {INTEGER}, got '-1'")),
         (
             "CAS T I 9223372036854775808 d",
-            format!("expected-version: expected {COUNT}, got '9223372036854775808'"),
+            format!("ERR expected-version: expected {INTEGER}, got '9223372036854775808'"),
         ),
-        ("CAS T I 1 d PXAT x", format!("PXAT: expected {MS}, got 'x'")),
-        ("CAS T I 1 d PERSIST PXAT 1", format!("{ONE_EXPIRY}, got two")),
-        ("CAS T I 1 d CREATED x", format!("CREATED: expected {CREATED_MS}, got 'x'")),
-        ("CAS T I 1 d MAXTASKS 5", "option: expected PXAT, PERSIST or CREATED, got 'MAXTASKS'".to_owned()),
-        ("LIST I REV REV", "REV: expected one, got two".to_owned()),
-        ("LIST I AFTER", format!("AFTER: expected {LISTED_MS}, got nothing")),
-        ("LIST I AFTER x t", format!("AFTER: expected {LISTED_MS}, got 'x'")),
-        ("LIST I AFTER 5", "AFTER: expected a task id after the creation time, got nothing".to_owned()),
-        ("LIST I AFTER 5 t AFTER 5 t", "AFTER: expected one, got two".to_owned()),
-        ("LIST I COUNT", format!("COUNT: expected {COUNT}, got nothing")),
-        ("LIST I COUNT -1", format!("COUNT: expected {COUNT}, got '-1'")),
-        ("LIST I COUNT 1 COUNT 1", "COUNT: expected one, got two".to_owned()),
-        ("LIST I LIMIT 1", "option: expected REV, AFTER or COUNT, got 'LIMIT'".to_owned()),
+        ("CAS T I 1 d PXAT x", format!("ERR PXAT: expected {MS}, got 'x'")),
+        ("CAS T I 1 d PERSIST PXAT 1", TWO_EXPIRIES.to_owned()),
+        ("CAS T I 1 d CREATED x", format!("ERR CREATED: expected {CREATED_MS}, got 'x'")),
+        (
+            "CAS T I 1 d MAXTASKS 5",
+            "ERR option: expected PXAT, PERSIST or CREATED, got 'MAXTASKS'".to_owned(),
+        ),
+        ("LIST I REV REV", "ERR REV: expected one, got two".to_owned()),
+        ("LIST I AFTER", format!("ERR AFTER: expected {LISTED_MS}, got nothing")),
+        ("LIST I AFTER x t", format!("ERR AFTER: expected {LISTED_MS}, got 'x'")),
+        ("LIST I AFTER 5", "ERR AFTER: expected a task id after the creation time, got nothing".to_owned()),
+        ("LIST I AFTER 5 t AFTER 5 t", "ERR AFTER: expected one, got two".to_owned()),
+        ("LIST I COUNT", format!("ERR COUNT: expected {INTEGER}, got nothing")),
+        ("LIST I COUNT -1", format!("ERR COUNT: expected {INTEGER}, got '-1'")),
+        ("LIST I COUNT 1 COUNT 1", "ERR COUNT: expected one, got two".to_owned()),
+        ("LIST I LIMIT 1", "ERR option: expected REV, AFTER or COUNT, got 'LIMIT'".to_owned()),
     ];
     for (line, refusal) in &refusals {
-        assert_eq!(session.run(&format!("PMCPTASK.{line}")), format!("-ERR {refusal}\r\n"), "{line}");
+        assert_eq!(session.run(&format!("PMCPTASK.{line}")), format!("-{refusal}\r\n"), "{line}");
     }
     let empty = session.wire.call(&["PMCPTASK.PUT", TASK, INDEX, "d", "PXAT", ""]);
     assert_eq!(empty, format!("-ERR PXAT: expected {MS}, got an empty string\r\n"));
     assert_eq!(session.everything(), before);
-    assert_eq!(session.counted("refused_err"), u64::try_from(refusals.len()).unwrap() + 1);
+    assert_eq!(session.server.counter("refused_err"), u64::try_from(refusals.len()).unwrap() + 1);
 }
 
 #[test]
@@ -894,7 +866,7 @@ fn expiry_that_is_no_timestamp_is_refused_and_never_repeated() {
         assert_eq!(session.wire.call(&["PMCPTASK.CAS", TASK, INDEX, "1", &json]), refusal, "{value}");
     }
     assert_eq!(session.everything(), before);
-    assert_eq!(session.counted("refused_err"), 18);
+    assert_eq!(session.server.counter("refused_err"), 18);
 }
 
 // What others notice.
@@ -959,7 +931,7 @@ fn keyspace_events_tell_of_every_change_and_of_no_refusal() {
             assert_eq!(events.receive().unwrap(), expected);
         }
     }
-    // Nothing else was on its way.
+    // There was no other message.
     session.run("PUBLISH __key__:end end");
     assert!(events.receive().unwrap().contains("__key__:end"));
 }

@@ -1,17 +1,16 @@
-//! What `pmcp_tasks::RedisBackend` has written is this project's to read and change, and the other way
-//! round; and the ways to connect that both have in common.
+//! This project reads and changes what `pmcp_tasks::RedisBackend` has written, and the other way round. Both
+//! connect in the same ways.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use pmcp_tasks::domain::TaskRecord;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcp_tasks::{GenericTaskStore, ListTasksOptions, RedisBackend as Lua, StorageError, TaskStatus};
 use pmcptask_client::{Error, RedisBackend as Native};
-use pmcptask_tests::{Server, ServerOptions, now_ms, reason};
+use pmcptask_tests::{Server, ServerOptions, free_port, now_ms, reason};
 use redis::Commands;
 use serde_json::json;
 
@@ -21,7 +20,7 @@ async fn both(server: &Server) -> (Lua, Native) {
     (Lua::new(&server.url()).await.unwrap(), Native::new(&server.url()).await.unwrap())
 }
 
-/// A record as `GenericTaskStore` writes it: its id and bytes.
+/// A record and its bytes, as `GenericTaskStore` writes it.
 fn record(ttl_ms: Option<u64>) -> (TaskRecord, Vec<u8>) {
     let record = TaskRecord::new("alice".to_owned(), "tools/call".to_owned(), ttl_ms);
     let bytes = serde_json::to_vec(&record).unwrap();
@@ -30,7 +29,8 @@ fn record(ttl_ms: Option<u64>) -> (TaskRecord, Vec<u8>) {
 
 // The keys.
 
-/// All that a server holds under a prefix: types, values and expiry in ms, by what follows the prefix.
+/// Everything that a server holds under a prefix: types, values and expiry in ms, by the key without
+/// the prefix.
 fn stored(server: &Server, prefix: &str) -> BTreeMap<String, (String, BTreeMap<String, String>, i64)> {
     let mut connection = server.connection();
     let keys: Vec<String> = connection.keys(format!("{prefix}:*")).unwrap();
@@ -123,7 +123,7 @@ fn samples() -> Vec<(String, Vec<u8>)> {
     ]
 }
 
-/// What `writer` stores, `other` reads, lists, changes and deletes, and `writer` sees it.
+/// `other` reads, lists, changes and deletes what `writer` stores, and `writer` sees the changes.
 async fn works_on(server: &Server, writer: &dyn StorageBackend, other: &dyn StorageBackend) {
     let samples = samples();
     for (task_id, data) in &samples {
@@ -201,7 +201,7 @@ async fn task_that_lua_has_written_for_an_owner_with_a_colon_enters_its_own_list
     let server = Server::start();
     let (lua, native) = both(&server).await;
     lua.put("tenant:alice:t", b"theirs").await.unwrap();
-    // Lua has put it into the list of `tenant`, where it is not this owner's.
+    // Lua has put the task into the list of `tenant`, but it does not belong to that owner.
     assert!(lua.list_by_prefix("tenant:alice:").await.unwrap().is_empty());
     assert!(native.list_by_prefix("tenant:").await.unwrap().is_empty());
     assert_eq!(native.get("tenant:alice:t").await.unwrap().data, b"theirs");
@@ -278,7 +278,7 @@ async fn task_started_here_ends_with_lua() {
 
 // Connecting.
 
-/// The sentence of an error, and its type.
+/// The message of an error, and its type.
 fn sentence(error: &StorageError) -> (&str, &Error) {
     match error {
         StorageError::Backend { message, .. } => (message, reason(error)),
@@ -286,7 +286,7 @@ fn sentence(error: &StorageError) -> (&str, &Error) {
     }
 }
 
-/// All that an error can show: its texts and those of its sources, for people and for developers.
+/// Everything that an error can show: its texts and those of its sources, with Display and with Debug.
 fn everything_shown(error: &StorageError) -> String {
     let chain = std::iter::successors(Some(error as &dyn std::error::Error), |&error| error.source());
     chain.map(|error| format!("{error} {error:?}")).collect::<Vec<_>>().join(" ")
@@ -294,7 +294,7 @@ fn everything_shown(error: &StorageError) -> String {
 
 #[tokio::test]
 async fn no_server_is_told_at_once_with_the_address() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port().unwrap();
     let started = Instant::now();
     let error = Native::new(&format!("redis://:sesame@127.0.0.1:{port}/")).await.unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(2));
@@ -325,7 +325,7 @@ async fn wrong_password_is_told_at_once() {
     let backend = Native::new(&format!("redis://:right@127.0.0.1:{}/", server.port())).await.unwrap();
     assert_eq!(backend.put("alice:t", b"d").await.unwrap(), 1);
     assert!(!format!("{backend:?}").contains("right"));
-    // Without the password, it cannot be asked to end.
+    // Without the password, the server cannot be asked to stop.
     server.kill();
 }
 
@@ -347,7 +347,7 @@ async fn server_without_the_module_is_told_at_once_with_how_to_load_it() {
 }
 
 #[tokio::test]
-async fn url_that_is_none_is_told_without_a_server() {
+async fn text_that_is_not_a_url_is_reported_without_a_server() {
     for url in ["", "127.0.0.1", "http://127.0.0.1/", "redis://127.0.0.1/database"] {
         let error = Native::new(url).await.unwrap_err();
         let (message, source) = sentence(&error);
@@ -384,7 +384,7 @@ async fn no_error_shows_data() {
     ];
     server.stop();
     server.restart_with(&ServerOptions::default().without_module());
-    // The first call finds that its connection has gone.
+    // The first call detects that its connection is gone.
     let _ = native.get("alice:t").await;
     let without_module = native.put("alice:t", SECRET.as_bytes()).await.unwrap_err();
     assert_eq!(sentence(&without_module).0, how_to_load(&server));
@@ -491,7 +491,7 @@ async fn database_number_is_part_of_the_url() {
     assert_eq!(wire.call(&["DBSIZE"]), ":0\r\n");
     wire.call(&["SELECT", "3"]);
     assert_eq!(wire.call(&["DBSIZE"]), ":2\r\n");
-    // A task that goes there takes its index entry with it there.
+    // In another database, too, the index entry goes with its task.
     wire.call(&["PEXPIRE", "pmcp:tasks:alice:t", "1"]);
     assert!(pmcptask_tests::holds_within(Duration::from_secs(5), || wire.call(&["DBSIZE"]) == ":0\r\n"));
     let beyond = Native::new(&format!("{}99", server.url())).await.unwrap_err();

@@ -1,5 +1,5 @@
-//! Every backend keeps the rules of `StorageBackend`: ours, the Lua one that it replaces, and the one in
-//! memory. What differs is named below.
+//! Every backend keeps the rules of `StorageBackend`: this project's, the Lua backend that it replaces, and
+//! the one in memory. Differences are declared below.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -11,7 +11,7 @@ use pmcptask_tests::conformance::{Difference, Subject};
 use pmcptask_tests::{Server, conformance_suite};
 use uuid::Uuid;
 
-/// A server of the user's own, or one for each test, which ends with the test's thread.
+/// The user's server from `REDIS_URL`, or a server for each test, which stops with the test's thread.
 fn url() -> String {
     static OWN: OnceLock<Option<String>> = OnceLock::new();
     thread_local! { static SERVER: Server = Server::start(); }

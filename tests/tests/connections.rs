@@ -1,4 +1,4 @@
-//! How connections are named, looked after and checked.
+//! How connections are named, checked and replaced.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 const NAME: &str = "worker-7";
 
-/// The lines of `CLIENT LIST` of connections with that name.
+/// The lines of `CLIENT LIST` with that connection name.
 fn named(server: &Server) -> Vec<String> {
     let held = server.wire().call(&["CLIENT", "LIST"]);
     held.lines().filter(|line| line.contains(&format!(" name={NAME} "))).map(str::to_owned).collect()
@@ -46,14 +46,14 @@ async fn connections_say_whose_they_are_wherever_they_go() {
     let watched = Watched::start(0);
     let _backend = RedisBackend::builder(watched.url()).client_name(NAME).connect().await.unwrap();
     assert_eq!(named(&watched.servers[0]).len(), 1);
-    // As many as agree were enough.
+    // The client need not ask more Sentinels than have to agree.
     assert!(watched.sentinels.iter().filter(|sentinel| named(sentinel).len() == 1).count() >= 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn call_to_one_server_takes_little_memory() {
-    /// More than twice of what the redis crate takes for a command. Calls of 4 KB were slower by a sixth when many were
-    /// made at once.
+    /// More than twice what the redis crate needs for a command. Calls of 4 KB were one sixth slower when
+    /// many were made at once.
     const BYTES: usize = 2_500;
     let server = Server::start();
     let backend = RedisBackend::new(&server.url()).await.unwrap();
@@ -82,12 +82,12 @@ async fn idle_connection_that_has_fallen_silent_is_replaced_before_a_call_needs_
     let proxy = Proxy::to(server.port());
     let builder = RedisBackend::builder(proxy.url()).keep_alive(Duration::from_millis(200));
     let backend = builder.response_timeout(Duration::from_millis(300)).connect().await.unwrap();
-    // Half open: nobody closes it, and nothing comes through.
+    // Half open: the connection is not closed, but nothing is forwarded.
     proxy.set(Fault::Silence);
     let before = proxy.accepted();
     assert!(holds_within(Duration::from_secs(5), || proxy.accepted() > before));
     proxy.set(Fault::None);
-    // The attempts that were swallowed end by themselves.
+    // Connection attempts that the proxy swallowed end by themselves.
     let accepted = |server: &Server| server.wire().call(&["CLIENT", "LIST"]).matches("resp=3").count();
     if server.wire().call(&["CLIENT", "LIST"]).contains(" resp=") {
         assert!(holds_within(Duration::from_secs(5), || accepted(&server) > 0));
@@ -125,13 +125,13 @@ async fn setting_that_cannot_be_kept_is_refused_before_anything_is_connected() {
         let error = builder.connect().await.unwrap_err();
         assert!(matches!(reason(&error), Error::Settings(_)), "{error}");
     }
-    // One that the operating system would not take is not passed on.
+    // A value that the operating system would refuse is not passed on.
     let server = Server::start();
     RedisBackend::builder(server.url()).keep_alive(Duration::MAX).connect().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn write_that_waits_for_replicas_holds_no_read_up() {
+async fn write_that_waits_for_replicas_delays_no_read() {
     const WITHIN: Duration = Duration::from_secs(2);
     let server = Server::start();
     let backend = RedisBackend::builder(server.url()).wait_for_replicas(1, WITHIN).connect().await.unwrap();
@@ -139,7 +139,7 @@ async fn write_that_waits_for_replicas_holds_no_read_up() {
         let backend = backend.clone();
         async move { backend.put("owner:t", b"data").await }
     });
-    assert!(holds_within(WITHIN, || server.wire().call(&["EXISTS", "pmcp:tasks:owner:t"]) == ":1\r\n"));
+    assert!(holds_within(WITHIN, || server.wire().exists("pmcp:tasks:owner:t")));
     let started = Instant::now();
     for _ in 0..10 {
         assert_eq!(backend.get("owner:t").await.unwrap().version, 1);
@@ -149,7 +149,7 @@ async fn write_that_waits_for_replicas_holds_no_read_up() {
     let error = writing.await.unwrap().unwrap_err();
     let missing = matches!(reason(&error), Error::NotReplicated { expected: 1, acknowledged: 0, .. });
     assert!(missing && !reason(&error).outcome_is_unknown(), "{error}");
-    // Who may not wait is told before the first write.
+    // A user who may not run WAIT learns that before the first write.
     let rules = ["ACL", "SETUSER", "limited", "on", "nopass", "~*", "+@all", "-wait"];
     assert_eq!(server.wire().call(&rules), "+OK\r\n");
     let url = server.url().replace("//", "//limited:any@");
@@ -162,7 +162,7 @@ async fn writes_that_wait_for_missing_replicas_wait_together() {
     const WITHIN: Duration = Duration::from_secs(1);
     let server = Server::start();
     let builder = RedisBackend::builder(server.url()).wait_for_replicas(1, WITHIN);
-    // One after the other would take them 40 s.
+    // One after the other, the writes would take 40 s.
     let builder = builder.response_timeout(Duration::from_secs(3)).circuit_breaker(CircuitBreaker::default());
     let backend = builder.connect().await.unwrap();
     let started = Instant::now();
@@ -175,9 +175,9 @@ async fn writes_that_wait_for_missing_replicas_wait_together() {
         let error = written.unwrap().unwrap_err();
         assert!(matches!(reason(&error), Error::NotReplicated { acknowledged: 0, .. }), "{error}");
     }
-    // The group that goes out first, and the others.
+    // Time for two groups: the one that is sent first, and all others.
     assert!(started.elapsed() < WITHIN * 5 / 2, "{:?}", started.elapsed());
-    // They were made, and none of them counts as the failure of a server.
+    // The writes were made, and the circuit breaker counts none of them as a failure of the server.
     assert_eq!(backend.list_by_prefix("owner:").await.unwrap().len(), 40);
 }
 
@@ -220,11 +220,10 @@ async fn write_that_is_given_up_before_it_is_sent_is_never_sent() {
         let backend = backend.clone();
         tokio::spawn(async move { backend.put(key, b"data").await })
     };
-    let exists =
-        |task: &str| server.wire().call(&["EXISTS", &format!("pmcp:tasks:owner:{task}")]) == ":1\r\n";
+    let exists = |task: &str| server.wire().exists(&format!("pmcp:tasks:owner:{task}"));
     let first = write("owner:first");
     assert!(holds_within(WITHIN, || exists("first")));
-    // Kept back while the first one waits.
+    // Both are held back while the first write waits.
     let [given_up, last] = ["owner:given-up", "owner:last"].map(write);
     tokio::time::sleep(WITHIN / 4).await;
     assert!(!exists("given-up") && !exists("last"));
@@ -252,17 +251,17 @@ async fn write_that_is_kept_back_too_long_is_not_sent() {
         let backend = backend.clone();
         async move { backend.put("owner:t", b"data").await }
     });
-    // By then it has been sent, and the next one is kept back behind it.
+    // By then the write was sent, and the next one is held back behind it.
     tokio::time::sleep(RESPONSE / 5).await;
     let error = backend.put("owner:t", b"data").await.unwrap_err();
     assert!(matches!(reason(&error), Error::NotConnected { .. }), "{error}");
-    // Kept back, and waiting for another connection.
+    // Time to be held back, and to wait for another connection.
     assert!(started.elapsed() < RESPONSE * 3, "{:?}", started.elapsed());
     let error = sent.await.unwrap().unwrap_err();
     assert!(matches!(reason(&error), Error::OutcomeUnknown { .. }), "{error}");
 }
 
-/// As behind a name that leads to another server after a failover.
+/// As with a host name that points to another server after a failover.
 #[tokio::test(flavor = "multi_thread")]
 async fn server_that_takes_no_writes_any_more_is_looked_for_anew() {
     let server = Server::start();
@@ -275,7 +274,7 @@ async fn server_that_takes_no_writes_any_more_is_looked_for_anew() {
     };
     assert_eq!(server.wire().call(&["REPLICAOF", "127.0.0.1", "1"]), "+OK\r\n");
     let before = proxy.accepted();
-    // Not at once: a server that always was a replica is not to be connected to with every write.
+    // Not at once: otherwise a server that was always a replica would get a new connection with every write.
     for _ in 0..10 {
         write().await;
     }
@@ -308,7 +307,8 @@ async fn reads_do_not_stay_with_a_server_that_takes_no_writes_any_more() {
     let before = proxy.accepted();
     let error = backend.put("owner:t", b"data").await.unwrap_err();
     assert!(matches!(reason(&error), Error::ReadOnly { .. }), "{error}");
-    // The connections of writes and of reads; one that fails is followed by a question why.
+    // The connections for writes and for reads. After one that fails, the client connects once more to find
+    // out why.
     assert!(holds_within(Duration::from_secs(2), || proxy.accepted() >= before + 2));
 }
 
@@ -323,13 +323,14 @@ async fn primary_that_is_demoted_while_a_write_waits_is_left_by_reads_too() {
         let backend = backend.clone();
         async move { backend.put("owner:t", b"data").await }
     });
-    assert!(holds_within(WITHIN, || server.wire().call(&["EXISTS", "pmcp:tasks:owner:t"]) == ":1\r\n"));
+    assert!(holds_within(WITHIN, || server.wire().exists("pmcp:tasks:owner:t")));
     let before = proxy.accepted();
     assert_eq!(server.wire().call(&["REPLICAOF", "127.0.0.1", "1"]), "+OK\r\n");
     let error = writing.await.unwrap().unwrap_err();
     assert!(matches!(reason(&error), Error::NotReplicated { acknowledged: 0, .. }), "{error}");
     assert!(started.elapsed() < WITHIN, "{:?}", started.elapsed());
-    // The connections of writes and of reads; one that fails is followed by a question why.
+    // The connections for writes and for reads. After one that fails, the client connects once more to find
+    // out why.
     assert!(holds_within(Duration::from_secs(2), || proxy.accepted() >= before + 2));
 }
 
@@ -345,7 +346,7 @@ async fn health_check_tells_what_is_wrong() {
     server.restart();
     backend.check_health().await.unwrap();
 
-    // A server that answers a PING is not enough.
+    // An answer to PING is not enough.
     let bare = Server::start_with(&ServerOptions::default().without_module());
     let proxy = Proxy::to(bare.port());
     proxy.set(Fault::Answer { command: "PMCPTASK.GET", reply: b"*-1\r\n".to_vec() });
@@ -372,9 +373,9 @@ async fn health_check_asks_every_primary_and_no_replica() {
     }
 }
 
-// What is wrong is said at once, with the address and in the server's own words.
+// Errors come at once, with the address and in the server's own words.
 
-/// The text of what is wrong with a URL.
+/// The text of the error for a URL.
 async fn refusal(url: &str) -> String {
     let error = RedisBackend::new(url).await.unwrap_err();
     assert!(Error::of(&error).is_some(), "{error:?}");
@@ -383,10 +384,10 @@ async fn refusal(url: &str) -> String {
     text
 }
 
-/// An address of this machine that is none of its loopback.
+/// An address of this machine other than loopback.
 fn own_address() -> Option<std::net::IpAddr> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
-    // Nothing is sent: the system only looks the way up.
+    // Nothing is sent: the system only looks up the route.
     socket.connect("192.0.2.1:9").ok()?;
     socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_loopback())
 }
@@ -441,7 +442,7 @@ async fn call_that_finds_no_connection_names_the_address_and_the_last_cause() {
 async fn sentinel_is_told_from_a_server() {
     let server = Server::start();
     let monitor = format!("tasks 127.0.0.1 {} 1", server.port());
-    let options = ServerOptions::default().without_module().sentinel().set("sentinel monitor", &monitor);
+    let options = ServerOptions::default().sentinel().set("sentinel monitor", &monitor);
     let sentinel = Server::start_with(&options);
     for protocol in ["", "?protocol=2"] {
         let text = refusal(&format!("redis://127.0.0.1:{}{protocol}", sentinel.port())).await;
@@ -512,7 +513,7 @@ async fn parameter_that_cannot_be_honoured_is_refused_by_name_and_its_value_is_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn url_that_is_none_is_refused_with_the_form() {
+async fn text_that_is_not_a_url_is_refused_with_the_form() {
     for url in [
         "localhost:6379",
         "127.0.0.1",

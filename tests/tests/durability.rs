@@ -1,6 +1,6 @@
-//! What a server has acknowledged survives its death, and no half of a write does.
+//! Acknowledged writes survive the death of a server, and no half-made write does.
 //!
-//! The tests that end the server under load do so a few times. `PMCPTASK_CRASHES=50` does it more often.
+//! The tests that kill the server under load do so a few times. `PMCPTASK_CRASHES=50` does it more often.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -15,9 +15,9 @@ use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms};
 use redis::Connection;
 use tempfile::TempDir;
 
-/// The first expiry that writers give to tasks that stay, 2100-01-01; each write has one of its own.
+/// The first expiry of lasting tasks, 2100-01-01. Each write has its own expiry.
 const FUTURE: i64 = 4_102_444_800_000;
-/// How long the load may take to come to a certain point. Only a broken server needs so much.
+/// How long the load may take to reach a certain point. Only a broken server needs all of it.
 const PATIENCE: Duration = Duration::from_mins(1);
 const WRITERS: usize = 6;
 
@@ -26,9 +26,8 @@ fn crashes() -> usize {
 }
 
 fn with_aof() -> ServerOptions {
-    let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
-    // Rewrites come when a test asks for one.
-    options.set("auto-aof-rewrite-percentage", "0")
+    // Rewrites happen only when a test asks for one.
+    ServerOptions::default().with_aof().set("auto-aof-rewrite-percentage", "0")
 }
 
 fn task_key(owner: &str, task_id: &str) -> String {
@@ -47,16 +46,16 @@ struct Task {
     created_ms: i64,
 }
 
-/// One writer and all that it knows. It alone writes the tasks of its owner, so it knows every reply
-/// before it comes.
+/// One writer and all that it knows. No other writer writes the tasks of its owner, so it knows every reply
+/// in advance.
 struct Writer {
     owner: String,
     steps: usize,
-    /// What the server has acknowledged, by task id.
+    /// The acknowledged tasks, by task id.
     tasks: BTreeMap<String, Task>,
-    /// When the last of the tasks expires that live for a moment only.
+    /// When the last short-lived task expires.
     last_expiry_ms: i64,
-    /// The write that was under way when the server went: task id, and what it makes of the task.
+    /// The write that was in flight when the server died: task id, and the task after the write.
     in_flight: Option<(String, Option<Task>)>,
 }
 
@@ -128,7 +127,7 @@ impl Writer {
         Ok(())
     }
 
-    /// The write in flight has been done.
+    /// Records that the write in flight was carried out.
     fn settle(&mut self) {
         match self.in_flight.take() {
             Some((task_id, Some(task))) => drop(self.tasks.insert(task_id, task)),
@@ -137,7 +136,8 @@ impl Writer {
         }
     }
 
-    /// What the server has of this owner is what it has acknowledged. The write in flight may be there.
+    /// Asserts that the server holds what it has acknowledged to this owner. The write in flight may
+    /// be there.
     fn find_all(&mut self, stored: &Stored) {
         let found = stored.tasks.get(&self.owner).cloned().unwrap_or_default();
         if let Some((task_id, made)) = &self.in_flight
@@ -150,9 +150,9 @@ impl Writer {
     }
 }
 
-/// Lets all writers write until `end` has seen to it that the server ends, or has returned.
+/// Lets all writers write until `end` returns. `end` may stop the server.
 fn under_load(server: &mut Server, writers: &mut [Writer], end: impl FnOnce(&mut Server, &AtomicUsize)) {
-    /// Ends the writers also where `end` panics.
+    /// Stops the writers even if `end` panics.
     struct Stop<'a>(&'a AtomicBool);
     impl Drop for Stop<'_> {
         fn drop(&mut self) {
@@ -184,13 +184,13 @@ fn wait_for(written: &AtomicUsize, more: usize) {
     );
 }
 
-/// All that a server holds.
+/// Everything that a server holds.
 struct Stored {
-    /// Tasks that stay, by owner and id.
+    /// Lasting tasks, by owner and id.
     tasks: BTreeMap<String, BTreeMap<String, Task>>,
-    /// Entries without a task, and hashes of tasks that live for a moment only.
+    /// Entries without a task, and hashes of short-lived tasks.
     leftovers: BTreeSet<String>,
-    /// What is no whole task, in words.
+    /// Everything that is not a whole task, in words.
     halves: Vec<String>,
 }
 
@@ -234,7 +234,7 @@ impl Stored {
         let score: Option<f64> =
             redis::cmd("ZSCORE").arg(index_key(owner)).arg(task_id).query(connection).unwrap();
         if expiry_ms == -2 {
-            // Expired between two of these looks.
+            // Expired between two of these commands.
             return;
         }
         let (version, data) = (fields.remove("version"), fields.remove("data"));
@@ -258,7 +258,7 @@ impl Stored {
     }
 }
 
-/// A server that has started again holds all that it has acknowledged and nothing that is half.
+/// Asserts that a restarted server holds everything that it acknowledged and no half of a write.
 fn check(server: &Server, writers: &mut [Writer]) {
     let stored = Stored::on(server);
     assert_eq!(stored.halves, Vec::<String>::new());
@@ -269,20 +269,20 @@ fn check(server: &Server, writers: &mut [Writer]) {
     let left = Duration::from_millis(u64::try_from(last_expiry_ms - now_ms()).unwrap_or(0));
     let short = || server.wire().call(&["KEYS", "*:short*"]);
     assert!(holds_within(left + PATIENCE, || short() == "*0\r\n"), "expired tasks stay: {}", short());
-    // A server that was killed between a task's expiry and its entry's removal has left the entry.
+    // A server that was killed between a task's expiry and the removal of its entry has left the entry.
     server.have_indexes_walked(2);
     let leftovers = Stored::on(server).leftovers;
     assert!(leftovers.is_empty(), "entries of expired tasks stay: {leftovers:?}");
 }
 
-/// A server without the module, with what the AOF of another one tells.
+/// A server without the module that has loaded another server's AOF.
 struct Reader {
     server: Server,
     _folder: TempDir,
 }
 
 impl Reader {
-    /// Of the part of the AOF that `server` appends to, only so many bytes are read.
+    /// Of the part of the AOF that `server` appends to, only this many bytes are read.
     fn of(server: &Server, bytes: Option<usize>) -> Self {
         let folder = tempfile::Builder::new().prefix("pmcptask-").tempdir().unwrap();
         let aof = folder.path().join("appendonlydir");
@@ -305,7 +305,7 @@ fn path_text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// What is not expected to be gone in a moment.
+/// The lasting tasks of a server.
 fn lasting(server: &Server) -> BTreeMap<String, BTreeMap<String, Task>> {
     Stored::on(server).tasks
 }
@@ -319,7 +319,7 @@ fn acknowledged_writes_survive_sigkill() {
             wait_for(written, 150 + round * 37 % 200);
             server.kill();
         });
-        // The module cleans up as soon as it runs, so halves are looked for where it does not.
+        // The module cleans up as soon as it runs, so look for halves on a server without it.
         assert_eq!(Stored::on(&Reader::of(&server, None).server).halves, Vec::<String>::new());
         server.restart();
         check(&server, &mut writers);
@@ -354,7 +354,8 @@ fn acknowledged_writes_survive_sigkill_during_and_after_an_aof_rewrite() {
             let mut operator = server.wire();
             wait_for(written, 100);
             let dies_while_rewriting = round.is_multiple_of(2);
-            // µs for each key: slow enough that writes, and the crash where wanted, fall into the rewrite.
+            // µs for each key: slow enough for writes, and for the crash if wanted, to happen during
+            // the rewrite.
             let delay = if dies_while_rewriting { "20000" } else { "2000" };
             operator.call(&["CONFIG", "SET", "rdb-key-save-delay", delay]);
             assert!(operator.call(&["BGREWRITEAOF"]).starts_with('+'));
@@ -396,7 +397,7 @@ fn aof_that_ends_anywhere_holds_no_half_of_a_write() {
     }
     server.kill();
     let aof = fs::read(server.aof()).unwrap();
-    // Only where a command ends can the server take what is there for the whole.
+    // The server can take the file for complete only if it ends with a whole command.
     let starts = (1..aof.len()).filter(|at| aof[*at] == b'*' && aof[at - 1] == b'\n');
     let cuts: Vec<_> = starts.chain([aof.len() - 1, aof.len()]).collect();
     assert!(cuts.len() > 20, "{cuts:?}");

@@ -1,13 +1,11 @@
-//! No entry outlives its task for long, no entry of a live task is lost, and nothing of other applications is touched.
+//! No index entry outlives its task for long, no entry of a live task is lost, and keys of other applications
+//! are not touched.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects)]
 
 use std::time::{Duration, Instant};
 
-use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms};
-
-/// How soon after its task was ended by the server an entry goes.
-const PROMISED: Duration = Duration::from_secs(1);
+use pmcptask_tests::{PROMISED, Server, ServerOptions, Wire, holds_within, integer, now_ms, sleep_until};
 
 fn put(wire: &mut Wire, owner: &str, task: &str, options: &[&str]) {
     put_with("pmcp", wire, owner, task, options);
@@ -44,13 +42,9 @@ fn words(line: &str) -> Vec<String> {
 }
 
 fn call(wire: &mut Wire, line: &str) -> String {
-    let reply = wire.call(&line.split(' ').collect::<Vec<_>>());
+    let reply = wire.run(line);
     assert!(!reply.starts_with('-'), "{line}: {reply}");
     reply
-}
-
-fn exists(wire: &mut Wire, key: &str) -> bool {
-    wire.call(&["EXISTS", key]) == ":1\r\n"
 }
 
 fn has_entry(wire: &mut Wire, owner: &str, task: &str) -> bool {
@@ -61,14 +55,8 @@ fn in_ms(ms: i64) -> String {
     (now_ms() + ms).to_string()
 }
 
-fn statistic(wire: &mut Wire, section: &str, name: &str) -> u64 {
-    let info = wire.call(&["INFO", section]);
-    let line = info.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
-    line.unwrap_or_else(|| panic!("no {name} in {info}")).trim().parse().unwrap()
-}
-
 /// Entries without a task, counted with plain commands.
-fn orphans(wire: &mut Wire) -> usize {
+fn orphans(wire: &mut Wire) -> i64 {
     let script = "local orphans = 0
         for _, index in ipairs(redis.call('KEYS', '*:idx:*')) do
             for _, id in ipairs(redis.call('ZRANGE', index, 0, -1)) do
@@ -77,11 +65,10 @@ fn orphans(wire: &mut Wire) -> usize {
             end
         end
         return orphans";
-    let reply = wire.call(&["EVAL", script, "0"]);
-    reply.trim().trim_start_matches(':').parse().unwrap_or_else(|_| panic!("{reply}"))
+    integer(&wire.call(&["EVAL", script, "0"]))
 }
 
-// What the server ends: within a second.
+// Tasks that the server ends: their entries go within a second.
 
 #[test]
 fn entry_of_an_expired_task_goes_and_the_index_with_its_last_task() {
@@ -90,10 +77,10 @@ fn entry_of_an_expired_task_goes_and_the_index_with_its_last_task() {
     put(&mut wire, "alice", "short", &["PXAT", &in_ms(200)]);
     put(&mut wire, "alice", "long", &["PXAT", &in_ms(60_000)]);
     put(&mut wire, "bob", "only", &["PXAT", &in_ms(200)]);
-    // Nobody asks for the tasks: the server finds them.
-    assert!(holds_within(Duration::from_secs(10), || statistic(&mut wire, "stats", "expired_keys") == 2));
+    // No client asks for the tasks: the server finds them.
+    assert!(holds_within(Duration::from_secs(10), || wire.info_number("stats", "expired_keys") == 2));
     assert!(holds_within(PROMISED, || !has_entry(&mut wire, "alice", "short")));
-    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:bob")));
+    assert!(holds_within(PROMISED, || !wire.exists("pmcp:idx:bob")));
     assert!(has_entry(&mut wire, "alice", "long"));
 }
 
@@ -118,7 +105,7 @@ fn what_the_server_has_expired_has_no_entry_a_second_later_whoever_made_it() {
         let entry = |maker: &str| format!("ZADD pmcp:idx:short 5 {maker}{n}");
         let expire = |maker: &str| format!("PEXPIREAT {} {at}", task(maker));
         call(&mut wire, &format!("PMCPTASK.PUT {} pmcp:idx:short x PXAT {at}", task("put")));
-        // As the old client does.
+        // As the Lua backend does.
         for line in [record(&task("old")), entry("old"), expire("old")] {
             call(&mut wire, &line);
         }
@@ -144,14 +131,14 @@ fn what_the_server_has_expired_has_no_entry_a_second_later_whoever_made_it() {
         call(&mut wire, &expire("pexpireat"));
     }
     assert_eq!(call(&mut wire, "ZCARD pmcp:idx:short"), format!(":{}\r\n", 6 * SHORT));
-    std::thread::sleep(Duration::from_millis(u64::try_from((at - now_ms()).max(0) + 1).unwrap()));
-    // The server finds some by itself and the others when somebody asks for them.
+    sleep_until(at + 1);
+    // The server finds some expired keys by itself, and the others when a client asks for them.
     for n in 0..SHORT {
         for maker in ["put", "old", "rename", "copy", "restore", "pexpireat"] {
-            assert!(!exists(&mut wire, &format!("pmcp:tasks:short:{maker}{n}")), "{maker}");
+            assert!(!wire.exists(&format!("pmcp:tasks:short:{maker}{n}")), "{maker}");
         }
     }
-    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:short")));
+    assert!(holds_within(PROMISED, || !wire.exists("pmcp:idx:short")));
     assert_eq!(server.counter("index_entries_removed"), u64::try_from(6 * SHORT).unwrap());
 }
 
@@ -163,11 +150,11 @@ fn entry_of_an_evicted_task_goes() {
         let task = format!("t{n}");
         put(&mut wire, &format!("o{}", n % 50), &task, &["PXAT", &in_ms(3_600_000 + n)]);
     }
-    // A part of what the tasks take has to go.
-    let limit = statistic(&mut wire, "memory", "used_memory") - 100_000;
+    // Some of the tasks must be evicted.
+    let limit = wire.info_number("memory", "used_memory") - 100_000;
     wire.call(&["CONFIG", "SET", "maxmemory", &limit.to_string()]);
-    // Which ones go is chance: the server compares a few that it draws.
-    assert!(holds_within(Duration::from_secs(5), || statistic(&mut wire, "stats", "evicted_keys") > 0));
+    // Which ones go is random: the server compares a few keys that it samples.
+    assert!(holds_within(Duration::from_secs(5), || wire.info_number("stats", "evicted_keys") > 0));
     wire.call(&["CONFIG", "SET", "maxmemory", "0"]);
     assert!(holds_within(PROMISED, || orphans(&mut wire) == 0));
     assert!(server.counter("index_entries_removed") > 0);
@@ -177,21 +164,21 @@ fn entry_of_an_evicted_task_goes() {
 fn old_entry_of_an_owner_with_a_colon_goes_with_its_task() {
     let server = Server::start();
     let mut wire = server.wire();
-    // What the client that this one replaces writes for owner `a:b`.
+    // What the Lua backend writes for owner `a:b`.
     let make = |wire: &mut Wire| {
         call(wire, "HSET pmcp:tasks:a:b:t version 1 data x");
         call(wire, "ZADD pmcp:idx:a 0 b:t");
     };
     make(&mut wire);
     call(&mut wire, "PEXPIRE pmcp:tasks:a:b:t 1");
-    assert!(holds_within(Duration::from_secs(10), || !exists(&mut wire, "pmcp:tasks:a:b:t")));
-    assert!(holds_within(PROMISED, || !exists(&mut wire, "pmcp:idx:a")));
+    assert!(holds_within(Duration::from_secs(10), || !wire.exists("pmcp:tasks:a:b:t")));
+    assert!(holds_within(PROMISED, || !wire.exists("pmcp:idx:a")));
     make(&mut wire);
     server.have_indexes_walked(3);
-    assert!(exists(&mut wire, "pmcp:idx:a"));
+    assert!(wire.exists("pmcp:idx:a"));
     assert_eq!(call(&mut wire, "PMCPTASK.DEL pmcp:tasks:a:b:t pmcp:idx:a:b"), ":1\r\n");
     server.have_indexes_walked(2);
-    assert!(!exists(&mut wire, "pmcp:idx:a"));
+    assert!(!wire.exists("pmcp:idx:a"));
 }
 
 #[test]
@@ -199,7 +186,7 @@ fn a_hundred_thousand_owners_of_one_short_task_leave_no_key_behind() {
     const OWNERS: usize = 100_000;
     let server = Server::start_with(&ServerOptions::default().set("enable-debug-command", "local"));
     let mut wire = server.wire();
-    // Nothing expires before all is there.
+    // Nothing expires before everything is stored.
     call(&mut wire, "DEBUG SET-ACTIVE-EXPIRE 0");
     run_all(&mut wire, (0..OWNERS).map(|n| words(&format!("HSET pmcp:tasks:o{n}:t version 1 data x"))));
     run_all(&mut wire, (0..OWNERS).map(|n| words(&format!("ZADD pmcp:idx:o{n} 5 t"))));
@@ -224,7 +211,7 @@ fn entry_of_a_task_that_comes_back_at_once_stays() {
     for _ in 0..50 {
         put(&mut wire, "alice", "t", &["PXAT", &in_ms(3)]);
         std::thread::sleep(Duration::from_millis(5));
-        // The first look ends the task, the second command makes it anew before its entry is removed.
+        // The first command ends the task, the second one creates it again before its entry is removed.
         wire.send(&["EXISTS", "pmcp:tasks:alice:t"]).unwrap();
         wire.send(&["PMCPTASK.PUT", "pmcp:tasks:alice:t", "pmcp:idx:alice", "data", "PERSIST"]).unwrap();
         assert_eq!(wire.receive().unwrap(), ":0\r\n");
@@ -235,7 +222,7 @@ fn entry_of_a_task_that_comes_back_at_once_stays() {
     }
 }
 
-// A hash that outlives its task, because somebody has taken the key's expiry away.
+// A hash that outlives its task, because another client removed the key's expiry.
 
 #[test]
 fn task_whose_key_lost_its_expiry_is_hidden_and_removed_by_whoever_meets_it() {
@@ -272,7 +259,7 @@ fn task_whose_key_lost_its_expiry_is_hidden_and_removed_by_whoever_meets_it() {
     }
 }
 
-// What somebody else ends: at the walk's second look.
+// Tasks that another client ends: their entries go at the walk's second look.
 
 #[test]
 fn entry_goes_at_the_second_look_when_somebody_else_removes_the_hash() {
@@ -289,9 +276,9 @@ fn entry_goes_at_the_second_look_when_somebody_else_removes_the_hash() {
     ] {
         put(&mut wire, "alice", "t", &["PERSIST"]);
         put(&mut wire, "alice", "stays", &["PERSIST"]);
-        // On a connection of its own: Valkey 8.1 leaves that of a MOVE in the other database.
+        // On a separate connection: Valkey 8.1 leaves a connection in the other database after MOVE.
         call(&mut server.wire(), how);
-        // Nothing removes it before; to some servers, an expiry that is set to be past is one like any other.
+        // Nothing removes the entry before. Some servers treat an expiry in the past like any other expiry.
         let is_expiry = how.starts_with("PEXPIREAT");
         assert!(
             is_expiry || !holds_within(Duration::from_millis(50), || !has_entry(&mut wire, "alice", "t")),
@@ -323,7 +310,7 @@ fn an_unlink_of_a_quarter_of_a_million_tasks_leaves_no_entry_after_the_second_lo
     const TASKS: usize = 250_000;
     let server = Server::start();
     let mut wire = server.wire();
-    // As many owners with one task each as with hundreds, and one with very many.
+    // 500 owners with 250 tasks each, and one owner with the other half.
     let owner = |n: usize| if n.is_multiple_of(2) { 0 } else { n % 1_000 };
     run_all(
         &mut wire,
@@ -357,23 +344,23 @@ fn tasks_that_expired_while_the_server_was_down_leave_nothing_behind() {
         let mut wire = server.wire();
         server.have_indexes_walked(2);
         assert_eq!(orphans(&mut wire), 0, "{settings:?}");
-        assert!(!exists(&mut wire, "pmcp:idx:bob"), "{settings:?}");
-        assert!(has_entry(&mut wire, "alice", "long") && exists(&mut wire, "app:idx:eve"), "{settings:?}");
+        assert!(!wire.exists("pmcp:idx:bob"), "{settings:?}");
+        assert!(has_entry(&mut wire, "alice", "long") && wire.exists("app:idx:eve"), "{settings:?}");
     }
 }
 
 #[test]
 fn server_that_is_killed_between_a_tasks_end_and_its_entrys_removes_the_entry_later() {
-    let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
+    let options = ServerOptions::default().with_aof();
     let mut server = Server::start_with(&options);
     let mut wire = server.wire();
-    // The entry is left as if the server were killed in the moment before its removal.
+    // The entry stays, as if the server were killed just before its removal.
     call(&mut wire, "CONFIG SET pmcptask.reclaim no");
     put(&mut wire, "alice", "long", &["PERSIST"]);
     put(&mut wire, "alice", "short", &["PERSIST"]);
     call(&mut wire, "PEXPIRE pmcp:tasks:alice:short 1");
     std::thread::sleep(Duration::from_millis(2));
-    assert!(!exists(&mut wire, "pmcp:tasks:alice:short"));
+    assert!(!wire.exists("pmcp:tasks:alice:short"));
     server.kill();
     server.restart();
     let mut wire = server.wire();
@@ -385,16 +372,14 @@ fn server_that_is_killed_between_a_tasks_end_and_its_entrys_removes_the_entry_la
 #[test]
 fn promoted_replica_removes_what_its_primary_could_not() {
     let primary = Server::start();
-    let replica = Server::start_with(
-        &ServerOptions::default().set("replicaof", &format!("127.0.0.1 {}", primary.port())),
-    );
+    let replica = Server::start_with(&ServerOptions::default().replica_of(&primary));
     let mut wire = primary.wire();
     put(&mut wire, "alice", "t", &["PERSIST"]);
     put(&mut wire, "alice", "gone", &["PERSIST"]);
     call(&mut wire, "DEL pmcp:tasks:alice:gone");
     let mut wire = replica.wire();
     assert!(holds_within(Duration::from_secs(10), || has_entry(&mut wire, "alice", "gone")
-        && !exists(&mut wire, "pmcp:tasks:alice:gone")));
+        && !wire.exists("pmcp:tasks:alice:gone")));
     // A replica removes nothing, whatever it sees.
     call(&mut wire, "CONFIG SET pmcptask.debug-walk-rest-ms 1");
     assert!(!holds_within(Duration::from_millis(500), || !has_entry(&mut wire, "alice", "gone")));
@@ -406,7 +391,8 @@ fn promoted_replica_removes_what_its_primary_could_not() {
 
 // Other tools and other applications.
 
-/// An entry that was dead before counts for nothing once its index has gone, or once nobody looks.
+/// A first look at a dead entry does not count any more once its index was removed, or while nothing
+/// is reclaimed.
 #[test]
 fn copy_that_starts_anew_has_all_its_time_again() {
     for between in ["FLUSHALL", "FLUSHDB", "CONFIG SET pmcptask.reclaim no"] {
@@ -418,7 +404,7 @@ fn copy_that_starts_anew_has_all_its_time_again() {
         call(&mut wire, between);
         call(&mut wire, "DEL pmcp:idx:alice");
         call(&mut wire, "ZADD pmcp:idx:alice 5 t");
-        // The server's housekeeping comes by.
+        // Long enough for the server's housekeeping to run.
         std::thread::sleep(Duration::from_millis(250));
         call(&mut wire, "CONFIG SET pmcptask.reclaim yes");
         call(&mut wire, "CONFIG SET pmcptask.debug-walk-rest-ms 3000");
@@ -435,11 +421,12 @@ fn data_that_another_tool_copies_in_keeps_its_entries_in_whatever_order() {
     let mut wire = server.wire();
     call(&mut wire, "ZADD pmcp:idx:index-first 5 t");
     call(&mut wire, "HSET pmcp:tasks:hash-first:t version 1 data x");
-    // Minutes later, a walk has come by.
+    // A walk passes, as if minutes had passed.
     server.have_indexes_walked(0);
     call(&mut wire, "HSET pmcp:tasks:index-first:t version 1 data x");
-    // No entry is made for a hash that others put there, which would be in the way of theirs.
-    assert!(!exists(&mut wire, "pmcp:idx:hash-first"));
+    // The module adds no entry for a hash that another tool wrote: the entry would be in the way of that
+    // tool's index.
+    assert!(!wire.exists("pmcp:idx:hash-first"));
     call(&mut wire, "ZADD elsewhere 7 t");
     let dumped = server.dump_of("elsewhere");
     let mut restore = redis::cmd("RESTORE");
@@ -481,7 +468,7 @@ fn keys_of_other_applications_are_not_touched() {
     let mut server = Server::start_with(&ServerOptions::default().set("appendonly", "yes"));
     let mut wire = server.wire();
     put(&mut wire, "alice", "t", &["PERSIST"]);
-    // In use in another database.
+    // The prefix is in use, but in another database.
     call(&mut wire, "SELECT 1");
     put_with("shop", &mut wire, "alice", "t", &["PERSIST"]);
     call(&mut wire, "SELECT 0");
@@ -491,7 +478,7 @@ fn keys_of_other_applications_are_not_touched() {
         "ZADD shop:idx:price 10 apple 20 pear",
         "ZADD shop:idx:q1 10 42 20 43 30 44",
         "SET shop:tasks:q1:44 x PX 50",
-        // These only look like a prefix in use.
+        // These only look like a prefix that is in use.
         "ZADD pmcp2:idx:price 10 apple",
         "ZADD my:pmcp:idx:price 10 apple",
         "ZADD PMCP:idx:price 10 apple",
@@ -499,13 +486,14 @@ fn keys_of_other_applications_are_not_touched() {
     ] {
         call(&mut wire, line);
     }
-    // To call its keys by our commands, and to find nothing or something there, makes them none of ours.
+    // A key does not become a task key because our commands name it, whether or not they find
+    // something there.
     assert_eq!(wire.call(&["PMCPTASK.GET", "shop:tasks:q1:9"]), "$-1\r\n");
     assert_eq!(wire.call(&["PMCPTASK.GET", "shop:tasks:q1:43"]), "$-1\r\n");
     assert!(wire.call(&["PMCPTASK.GET", "shop:tasks:q1:42"]).starts_with("*2\r\n:7\r\n"));
     assert!(wire.call(&["PMCPTASK.LIST", "shop:idx:q1"]).starts_with("*1\r\n"));
     assert_eq!(wire.call(&["PMCPTASK.DEL", "shop:tasks:q1:9", "shop:idx:q1"]), ":0\r\n");
-    assert!(holds_within(Duration::from_secs(10), || !exists(&mut wire, "shop:tasks:q1:44")));
+    assert!(holds_within(Duration::from_secs(10), || !wire.exists("shop:tasks:q1:44")));
     let before = keys_of(&server, 0);
     server.have_indexes_walked(4);
     assert_eq!(keys_of(&server, 0), before);
@@ -527,17 +515,17 @@ fn prefix_is_in_use_where_it_was_written_and_follows_its_database() {
         call(&mut wire, dead);
     }
     server.have_indexes_walked(3);
-    assert!(exists(&mut wire, "shop:idx:bob"));
+    assert!(wire.exists("shop:idx:bob"));
     call(&mut wire, "SELECT 1");
-    assert!(!exists(&mut wire, "shop:idx:bob"));
+    assert!(!wire.exists("shop:idx:bob"));
     call(&mut wire, "SWAPDB 1 2");
-    // Here is what was in database 2.
+    // This database now holds what was in database 2.
     server.have_indexes_walked(3);
-    assert!(exists(&mut wire, "shop:idx:bob"));
+    assert!(wire.exists("shop:idx:bob"));
     call(&mut wire, "SELECT 2");
     call(&mut wire, dead);
     server.have_indexes_walked(3);
-    assert!(!exists(&mut wire, "shop:idx:bob") && exists(&mut wire, "shop:idx:alice"));
+    assert!(!wire.exists("shop:idx:bob") && wire.exists("shop:idx:alice"));
 }
 
 #[test]
@@ -551,17 +539,17 @@ fn setting_says_which_prefixes_are_in_use_and_whether_anything_is_removed() {
     call(&mut wire, "CONFIG SET pmcptask.reclaim no");
     assert_eq!(wire.call(&["CONFIG", "SET", "pmcptask.prefixes", "jobs  batch"]), "+OK\r\n");
     assert!(wire.call(&["CONFIG", "GET", "pmcptask.prefixes"]).contains("jobs  batch"));
-    // By the server's clock: a PUT whose PXAT is past on arrival leaves no entry.
+    // Let it expire by the server's clock: a PUT whose PXAT is already past leaves no entry.
     put(&mut wire, "b", "t", &["PERSIST"]);
     call(&mut wire, "PEXPIRE pmcp:tasks:b:t 1");
-    assert!(holds_within(Duration::from_secs(10), || !exists(&mut wire, "pmcp:tasks:b:t")));
+    assert!(holds_within(Duration::from_secs(10), || !wire.exists("pmcp:tasks:b:t")));
     call(&mut wire, "CONFIG SET pmcptask.debug-walk-rest-ms 1");
     std::thread::sleep(Duration::from_millis(500));
-    assert!(exists(&mut wire, "pmcp:idx:a") && exists(&mut wire, "pmcp:idx:b"));
+    assert!(wire.exists("pmcp:idx:a") && wire.exists("pmcp:idx:b"));
     call(&mut wire, "CONFIG SET pmcptask.reclaim yes");
     server.have_indexes_walked(2);
-    let left = dead.map(|index| exists(&mut wire, index));
-    assert_eq!((left, exists(&mut wire, "pmcp:idx:b")), ([false, false, false, true], false));
+    let left = dead.map(|index| wire.exists(index));
+    assert_eq!((left, wire.exists("pmcp:idx:b")), ([false, false, false, true], false));
     for (prefixes, what) in [("jobs a:tasks:b", "a:tasks:b"), ("x:idx:", "x:idx:")] {
         let reply = wire.call(&["CONFIG", "SET", "pmcptask.prefixes", prefixes]);
         assert!(reply.starts_with("-ERR ") && reply.contains(what), "{reply}");
@@ -569,12 +557,12 @@ fn setting_says_which_prefixes_are_in_use_and_whether_anything_is_removed() {
     assert!(wire.call(&["CONFIG", "GET", "pmcptask.prefixes"]).contains("jobs  batch"));
 }
 
-// What it costs others.
+// What it costs other clients.
 
 #[test]
 fn own_reads_leave_idle_times_counters_and_statistics_as_they_are() {
     for policy in ["allkeys-lru", "allkeys-lfu"] {
-        // Without a decay time a counter loses one at each full minute of the clock, whoever reads the key.
+        // Without this setting, a counter loses one at each full minute of the clock, whoever reads the key.
         let options = ServerOptions::default().set("maxmemory-policy", policy).set("lfu-decay-time", "0");
         let server = Server::start_with(&options);
         let mut wire = server.wire();
@@ -583,25 +571,22 @@ fn own_reads_leave_idle_times_counters_and_statistics_as_they_are() {
         }
         call(&mut wire, "ZADD pmcp:idx:alice 5 dead");
         std::thread::sleep(Duration::from_millis(2_100));
-        let usage = |wire: &mut Wire| -> Vec<u64> {
+        let usage = |wire: &mut Wire| -> Vec<i64> {
             let how = if policy == "allkeys-lru" { "IDLETIME" } else { "FREQ" };
             let keys = (0..50).map(|n| format!("pmcp:tasks:alice:t{n}"));
-            keys.map(|key| {
-                let reply = call(wire, &format!("OBJECT {how} {key}"));
-                reply.trim().trim_start_matches(':').parse().unwrap()
-            })
-            .collect()
+            keys.map(|key| integer(&call(wire, &format!("OBJECT {how} {key}")))).collect()
         };
-        let lookups =
-            |wire: &mut Wire| ["keyspace_hits", "keyspace_misses"].map(|name| statistic(wire, "stats", name));
+        let lookups = |wire: &mut Wire| {
+            ["keyspace_hits", "keyspace_misses"].map(|name| wire.info_number("stats", name))
+        };
         let (before, counted) = (usage(&mut wire), lookups(&mut wire));
         server.have_indexes_walked(2);
         if policy == "allkeys-lru" {
             assert!(!call(&mut wire, "OBJECT IDLETIME pmcp:idx:alice").starts_with(":0"));
         }
-        // Counts the live tasks of the owner.
+        // This PUT counts the live tasks of the owner.
         let put = "PMCPTASK.PUT pmcp:tasks:alice:u pmcp:idx:alice x MAXTASKS 10";
-        let refused = wire.call(&put.split(' ').collect::<Vec<_>>());
+        let refused = wire.run(put);
         assert!(refused.starts_with("-CAPACITY "), "{refused}");
         assert_eq!(lookups(&mut wire)[1], counted[1], "{policy}");
         let after = usage(&mut wire);
@@ -613,7 +598,7 @@ fn own_reads_leave_idle_times_counters_and_statistics_as_they_are() {
     }
 }
 
-/// The server's housekeeping, in which the walk has its share, comes `hz` times a second.
+/// The walk gets its time from the server's housekeeping, which runs `hz` times a second.
 #[test]
 fn walk_takes_the_same_share_of_the_servers_time_whatever_hz() {
     const KEYS: usize = 30_000;
@@ -623,7 +608,7 @@ fn walk_takes_the_same_share_of_the_servers_time_whatever_hz() {
     let mut walk_at = |hz: &str| {
         call(&mut wire, &format!("CONFIG SET hz {hz}"));
         let walks = server.counter("index_walks");
-        // Makes the walk start anew.
+        // Makes the walk start again.
         call(&mut wire, "SWAPDB 8 9");
         let started = Instant::now();
         assert!(holds_within(Duration::from_mins(1), || server.counter("index_walks") > walks));
@@ -635,7 +620,7 @@ fn walk_takes_the_same_share_of_the_servers_time_whatever_hz() {
     assert!(fast > slow / 3 && fast < slow * 3, "{slow:?} at hz 10, {fast:?} at hz 500");
 }
 
-/// Processor time that the server takes for a call, in µs: the least of a few.
+/// Processor time that the server takes for a call, in µs: the minimum of a few calls.
 fn time_of(wire: &mut Wire, command: &str, expected: &str) -> u64 {
     let words: Vec<_> = command.split(' ').collect();
     let used = |wire: &mut Wire| -> f64 {
@@ -664,7 +649,7 @@ fn no_command_takes_longer_than_in_proportion_to_what_it_looks_at() {
     let server = Server::start();
     let mut wire = server.wire();
     for count in [FEW, MANY] {
-        // All of one creation time: dead ones; live ones; one live one behind many dead ones.
+        // All with one creation time: dead entries; live tasks; live tasks among many dead entries.
         run_all(&mut wire, (0..count).map(|n| words(&format!("ZADD pmcp:idx:dead{count} 5 t{n:06}"))));
         run_all(
             &mut wire,
@@ -698,7 +683,7 @@ fn no_command_takes_longer_than_in_proportion_to_what_it_looks_at() {
     ] {
         let [few, many] = [FEW, MANY].map(|count| time_of(&mut wire, &command(count), reply));
         println!("{what}: {few} µs among {FEW}, {many} µs among {MANY}");
-        // 4 where work grows in proportion, 16 where it is quadratic.
+        // The ratio is 4 if the work is proportional, and 16 if it is quadratic.
         assert!(many < 9 * few.max(100), "{what}: {few} µs among {FEW}, {many} µs among {MANY}");
     }
     for (owner, max, reply) in [("dead", 3, ":1"), ("mixed", 2, "-CAPACITY"), ("live", 3, "-CAPACITY")] {

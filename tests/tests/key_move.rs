@@ -1,4 +1,5 @@
-//! Tasks of a data set move to keys with hash tags and back: all of them, as they are, whatever happens meanwhile.
+//! Tasks of a data set move to keys with hash tags and back: all of them, unchanged, whatever
+//! happens meanwhile.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -58,7 +59,7 @@ async fn fill(backend: &RedisBackend) {
     }
 }
 
-/// All that a backend shows of the owners, in its order.
+/// Everything that a backend lists for the owners, in its order.
 async fn shown(backend: &RedisBackend) -> Vec<(String, u64, Vec<u8>)> {
     let mut shown = Vec::new();
     for owner in OWNERS {
@@ -74,7 +75,7 @@ async fn every_task_of_every_owner_moves_as_it_is_and_back() {
     let (plain, tagged) = (backend(&server, HashTags::Off).await, backend(&server, HashTags::On).await);
     fill(&plain).await;
     let mut wire = server.wire();
-    // Neither another prefix nor other applications are touched.
+    // Other prefixes and other applications are not touched.
     for strangers in [
         &["PMCPTASK.PUT", "other:tasks:alice:t", "other:idx:alice", "x"][..],
         &["HSET", "pmcp:tasks", "f", "v"],
@@ -90,7 +91,7 @@ async fn every_task_of_every_owner_moves_as_it_is_and_back() {
     assert_eq!((done.moved, done.left.len()), (before.len() as u64, 0), "{done:?}");
     assert_eq!(shown(&tagged).await, before);
     assert!(shown(&plain).await.is_empty());
-    // Value and expiry of each key are what they were.
+    // The value and expiry of each key are unchanged.
     let now = server.dump(0);
     assert_eq!(now.len(), keys.len());
     let values = |keys: &BTreeMap<String, (Option<Vec<u8>>, i64)>| {
@@ -159,18 +160,18 @@ async fn server_needs_no_module_for_it() {
     assert_eq!(wire.call(&["DBSIZE"]), ":4\r\n");
 }
 
-/// What somebody else does between the look at a task and its move.
+/// What another client does between the read of a task and its move.
 #[tokio::test(flavor = "multi_thread")]
 async fn write_at_the_last_moment_counts() {
     let [task, index] = ["pmcp:tasks:alice:t", "pmcp:idx:alice"];
     let [new_task, new_index] = ["pmcp:tasks:{alice}:t", "pmcp:idx:{alice}"];
     let put = |task, index| vec!["PMCPTASK.PUT", task, index, "other"];
-    // What is found under the old name and the new one afterwards, and what has moved.
+    // The versions under the old name and under the new name afterwards, and how many tasks moved.
     for (other, plain_version, tagged_version, moved) in [
         (put(task, index), 0, 2, 1),
         (put(new_task, new_index), 1, 1, 0),
         (vec!["PMCPTASK.DEL", task, index], 0, 0, 0),
-        // One that the scan has not seen.
+        // A task that the scan has not seen.
         (put("pmcp:tasks:alice:u", index), 0, 1, 2),
     ] {
         let server = Server::start();
@@ -209,7 +210,7 @@ async fn task_is_never_replaced_and_what_is_in_its_way_is_named() {
     assert_eq!(tagged.get("alice:both").await.unwrap().data, b"new");
     assert_eq!(plain.get("bob:t").await.unwrap().data, b"of bob");
     assert_eq!(tagged.get("carol:t").await.unwrap().data, b"of carol");
-    // Once they are out of the way, another run moves the others.
+    // Once these are out of the way, another run moves the other tasks.
     wire.call(&["DEL", "pmcp:idx:{bob}"]);
     tagged.delete("alice:both").await.unwrap();
     assert_eq!(move_keys(&server, HashTags::On).await.moved, 2);
@@ -230,7 +231,7 @@ async fn move_that_is_interrupted_anywhere_goes_on_where_it_was() {
         let mut connection = RedisBackend::builder(proxy.url()).open_connection().await.unwrap();
         let moving = pmcptask_hash_tags::move_keys(&mut connection, &target);
         let cut = async {
-            // Later each time: it has to read what has moved already.
+            // Later each time, because the move must first read what has moved already.
             tokio::time::sleep(Duration::from_millis(10 * (interruptions + 1))).await;
             proxy.cut();
         };
@@ -244,7 +245,7 @@ async fn move_that_is_interrupted_anywhere_goes_on_where_it_was() {
                 interruptions += 1;
             }
         }
-        // Each task is under one of its names, and listed there.
+        // Each task exists under one of its names, and is listed there.
         let mut count = 0;
         for n in 0..7 {
             for backend in [&plain, &tagged] {
@@ -260,10 +261,10 @@ async fn move_that_is_interrupted_anywhere_goes_on_where_it_was() {
     }
 }
 
-/// What a writer knows of its tasks: version and data of the last write that was acknowledged.
+/// A writer's tasks: version and data of the last acknowledged write.
 type Written = BTreeMap<String, (u64, Vec<u8>)>;
 
-/// Makes tasks and writes to them, as if nothing happened, until told to stop.
+/// Creates tasks and writes to them, as if nothing happened, until told to stop.
 async fn write(backend: RedisBackend, name: &'static str, ends: Arc<AtomicBool>) -> Written {
     let mut written = Written::new();
     for n in 0.. {
@@ -283,7 +284,7 @@ async fn write(backend: RedisBackend, name: &'static str, ends: Arc<AtomicBool>)
                 assert_eq!(version, known + 1, "{key}");
                 written.insert(key, (version, data));
             }
-            // It has moved: it is no task of this writer's any more.
+            // The task has moved: this writer leaves it alone from now on.
             Err(StorageError::VersionConflict { actual: 0, .. }) => {}
             Err(error) => panic!("{key}: {error}"),
         }
@@ -301,7 +302,7 @@ async fn no_write_is_lost_though_clients_of_both_settings_go_on_writing() {
     let mut moved = 0;
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        // It ends while they write, or not at all: somebody always has another one.
+        // The move may end while they write, or never end because there is always another task.
         let moving = move_by(server.url());
         let _ = tokio::time::timeout(Duration::from_millis(500), moving).await;
     }

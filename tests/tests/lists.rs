@@ -1,4 +1,5 @@
-//! Lists of any length: read in pages, no task twice, none left out that was there all the time.
+//! Lists of any length are read in pages. No task comes twice, and no task is left out that existed all
+//! the time.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -10,7 +11,7 @@ use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
 use pmcptask_tests::{Cluster, Fault, Proxy, Server, holds_within, reason};
 
-/// Makes tasks `from..to` of an owner, all with one creation time each hundred.
+/// Creates tasks `from..to` of an owner. Each hundred share one creation time.
 async fn fill(backend: &RedisBackend, tasks: std::ops::Range<usize>) {
     for task in tasks {
         let created = format!(r#"{{"task":{{"createdAt":"2026-01-01T00:00:{:02}Z"}}}}"#, task / 100);
@@ -35,7 +36,7 @@ async fn list_of_a_page_is_one_round_trip_and_a_longer_one_is_read_page_by_page(
         fill(&backend, filled..tasks).await;
         filled = tasks;
         let before = server.calls_of("pmcptask.list");
-        // In the order of creation, and of ids where that is the same.
+        // In order of creation, and of ids where creation times are equal.
         assert_eq!(listed(&backend).await, all(0..tasks));
         let calls = server.calls_of("pmcptask.list") - before;
         assert_eq!(calls, round_trips, "{tasks} tasks");
@@ -62,7 +63,8 @@ async fn tasks_that_come_and_go_between_pages_leave_nothing_out_and_make_nothing
     let server = Server::start();
     let backend = RedisBackend::new(&server.url()).await.unwrap();
     fill(&backend, 0..25).await;
-    // The first page ends with the tenth task. Once it is gone, its place still is where the second page starts.
+    // The first page ends with the tenth task. When that task is gone, the second page still starts at
+    // its position.
     for gone in ["00009", "00003", "00010"] {
         let task = format!("pmcp:tasks:owner:{gone}");
         let listing = listed_while(&server, &["PMCPTASK.DEL", &task, "pmcp:idx:owner"]).await;
@@ -70,7 +72,7 @@ async fn tasks_that_come_and_go_between_pages_leave_nothing_out_and_make_nothing
         assert!(stays.iter().all(|key| listing.contains(key)), "{gone}: {listing:?}");
         fill(&backend, 0..25).await;
     }
-    // Deleted and made anew, it is on a later page again.
+    // A task that was deleted and created again is on a later page again.
     let anew = ["EVAL", ANEW, "2", "pmcp:tasks:owner:00003", "pmcp:idx:owner"];
     let mut listing = listed_while(&server, &anew).await;
     assert_eq!(listing.last().map(String::as_str), Some("owner:00003"));
@@ -78,16 +80,16 @@ async fn tasks_that_come_and_go_between_pages_leave_nothing_out_and_make_nothing
     assert_eq!(listing, all(0..25));
 }
 
-/// Deletes a task and makes it anew, last in the order of creation.
+/// Deletes a task and creates it again, last in the order of creation.
 const ANEW: &str = "redis.call('PMCPTASK.DEL', KEYS[1], KEYS[2]) \
                     return redis.call('PMCPTASK.PUT', KEYS[1], KEYS[2], 'anew', 'PERSIST', 'CREATED', '9007199254740991')";
 
-/// What a list has while somebody else does something between its first page and the second.
+/// What a list contains if another client runs a command between its first and second page.
 async fn listed_while(server: &Server, other: &[&str]) -> Vec<String> {
     let proxy = Proxy::to(server.port());
     let backend = RedisBackend::builder(proxy.url()).list_page_size(9).connect().await.unwrap();
     let before = server.calls_of("pmcptask.list");
-    // The reply with the first page is held back meanwhile.
+    // The reply with the first page is delayed meanwhile.
     proxy.set(Fault::Delay(Duration::from_secs(1)));
     let listing = tokio::spawn(async move { listed(&backend).await });
     assert!(holds_within(Duration::from_secs(5), || server.calls_of("pmcptask.list") > before));
@@ -110,7 +112,7 @@ async fn pages_of_a_cluster_and_of_resp2_are_pages_too() {
     }
 }
 
-/// The old client writes times before the epoch, and other tools whatever they like.
+/// The Lua backend writes times before the epoch, and other tools write any score.
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_leave_out_no_task_whatever_scores_others_have_written() {
     let server = Server::start();
@@ -160,7 +162,7 @@ fn page_after_a_task_that_has_gone_leaves_out_no_task_whatever_its_score_was() {
     }
 }
 
-/// In the table that a long index is, the server takes -0 and 0 for one score.
+/// A long index is a table, where the server treats the scores -0 and 0 as equal.
 #[test]
 fn no_task_comes_twice_where_scores_are_two_zeros() {
     let server = Server::start();

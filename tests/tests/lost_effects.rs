@@ -1,20 +1,14 @@
-//! No write is acknowledged whose effects cannot reach replicas and the append-only file, and the operator hears where
-//! the file would lose them.
+//! The module acknowledges no write that cannot reach replicas and the append-only file. It warns the
+//! operator if a restart would lose what the file holds.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::time::Duration;
 
-use pmcptask_tests::{Cluster, Server, ServerOptions, StartError, Wire, holds_within};
+use pmcptask_tests::{Cluster, INDEX, Server, ServerOptions, StartError, TASK, Wire, holds_within};
 
-const TASK: &str = "pmcp:tasks:alice:t";
-const INDEX: &str = "pmcp:idx:alice";
-/// The module looks at the rules once a second.
+/// The module checks the ACL rules once a second.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-fn call(wire: &mut Wire, line: &str) -> String {
-    wire.call(&line.split(' ').collect::<Vec<_>>())
-}
 
 #[test]
 fn module_refuses_a_server_that_lacks_a_command_by_which_others_are_told_of_writes() {
@@ -44,14 +38,14 @@ fn module_loads_where_other_commands_are_renamed() {
     assert!(wire.call(&["PMCPTASK.LIST", INDEX]).starts_with("*1\r\n"));
 }
 
-/// Whether this server brings tasks back from the append-only file while the default user may write nothing.
+/// Whether this server restores tasks from the append-only file although the default user may not write.
 fn replays_whatever_the_default_user_may() -> bool {
     let mut server = with_users("user default off");
     let mut wire = admin(&server);
     assert_eq!(wire.call(&["PMCPTASK.PUT", TASK, INDEX, "x"]), ":1\r\n");
     server.stop();
     server.restart();
-    // A server that lets nobody in answers while it loads.
+    // With the default user off, a server answers a PING, with an error, before it has loaded its data.
     let mut size = String::new();
     assert!(holds_within(PATIENCE, || {
         size = admin(&server).call(&["DBSIZE"]);
@@ -60,11 +54,12 @@ fn replays_whatever_the_default_user_may() -> bool {
     size == ":2\r\n"
 }
 
-/// A server with an append-only file, these rules of the default user and a user `admin` who may do everything.
+/// A server with an append-only file, these rules for the default user, and a user `admin` with
+/// all permissions.
 fn with_users(default: &str) -> Server {
     let admin = "user admin on >pw ~* &* +@all";
     let words = |rules: &str| rules.strip_prefix("user ").unwrap().to_owned();
-    let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "always");
+    let options = ServerOptions::default().with_aof();
     Server::start_with(&options.set("user", &words(admin)).set("user", &words(default)))
 }
 
@@ -94,26 +89,27 @@ fn operator_hears_where_a_restart_would_lose_what_the_append_only_file_holds() {
         ("reset off ~pmcp:* +@all -persist", false),
         ("reset off %R~pmcp:idx:* ~pmcp:tasks:* +@all", false),
         ("reset off ~* +@all", true),
-        // The server adds these to the file.
+        // The server adds these commands to the file.
         ("reset off ~* +@all -select", false),
         ("reset off ~* +@all -unlink", false),
     ] {
-        assert_eq!(call(&mut wire, &format!("ACL SETUSER default {rules}")), "+OK\r\n");
+        assert_eq!(wire.run(&format!("ACL SETUSER default {rules}")), "+OK\r\n");
         let expected = !is_safe && !is_right;
         assert!(holds_within(PATIENCE, || would_lose(&mut wire) == expected), "{rules}");
     }
-    // A prefix that a command has written with counts as well, and one of the settings; no file can lose nothing.
-    call(&mut wire, "ACL SETUSER default reset off ~pmcp:* +@all");
+    // Prefixes count that a command has written with, and those of the settings. Without a file nothing can
+    // be lost.
+    wire.run("ACL SETUSER default reset off ~pmcp:* +@all");
     assert!(holds_within(PATIENCE, || !would_lose(&mut wire)));
-    assert_eq!(call(&mut wire, "PMCPTASK.PUT shop:tasks:o:t shop:idx:o x"), ":1\r\n");
+    assert_eq!(wire.run("PMCPTASK.PUT shop:tasks:o:t shop:idx:o x"), ":1\r\n");
     assert!(holds_within(PATIENCE, || would_lose(&mut wire) != is_right));
-    call(&mut wire, "ACL SETUSER default ~shop:*");
+    wire.run("ACL SETUSER default ~shop:*");
     assert!(holds_within(PATIENCE, || !would_lose(&mut wire)));
-    call(&mut wire, "CONFIG SET pmcptask.prefixes jobs");
+    wire.run("CONFIG SET pmcptask.prefixes jobs");
     assert!(holds_within(PATIENCE, || would_lose(&mut wire) != is_right));
-    call(&mut wire, "CONFIG SET appendonly no");
+    wire.run("CONFIG SET appendonly no");
     assert!(holds_within(PATIENCE, || !would_lose(&mut wire)));
-    // Once each time that it becomes so.
+    // One warning each time that the state changes to unsafe.
     let warnings = server.log().matches("a safe form is: ACL SETUSER default off ~* &* +@all").count();
     assert_eq!(warnings, if is_right { 0 } else { 6 }, "{}", server.log());
 }
@@ -128,7 +124,7 @@ fn server_that_is_about_to_drop_what_its_file_holds_says_so_first() {
     server.stop();
     let before = server.log().len();
     server.restart();
-    // A server that lets nobody in answers while it loads.
+    // With the default user off, a server answers a PING, with an error, before it has loaded its data.
     let dropped = || server.log()[before..].find("NOPERM");
     assert!(holds_within(PATIENCE, || dropped().is_some()));
     let warned = server.log()[before..].find("a restart loses the tasks");

@@ -1,13 +1,13 @@
-//! Every reply and every key is what a plain in-memory model says, whatever comes in whatever order.
+//! Every reply and every key is what an in-memory model says, for any commands in any order.
 //!
-//! Random sequences of all commands and options run on real servers, over several connections, with time
-//! passing and with others reaching for the same keys; [`pmcptask_tests::model`] says what is right. A
-//! sequence that fails is shrunk to a short one.
+//! Random sequences of all commands and options run on real servers, over several connections, while time
+//! passes and other clients change the same keys; [`pmcptask_tests::model`] says what is right. A sequence
+//! that fails is shrunk to a short one.
 //!
 //! - `PMCPTASK_MODEL_OPERATIONS=1000000 cargo test -p pmcptask-tests --features redis-tests --test model`
 //!   runs more operations than usual.
-//! - The sequences are the same each time; `PROPTEST_RNG_SEED` gives others, and the other `PROPTEST_`
-//!   variables work as ever.
+//! - The sequences are the same in each run. `PROPTEST_RNG_SEED` gives others; the other `PROPTEST_`
+//!   variables work too.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::arithmetic_side_effects)]
@@ -21,21 +21,19 @@ use std::time::Duration;
 use pmcptask_tests::model::{
     Call, Keys, Lifetime, Listing, Model, Owner, Record, Scope, Stored, TaskName, Write, shown,
 };
-use pmcptask_tests::{Server, ServerOptions, holds_within, now_ms};
+use pmcptask_tests::{PROMISED, Server, ServerOptions, holds_within, now_ms};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest::{collection, option, sample};
 use redis::{Connection, Value, cmd};
 
-/// Operations of a normal run.
+/// Operations of a default run.
 const OPERATIONS: usize = 120_000;
 const OPERATIONS_VARIABLE: &str = "PMCPTASK_MODEL_OPERATIONS";
-/// Servers that run sequences at the same time, most of which are waiting for an expiry.
+/// Servers that run sequences at the same time. Most of them are waiting for an expiry.
 const LANES: usize = 8;
 /// Steps of the longest sequence.
 const LONGEST: usize = 500;
-/// Within which an index entry goes, by the contract.
-const PROMISED: Duration = Duration::from_secs(1);
 const CONNECTIONS: usize = 3;
 
 const OWNERS: [Owner; 7] = [
@@ -48,23 +46,23 @@ const OWNERS: [Owner; 7] = [
     Owner { prefix: "", name: "o:tasks:p" },
 ];
 const IDS: [&str; 5] = ["t", "t1", "T", "{x}", "é f"];
-/// `b:t` is what the backend that this one replaces would write into the index of `a` for `a:b`.
+/// `b:t` is what the Lua backend writes into the index of `a` for a task of `a:b`.
 const MEMBERS: [&str; 7] = ["t", "t1", "T", "{x}", "é f", "b:t", "stranger"];
-/// Few, so that tasks are created at the same time.
+/// Only a few, so that tasks share creation times.
 const CREATION_TIMES: [i64; 5] = [0, 1, 1_700_000_000_000, 1_700_000_000_001, (1 << 53) - 1];
 const VERSIONS: [&str; 9] =
     ["0", "-1", "01", "+5", "1.0", "", "x", "9007199254740993", "9223372036854775807"];
 
-/// A time that is certain only once the step runs.
+/// A time that is known only when the step runs.
 #[derive(Debug, Clone, Copy)]
 enum When {
     BeforeTheEpoch,
     AtTheEpoch,
-    /// So many ms ago.
+    /// This many ms ago.
     Past(i64),
-    /// In so many ms.
+    /// In this many ms.
     Ahead(i64),
-    /// At the end of all timestamps.
+    /// Close to the last timestamp that RFC 3339 can express.
     Last,
 }
 
@@ -106,12 +104,12 @@ enum Moment {
     Absent,
     /// With parts of a millisecond, and in another time zone.
     At(When, bool, bool),
-    /// JSON that is none.
+    /// JSON that is not a timestamp.
     Else(&'static str),
 }
 
 impl Moment {
-    /// As JSON, and what it means: the ms before, and whether there are parts of the next.
+    /// The member as JSON, and its meaning: whole ms, and whether parts of the next ms follow.
     fn member(self, name: &str, now_ms: i64) -> (String, Option<(i64, bool)>) {
         match self {
             Self::Absent => (String::new(), None),
@@ -131,13 +129,13 @@ impl Moment {
 #[derive(Debug, Clone)]
 enum Data {
     Bytes(Vec<u8>),
-    /// JSON that is no object, or nearly JSON.
+    /// JSON that is not an object, or nearly JSON.
     NoObject(&'static str),
     Object {
         expires_at: Moment,
         created_at: Moment,
     },
-    /// An object whose `task` is none.
+    /// An object whose `task` is not a task.
     OddTask(&'static str),
 }
 
@@ -172,14 +170,14 @@ impl Data {
 
 #[derive(Debug, Clone, Copy)]
 enum Expected {
-    /// The task's version, and so far beside it.
+    /// The task's version plus this difference.
     Beside(i64),
     Exactly(i64),
 }
 
 #[derive(Debug, Clone, Copy)]
 enum After {
-    /// The position of a task, if it has one, else the start.
+    /// The position of a task; the start of the list if its position is not known.
     Task(TaskName),
     At(i64, &'static str),
 }
@@ -213,7 +211,7 @@ enum Step {
         after: Option<After>,
         count: Option<usize>,
     },
-    /// A command that needs nothing to be known.
+    /// A command that does not depend on the state.
     Plain(Call),
     /// Compares a task's keys.
     Look(TaskName),
@@ -221,7 +219,7 @@ enum Step {
     TimePasses,
 }
 
-// What comes.
+// Generated steps.
 
 fn tasks() -> impl Strategy<Value = TaskName> {
     (sample::select(&OWNERS[..]), sample::select(&IDS[..])).prop_map(|(owner, id)| TaskName { owner, id })
@@ -322,7 +320,7 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
-// What is done with it.
+// How steps run.
 
 struct Run {
     connections: Vec<Connection>,
@@ -333,7 +331,7 @@ impl Run {
     fn start(server: &Server) -> Self {
         let mut connections: Vec<_> = (0..CONNECTIONS).map(|_| server.connection()).collect();
         for connection in &connections {
-            // A server that hangs is a failure to be told.
+            // A server that hangs must be reported as a failure.
             connection.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
         }
         cmd("FLUSHALL").exec(&mut connections[0]).unwrap();
@@ -374,7 +372,7 @@ impl Run {
         let after = now_ms();
         let answer = answer.map_err(|error| error.code().unwrap_or("no code").to_owned());
         let mut replies = Vec::new();
-        // A key lives through the millisecond in which it expires.
+        // A key still exists in the millisecond of its expiry.
         for moment in self.model.moments(before - 1, after) {
             let mut model = self.model.clone();
             let reply = model.run(call, moment);
@@ -387,7 +385,7 @@ impl Run {
         Err(format!("{call:?}: expected {replies:?}, got {answer:?}"))
     }
 
-    /// Takes over when a task was created by the server's clock.
+    /// Takes over the creation time that the server chose from its clock.
     fn learn(
         &mut self,
         task: TaskName,
@@ -424,7 +422,7 @@ impl Run {
 
     fn let_time_pass(&self) {
         let now = now_ms();
-        // Tasks end within 150 ms; where others have removed the expiry, at the end of that second.
+        // Tasks end within 150 ms, or at the end of that second if another client removed the expiry.
         if let Some(last) = self.model.moments(now, now + 2_000).last() {
             thread::sleep(Duration::from_millis(u64::try_from(last - now).unwrap() + 2));
         }
@@ -442,7 +440,7 @@ impl Run {
     }
 }
 
-/// What a server holds of a task, at one moment.
+/// What a server holds of a task at one point in time.
 fn keys_of(task: TaskName, connection: &mut Connection) -> Keys {
     let (key, index) = (task.key(), task.owner.index_key());
     let (fields, expires_ms, score): (Bytes, i64, Option<f64>) = redis::pipe()
@@ -499,10 +497,10 @@ fn run(server: &Server, steps: &[(Step, usize)]) -> Result<(), String> {
     run.finish()
 }
 
-/// Runs sequences until so many operations have run; the sentence of the first failure.
+/// Runs sequences until this many operations have run. Returns the message of the first failure.
 fn run_lane(lane: u64, operations: usize) -> Result<(), String> {
     let mut config = Config { failure_persistence: None, ..Config::default() };
-    // A failure has to be told in time, if not in the fewest words.
+    // A failure must be reported in time, even if it is not shrunk completely.
     config.max_shrink_time = 60_000;
     config.rng_seed = match config.rng_seed {
         RngSeed::Fixed(seed) => RngSeed::Fixed(seed.wrapping_add(lane)),
@@ -510,7 +508,7 @@ fn run_lane(lane: u64, operations: usize) -> Result<(), String> {
     };
     let mut runner = TestRunner::new(config);
     let sequences = collection::vec((steps(), 0..CONNECTIONS), 0..=LONGEST);
-    // The module walks through the indexes all the time, so that a second look is never far.
+    // The module walks through the indexes all the time, so a second look comes soon.
     let options = ServerOptions::default().set("hz", "100").set("pmcptask.debug-walk-rest-ms", "1");
     let server = Server::start_with(&options);
     let done = Cell::new(0);

@@ -1,4 +1,4 @@
-//! What spans, events, counters and histograms tell of calls and connections, and that no data is in them.
+//! What spans, events, counters and histograms report about calls and connections. They contain no data.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used)]
 #![allow(clippy::indexing_slicing)]
@@ -21,7 +21,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 const SECRET: &[u8] = b"data that nobody is to see";
 
-/// Calls that end in every way, with a restart between them.
+/// Calls with every outcome, with a restart between them.
 async fn make_calls(mut server: Server) {
     let builder = RedisBackend::builder(server.url()).connect_timeout(Duration::from_millis(500));
     let backend = builder.connect().await.unwrap();
@@ -34,7 +34,7 @@ async fn make_calls(mut server: Server) {
     assert_eq!(backend.list_by_prefix("owner:").await.unwrap().len(), 1);
     assert!(backend.delete("owner:t").await.unwrap());
     server.kill();
-    // Whether the loss shows before the call or by it.
+    // This call fails whether the client notices the loss before the call or through it.
     backend.put("owner:t", SECRET).await.unwrap_err();
     server.restart();
     let started = Instant::now();
@@ -47,7 +47,7 @@ fn server() -> Server {
     Server::start_with(&ServerOptions::default().set("pmcptask.max-record-bytes", "100"))
 }
 
-/// Everything that was told, a line for each span and event.
+/// Everything that was reported, one line for each span and event.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<Vec<String>>>);
 
@@ -92,7 +92,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Told {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_call_has_a_span_and_every_loss_of_a_connection_an_event() {
     let told = Told::default();
-    // The whole process's: whether anybody listens to a span is decided once, whichever test makes it first.
+    // For the whole process: whether a span has a subscriber is decided once, by the first test that makes
+    // the span.
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(told.clone())).unwrap();
     let server = server();
     let address = format!("127.0.0.1:{}", server.port());
@@ -119,7 +120,7 @@ async fn every_call_has_a_span_and_every_loss_of_a_connection_an_event() {
     assert!(!told.contains(&String::from_utf8_lossy(SECRET)), "{:#?}", told.0);
 }
 
-/// Counters, and how often histograms were told something, by name and labels.
+/// Counters, and the number of values in histograms, by name and labels.
 fn counts(snapshotter: &Snapshotter) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for (key, _, _, value) in snapshotter.snapshot().into_vec() {
@@ -138,7 +139,7 @@ fn counts(snapshotter: &Snapshotter) -> BTreeMap<String, usize> {
     counts
 }
 
-/// On one thread, so that the recorder, which is this thread's, sees all.
+/// On one thread, because the recorder sees only what this thread records.
 #[tokio::test]
 async fn calls_conflicts_latency_losses_and_reconnects_are_counted() {
     let recorder = DebuggingRecorder::new();

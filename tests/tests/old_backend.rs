@@ -1,32 +1,31 @@
 //! The same answers as the backend that this one replaces.
 //!
-//! Random sequences of the six methods go through `pmcp_tasks::RedisBackend`, which works with Lua, and
-//! through this project's, each with its own prefix on one server. All results are equal but for old
-//! defects, each shown by a test of its own below; the sequences stay clear of them.
+//! Random sequences of the six methods run on `pmcp_tasks::RedisBackend`, which uses Lua scripts, and on this
+//! project's backend, each with its own prefix on one server. All results are equal except for old defects.
+//! Each defect has its own test below; the sequences avoid them.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects)]
 
 use std::cell::Cell;
-use std::thread;
-use std::time::Duration;
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 use pmcp_tasks::{RedisBackend as Lua, domain::TaskRecord};
 use pmcptask_client::RedisBackend as Native;
-use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms};
+use pmcptask_tests::conformance::Sample;
+use pmcptask_tests::{PROMISED, Server, ServerOptions, Wire, holds_within, now_ms, sleep_until};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest::{collection, sample};
 
-/// Calls of each backend.
+/// How many calls each backend gets.
 const OPERATIONS: usize = 10_000;
 /// Calls of the longest sequence.
 const LONGEST: usize = 100;
 
 /// Without colons: see `owners_with_a_colon_share_a_list`.
 const OWNERS: [&str; 4] = ["alice", "{x}", "", "ö |"];
-/// Its tasks have records that say no creation time: see `task_without_creation_time_is_listed_first`.
+/// The records of this owner's tasks have no creation time: see `task_without_creation_time_is_listed_first`.
 const TIMELESS: &str = "timeless";
 const IDS: [&str; 5] = ["t", "t1", "T", "{x}", "é f"];
 
@@ -36,7 +35,7 @@ enum Expiry {
     Null,
     /// Long ago, this many ms after the epoch.
     At(i64),
-    /// In an hour and so many ms.
+    /// In an hour and this many ms.
     Later(i64),
 }
 
@@ -53,12 +52,12 @@ enum Data {
 enum Call {
     Get,
     Put(Data),
-    /// With the version that the task is expected at.
+    /// With the expected version.
     PutIfVersion(Data, u64),
     Delete,
     List,
     Cleanup,
-    /// Keys that name no task, or no owner.
+    /// A key that names no task or no owner.
     Malformed(&'static str),
 }
 
@@ -81,14 +80,14 @@ impl Step {
             Data::Record(expiry) => {
                 let mut record = TaskRecord::new(self.owner.to_owned(), "tools/call".to_owned(), None);
                 let place = IDS.iter().position(|id| *id == self.id).unwrap();
-                // Two are created at the same time.
+                // Two tasks share each creation time.
                 let created_ms = 1_700_000_000_000 - i64::try_from(place / 2).unwrap();
                 record.task.created_at = timestamp(created_ms).to_rfc3339();
                 record.expires_at = expiry.ms().map(timestamp);
                 serde_json::to_vec(&record).unwrap()
             }
             Data::Expiring(expiry) if self.owner == TIMELESS => match expiry.ms() {
-                Some(ms) => format!(r#"{{"expiresAt":"{}"}}"#, timestamp(ms).to_rfc3339()).into_bytes(),
+                Some(ms) => Sample::expiring_at(ms),
                 None if matches!(expiry, Expiry::Null) => br#"{"expiresAt":null}"#.to_vec(),
                 None => b"{}".to_vec(),
             },
@@ -100,7 +99,7 @@ impl Step {
 }
 
 impl Expiry {
-    /// Never within seconds from now: see `expiry_is_cut_to_the_second`.
+    /// Never within the next seconds: see `expiry_is_cut_to_the_second`.
     fn ms(self) -> Option<i64> {
         match self {
             Self::None | Self::Null => None,
@@ -114,13 +113,13 @@ fn timestamp(ms: i64) -> chrono::DateTime<chrono::Utc> {
     chrono::DateTime::from_timestamp_millis(ms).unwrap()
 }
 
-// What comes.
+// Generated steps.
 
 fn expiries() -> impl Strategy<Value = Expiry> {
     prop_oneof![
         2 => Just(Expiry::None),
         1 => Just(Expiry::Null),
-        // Not 1600000000 s, a round number: scripts of Redis 7.2.4 write it as 1.6e+9, which EXPIREAT refuses.
+        // Not 1600000000 s: scripts of Redis 7.2.4 write this round number as 1.6e+9, which EXPIREAT refuses.
         1 => sample::select(&[-1_500, 0, 1_600_000_001_123_i64][..]).prop_map(Expiry::At),
         2 => (0..100_000_i64).prop_map(Expiry::Later),
     ]
@@ -157,9 +156,9 @@ fn steps() -> impl Strategy<Value = Step> {
     (owners, sample::select(&IDS[..]), calls()).prop_map(|(owner, id, call)| Step { owner, id, call })
 }
 
-// What is done with it.
+// How steps run.
 
-/// What a call has come to; errors without their sentences, which are each backend's own.
+/// The outcome of a call. Errors are compared without their messages, which differ between backends.
 #[derive(Debug, PartialEq)]
 enum Outcome {
     Record(Vec<u8>, u64),
@@ -208,7 +207,7 @@ async fn outcome(backend: &impl StorageBackend, step: &Step, data: &[u8]) -> Out
     result.unwrap_or_else(Outcome::from)
 }
 
-/// Tasks without a creation time have no order that both backends know.
+/// The backends do not agree on an order for tasks without a creation time.
 fn in_order(owner: &str, mut list: Vec<(String, Vec<u8>, u64)>) -> Vec<(String, Vec<u8>, u64)> {
     if owner == TIMELESS {
         list.sort();
@@ -216,7 +215,7 @@ fn in_order(owner: &str, mut list: Vec<(String, Vec<u8>, u64)>) -> Vec<(String, 
     list
 }
 
-/// Fails with every method, or it is no error.
+/// Either all methods refuse the key, or reading it is no error.
 async fn malformed(backend: &impl StorageBackend, key: &str) -> Result<Outcome, StorageError> {
     let fails = backend.put(key, b"d").await.is_err()
         && backend.put_if_version(key, b"d", 1).await.is_err()
@@ -269,7 +268,7 @@ fn answers_are_those_of_the_backend_it_replaces() {
     }
 }
 
-// The old defects, and nothing else, in which the two differ.
+// The old defects: the only differences between the two.
 
 async fn both(server: &Server) -> (Lua, Native) {
     let lua = Lua::new(&server.url()).await.unwrap().with_prefix("lua");
@@ -277,7 +276,7 @@ async fn both(server: &Server) -> (Lua, Native) {
     (lua, native)
 }
 
-/// Lua on a server of its own, which has no module to clean up after it.
+/// The Lua backend on its own server, without a module that would clean up after it.
 async fn each_on_its_own() -> (Server, Lua, Server, Native) {
     let old = Server::start_with(&ServerOptions::default().without_module());
     let new = Server::start();
@@ -300,10 +299,6 @@ fn created_at(ms: i64, expires_ms: Option<i64>) -> Vec<u8> {
 fn score(wire: &mut Wire, task_id: &str) -> String {
     let reply = wire.call(&["ZSCORE", "pmcp:idx:alice", task_id]);
     reply.lines().last().unwrap().to_owned()
-}
-
-fn sleep_until(ms: i64) {
-    thread::sleep(Duration::from_millis(u64::try_from(ms - now_ms()).unwrap_or(0)));
 }
 
 #[tokio::test]
@@ -367,7 +362,7 @@ async fn expiry_beyond_the_year_9999_means_never() {
     let mut expiry = |prefix: &str| wire.call(&["PEXPIRETIME", &format!("{prefix}:tasks:alice:t")]);
     assert_eq!(expiry("lua"), ":-1\r\n");
     let expires_at = record.expires_at.unwrap();
-    // Parts of a millisecond count as a whole one.
+    // A started millisecond counts as a whole one.
     let expires_at_ms = expires_at.timestamp_millis()
         + i64::from(!expires_at.timestamp_subsec_nanos().is_multiple_of(1_000_000));
     assert_eq!(expiry("native"), format!(":{expires_at_ms}\r\n"));
@@ -422,7 +417,7 @@ async fn index_entry_of_a_task_that_has_gone_stays() {
     native.put("alice:t", &data).await.unwrap();
     assert_eq!((score(&mut old, "t"), score(&mut new, "t")), ("7".to_owned(), "7".to_owned()));
     sleep_until(ends);
-    assert!(holds_within(Duration::from_secs(1), || score(&mut new, "t") == "$-1"));
+    assert!(holds_within(PROMISED, || score(&mut new, "t") == "$-1"));
     assert_eq!(score(&mut old, "t"), "7");
 }
 

@@ -1,5 +1,5 @@
-//! What docs/operations.md says to write into files and to type is right: each of its blocks is run, as an operator
-//! would, on machines that listen on ports of this one.
+//! The files and commands in docs/operations.md are right. Each block runs as an operator would run it, on
+//! machines that are ports of this one.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -17,15 +17,15 @@ use std::{env, fs};
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend, RedisBackendBuilder as Builder};
 use pmcptask_tests::{
-    Cluster, FILE, Server, ServerOptions, Watched, assert_hashes_and_entries_agree, hash_tags_program,
-    holds_within, reason,
+    Cluster, FILE, Server, ServerOptions, Watched, assert_hashes_and_entries_agree, free_port,
+    hash_tags_program, holds_within, reason,
 };
 use tempfile::TempDir;
 
 const PAGE: &str = include_str!("../../docs/operations.md");
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// Sections of the page with blocks, and how many. Each is taken apart by a test below.
+/// The sections of the page that have blocks, and how many. Each is tested below.
 const SECTIONS: [(&str, usize); 8] = [
     ("Set up", 2),
     ("Harden", 3),
@@ -52,10 +52,10 @@ fn blocks<const N: usize>(section: &str) -> [&'static str; N] {
     blocks.collect::<Vec<_>>().try_into().unwrap_or_else(|blocks| panic!("{section}: {blocks:#?}"))
 }
 
-/// Machines of the page, and a folder in place of those of the system.
+/// The machines of the page, and a folder in place of the system's folders.
 struct Site {
     folder: TempDir,
-    /// By name and port, as the page writes them.
+    /// By host name and port, as the page writes them.
     hosts: BTreeMap<&'static str, Server>,
 }
 
@@ -65,7 +65,7 @@ impl Site {
         let [users, _, _] = blocks("Harden");
         fs::write(site.folder.path().join("users.acl"), users).unwrap();
         let cli = ServerOptions::default().cli_program();
-        // One of the search path is found there.
+        // A redis-cli from the search path needs no wrapper.
         if cli.components().count() > 1 {
             site.add_program("redis-cli", &format!("exec '{}' \"$@\"", cli.display()));
         }
@@ -84,17 +84,17 @@ impl Site {
         self.folder.path().join("bin")
     }
 
-    /// A server that is set up and hardened as the page says.
+    /// The options of a server that is set up and hardened as the page says.
     fn options(&self) -> ServerOptions {
         let [_, conf] = blocks("Set up");
         let [_, harden, _] = blocks("Harden");
         let options = ServerOptions::default().in_file().login("admin", "admin-secret");
-        // A replica need not wait for others.
+        // A replica need not wait for other replicas.
         let options = options.set("repl-diskless-sync-delay", "0");
         self.with(self.with(options, conf), harden)
     }
 
-    /// Adds the lines of a file. The harness itself loads the module, from where it was built.
+    /// Adds the lines of a configuration file. The harness itself loads the module from its build folder.
     fn with(&self, options: ServerOptions, lines: &str) -> ServerOptions {
         lines.lines().filter(|line| !line.starts_with("loadmodule ")).fold(options, |options, line| {
             let line = self.at_home(line);
@@ -107,7 +107,7 @@ impl Site {
         self.hosts.insert(host, Server::start_with(options));
     }
 
-    /// What the page says, with the machines and folders that are here.
+    /// The text of the page, with the machines and folders of this test.
     fn at_home(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for (name, server) in &self.hosts {
@@ -129,7 +129,7 @@ impl Site {
         text.replace("/etc/redis", &folder).replace("/var/backups", &folder)
     }
 
-    /// Types a block. Fails where a command fails or a server refuses one. Returns what was said.
+    /// Runs a block, and returns its output. Fails if a command fails or a server refuses one.
     fn operate(&mut self, block: &str) -> String {
         let mut said = String::new();
         for line in block.lines() {
@@ -166,7 +166,7 @@ impl Site {
         said
     }
 
-    /// A client of the page.
+    /// A client as on the page.
     fn client(url: &str) -> Builder {
         RedisBackend::builder(url).connect_timeout(Duration::from_secs(20))
     }
@@ -175,11 +175,11 @@ impl Site {
         self.hosts[host].url().replace("//", "//tasks:tasks-secret@")
     }
 
-    /// Nobody has tried what the rules do not allow.
+    /// Asserts that the ACL rules denied no command.
     fn assert_nothing_denied(&self) {
         for (host, server) in &self.hosts {
             let denied = server.wire().call(&["ACL", "LOG"]);
-            // Redis 7.0 has no such command; on others, the page says how to allow it.
+            // Redis 7.0 has no CLIENT SETINFO; for other servers, the page says how to allow it.
             let denied: Vec<_> =
                 denied.split("reason").skip(1).filter(|one| !one.contains("setinfo")).collect();
             assert!(denied.is_empty(), "{host}: {denied:#?}");
@@ -187,7 +187,7 @@ impl Site {
     }
 }
 
-/// Runs a line of the page, and answers yes to all that it asks.
+/// Runs a line of the page, and answers yes to every question.
 fn shell(line: &str, programs: &Path) -> Output {
     let mut process = Command::new("bash")
         .args(["-euo", "pipefail", "-c", line])
@@ -197,12 +197,12 @@ fn shell(line: &str, programs: &Path) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // One that asks nothing may have ended by now.
+    // A command that asks nothing may have ended already.
     let _ = process.stdin.take().unwrap().write_all(b"yes\nyes\n");
     process.wait_with_output().unwrap()
 }
 
-/// Every call of the trait.
+/// Uses every method of the trait.
 async fn use_all(backend: &RedisBackend) {
     for owner in 0..20 {
         let (key, owner) = (format!("{owner}:t"), format!("{owner}:"));
@@ -215,9 +215,9 @@ async fn use_all(backend: &RedisBackend) {
     backend.check_health().await.unwrap();
 }
 
-/// Somebody who creates tasks all the time.
+/// A client that creates tasks all the time.
 struct Writer {
-    /// What it lives through.
+    /// What happens while it writes.
     name: &'static str,
     ends: Arc<AtomicBool>,
     work: tokio::task::JoinHandle<Written>,
@@ -258,7 +258,7 @@ impl Writer {
         Self { name, ends, work }
     }
 
-    /// All that was acknowledged is there, and what was not is known.
+    /// Asserts that every acknowledged task is there, and that every failed write has an unknown outcome.
     async fn stop(self, backend: &RedisBackend) {
         let what = self.name;
         self.ends.store(true, Ordering::SeqCst);
@@ -271,7 +271,7 @@ impl Writer {
             failed.len()
         );
         assert!(!acknowledged.is_empty());
-        // Those that were on their way when a connection was cut.
+        // Writes that were in flight when a connection was closed.
         assert!(failed.iter().all(|error| error.contains("outcome")) && failed.len() < 5, "{failed:#?}");
         for key in acknowledged {
             backend.get(key).await.unwrap_or_else(|error| panic!("{what}: {key}: {error}"));
@@ -297,7 +297,7 @@ fn make_install_puts_the_module_and_the_command_where_the_page_says() {
     for file in ["libpmcptask.so", "pmcptask-hash-tags"] {
         fs::write(built.join(file), file).unwrap();
     }
-    // Building takes minutes, and others of these tests use what is built.
+    // Building takes minutes, and other tests use the same build.
     let unbuilt = install.trim().replace(
         "make ",
         &format!("make -C '{REPOSITORY}' --no-print-directory -o build -o build-hash-tags CARGO_TARGET_DIR='{0}/target' DESTDIR='{0}' ", root.path().display()),
@@ -318,7 +318,7 @@ fn make_install_puts_the_module_and_the_command_where_the_page_says() {
     }
 }
 
-/// `make run` in a copy of the repository's files that it uses.
+/// Runs `make run` in a copy of the files that it uses.
 #[test]
 fn config_rewrite_after_make_run_leaves_the_repository_alone_and_the_next_one_starts() {
     let copy = tempfile::tempdir().unwrap();
@@ -332,10 +332,10 @@ fn config_rewrite_after_make_run_leaves_the_repository_alone_and_the_next_one_st
     let module = module.lines().find(|line| line.ends_with("libpmcptask.so"));
     for _ in 0..2 {
         let Some(module) = module else {
-            // Redis 7.0 and Valkey tell the path in MODULE LIST; where it is not told, there is nothing to run.
+            // MODULE LIST is the only source of the library's path.
             panic!("MODULE LIST tells no path");
         };
-        let port = free_port();
+        let port = free_port().unwrap();
         let mut process = Command::new("bash")
             .arg(copy.path().join("scripts/run-server.sh"))
             .arg(module)
@@ -364,11 +364,6 @@ fn config_rewrite_after_make_run_leaves_the_repository_alone_and_the_next_one_st
     }
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 // Harden.
 
 #[tokio::test(flavor = "multi_thread")]
@@ -380,7 +375,7 @@ async fn users_of_the_page_can_do_their_work_and_no_more_also_after_a_restart() 
     assert!(said.contains("user default off") && said.contains("pmcptask_"), "{said}");
     let mut wire = site.hosts["host1:6379"].wire();
     assert!(wire.call(&["CONFIG", "GET", "protected-mode"]).contains("yes"));
-    // Protected mode stops strangers only while the default user is let in without a password.
+    // Protected mode works only while the default user needs no password.
     assert!(!wire.call(&["ACL", "GETUSER", "default"]).contains("nopass"));
     let backend = Site::client(&site.url_of("host1:6379")).client_name("worker").connect().await.unwrap();
     for version in 1..=2 {
@@ -397,7 +392,7 @@ async fn users_of_the_page_can_do_their_work_and_no_more_also_after_a_restart() 
         {
             assert!(stranger.call(denied).starts_with("-NOPERM"), "{denied:?}");
         }
-        // What the AOF has is read as the default user.
+        // The server reads its AOF as the default user.
         server.stop();
         server.restart();
     }
@@ -409,7 +404,7 @@ async fn users_of_the_page_can_do_their_work_and_no_more_also_after_a_restart() 
 
 // Replicas and Sentinels.
 
-/// A primary, two replicas and three Sentinels, all as the page says.
+/// A primary, two replicas and three Sentinels, set up as the page says.
 fn watched() -> Site {
     let [replica, enough, sentinel, _] = blocks("Replicas and Sentinels");
     let mut site = Site::new();
@@ -418,7 +413,7 @@ fn watched() -> Site {
     for host in ["host2:6379", "host3:6379"] {
         site.start(host, &site.with(options.clone(), replica));
     }
-    let options = ServerOptions::default().without_module().sentinel().login("admin", "admin-secret");
+    let options = ServerOptions::default().sentinel().login("admin", "admin-secret");
     let options = site.at_home(sentinel).lines().fold(options, |options, line| {
         let (name, value) = line.split_once(' ').unwrap();
         options.set(name, value)
@@ -430,7 +425,7 @@ fn watched() -> Site {
 }
 
 impl Site {
-    /// Waits as the harness does, which wants servers and Sentinels apart.
+    /// Waits with the harness, which needs servers and Sentinels separately.
     fn settle(mut self) -> Self {
         let (sentinels, servers): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut self.hosts).into_iter().partition(|(host, _)| host.ends_with(":26379"));
@@ -473,7 +468,7 @@ async fn nobody_loses_a_write_while_servers_behind_sentinels_get_a_new_module_an
     writer.stop(&backend).await;
     site = site.settle();
     assert!(!site.hosts["host1:6379"].is_primary());
-    // And back: the same block, by the names that the servers have now.
+    // Then back: the same block, with the current names of the servers.
     let now =
         ["host2", "host3"].into_iter().find(|host| site.hosts[format!("{host}:6379").as_str()].is_primary());
     let mut back = fail_over.to_owned();
@@ -517,7 +512,7 @@ async fn min_replicas_to_write_of_the_page_holds_writes_back_without_a_replica()
 
 // A cluster.
 
-/// Three primaries with a replica each, made as the page says.
+/// Three primaries with a replica each, set up as the page says.
 fn cluster() -> Site {
     let [conf, create, _] = blocks("A cluster");
     let mut site = Site::new();
@@ -529,7 +524,7 @@ fn cluster() -> Site {
 }
 
 impl Site {
-    /// Waits until all nodes agree, and all replicas follow.
+    /// Waits until all nodes agree and all replicas follow.
     fn agree(mut self) -> Self {
         let (names, servers): (Vec<_>, Vec<_>) = std::mem::take(&mut self.hosts).into_iter().unzip();
         let cluster = Cluster { servers };
@@ -551,7 +546,7 @@ async fn cluster_of_the_page_serves_all_kinds_of_calls_and_fails_over_and_back_u
     let builder = site.cluster_client().client_name("worker").read_from_replicas(true);
     let backend = builder.wait_for_replicas(1, Duration::from_secs(5)).connect().await.unwrap();
     use_all(&backend).await;
-    // The page's names are those of one pair: who follows host1 is host4 there.
+    // The names on the page are of one pair: there, host4 is the replica of host1.
     let id = site.hosts["host1:7000"].node_id();
     let replica = site.hosts.iter().find(|(_, server)| {
         let nodes = server.nodes();
@@ -598,7 +593,7 @@ async fn data_of_one_server_becomes_a_cluster_by_the_steps_of_the_page() {
     let mut site = Site::new();
     site.start("host1:7000", &site.options());
     let one = Site::client(&site.url_of("host1:7000")).connect().await.unwrap();
-    // Some with braces, which mean something in a cluster's keys.
+    // Some owners have braces, which have a meaning in keys of a cluster.
     let odd = ["", "}", "{", "{}", "}{", "a{b}c"].map(str::to_owned);
     let keys: Vec<_> =
         odd.into_iter().chain((0..300).map(|n| n.to_string())).map(|owner| owner + ":t").collect();
@@ -616,7 +611,7 @@ async fn data_of_one_server_becomes_a_cluster_by_the_steps_of_the_page() {
     let file = first.folder().join(FILE);
     fs::write(&file, fs::read_to_string(&file).unwrap() + conf).unwrap();
     let options = ServerOptions::default().in_file().login("admin", "admin-secret");
-    let cluster_port = format!("cluster-port {}\n", free_port());
+    let cluster_port = format!("cluster-port {}\n", free_port().unwrap());
     fs::write(&file, fs::read_to_string(&file).unwrap() + &cluster_port).unwrap();
     first.restart_with(&options);
     for host in ["host2:7000", "host3:7000", "host4:7000"] {
@@ -652,7 +647,7 @@ async fn restored_server_has_what_was_backed_up_and_keeps_it() {
         let list = backend.list_by_prefix("owner:").await.unwrap();
         let list: Vec<_> = list.iter().map(|(key, record)| (key.as_str(), record.data.as_slice())).collect();
         assert_eq!(list, [("owner:kept", b"before".as_slice())]);
-        // From the append-only file, which is there again.
+        // From the append-only file, which is on again.
         let server = site.hosts.get_mut("host1:6379").unwrap();
         assert!(server.wire().call(&["CONFIG", "GET", "appendonly"]).contains("yes"));
         server.kill();
@@ -674,7 +669,7 @@ async fn module_is_removed_and_comes_back_with_all_data_though_rules_and_setting
     let backend = Site::client(&site.url_of("host1:6379")).connect().await.unwrap();
     backend.put("owner:t", b"data").await.unwrap();
     let server = &site.hosts["host1:6379"];
-    // What others have written into the file counts too.
+    // The steps of the page must also work on what CONFIG REWRITE has written into the file.
     assert_eq!(server.wire().call(&["CONFIG", "REWRITE"]), "+OK\r\n");
     let files = [server.folder().join(FILE), users];
     let before = files.clone().map(|file| fs::read_to_string(file).unwrap());

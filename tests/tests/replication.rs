@@ -1,84 +1,53 @@
-//! Replicas and the AOF get plain commands, so that a server without the module holds the same data.
+//! Replicas and the AOF get plain commands, so a server without the module holds the same data.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::time::Duration;
 
-use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, now_ms};
+use pmcptask_tests::{
+    Dice, EMPTY, INDEX, NIL, PROMISED, Server, ServerOptions, TASK, Wire, holds_within, now_ms,
+};
 
-const TASK: &str = "pmcp:tasks:o:t";
-const INDEX: &str = "pmcp:idx:o";
-const NIL: &str = "$-1\r\n";
-const EMPTY: &str = "*0\r\n";
-/// What the contract promises.
-const PROMISED: Duration = Duration::from_secs(1);
-/// Only a broken server needs so much.
+/// Only a broken server needs this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Numbers that look random and are the same in each run.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-}
-
-/// One field of `INFO`.
-fn info(wire: &mut Wire, section: &str, field: &str) -> String {
-    let info = wire.call(&["INFO", section]);
-    let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    value.unwrap_or_else(|| panic!("no {field} in {info}")).to_owned()
-}
-
-fn counted(wire: &mut Wire, section: &str, field: &str) -> u64 {
-    info(wire, section, field).parse().unwrap()
-}
-
-/// A server whose values look the same in DUMP wherever they come from: compact, and so in the order in
-/// which they were written.
+/// A server whose DUMP of a value does not depend on how the value got there: compact encodings keep the
+/// order of the writes.
 fn comparable() -> ServerOptions {
     let options = ServerOptions::default()
         .set("hash-max-listpack-value", "1000000")
         .set("zset-max-listpack-entries", "1000000");
-    // Pings would count as writes in the offsets.
+    // Pings would count in the replication offsets.
     options.set("repl-diskless-sync-delay", "0").set("repl-ping-replica-period", "3600")
-}
-
-fn replica_of(primary: &Server) -> ServerOptions {
-    comparable().set("replicaof", &format!("127.0.0.1 {}", primary.port()))
 }
 
 fn await_link(replica: &Server) {
     let mut wire = replica.wire();
-    let up = holds_within(PATIENCE, || info(&mut wire, "replication", "master_link_status") == "up");
+    let up = holds_within(PATIENCE, || wire.info("replication", "master_link_status") == "up");
     assert!(up, "the replica does not reach its primary:\n{}", replica.log());
 }
 
-/// Waits until a replica has got all that its primary has written.
+/// Waits until a replica has received everything that its primary has written.
 fn await_all_of(primary: &Server, replica: &Server) {
     await_link(replica);
     let (mut primary, mut replica) = (primary.wire(), replica.wire());
     let same = holds_within(PATIENCE, || {
-        let written = info(&mut primary, "replication", "master_repl_offset");
-        written == info(&mut replica, "replication", "slave_repl_offset")
+        let written = primary.info("replication", "master_repl_offset");
+        written == replica.info("replication", "slave_repl_offset")
     });
     assert!(same, "the replica does not come to the end of what its primary has written");
 }
 
 fn keys_of(prefix: &str, owner: u64, task: u64) -> (String, String) {
-    // One owner with a colon, as the client before this one could not have it.
+    // One owner has a colon, which the Lua backend could not handle.
     let owner = if owner == 0 { "urn:o".to_owned() } else { format!("o{owner}") };
     (format!("{prefix}:tasks:{owner}:t{task}"), format!("{prefix}:idx:{owner}"))
 }
 
-/// Sends one of all commands that touch tasks, ours and others.
+/// Sends one random command that touches tasks, ours or another application's.
 fn one_call(wire: &mut Wire, dice: &mut Dice) {
-    let prefix = ["pmcp", "app"][usize::try_from(dice.roll(2)).unwrap()];
+    let prefix = dice.pick(&["pmcp", "app"]);
     let (task, index) = keys_of(prefix, dice.roll(4), dice.roll(12));
     let data = match dice.roll(4) {
         0 => format!(r#"{{"expiresAt":"2199-01-01T00:00:0{}.5Z"}}"#, dice.roll(10)),
@@ -123,7 +92,7 @@ fn many_calls(primary: &Server, dice: &mut Dice) {
     }
 }
 
-/// Waits until every task that was to expire has done so, and no entry is without its task.
+/// Waits until all short-lived tasks have expired, and no entry is without its task.
 fn settle(primary: &Server) {
     let script = "for _, key in ipairs(redis.call('KEYS', '*')) do
             local ttl = redis.call('PTTL', key)
@@ -159,26 +128,26 @@ fn assert_same(primary: &Server, replicas: &[&Server]) {
 #[test]
 fn replicas_with_and_without_the_module_hold_the_same_bytes() {
     let primary = Server::start_with(&comparable());
-    let mut dice = Dice(20_250_703);
+    let mut dice = Dice::new(20_250_703);
     many_calls(&primary, &mut dice);
-    // The first sync is a full one, of data that is there already.
-    let plain = Server::start_with(&replica_of(&primary).without_module());
-    let equipped = Server::start_with(&replica_of(&primary).set("repl-diskless-load", "swapdb"));
+    // The first sync is a full sync of existing data.
+    let plain = Server::start_with(&comparable().replica_of(&primary).without_module());
+    let equipped = Server::start_with(&comparable().replica_of(&primary).set("repl-diskless-load", "swapdb"));
     assert_same(&primary, &[&plain, &equipped]);
     let mut wire = primary.wire();
 
     many_calls(&primary, &mut dice);
     assert_same(&primary, &[&plain, &equipped]);
 
-    let partial = counted(&mut wire, "stats", "sync_partial_ok");
+    let partial = wire.info_number("stats", "sync_partial_ok");
     wire.call(&["CLIENT", "KILL", "TYPE", "replica"]);
     many_calls(&primary, &mut dice);
     assert_same(&primary, &[&plain, &equipped]);
-    assert_eq!(counted(&mut wire, "stats", "sync_partial_ok"), partial + 2);
+    assert_eq!(wire.info_number("stats", "sync_partial_ok"), partial + 2);
 
-    let full = counted(&mut wire, "stats", "sync_full");
+    let full = wire.info_number("stats", "sync_full");
     for replica in [&plain, &equipped] {
-        // Gives the replica a history of its own.
+        // Gives the replica its own history.
         assert_eq!(replica.wire().call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
         replica.wire().call(&["SET", "own", "x"]);
     }
@@ -188,28 +157,28 @@ fn replicas_with_and_without_the_module_hold_the_same_bytes() {
     }
     many_calls(&primary, &mut dice);
     assert_same(&primary, &[&plain, &equipped]);
-    assert_eq!(counted(&mut wire, "stats", "sync_full"), full + 2);
+    assert_eq!(wire.info_number("stats", "sync_full"), full + 2);
 
-    // The calls have done what they are meant to.
+    // The calls have had every outcome that they should have.
     let outcomes = ["puts", "cas_ok", "cas_conflict", "cas_missing", "deletes", "refused_capacity"];
     for field in outcomes.iter().chain(&["refused_err", "index_entries_removed"]) {
-        assert!(counted(&mut wire, "pmcptask", &format!("pmcptask_{field}")) > 20, "{field}");
+        assert!(wire.info_number("pmcptask", &format!("pmcptask_{field}")) > 20, "{field}");
     }
-    assert_eq!(counted(&mut equipped.wire(), "pmcptask", "pmcptask_index_entries_removed"), 0);
+    assert_eq!(equipped.wire().info_number("pmcptask", "pmcptask_index_entries_removed"), 0);
 }
 
 #[test]
 fn replica_that_has_missed_too_much_gets_everything_anew() {
     let primary = Server::start_with(&comparable().set("repl-backlog-size", "16384"));
-    let mut dice = Dice(20_250_704);
+    let mut dice = Dice::new(20_250_704);
     many_calls(&primary, &mut dice);
-    let plain = Server::start_with(&replica_of(&primary).without_module());
-    // Loads beside the data that it serves, and the module has to take that for no change of its own.
-    let equipped = Server::start_with(&replica_of(&primary).set("repl-diskless-load", "swapdb"));
+    let plain = Server::start_with(&comparable().replica_of(&primary).without_module());
+    // This replica loads beside the data that it serves. The module must not take that for changes.
+    let equipped = Server::start_with(&comparable().replica_of(&primary).set("repl-diskless-load", "swapdb"));
     assert_same(&primary, &[&plain, &equipped]);
     let mut wire = primary.wire();
-    let full = counted(&mut wire, "stats", "sync_full");
-    // All at once, so that the replicas cannot come back before the backlog is too short for them.
+    let full = wire.info_number("stats", "sync_full");
+    // In one transaction, so that the replicas cannot return before the backlog is too short for them.
     wire.call(&["MULTI"]);
     wire.call(&["CLIENT", "KILL", "TYPE", "replica"]);
     for n in 0..100 {
@@ -218,25 +187,25 @@ fn replica_that_has_missed_too_much_gets_everything_anew() {
     }
     assert!(wire.call(&["EXEC"]).starts_with("*101\r\n:2\r\n:1\r\n"));
     assert_same(&primary, &[&plain, &equipped]);
-    assert_eq!(counted(&mut wire, "stats", "sync_full"), full + 2);
+    assert_eq!(wire.info_number("stats", "sync_full"), full + 2);
     assert!(equipped.log().contains("Swapping active DB with loaded DB"), "{}", equipped.log());
 }
 
 #[test]
 fn read_on_a_replica_finds_no_task_past_its_expiry() {
     let mut primary = Server::start_with(&comparable());
-    let replica = Server::start_with(&replica_of(&primary));
+    let replica = Server::start_with(&comparable().replica_of(&primary));
     await_link(&replica);
     let expires_at = now_ms() + 1_000;
     let mut wire = primary.wire();
     wire.call(&["PMCPTASK.PUT", TASK, INDEX, "data", "PXAT", &expires_at.to_string()]);
     await_all_of(&primary, &replica);
-    // Now nobody tells the replica that the task is gone.
+    // Now no primary tells the replica that the task is gone.
     primary.kill();
     let mut wire = replica.wire();
     let found = wire.call(&["PMCPTASK.GET", TASK]);
     assert!(found == "*2\r\n:1\r\n$4\r\ndata\r\n" || now_ms() > expires_at, "{found}");
-    // The server's own rule: a key is past its expiry once the clock is beyond it.
+    // The server's rule: a key has expired once the clock is past its expiry.
     assert!(holds_within(PATIENCE, || now_ms() > expires_at));
     assert_eq!(wire.call(&["PMCPTASK.GET", TASK]), NIL);
     assert_eq!(wire.call(&["PMCPTASK.LIST", INDEX]), EMPTY);
@@ -247,7 +216,7 @@ fn read_on_a_replica_finds_no_task_past_its_expiry() {
 fn write_on_a_replica_is_refused_in_the_servers_words() {
     let primary = Server::start_with(&comparable());
     primary.wire().call(&["PMCPTASK.PUT", TASK, INDEX, "data"]);
-    let replica = Server::start_with(&replica_of(&primary));
+    let replica = Server::start_with(&comparable().replica_of(&primary));
     await_all_of(&primary, &replica);
     let before = replica.dump(0);
     let mut wire = replica.wire();
@@ -266,7 +235,7 @@ fn write_on_a_replica_is_refused_in_the_servers_words() {
 #[test]
 fn primary_that_comes_back_after_a_failover_removes_what_was_left_meanwhile() {
     let first = Server::start_with(&comparable());
-    let mut second = Server::start_with(&replica_of(&first));
+    let mut second = Server::start_with(&comparable().replica_of(&first));
     await_all_of(&first, &second);
     let mut wire = first.wire();
     wire.call(&["HSET", TASK, "version", "1", "data", "x"]);
@@ -276,7 +245,7 @@ fn primary_that_comes_back_after_a_failover_removes_what_was_left_meanwhile() {
     assert_eq!(second.wire().call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
     assert_eq!(wire.call(&["REPLICAOF", "127.0.0.1", &second.port().to_string()]), "+OK\r\n");
     await_all_of(&second, &first);
-    assert_eq!(counted(&mut second.wire(), "stats", "sync_partial_ok"), 1, "the first one has loaded anew");
+    assert_eq!(second.wire().info_number("stats", "sync_partial_ok"), 1, "the first one has loaded anew");
     second.wire().call(&["ZADD", INDEX, "2", "stale"]);
     await_all_of(&second, &first);
     assert_eq!(wire.call(&["ZCARD", INDEX]), ":2\r\n");
@@ -287,24 +256,12 @@ fn primary_that_comes_back_after_a_failover_removes_what_was_left_meanwhile() {
     assert_eq!(wire.call(&["ZCARD", INDEX]), ":1\r\n");
 }
 
-// What each call tells replicas and the AOF.
-
-fn call(server: &Server, line: &str) -> String {
-    let words: Vec<_> = line
-        .split(' ')
-        .map(|word| match word {
-            "T" => TASK,
-            "I" => INDEX,
-            other => other,
-        })
-        .collect();
-    server.wire().call(&words)
-}
+// What each call sends to replicas and the AOF.
 
 /// What a call appends to the AOF, with `T` and `I` for the two keys.
 fn effects(server: &Server, line: &str) -> Vec<String> {
     let before = server.appended().len();
-    call(server, line);
+    server.wire().run(line);
     shortened(&server.appended()[before..])
 }
 
@@ -329,7 +286,7 @@ fn each_call_tells_exactly_the_documented_commands_as_one_transaction() {
             format!("PMCPTASK.PUT T I d PXAT {at}"),
             all(&["HSET T version 4 data d expires_at 4102444801", &format!("PEXPIREAT T {at}")]),
         ),
-        // What stays as it is is not told again.
+        // Unchanged values are not sent again.
         (format!("PMCPTASK.CAS T I 4 e PXAT {at}"), one("HSET T version 5 data e")),
         (
             format!("PMCPTASK.CAS T I 5 f PXAT {later}"),
@@ -353,7 +310,7 @@ fn each_call_tells_exactly_the_documented_commands_as_one_transaction() {
             r#"PMCPTASK.PUT T I {"expiresAt":"2100-01-01T00:00:00.123Z","task":{"createdAt":"1970-01-01T00:00:00.007Z"}}"#
                 .to_owned(),
             all(&[
-                // A long record comes first: it makes the hash a table before anything else is in it.
+                // A long record comes first: it makes the hash a table before the other fields are added.
                 r#"HSET T data {\"expiresAt\":\"2100-01-01T00:00:00.123Z\",\"task\":{\"createdAt\":\"1970-01-01T00:00:00.007Z\"}} version 1 expires_at 4102444801"#,
                 &format!("PEXPIREAT T {at}"),
                 "ZADD I 7 t",
@@ -370,26 +327,26 @@ fn each_call_tells_exactly_the_documented_commands_as_one_transaction() {
 #[test]
 fn call_that_meets_half_a_task_tells_what_it_mends() {
     let server = Server::start_recorded();
-    // Keeps the index: where that goes, the module mends what is half by itself.
-    call(&server, "PMCPTASK.PUT pmcp:tasks:o:stays I x");
+    // Keeps the index alive: when an index goes, the module repairs half tasks by itself.
+    server.wire().run("PMCPTASK.PUT pmcp:tasks:o:stays I x");
     // A hash that has outlived its task.
-    call(&server, "HSET T version 9 data old expires_at 1");
-    call(&server, "ZADD I 3 t");
+    server.wire().run("HSET T version 9 data old expires_at 1");
+    server.wire().run("ZADD I 3 t");
     let effects_of_put = ["MULTI", "DEL T", "HSET T version 1 data new", "ZADD I 5 t", "EXEC"];
     assert_eq!(effects(&server, "PMCPTASK.PUT T I new CREATED 5"), effects_of_put);
     // A hash without an entry.
-    call(&server, "ZREM I t");
+    server.wire().run("ZREM I t");
     let effects_of_cas = ["MULTI", "HSET T version 2 data x", "ZADD I 7 t", "EXEC"];
     assert_eq!(effects(&server, "PMCPTASK.CAS T I 1 x CREATED 7"), effects_of_cas);
-    call(&server, "ZREM I t");
+    server.wire().run("ZREM I t");
     assert_eq!(effects(&server, "PMCPTASK.DEL T I"), ["DEL T"]);
     // An entry without a hash.
-    call(&server, "ZADD I 3 t");
+    server.wire().run("ZADD I 3 t");
     assert_eq!(effects(&server, "PMCPTASK.DEL T I"), ["ZREM I t"]);
-    // An expiry that somebody else has set.
-    call(&server, "HSET T version 1 data x");
-    call(&server, "ZADD I 3 t");
-    call(&server, "PEXPIREAT T 4102444800123");
+    // An expiry that another client has set.
+    server.wire().run("HSET T version 1 data x");
+    server.wire().run("ZADD I 3 t");
+    server.wire().run("PEXPIREAT T 4102444800123");
     assert_eq!(
         effects(&server, "PMCPTASK.PUT T I y"),
         ["MULTI", "HSET T version 2 data y", "PERSIST T", "EXEC"]
@@ -408,7 +365,7 @@ fn reads_and_calls_that_are_refused_or_lost_tell_nothing() {
         "ZADD I 6 nodata 7 noversion 8 text 9 nothing",
         "CONFIG SET pmcptask.max-record-bytes 64",
     ] {
-        assert!(!call(&server, line).starts_with('-'), "{line}");
+        assert!(!server.wire().run(line).starts_with('-'), "{line}");
     }
     let large = format!("PMCPTASK.PUT T I {}", "x".repeat(65));
     for (line, reply) in [
@@ -437,7 +394,7 @@ fn reads_and_calls_that_are_refused_or_lost_tell_nothing() {
         ("PMCPTASK.DEL T", "-ERR"),
     ] {
         let before = server.appended().len();
-        let came = call(&server, line);
+        let came = server.wire().run(line);
         assert!(came.starts_with(reply), "{line}: {came}");
         assert_eq!(server.appended()[before..], Vec::<String>::new(), "{line}");
     }
@@ -446,21 +403,21 @@ fn reads_and_calls_that_are_refused_or_lost_tell_nothing() {
 #[test]
 fn entry_of_a_task_that_goes_by_itself_is_removed_with_one_plain_command() {
     let server = Server::start_recorded();
-    call(&server, "PMCPTASK.PUT pmcp:tasks:o:stays I x");
+    server.wire().run("PMCPTASK.PUT pmcp:tasks:o:stays I x");
     for how in ["PEXPIREAT T", "UNLINK T", "PMCPTASK.PUT T I y PXAT"] {
-        call(&server, "PMCPTASK.PUT T I x");
+        server.wire().run("PMCPTASK.PUT T I x");
         let soon = now_ms() + 100;
         let before = server.appended().len();
         if how == "UNLINK T" {
-            call(&server, how);
+            server.wire().run(how);
             server.have_indexes_walked(2);
         } else {
-            call(&server, &format!("{how} {soon}"));
-            assert!(holds_within(PATIENCE, || call(&server, "EXISTS T") == ":0\r\n"));
+            server.wire().run(&format!("{how} {soon}"));
+            assert!(holds_within(PATIENCE, || server.wire().run("EXISTS T") == ":0\r\n"));
         }
-        assert!(holds_within(PROMISED, || call(&server, "ZCARD I") == ":1\r\n"));
+        assert!(holds_within(PROMISED, || server.wire().run("ZCARD I") == ":1\r\n"));
         let told = shortened(&server.appended()[before..]);
-        // How the server itself tells of an expiry depends on its settings.
+        // The server's own command for an expiry depends on its settings.
         let [.., gone, entry] = told.as_slice() else { panic!("{told:?}") };
         assert!(gone == "DEL T" || gone == "UNLINK T", "{told:?}");
         assert_eq!(entry, "ZREM I t", "{told:?}");

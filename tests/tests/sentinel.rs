@@ -1,4 +1,4 @@
-//! A primary and its replicas behind Sentinels: the backend finds the primary, and follows it when it is another.
+//! A primary and its replicas behind Sentinels: the backend finds the primary, and follows a failover.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -7,41 +7,23 @@ use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
-use pmcptask_client::{Applied, Error, RedisBackend};
+use pmcptask_client::{Applied, Error, RedisBackend, RedisBackendBuilder};
 use pmcptask_tests::{
-    Fault, Load, Proxy, Server, ServerOptions, Watched, assert_hashes_and_entries_agree, holds_within,
-    reason, show,
+    A_WHILE, Fault, Load, Proxy, Server, ServerOptions, Watched, assert_hashes_and_entries_agree,
+    holds_within, reason,
 };
 
-const CLIENTS: usize = 4;
-/// Calls before, and after, something changes.
-const A_WHILE: usize = 1_000;
-
-/// Writes count once so many replicas have them: without that, a failover may lose the last ones.
-async fn backend(watched: &Watched, replicas: u16) -> RedisBackend {
-    let builder = RedisBackend::builder(watched.url()).wait_for_replicas(replicas, Duration::from_secs(1));
-    builder.connect().await.unwrap()
+/// Writes count once this many replicas have them: without that, a failover may lose the last ones.
+fn builder(watched: &Watched, replicas: u16) -> RedisBackendBuilder {
+    RedisBackend::builder(watched.url()).wait_for_replicas(replicas, Duration::from_secs(1))
 }
 
-async fn load(watched: &Watched, replicas: u16) -> Load {
-    let mut backends = Vec::new();
-    for _ in 0..CLIENTS {
-        backends.push(backend(watched, replicas).await);
-    }
-    let load = Load::start(backends);
-    load.go_on_for(A_WHILE).await;
-    load
-}
-
-/// How long the Sentinels may leave clients without a primary, or a primary without its replicas: after a failover by
-/// hand, they correct a replica that follows the old one no sooner than after ten seconds.
+/// How long clients may have no primary, or the primary no replicas. After a failover by hand, the Sentinels
+/// take at least ten seconds to correct a replica that follows the old primary.
 const FAILOVER: Duration = Duration::from_secs(20);
 
 async fn end(what: &str, load: Load, watched: &Watched) {
-    load.go_on_for(A_WHILE).await;
-    let account = load.end(&backend(watched, 1).await).await;
-    show(&format!("{what}: {account}"));
-    account.assert_nothing_lost(FAILOVER);
+    load.end(what, builder(watched, 1), FAILOVER).await;
     let primary = watched.servers.iter().find(|server| server.is_primary()).unwrap();
     assert_hashes_and_entries_agree(&[primary]);
 }
@@ -49,13 +31,13 @@ async fn end(what: &str, load: Load, watched: &Watched) {
 #[tokio::test(flavor = "multi_thread")]
 async fn primary_that_dies_loses_nothing_that_was_acknowledged() {
     let mut watched = Watched::start(2);
-    // The Sentinels choose the replica that has most.
-    let load = load(&watched, 1).await;
+    // The Sentinels promote the replica with the most data.
+    let load = Load::start(&builder(&watched, 1)).await;
     let before = watched.primary();
     watched.servers[0].kill();
     assert!(holds_within(Duration::from_secs(30), || watched.primary() != before));
     load.go_on_for(A_WHILE).await;
-    // It comes back as a primary that nobody takes for one, and is made a replica.
+    // It returns as a primary that no client follows, and is made a replica.
     watched.servers[0].restart();
     watched.wait_until_settled();
     end("a primary died", load, &watched).await;
@@ -64,8 +46,8 @@ async fn primary_that_dies_loses_nothing_that_was_acknowledged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failover_by_hand_loses_nothing_that_all_replicas_had() {
     let watched = Watched::start(2);
-    // For a moment there are two primaries. The old one may keep all replicas but the one that was promoted.
-    let load = load(&watched, 2).await;
+    // For a short time there are two primaries. The old one may keep all replicas except the promoted one.
+    let load = Load::start(&builder(&watched, 2)).await;
     for _ in 0..2 {
         watched.fail_over();
         watched.wait_until_settled();
@@ -74,18 +56,18 @@ async fn failover_by_hand_loses_nothing_that_all_replicas_had() {
     end("replicas took over by hand", load, &watched).await;
 }
 
-/// The old primary does not hear of the failover, and its clients do not notice either.
+/// The old primary does not learn of the failover, and its clients do not notice it.
 #[tokio::test(flavor = "multi_thread")]
 async fn primary_that_was_cut_off_and_replaced_is_left() {
     let watched = Watched::start(1);
     let backend = RedisBackend::new(&watched.url()).await.unwrap();
     backend.put("owner:t", b"one").await.unwrap();
     let old = &watched.servers[0];
-    // It stays a primary, and says so, as far as the Sentinels let it.
+    // It stays a primary, and says so, as long as the Sentinels allow it.
     watched.fail_over();
     watched.make_primary(0);
     let new = &watched.servers[1];
-    // They ask the Sentinels every second.
+    // Clients ask the Sentinels every second.
     let follows = || {
         let held = new.wire().call(&["CLIENT", "LIST"]);
         held.contains("lib-name=pmcptask-client") || held.matches("resp=3").count() > 0
@@ -103,7 +85,7 @@ async fn server_that_is_a_replica_by_now_is_not_written_to() {
     let builder = RedisBackend::builder(watched.url()).connect_timeout(limit);
     let backend = builder.connect().await.unwrap();
     backend.put("owner:t", b"one").await.unwrap();
-    // Behind the back of the Sentinels, which need a while to put it right.
+    // Without the knowledge of the Sentinels, which need some time to correct it.
     let port = watched.servers[1].port().to_string();
     assert_eq!(watched.servers[0].wire().call(&["REPLICAOF", "127.0.0.1", &port]), "+OK\r\n");
     let started = Instant::now();
@@ -115,7 +97,7 @@ async fn server_that_is_a_replica_by_now_is_not_written_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sentinel_that_is_away_or_silent_holds_nobody_up() {
+async fn sentinel_that_is_away_or_silent_delays_no_connection() {
     let mut watched = Watched::start(0);
     watched.sentinels[1].kill();
     let silent = Proxy::to_nobody(Fault::Silence);
@@ -133,7 +115,7 @@ async fn sentinel_that_has_missed_a_failover_is_not_believed() {
     let old = watched.primary();
     watched.fail_over();
     watched.wait_until_settled();
-    // It still names the old primary, and no number of a configuration.
+    // This Sentinel still names the old primary, and no configuration epoch.
     let stale = Proxy::to(watched.sentinels[2].port());
     let reply = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{old}\r\n", old.len()).into_bytes();
     stale.set(Fault::Answer { command: "SENTINEL", reply });
@@ -165,7 +147,7 @@ async fn primary_that_was_left_is_not_gone_back_to_by_what_sentinels_remember() 
     while !writes_to(&watched.servers[1]).await {
         assert!(started.elapsed() < Duration::from_secs(20), "it does not follow");
     }
-    // None of them has heard of the failover, and the old primary still says that it is one.
+    // No Sentinel has heard of the failover, and the old primary still says that it is a primary.
     let reply = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{old}\r\n", old.len()).into_bytes();
     for proxy in &proxies {
         proxy.set(Fault::Answer { command: "SENTINEL", reply: reply.clone() });
@@ -181,13 +163,13 @@ async fn primary_that_was_left_is_not_gone_back_to_by_what_sentinels_remember() 
 #[tokio::test(flavor = "multi_thread")]
 async fn primary_that_hangs_is_left_as_soon_as_the_sentinels_know_another() {
     let watched = Watched::start(1);
-    // Whether the primary is alive is asked before anybody knows of another, and the answer never comes.
+    // The keep-alive check starts before any Sentinel knows another primary, and its answer never comes.
     let builder = RedisBackend::builder(watched.url()).keep_alive(Duration::from_millis(300));
     let backend = builder.clone().connect().await.unwrap();
     let waiting = builder.wait_for_replicas(1, Duration::from_millis(500)).connect().await.unwrap();
     backend.put("owner:t", b"one").await.unwrap();
     waiting.put("other:t", b"one").await.unwrap();
-    let replicated = || watched.servers[1].wire().call(&["EXISTS", "pmcp:tasks:owner:t"]) == ":1\r\n";
+    let replicated = || watched.servers[1].wire().exists("pmcp:tasks:owner:t");
     assert!(holds_within(Duration::from_secs(5), replicated));
     let before = watched.primary();
     watched.servers[0].hang();
@@ -196,16 +178,17 @@ async fn primary_that_hangs_is_left_as_soon_as_the_sentinels_know_another() {
         async move { waiting.put("other:t", b"two").await }
     });
     assert!(holds_within(Duration::from_secs(30), || watched.primary() != before));
-    // The next time that the Sentinels are asked, and the next connection.
+    // Time for the next question to the Sentinels, and for the next connection.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let started = Instant::now();
     assert_eq!(backend.put("owner:t", b"two").await.unwrap(), 2);
-    // Nor does a write that got no reply from the old one hold others up; the new one has no replica yet.
+    // A write that got no reply from the old primary does not delay others. The new primary has no
+    // replica yet.
     let error = waiting.put("other:t", b"three").await.unwrap_err();
     assert!(matches!(reason(&error), Error::NotReplicated { .. }), "{error}");
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     watched.servers[0].go_on();
-    // Made at the old one or not, no replica can have acknowledged it.
+    // Whether or not the old primary made this write, no replica can have acknowledged it.
     stuck.await.unwrap().unwrap_err();
 }
 
@@ -221,7 +204,7 @@ async fn attempt_to_connect_takes_no_longer_than_told_whoever_hangs() {
     let builder = RedisBackend::builder(watched.url()).connect_timeout(LIMIT);
     let error = builder.connect().await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoServer { .. }), "{error}");
-    // The Sentinels alone take a quarter.
+    // The Sentinels alone take a quarter of the limit.
     assert!(started.elapsed() < LIMIT * 9 / 8, "{:?}", started.elapsed());
     for server in hanging {
         server.go_on();
@@ -246,12 +229,10 @@ async fn sentinels_may_be_slow_where_there_is_time() {
 async fn another_name_of_the_same_primary_is_no_other_primary() {
     let server = ServerOptions::default().set("bind", "127.0.0.1 127.0.0.2").set("protected-mode", "no");
     let server = Server::start_with(&server);
-    // They do not know of each other, and each knows the server by another address.
+    // The Sentinels do not know each other, and each knows the server by another address.
     let sentinels = ["127.0.0.1", "127.0.0.2"].map(|address| {
         let monitor = format!("tasks {address} {} 1", server.port());
-        Server::start_with(
-            &ServerOptions::default().without_module().sentinel().set("sentinel monitor", &monitor),
-        )
+        Server::start_with(&ServerOptions::default().sentinel().set("sentinel monitor", &monitor))
     });
     let [one, other] = sentinels.each_ref().map(Server::port);
     let url = format!("redis+sentinel://127.0.0.1:{one},127.0.0.1:{other}/tasks");
@@ -279,7 +260,7 @@ async fn read_goes_to_a_replica_where_that_is_wanted() {
     let [primary, replica] = [0, 1].map(|number| &watched.servers[number]);
     let reads = |server: &Server| server.counter("get_hits") + server.counter("lists");
     wanted.put("owner:t", b"one").await.unwrap();
-    // The connection to the replica is made in the background; reads show when it is there.
+    // The connection to the replica is made in the background. Reads show when it is ready.
     let started = Instant::now();
     while reads(replica) == 0 {
         assert!(started.elapsed() < Duration::from_secs(20), "the replica is not read from");
@@ -293,7 +274,7 @@ async fn read_goes_to_a_replica_where_that_is_wanted() {
     assert_eq!((reads(primary), reads(replica)), (before.0, before.1 + 20));
     usual.get("owner:t").await.unwrap();
     assert_eq!((reads(primary), reads(replica)), (before.0 + 1, before.1 + 20));
-    // What the replica does not have, the primary may.
+    // The primary may have what the replica does not have.
     assert_eq!(replica.wire().call(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
     usual.put("owner:new", b"two").await.unwrap();
     assert_eq!(wanted.get("owner:new").await.unwrap().data, b"two");
@@ -330,7 +311,7 @@ async fn write_that_too_few_replicas_have_says_so() {
         );
         assert_eq!(reason(&error).was_applied(), Applied::Yes);
     }
-    // What has written nothing has nothing to replicate.
+    // A call that wrote nothing has nothing to replicate.
     assert!(!backend.delete("owner:t").await.unwrap());
     let conflict = backend.put_if_version("owner:t", b"four", 9).await.unwrap_err();
     assert!(matches!(conflict, StorageError::VersionConflict { actual: 0, .. }), "{conflict}");
@@ -385,7 +366,7 @@ async fn servers_and_sentinels_have_passwords_of_their_own() {
         .set("requirepass", "servers")
         .set("masterauth", "servers")
         .set("repl-diskless-sync-delay", "0");
-    let sentinel = ServerOptions::default().without_module().sentinel().set("requirepass", "sentinels");
+    let sentinel = ServerOptions::default().sentinel().set("requirepass", "sentinels");
     let mut watched = vec![Server::start_with(&server)];
     let port = watched[0].port();
     let sentinel = sentinel
@@ -409,9 +390,9 @@ async fn servers_and_sentinels_have_passwords_of_their_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn primary_that_cannot_be_reached_is_named_with_who_announces_it() {
     let server = Server::start();
-    // Nobody listens there.
+    // Nothing listens at this address.
     let monitor = format!("tasks 127.0.0.9 {} 1", server.port());
-    let options = ServerOptions::default().without_module().sentinel().set("sentinel monitor", &monitor);
+    let options = ServerOptions::default().sentinel().set("sentinel monitor", &monitor);
     let sentinel = Server::start_with(&options);
     let url = format!("redis+sentinel://127.0.0.1:{}/tasks", sentinel.port());
     let error = RedisBackend::new(&url).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! TLS with an authority of one's own, and with certificates that clients have to show.
+//! TLS with a private authority, and with client certificates.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -12,9 +12,9 @@ use pmcptask_tests::{Cluster, Server, ServerOptions, StartError, holds_within, r
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
-/// An authority, and what it has certified.
+/// An authority, and the certificates that it has signed.
 struct Authority {
-    /// What the server reads.
+    /// The files that the server reads.
     folder: TempDir,
     root: String,
     client: Certified,
@@ -34,7 +34,8 @@ impl Authority {
     fn for_server(names: &[&str]) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Unlike those that it certifies: they would pass for their own issuers.
+        // A different name from the certificates that it signs; with the same name they would
+        // look self-signed.
         params.distinguished_name.push(DnType::CommonName, "authority");
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let certify = |names: &[&str]| {
@@ -53,7 +54,8 @@ impl Authority {
         Self { folder, root: issuer.pem(), client }
     }
 
-    /// A server that speaks TLS, besides the plain port that the harness uses, and wants to see a certificate.
+    /// A server that also speaks TLS, besides the plain port of the harness, and requires a
+    /// client certificate.
     fn certifies(&self, options: ServerOptions) -> ServerOptions {
         let path = |name| self.folder.path().join(name).to_str().unwrap().to_owned();
         options
@@ -73,7 +75,7 @@ impl Authority {
     }
 }
 
-/// None where the server was built without TLS, which it says when it is started.
+/// None if the server was built without TLS. Such a server says so when it starts.
 fn start(test: &str, options: &ServerOptions) -> Option<Server> {
     match Server::try_start_with(options) {
         Ok(server) => Some(server),
@@ -110,7 +112,7 @@ async fn stranger_is_not_talked_to_in_either_direction() {
     let stranger = Authority::new();
     let own = &authority.client;
     for (who, builder) in [
-        // The server's authority is none of the operating system's.
+        // The operating system does not trust the server's authority.
         ("no authority", RedisBackend::builder(url(&server))),
         ("another authority", stranger.known_to(&url(&server))),
         ("no certificate", authority.trusted_by(&url(&server))),
@@ -187,7 +189,6 @@ async fn sentinels_and_their_primary_are_talked_to_by_tls() {
     let authority = Authority::new();
     let Some(primary) = start("sentinels", &authority.certifies(ServerOptions::default())) else { return };
     let sentinel = ServerOptions::default()
-        .without_module()
         .sentinel()
         .set("tls-replication", "yes")
         .set("sentinel monitor", &format!("tasks 127.0.0.1 {} 1", primary.tls_port()));
@@ -206,7 +207,7 @@ async fn tls_error_names_the_node_and_the_names_in_its_certificate() {
     if start("tls_error_names_the_node", &options).is_none() {
         return;
     }
-    // It announces its address, which the certificate does not have.
+    // The node announces its address, which is not in the certificate.
     let cluster = Cluster::start_with(&options, 1, 0);
     let port = cluster.servers[0].tls_port();
     let started = Instant::now();
@@ -219,7 +220,7 @@ async fn tls_error_names_the_node_and_the_names_in_its_certificate() {
     {
         assert!(text.contains(part), "{part}: {text}");
     }
-    // Another attempt would not help.
+    // Retrying would not help.
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
 }
 
@@ -240,7 +241,7 @@ async fn port_with_tls_and_port_without_are_told_apart() {
         let text = error.to_string();
         assert!(matches!(reason(&error), Error::Settings(_)), "{url}: {error:?}");
         assert!(text.contains(to_use) && text.contains(&format!("localhost:{port}")), "{url}: {text}");
-        // The time to connect is not waited for.
+        // The client does not wait for the connect timeout.
         assert!(started.elapsed() < Duration::from_secs(2), "{url}: {:?}", started.elapsed());
     }
 }

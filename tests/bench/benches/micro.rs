@@ -1,5 +1,5 @@
-//! What the module does to a command's bytes before it touches a key: reading the record's envelope and the
-//! options.
+//! What the module does with a command's bytes before it touches a key: it reads the record's envelope and
+//! the options.
 #![allow(missing_docs, clippy::expect_used, clippy::unwrap_used)]
 
 use std::hint::black_box;

@@ -1,4 +1,4 @@
-//! What the contestants have shown at the same thing, repeat by repeat.
+//! The results of the contestants at the same operation, repeat by repeat.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::contest::OURS;
 use crate::figures::Spread;
 use crate::load::Sample;
 
-/// Samples of each contestant, in the order of the repeats.
+/// The samples of each contestant, in the order of the repeats.
 #[derive(Default)]
 pub(crate) struct Comparison(BTreeMap<&'static str, Vec<Sample>>);
 
@@ -19,7 +19,7 @@ impl Comparison {
         self.0.entry(contestant).or_default().push(sample);
     }
 
-    /// How many times as many calls per second ours makes as another, repeat by repeat.
+    /// Calls per second of this project as a multiple of another contestant's, for each repeat.
     pub(crate) fn ratio(&self, other: &str) -> Option<Spread> {
         let (ours, other) = (self.0.get(OURS)?, self.0.get(other)?);
         let ratios: Vec<_> =
@@ -41,7 +41,7 @@ impl Comparison {
     }
 }
 
-/// Shows how far a measurement of so many steps has come.
+/// A progress bar for a measurement of this many steps.
 pub(crate) fn progress_bar(steps: usize) -> Result<ProgressBar> {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {eta} {msg}")?;
     Ok(ProgressBar::new(u64::try_from(steps)?).with_style(style))

@@ -1,4 +1,5 @@
-//! Who is compared: this project's client, the Lua backend, and bare commands, which bound both.
+//! The contestants: this project's client, the Lua backend, and bare commands, which are the upper bound
+//! for both.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +29,8 @@ pub(crate) const TRIO: &str = "HSET + ZADD + PEXPIREAT";
 /// Enough for 256 records of 1 MB in flight. The Lua backend's own connection gives up after half a second.
 const RESPONSE_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A server with the module, and one without it for the others: the module hears of what they change, and that takes
-/// time.
+/// A server with the module, and one without it for the other contestants: the module hears of what they
+/// change, and that takes time.
 pub(crate) struct Servers {
     with_module: Server,
     without_module: Server,
@@ -47,7 +48,7 @@ impl Servers {
         if contestant == OURS { &self.with_module } else { &self.without_module }
     }
 
-    /// Has both forget all data, and what they have logged of it, if they log.
+    /// Deletes all data on both servers, and empties their AOF if they have one.
     pub(crate) fn empty(&self) -> Result<()> {
         for server in [&self.with_module, &self.without_module] {
             let mut wire = server.wire();
@@ -68,7 +69,7 @@ fn empty_log(wire: &mut Wire) -> Result<()> {
     if log_is_written(wire) { Ok(()) } else { Err("the log is not rewritten".into()) }
 }
 
-/// Waits until the server does not rewrite its log, nor is about to; false where that takes too long.
+/// Waits until the server is not rewriting its AOF and is not about to; false if that takes too long.
 pub(crate) fn log_is_written(wire: &mut Wire) -> bool {
     holds_within(Duration::from_mins(1), || {
         let persistence = wire.call(&["INFO", "persistence"]);
@@ -76,7 +77,7 @@ pub(crate) fn log_is_written(wire: &mut Wire) -> bool {
     })
 }
 
-/// All contestants, each connected to its server once; the bare commands share a connection.
+/// All contestants, each connected to its server once. The bare commands share a connection.
 pub(crate) async fn contestants(servers: &Servers) -> Result<Vec<Contestant>> {
     let (ours, lua) = (ours(servers.of(OURS)).await?, lua(servers.of(LUA)).await?);
     let bare = connection(servers.of(BARE)).await?;
@@ -107,7 +108,7 @@ struct Bare {
     keeps_index: bool,
 }
 
-/// Any time to come.
+/// Any time in the future.
 pub(crate) const EXPIRES_AT_MS: i64 = 4_102_444_800_000;
 
 fn failed(error: redis::RedisError) -> StorageError {

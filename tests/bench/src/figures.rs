@@ -1,4 +1,4 @@
-//! Figures: their spread, how they are printed, and the files that keep them.
+//! Figures: their spread, their format, and the files that keep them.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ pub(crate) fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
     Ok(fs::write(folder.join(name), text)?)
 }
 
-/// The least, the middle and the greatest of several figures.
+/// The minimum, the median and the maximum of several figures.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Spread {
     pub(crate) least: f64,
@@ -35,7 +35,7 @@ impl std::fmt::Display for Spread {
     }
 }
 
-/// Three digits that count.
+/// Three significant digits.
 pub(crate) fn short(figure: f64) -> String {
     match figure.abs() {
         0.0 => "0".to_owned(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use pmcptask_client::RedisBackend;
-use pmcptask_tests::{Server, Wire};
+use pmcptask_tests::Server;
 use serde_json::{Value, json};
 
 use crate::Result;
@@ -22,15 +22,15 @@ use crate::watched::{Commands, OWNER};
 const RECORD: usize = 500;
 /// Tasks whose memory is measured, however many owners share them.
 const MEASURED: usize = 10_000;
-/// Rounds of the churn: a day, an hour each, much faster.
+/// Rounds of the churn test: the hours of a day, much faster.
 const HOURS: usize = 24;
 const TASKS_PER_HOUR: usize = 2_000;
 
-/// Commands sent before their replies are read: of one at a time, a processor's way into sleep and out of it takes
-/// most of the time.
+/// Commands sent before their replies are read. With one command at a time, most of the time would be the
+/// processor's way into sleep and out of it.
 const DEPTH: usize = 50;
 const BATCHES: usize = 200;
-/// Batches before time is taken.
+/// Batches before timing starts.
 const WARM_UP: usize = 20;
 
 /// Measures everything and writes tables, raw figures and a plot to a folder.
@@ -106,12 +106,6 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     bars(folder, "churn.svg", "Index entries left after a day of short tasks", "entries", &left)
 }
 
-fn used_memory(wire: &mut Wire) -> u64 {
-    let info = wire.call(&["INFO", "memory"]);
-    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok());
-    used.unwrap_or(0)
-}
-
 /// The commands of both backends for a record.
 async fn both(server: &Server, record: &[u8]) -> Result<[Commands; 2]> {
     let ours = RedisBackend::new(&server.url()).await?;
@@ -128,16 +122,17 @@ async fn memory(server: &Server, progress: &ProgressBar) -> Result<Vec<(usize, f
         let mut bytes = [0.0; 2];
         for (bytes, commands) in bytes.iter_mut().zip(&commands) {
             wire.call(&["FLUSHALL"]);
-            let before = used_memory(&mut wire);
+            let before = wire.info_number("memory", "used_memory");
             let put = |n: usize| {
                 let owner = format!("owner-{:06}", n / owners_tasks);
                 commands.put.fill_for(&owner, &format!("{n:032x}"), 0)
             };
             let puts: Vec<_> = (0..MEASURED).map(put).collect();
             Pipeline::open(server.port())?.run(&batches(&puts, 64))?;
-            // The buffers of the connection go with it.
+            // The server frees the connection's buffers with the connection.
             std::thread::sleep(Duration::from_millis(300));
-            *bytes = used_memory(&mut wire).saturating_sub(before) as f64 / MEASURED as f64;
+            *bytes =
+                wire.info_number("memory", "used_memory").saturating_sub(before) as f64 / MEASURED as f64;
             progress.inc(1);
         }
         rows.push((owners_tasks, bytes[0], bytes[1]));
@@ -145,9 +140,9 @@ async fn memory(server: &Server, progress: &ProgressBar) -> Result<Vec<(usize, f
     Ok(rows)
 }
 
-/// Index entries and memory after each hour, ours and Lua's.
+/// Index entries and memory after each hour, for this project and for Lua.
 async fn churn(server: &Server, progress: &ProgressBar) -> Result<Vec<[(u64, u64); 2]>> {
-    // A server each: the module would clean up behind the Lua backend as well.
+    // One server each: the module would also clean up after the Lua backend.
     let without = Server::start_with(&pmcptask_tests::ServerOptions::default().without_module());
     server.wire().call(&["FLUSHALL"]);
     let mut hours = Vec::new();
@@ -162,7 +157,8 @@ async fn churn(server: &Server, progress: &ProgressBar) -> Result<Vec<[(u64, u64
             let puts: Vec<_> = (0..TASKS_PER_HOUR).map(put).collect();
             Pipeline::open(server.port())?.run(&batches(&puts, 64))?;
         }
-        // The second that the tasks live, the second in which the module removes what is left, and some more.
+        // One second for the tasks to live, one second for the module to remove what is left, and
+        // some reserve.
         std::thread::sleep(Duration::from_millis(2_500));
         hours.push([server, &without].map(|server| {
             let mut wire = server.wire();
@@ -170,7 +166,7 @@ async fn churn(server: &Server, progress: &ProgressBar) -> Result<Vec<[(u64, u64
                 let count = wire.call(&["ZCARD", &format!("pmcp:idx:owner-{owner}")]);
                 count.trim().trim_start_matches(':').parse::<u64>().unwrap_or(0)
             });
-            (entries.sum(), used_memory(&mut server.wire()))
+            (entries.sum(), server.wire().info_number("memory", "used_memory"))
         }));
         progress.inc(1);
     }
@@ -197,19 +193,19 @@ async fn growth(server: &Server, progress: &ProgressBar) -> Result<Vec<(String, 
             let puts: Vec<_> = part.map(|n| ours.put.fill_for(&owner(n), &format!("task-{n}"), 0)).collect();
             pipeline.run(&batches(&puts, 100))?;
         }
-        // Spread over all tasks there are, and others for each command: what one has touched is in the processor's
-        // caches.
+        // Spread over all tasks, and over other tasks for each command: a task that a command has touched is
+        // in the processor's caches.
         let some = |n: usize| n.wrapping_mul(7_919) % tasks;
         let key = |n: usize| format!("pmcp:tasks:{}:task-{}", owner(some(n)), some(n));
         let index = |n: usize| format!("pmcp:idx:{}", owner(some(n)));
-        // One more task, whose version is known.
+        // One more task, with a known version.
         let mut version = 0;
         pipeline.run(&batches(&[ours.put.fill_for(&owner(0), "cas", 0)], 1))?;
         let mut cas = |_: usize| {
             version += 1;
             ours.put_if_version.fill_for(&owner(0), "cas", version)
         };
-        // New tasks come last: they make the owner's tasks more.
+        // New tasks come last, because they increase the number of the owner's tasks.
         let newcomer = |n: usize| if own_owners { format!("new-owner-{n}") } else { "owner".to_owned() };
         let commands: [&mut dyn FnMut(usize) -> Words; 7] = [
             &mut |n| ours.put.fill_for(&owner(some(n)), &format!("task-{}", some(n)), 0),
@@ -251,14 +247,14 @@ const PAGE: usize = 50;
 const PAGES: usize = 100;
 
 struct Pages {
-    /// Entries of the owner, kind of creation times, and a time for each kind of page.
+    /// Number of entries, kind of creation times, and the times of each kind of page.
     rows: Vec<(usize, &'static str, Times)>,
     /// Of one `HGETALL`.
     hash: (f64, f64),
 }
 
-/// How long a page takes where creation times are distinct, all equal, or belong to entries of which nine in ten are
-/// without their task.
+/// How long a page takes if creation times are distinct, if they are all equal, and if nine in ten entries
+/// have no task.
 fn pages(server: &Server, progress: &ProgressBar) -> Result<Pages> {
     let mut pipeline = Pipeline::open(server.port())?;
     let mut rows = Vec::new();
@@ -277,7 +273,7 @@ fn pages(server: &Server, progress: &ProgressBar) -> Result<Pages> {
                 })
                 .collect();
             pipeline.run(&batches(&fill, 100))?;
-            // So far from the end that a page is full, also where few entries have a task.
+            // Far enough from the end for a full page, even if few entries have a task.
             let at = entries - PAGE * if kind.ends_with("task") { 10 } else { 1 } - 1;
             let position = |n: usize| [created(kind, n).to_string(), format!("task-{n:06}")];
             let ([created_ms, id], count) = (position(at), PAGE.to_string());

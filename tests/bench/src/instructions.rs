@@ -1,4 +1,5 @@
-//! Instructions of the server per command, counted by callgrind: the same however busy the machine is.
+//! The server's instructions per command, counted by callgrind. The counts do not depend on how busy the
+//! machine is.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,24 +23,25 @@ use crate::watched::{Commands, OWNER};
 
 /// Commands sent before their replies are read, as busy clients do.
 const DEPTH: usize = 16;
-/// Commands of each kind: few enough for most counts to miss the server's housekeeping, once a second.
+/// Commands of each kind: few enough that most counts miss the server's housekeeping, which runs once
+/// a second.
 const COMMANDS: usize = 640;
-/// The least of so many counts is taken, to leave the housekeeping out.
+/// The minimum of this many counts is taken, to leave the housekeeping out.
 const REPEATS: usize = 3;
-/// Each server seeds its hash tables by chance, and where the fields of a task share a place in one, every command that
-/// reads them takes longer. So the middle of several rounds is taken, each of them on two new servers.
+/// Each server seeds its hash tables at random. If fields of a task share a bucket, every command that reads
+/// them takes longer. So the median of several rounds is taken, each on two new servers.
 const ROUNDS: usize = 3;
-/// Tasks of the owner: many enough for the server to keep the index as a skiplist.
+/// Tasks of the owner: enough for the server to keep the index as a skiplist.
 const TASKS: usize = 1_000;
-/// Size of a record in bytes, about.
+/// Approximate size of a record, in bytes.
 const RECORD: usize = 500;
 
-/// A server that counts.
+/// A server under callgrind.
 struct CountingServer {
     server: Server,
     folder: TempDir,
     pipeline: Pipeline,
-    /// Open all the time: to close it would be counted.
+    /// Always open, because closing it would be counted.
     wire: Wire,
 }
 
@@ -60,7 +62,8 @@ impl CountingServer {
         Ok(counting)
     }
 
-    /// Waits until the module, if it is there, has looked at all keys, so that it need not while commands are counted.
+    /// Waits until the module, if loaded, has looked at all keys. Otherwise it would do so while commands
+    /// are counted.
     fn wait_until_settled(&mut self) {
         let wire = &mut self.wire;
         wire.call(&["CONFIG", "SET", "hz", "500"]);
@@ -70,7 +73,7 @@ impl CountingServer {
         wire.call(&["CONFIG", "SET", "hz", "1"]);
     }
 
-    /// Has the server log what it does from now on.
+    /// Turns on the server's AOF.
     fn log(&mut self) -> Result<()> {
         self.wire.call(&["CONFIG", "SET", "appendonly", "yes"]);
         if log_is_written(&mut self.wire) { Ok(()) } else { Err("the log is not begun".into()) }
@@ -84,7 +87,7 @@ impl CountingServer {
     #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
     fn count(&mut self, commands: &[Words]) -> Result<f64> {
         let batches = batches(commands, DEPTH);
-        // The server's children leave their counts here, too.
+        // The server's child processes leave their counts here too.
         for file in fs::read_dir(self.folder.path())? {
             fs::remove_file(file?.path())?;
         }
@@ -102,7 +105,7 @@ impl CountingServer {
     }
 }
 
-/// The total of the one dump that has one.
+/// The total of the only dump that has one.
 fn total(folder: &Path) -> Result<u64> {
     for file in fs::read_dir(folder)? {
         let text = fs::read_to_string(file?.path())?;
@@ -120,7 +123,7 @@ struct Row {
     instructions: f64,
 }
 
-/// One count in relation to another.
+/// The ratio of two counts.
 struct Ratio {
     name: &'static str,
     figure: f64,
@@ -131,7 +134,7 @@ struct Ratio {
 ///
 /// # Errors
 ///
-/// What went wrong: no valgrind, say.
+/// If a step fails, for example because valgrind is not installed.
 pub(crate) async fn measure(folder: &Path) -> Result<()> {
     if Command::new("valgrind").arg("--version").output().is_err() {
         return Err("valgrind is not installed: it counts the instructions".into());
@@ -140,7 +143,8 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     let mut rounds = Vec::new();
     for round in 1..=ROUNDS {
         eprintln!("servers {round} of {ROUNDS}");
-        // The module hears of what others change, and that takes time: they are counted on a server without it.
+        // The module hears of what other commands change, and that takes time, so those commands are counted
+        // on a server without it.
         let mut server = CountingServer::start(ServerOptions::default())?;
         let mut without = CountingServer::start(ServerOptions::default().without_module())?;
         let mut rows = count_bare(&mut without)?;
@@ -176,7 +180,7 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     write(folder, "instructions.json", &(serde_json::to_string_pretty(&figures)? + "\n"))
 }
 
-/// What is the same in all rounds, each with the figures of the rounds.
+/// Each item that all rounds have in common, with its figures from all rounds.
 fn of_each_round<T>(rounds: &[Vec<T>], figure: impl Fn(&T) -> f64) -> Vec<(&T, Vec<f64>)> {
     let figures = |n: usize| rounds.iter().map(|round| figure(&round[n])).collect();
     rounds.first().into_iter().flatten().enumerate().map(|(n, one)| (one, figures(n))).collect()
@@ -211,7 +215,7 @@ fn ratios_of(rows: &[Row]) -> Vec<Ratio> {
     ]
 }
 
-/// Counts kinds of commands, each from the same beginning, so that none finds a table half grown by another.
+/// Counts kinds of commands, each from the same state, so that none finds a table half resized by another.
 struct Counting<'a> {
     server: &'a mut CountingServer,
     tasks: Vec<Words>,
@@ -242,12 +246,12 @@ impl Counting<'_> {
     }
 }
 
-/// As long as those that `pmcp-tasks` makes, and in order of creation.
+/// As long as the ids of `pmcp-tasks`, and in order of creation.
 fn id(n: usize) -> String {
     format!("{n:08x}-0000-4000-8000-000000000000")
 }
 
-/// One of the tasks that are there.
+/// The id of an existing task.
 fn there(n: usize) -> String {
     id(n % TASKS)
 }
@@ -256,12 +260,12 @@ fn new(n: usize) -> String {
     id(TASKS + n)
 }
 
-/// The version at which the n-th call finds [`there`], if the ones before have written one after the other.
+/// The version that the n-th call finds at [`there`], if the calls before wrote one task after another.
 fn version(n: usize) -> u64 {
     (n / TASKS + 1) as u64
 }
 
-/// Commands that know nothing of tasks, with the same keys and values.
+/// Plain commands with the same keys and values.
 fn count_bare(server: &mut CountingServer) -> Result<Vec<Row>> {
     let data = record(OWNER, RECORD);
     let (keys, index) = (Keyspace::default(), Keyspace::default().index_key(OWNER));
@@ -340,7 +344,7 @@ async fn count_ours(server: &mut CountingServer) -> Result<Vec<Row>> {
     counting.count("PUT over, AOF", |n| ours.put.fill(&there(n), 0))?;
     counting.count("PUT new, AOF", |n| ours.put.fill(&new(n), 0))?;
     counting.count("CAS won, AOF", |n| ours.put_if_version.fill(&there(n), version(n)))?;
-    // The server keeps a short index otherwise than a long one.
+    // The server encodes a short index differently from a long one.
     counting.tasks.truncate(100);
     counting.count_times(100, "LIST of 100", |_| list.clone())?;
     Ok(counting.rows)

@@ -1,4 +1,4 @@
-//! An owner's tasks listed, and tasks created beside them, so many at once.
+//! Lists of an owner's tasks, and creations beside existing tasks, several at once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ fn owner(worker: usize) -> String {
     format!("owner-{worker}")
 }
 
-/// Lists of an owner's tasks, and tasks created beside them. Each of those at once has an owner of its own.
+/// Lists an owner's tasks, and creates tasks beside them. Each concurrent call has its own owner.
 pub(crate) async fn lists_and_creates<B: StorageBackend + 'static>(
     connect: impl AsyncFn() -> Result<B>,
     tasks: usize,
@@ -40,7 +40,8 @@ pub(crate) async fn lists_and_creates<B: StorageBackend + 'static>(
             if listed == tasks { Ok(()) } else { Err(format!("{listed} of {tasks} tasks are listed").into()) }
         }
     };
-    // Several in a row, so that there are that many at once most of the time; one alone always is.
+    // Several calls in a row keep that many in flight most of the time; a single caller always has one
+    // in flight.
     let in_a_row = if in_flight == 1 { 1 } else { (256 / in_flight).max(4) };
     let listed = in_rounds(in_flight, in_a_row, list, async |()| Ok(())).await?;
 
@@ -53,7 +54,7 @@ pub(crate) async fn lists_and_creates<B: StorageBackend + 'static>(
             Ok(format!("{}:{}", owner(worker), created.task.task_id))
         }
     };
-    // So that the next one is created beside as many.
+    // So that the next creation finds the same number of tasks.
     let created = in_rounds(in_flight, 1, create, async |key: String| {
         backend.delete(&key).await?;
         Ok(())
@@ -61,9 +62,9 @@ pub(crate) async fn lists_and_creates<B: StorageBackend + 'static>(
     Ok([listed, created.await?])
 }
 
-/// Makes rounds of calls, `in_flight` at once and each of those `in_a_row`, until they have taken some tenths of a
-/// second and there are as many as a 99th percentile takes; no time is taken of the first round. What comes of a call
-/// is undone between two rounds.
+/// Makes rounds of calls, `in_flight` at once and `in_a_row` by each caller, until the timed rounds took some
+/// tenths of a second and there are enough calls for a 99th percentile. The first round is not timed. The
+/// results of a round are undone before the next round.
 async fn in_rounds<T, C>(
     in_flight: usize,
     in_a_row: usize,
@@ -100,7 +101,7 @@ where
         let is_timed = round > 0;
         if is_timed {
             took += of_round;
-            // To read the clock of the processor takes as long as a short call.
+            // Reading the processor clock takes as long as a short call.
             processor += if in_flight == 1 { Duration::ZERO } else { processor_of_round };
         }
         for (started, ended, outcome) in outcomes {
@@ -135,10 +136,11 @@ mod tests {
             Ok(())
         });
         let sample = sample.await.expect("no call fails");
-        // Two rounds of 60, and the first one, which does not count.
+        // Two rounds of 60 calls, and the first round, which does not count.
         assert_eq!(undone.into_inner(), 180);
         assert!(sample.p50 >= 150_000.0 && sample.p99.is_some(), "{sample:?}");
-        // The 30 of a round overlap, so that its time is not the sum of theirs; the two in a row do not.
+        // The 30 concurrent calls of a round overlap, so its time is not their sum; the two calls in a row do
+        // not overlap.
         assert!((10.0..=200.0).contains(&sample.throughput), "{sample:?}");
     }
 }

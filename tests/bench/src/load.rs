@@ -1,4 +1,4 @@
-//! One operation, many times, so many at once.
+//! One operation, many times, several in flight.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -34,28 +34,28 @@ impl Operation {
     }
 }
 
-/// What one run has shown.
+/// The result of one run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sample {
     /// Calls per second.
     pub(crate) throughput: f64,
     /// Latency in µs.
     pub(crate) p50: f64,
-    /// None of fewer than [`CALLS_FOR_P99`] calls.
+    /// None if there are fewer than [`CALLS_FOR_P99`] calls.
     pub(crate) p99: Option<f64>,
     /// Processor time of this process per call, in µs.
     pub(crate) client_us: f64,
 }
 
-/// Of fewer calls, the 99th percentile would be the worst one.
+/// With fewer calls, the 99th percentile would be the maximum.
 pub(crate) const CALLS_FOR_P99: usize = 100;
 
-/// Reads that each worker makes before time is taken.
+/// Reads by each worker before timing starts.
 const WARM_UP: usize = 20;
 
-/// Runs futures at once: each as a task, but one alone in place, where another thread has to be woken for each reply, for
-/// every contestant. Of a task, chance decides whether it shares a thread with that of the connection, which spares the
-/// wake-up, and a wake-up takes longer than all else.
+/// Runs futures concurrently, each as a task. A single future runs in place, where each reply has to wake
+/// another thread, for every contestant. A task shares a thread with the task of the connection only by
+/// chance. If it does, it saves the wake-up, which takes longer than everything else.
 pub(crate) async fn at_once<T, F>(futures: impl ExactSizeIterator<Item = F>) -> Result<Vec<T>>
 where
     T: Send + 'static,
@@ -117,7 +117,7 @@ pub(crate) async fn run(
                 Operation::CasWon => {
                     version = backend.put_if_version(&key(worker, 0), &record, version).await?;
                 }
-                // A conflict is what is asked for.
+                // A conflict is the intended outcome.
                 Operation::CasLost => drop(backend.put_if_version(&key(worker, 0), &record, 999_999).await),
                 Operation::Get => drop(backend.get(&key(worker, 0)).await?),
                 Operation::Delete => drop(backend.delete(&key(worker, call)).await?),
@@ -135,7 +135,7 @@ pub(crate) async fn run(
 pub(crate) fn sample(mut latencies: Vec<Duration>, took: Duration, processor: Duration) -> Sample {
     latencies.sort_unstable();
     let calls = latencies.len().max(1);
-    // The least latency that so many of a hundred calls do not exceed.
+    // The smallest latency that this percentage of the calls does not exceed.
     let at = |part: usize| {
         latencies.get((calls * part).div_ceil(100) - 1).copied().unwrap_or_default().as_secs_f64() * 1e6
     };
@@ -147,7 +147,7 @@ pub(crate) fn sample(mut latencies: Vec<Duration>, took: Duration, processor: Du
     }
 }
 
-/// Time that the threads of this process have spent on processors.
+/// Processor time of all threads of this process.
 pub(crate) fn processor_time() -> Duration {
     let Ok(threads) = fs::read_dir("/proc/self/task") else { return Duration::ZERO };
     let nanoseconds = threads.filter_map(|thread| {

@@ -1,5 +1,5 @@
-//! Measures this project against what it replaces and what bounds it. Nothing here asserts anything about
-//! time: it prints ratios of what was measured in one run on one machine.
+//! Measures this project against the backend that it replaces and against the upper bound. Nothing here
+//! asserts anything about time: it prints ratios that were measured in one run on one machine.
 #![allow(missing_docs, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::arithmetic_side_effects)]
 

@@ -6,12 +6,12 @@ use std::net::TcpStream;
 /// One command: its words.
 pub(crate) type Words = Vec<Vec<u8>>;
 
-/// A command of words that are text.
+/// The words of a command that are text.
 pub(crate) fn words(line: &[&str]) -> Words {
     line.iter().map(|word| word.as_bytes().to_vec()).collect()
 }
 
-/// A connection whose replies are read and only looked at for errors.
+/// A connection that reads replies only to check for errors.
 pub(crate) struct Pipeline {
     stream: BufReader<TcpStream>,
 }
@@ -19,7 +19,7 @@ pub(crate) struct Pipeline {
 impl Pipeline {
     /// # Errors
     ///
-    /// Those of the connection.
+    /// If the connection fails.
     pub(crate) fn open(port: u16) -> io::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
@@ -30,7 +30,7 @@ impl Pipeline {
     ///
     /// # Errors
     ///
-    /// Those of the connection, and an error reply.
+    /// If the connection fails, or a reply is an error.
     pub(crate) fn run(&mut self, batches: &[Batch]) -> io::Result<()> {
         for batch in batches {
             self.stream.get_mut().write_all(&batch.bytes)?;
@@ -59,7 +59,7 @@ impl Pipeline {
     }
 }
 
-/// Commands as they go over the wire.
+/// Encoded commands.
 pub(crate) struct Batch {
     bytes: Vec<u8>,
     commands: usize,

@@ -1,5 +1,6 @@
-//! One call at a time, with client and server on one processor and on one each: what a round trip takes decides how
-//! much faster a list in one round trip is, and without this, the kernel decides what it takes.
+//! One call at a time, with client and server on the same processor, and on one processor each. The time of a
+//! round trip decides how much faster a list in one round trip is. Without fixed processors, the kernel
+//! decides how long a round trip takes.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -39,7 +40,7 @@ impl Placement {
         }
     }
 
-    /// Moves all threads of this process and of a server to their processors.
+    /// Pins all threads of this process and of a server to their processors.
     fn take(self, server: &Server) -> Result<()> {
         let processor_of_client = if self == Self::OneProcessor { "0" } else { "1" };
         keep_on("0", server.process_id())?;
@@ -57,14 +58,14 @@ fn keep_on(processor: &str, process: u32) -> Result<()> {
     }
 }
 
-/// Where, with how many tasks, and what was done.
+/// By placement, number of tasks, and operation.
 type Figures = BTreeMap<(Placement, usize, String), Comparison>;
 
 /// Measures everything and writes table, raw figures and a plot to a folder.
 ///
 /// # Errors
 ///
-/// What went wrong: there are no two processors, say.
+/// If a step fails, for example because there is only one processor.
 pub(crate) async fn measure(folder: &Path) -> Result<()> {
     let servers = Servers::start(&ServerOptions::default())?;
     let contestants = contestants(&servers).await?;
@@ -159,7 +160,7 @@ mod tests {
 
     use super::*;
 
-    /// A process that does nothing, ended with the handle.
+    /// A process that does nothing. It is killed when dropped.
     struct Idle(Child);
 
     impl Drop for Idle {

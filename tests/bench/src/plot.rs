@@ -1,4 +1,4 @@
-//! Bars, as SVG.
+//! Bar charts, as SVG.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use crate::Result;
 use crate::figures::short;
 
-/// A bar and what stands before it.
+/// A bar and its label.
 pub(crate) struct Bar {
     pub(crate) label: String,
     pub(crate) figure: f64,
@@ -19,7 +19,7 @@ const LABELS: i32 = 250;
 const BARS: i32 = 430;
 const HEAD: i32 = 56;
 
-/// Draws horizontal bars, longest figure across the width, each with its figure and unit.
+/// Draws horizontal bars, the longest across the whole width, each with its figure and unit.
 #[allow(clippy::cast_possible_truncation, reason = "pixels")]
 pub(crate) fn bars(folder: &Path, name: &str, title: &str, unit: &str, bars: &[Bar]) -> Result<()> {
     std::fs::create_dir_all(folder)?;

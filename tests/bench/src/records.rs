@@ -8,12 +8,12 @@ use serde_json::Value;
 /// Tasks end after this time unless they are deleted, in ms.
 pub(crate) const TTL_MS: u64 = 3_600_000;
 
-/// A record of about so many bytes: a task whose variables fill it up, and that lives for an hour.
+/// A record of about this many bytes: a task filled up with variables, which lives for an hour.
 pub(crate) fn record(owner: &str, bytes: usize) -> Vec<u8> {
     record_for(owner, bytes, TTL_MS)
 }
 
-/// The same that lives for so many ms.
+/// Like [`record`], for a task that lives this many ms.
 pub(crate) fn record_for(owner: &str, bytes: usize, ttl_ms: u64) -> Vec<u8> {
     let mut record = TaskRecord::new(owner.to_owned(), "tools/call".to_owned(), Some(ttl_ms));
     let bare = serialized(&record).len();

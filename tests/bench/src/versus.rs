@@ -1,4 +1,4 @@
-//! Latency and throughput, side by side in one run.
+//! Latency and throughput of all contestants in one run.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -31,13 +31,13 @@ struct Extent {
 const WHOLE: Extent = Extent { repeats: 5, record_bytes: &[500, 10_000, 100_000, 1_000_000] };
 const QUICK: Extent = Extent { repeats: 2, record_bytes: &[500, 100_000] };
 const IN_FLIGHT: [usize; 3] = [1, 16, 256];
-/// With AOF: beyond that, the log of all runs would take tens of gigabytes.
+/// With AOF, more than this would make a log of tens of gigabytes.
 const MOST_BYTES_LOGGED: usize = 32_000_000;
 pub(crate) const LIST_LENGTHS: [usize; 3] = [10, 100, 1_000];
 pub(crate) const LIST: &str = "list of";
 pub(crate) const CREATE: &str = "create beside";
 
-/// Tasks of an owner, and how many are listed, or create one more, at once.
+/// Numbers of tasks of an owner, and how many list or create calls are in flight.
 fn lists() -> impl Iterator<Item = (usize, usize)> {
     LIST_LENGTHS.into_iter().flat_map(|tasks| IN_FLIGHT.into_iter().map(move |in_flight| (tasks, in_flight)))
 }
@@ -46,8 +46,8 @@ fn in_flight(record_bytes: usize, aof: bool) -> impl Iterator<Item = usize> {
     IN_FLIGHT.into_iter().filter(move |in_flight| !aof || in_flight * record_bytes <= MOST_BYTES_LOGGED)
 }
 
-/// Calls of one run: for some tenths of a second or longer, but fewer of long records, which move more bytes; as many as a
-/// 99th percentile takes in any case.
+/// Calls of one run: for some tenths of a second or longer, but fewer for long records, which move more
+/// bytes. Always enough for a 99th percentile.
 fn calls(record_bytes: usize, in_flight: usize) -> usize {
     const MOST_BYTES: usize = 50_000_000;
     let most = if in_flight == 1 { 3_000 } else { 100_000 };
@@ -65,7 +65,7 @@ struct Cell {
 
 type Figures = BTreeMap<Cell, Comparison>;
 
-/// Servers with or without AOF, and the contestants that are connected to them.
+/// Servers with or without AOF, and the contestants connected to them.
 struct Ground {
     aof: bool,
     servers: Servers,
@@ -74,7 +74,8 @@ struct Ground {
 
 impl Ground {
     async fn prepare(aof: bool) -> Result<Self> {
-        // The log is rewritten between runs and never during one, where it would be anybody's bad luck.
+        // The AOF is rewritten between runs, never during one, where it would slow down one contestant
+        // by chance.
         let options = ServerOptions::default()
             .set("appendonly", if aof { "yes" } else { "no" })
             .set("auto-aof-rewrite-percentage", "0");
@@ -83,7 +84,7 @@ impl Ground {
         Ok(Self { aof, servers, contestants })
     }
 
-    /// How often the progress bar moves on in one comparison.
+    /// Steps of the progress bar in one comparison.
     fn steps(&self, extent: &Extent) -> usize {
         let cells: usize = extent.record_bytes.iter().map(|bytes| in_flight(*bytes, self.aof).count()).sum();
         Operation::ALL.len() * cells * self.contestants.len() + 2 * 2 * lists().count() + 4
@@ -99,7 +100,8 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     let steps = extent.repeats * grounds.iter().map(|ground| ground.steps(&extent)).sum::<usize>();
     let progress = progress_bar(steps)?;
     for repeat in 0..extent.repeats {
-        // By turns, another one first each time, so that the machine's moods do not look like the AOF's doing.
+        // Alternately, and in reverse order each time, so that changes of the machine do not look like an
+        // effect of the AOF.
         for ground in &grounds {
             progress.set_message(if ground.aof { "with AOF" } else { "without AOF" });
             compare(ground, repeat, &extent, &progress, &mut figures).await?;
@@ -128,7 +130,7 @@ async fn compare(
             for in_flight in in_flight(record_bytes, aof) {
                 let what = operation.name().to_owned();
                 let cell = Cell { aof, what, record_bytes, in_flight };
-                // Another one begins each time.
+                // Each time another contestant begins.
                 for turn in 0..contestants.len() {
                     let contestant = &contestants[(repeat + turn) % contestants.len()];
                     servers.empty()?;
@@ -158,7 +160,7 @@ async fn compare(
     Ok(())
 }
 
-/// The samples of ours or of the Lua backend.
+/// The samples of this project or of the Lua backend.
 pub(crate) async fn lists_and_creates_of(
     name: &str,
     servers: &Servers,
@@ -173,15 +175,16 @@ pub(crate) async fn lists_and_creates_of(
     }
 }
 
-/// Both, the one that begins another one each time.
+/// Both names. Each time the other one comes first.
 pub(crate) fn ours_and_lua(repeat: usize) -> [&'static str; 2] {
     if repeat.is_multiple_of(2) { [OURS, LUA] } else { [LUA, OURS] }
 }
 
-/// The commands of a client as fast as the server takes them, with no client in the way.
+/// Sends a backend's commands as fast as the server takes them, without the client.
 async fn pipelined(server: &Server, aof: bool, name: &'static str, figures: &mut Figures) -> Result<()> {
     const COMMANDS: usize = 100_000;
-    /// Of one owner: so many that the server keeps the index as a table, where none of them is found before others.
+    /// Tasks of one owner: enough for the server to keep the index as a table, where no entry is found sooner
+    /// than others.
     const TASKS: usize = 1_000;
     let data = record(OWNER, 500);
     let port = server.port();
@@ -212,7 +215,7 @@ fn timed(pipeline: &mut Pipeline, batches: &[Batch]) -> Result<Duration> {
     Ok(started.elapsed())
 }
 
-/// Has the server's own benchmark send one command over and over, 16 connections with 16 commands each.
+/// Runs the server's own benchmark with one command, on 16 connections with 16 commands in flight each.
 fn redis_benchmark(port: u16, command: &[Vec<u8>], commands: usize) -> Result<Duration> {
     let program = std::env::var("PMCPTASK_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
     let output = Command::new(program.replace("-server", "-benchmark"))

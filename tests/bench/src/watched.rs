@@ -1,18 +1,19 @@
-//! What a backend sends, found out by watching it: so the Lua scripts are those of `pmcp-tasks` itself.
+//! The commands that a backend sends, recorded from the server. So the Lua scripts are those of
+//! `pmcp-tasks` itself.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
 use pmcp_tasks::store::backend::StorageBackend;
 
-/// The owner of the tasks that are watched.
+/// The owner of the recorded tasks.
 pub(crate) const OWNER: &str = "watched";
 
-// These stand in for what differs from call to call. No other part of the commands looks like them.
+// Placeholders for what differs between calls. No other part of the commands looks like them.
 const TASK: &str = "task-to-be-replaced";
 const VERSION: &str = "777777777";
 
-/// One command as it was sent, with places for the task's id and the version expected.
+/// A recorded command, with placeholders for the task's id and the expected version.
 #[derive(Debug, Clone)]
 pub(crate) struct Template {
     words: Vec<Vec<u8>>,
@@ -28,7 +29,7 @@ impl Template {
     pub(crate) fn fill_for(&self, owner: &str, task: &str, version: u64) -> Vec<Vec<u8>> {
         let filled = |word: &Vec<u8>| match word.as_slice() {
             word if word == VERSION.as_bytes() => version.to_string().into_bytes(),
-            // Not the record, which names its owner, too.
+            // Not in the record, which contains its owner too.
             word if word.len() < 200 && (contains(word, TASK) || contains(word, OWNER)) => {
                 String::from_utf8_lossy(word).replace(TASK, task).replace(OWNER, owner).into_bytes()
             }
@@ -37,7 +38,7 @@ impl Template {
         self.words.iter().map(filled).collect()
     }
 
-    /// The same without the options after the record, which leaves it to the module to read it.
+    /// The same command without the options after the record, so that the module has to read the record.
     pub(crate) fn without_options(&self, record: &[u8]) -> Self {
         let end = self.words.iter().position(|word| word == record).map_or(self.words.len(), |at| at + 1);
         Self { words: self.words[..end].to_vec() }
@@ -57,14 +58,14 @@ pub(crate) struct Commands {
 }
 
 impl Commands {
-    /// Calls a backend once for each command and watches what arrives at the server on this port.
+    /// Calls a backend once for each command and records what arrives at the server on this port.
     ///
     /// # Errors
     ///
-    /// Those of the connection that watches.
+    /// If the recording connection fails.
     pub(crate) async fn of(backend: &impl StorageBackend, port: u16, record: &[u8]) -> std::io::Result<Self> {
         let key = format!("{OWNER}:{TASK}");
-        // Scripts are loaded first, so that what is watched is what is sent from then on.
+        // The first calls load the scripts, so that the recorded calls are like all later ones.
         let _ = (backend.put(&key, record).await, backend.put_if_version(&key, record, 1).await);
         let _ = (backend.get(&key).await, backend.delete(&key).await);
 
@@ -75,7 +76,7 @@ impl Commands {
             loop {
                 let mut line = String::new();
                 watching.read_line(&mut line)?;
-                // `time [database address] "WORD" …`; a script's own commands have `lua` for an address.
+                // `time [database address] "WORD" …`; commands inside a script have the address `lua`.
                 if let Some((head, words)) = line.split_once("] ")
                     && !head.ends_with("lua")
                 {
@@ -95,7 +96,7 @@ impl Commands {
     }
 }
 
-/// Takes the words of a line of MONITOR out of their quotes and escapes.
+/// Unquotes and unescapes the words of a line of MONITOR.
 fn words_of(line: &str) -> Vec<Vec<u8>> {
     let mut words = Vec::new();
     let mut letters = line.bytes();
