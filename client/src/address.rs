@@ -12,8 +12,8 @@ const SENTINEL_PORT: u16 = 26_379;
 /// The forms of a URL, for errors.
 const FORMS: &str = "expected redis://[user:password@]host[:port][/database], redis+unix:///path, \
                      redis+cluster://[user:password@]host[:port],… or \
-                     redis+sentinel://[user:password@]host[:port],…/service, with rediss for TLS, and parts of user and \
-                     password that mean something in a URL as %40 and the like";
+                     redis+sentinel://[user:password@]host[:port],…/service, with rediss for TLS, and \
+                     special characters in user and password percent-encoded (%40 for @)";
 /// The parameters of a URL, for errors.
 const PARAMETERS: &str = "expected one of cluster, db, protocol, user, username, pass, password, client_name, \
                           socket_connect_timeout, socket_timeout, socket_keepalive, health_check_interval";
@@ -69,10 +69,14 @@ impl Address {
         }
         let nodes: Vec<_> = nodes.collect::<Result<_, _>>()?;
         if nodes.iter().any(|node| node.redis_settings().db() != 0) {
-            return Err(Error::Settings("URL: a cluster has database 0 only".to_owned()));
+            return Err(Error::Settings(
+                "URL: expected database 0, which is the only one of a cluster, got another".to_owned(),
+            ));
         }
         if nodes.iter().any(|node| matches!(node.addr(), ConnectionAddr::Unix(_))) {
-            return Err(Error::Settings("URL: the nodes of a cluster have hosts and ports".to_owned()));
+            return Err(Error::Settings(
+                "URL: expected hosts and ports for a cluster, got a socket".to_owned(),
+            ));
         }
         Ok(Self::Cluster(nodes))
     }
@@ -100,7 +104,7 @@ impl<'u> Parts<'u> {
         let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
         // The error does not show the rest, which is the end of a password.
         if options.contains('@') {
-            return Err(no_url("got a '?' before an '@', which is %3F in a user name or password"));
+            return Err(no_url("got '?' before '@': write %3F in a user name or password"));
         }
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let hosts_at = authority.rfind('@').map_or(0, |at| at.saturating_add(1));
@@ -130,7 +134,8 @@ impl Options {
         let mut read = Self::default();
         for (name, value) in form_urlencoded::parse(options.as_bytes()) {
             // The value may be a password.
-            let bad = |expected| Error::Settings(format!("URL: parameter '{name}': {expected}, got another"));
+            let bad =
+                |expected| Error::Settings(format!("URL: parameter '{name}': {expected}, got another value"));
             let seconds = || {
                 let seconds =
                     value.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
@@ -163,7 +168,11 @@ impl Options {
                 name if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
                     return Err(Error::Settings(format!("URL: parameters: {PARAMETERS}, got '{name}'")));
                 }
-                _ => return Err(Error::Settings(format!("URL: parameters: {PARAMETERS}, got another"))),
+                _ => {
+                    return Err(Error::Settings(format!(
+                        "URL: parameters: {PARAMETERS}, got an unknown parameter"
+                    )));
+                }
             }
         }
         Ok(read)
@@ -203,7 +212,7 @@ fn yes_or_no(value: &str) -> Option<bool> {
 
 /// Reads a URL without parameters through the redis crate, whose errors do not show the URL.
 fn parse_one(url: &str) -> Result<ConnectionInfo, Error> {
-    url.into_connection_info().map_err(|error| no_url(&format!("got another ({error})")))
+    url.into_connection_info().map_err(|error| no_url(&format!("got an invalid URL ({error})")))
 }
 
 fn sentinel(scheme: &str, parts: &Parts<'_>) -> Result<SentinelAddress, Error> {

@@ -43,7 +43,9 @@ pub enum Error {
         cause: RedisError,
     },
     /// The server requires a user name or password, or refuses the given ones. Nothing was changed.
-    #[error("the Redis server at {address} refuses user name or password, check them in the URL: {cause}")]
+    #[error(
+        "the Redis server at {address} refuses the user name or password, check them in the URL: {cause}"
+    )]
     Authentication {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -98,10 +100,10 @@ pub enum Error {
     },
     /// The circuit breaker is open, because the server failed to answer. Nothing was sent, and nothing will
     /// be sent until the breaker's `pause` is over.
-    #[error("the Redis server has failed to answer: nothing is sent for a moment")]
+    #[error("the circuit breaker is open because the Redis server failed to answer: the call was not sent")]
     CircuitOpen,
     /// The server's ACL does not allow this user the command or the key. Nothing was changed.
-    #[error("the Redis user may not do this at {address}: {cause}")]
+    #[error("the Redis user has no permission for this at {address}: {cause}")]
     NoPermission {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -128,7 +130,7 @@ pub enum Error {
     },
     /// The server is not a node of a cluster, or is a node that knows of no slots. Nothing was sent.
     #[error(
-        "the Redis server at {address} is no node of a cluster with slots, connect to it with redis://: {}",
+        "the Redis server at {address} is not a cluster node with slots, connect to it with redis://: {}",
         cause.as_ref().map_or_else(|| "CLUSTER SLOTS is empty".to_owned(), ToString::to_string)
     )]
     NotACluster {
@@ -140,7 +142,7 @@ pub enum Error {
     /// The server is a node of a cluster, and another node has the key, or the task's keys have different
     /// slots. Nothing was changed.
     #[error(
-        "the Redis server at {address} is a node of a cluster and has no such key, connect with redis+cluster://: {cause}"
+        "the Redis server at {address} is a cluster node that does not serve this key, connect with redis+cluster://: {cause}"
     )]
     OtherNode {
         /// The server's address, or the addresses in the URL.
@@ -151,7 +153,7 @@ pub enum Error {
     /// The key's slot was still moving to another node at the end of the connect timeout. Nothing
     /// was changed.
     #[error(
-        "the key's slot is moving to another node of the Redis cluster at {address}, try again in a moment: {cause}"
+        "the key's slot is moving to another node of the Redis cluster at {address}, retry later: {cause}"
     )]
     SlotMoving {
         /// The server's address, or the addresses in the URL.
@@ -170,7 +172,7 @@ pub enum Error {
     },
     /// The write was made, but too few replicas had it in time. A failover may lose the write.
     #[error(
-        "the write to {key} was made, but {acknowledged} instead of {expected} replicas had it in time: a \
+        "the write to {key} was made, but only {acknowledged} of {expected} replicas had it in time: a \
          failover may lose it"
     )]
     NotReplicated {
@@ -194,7 +196,7 @@ pub enum Error {
         cause: RedisError,
     },
     /// The server is still loading its data from disk. Nothing was changed.
-    #[error("the Redis server at {address} is loading its data, try again in a moment: {cause}")]
+    #[error("the Redis server at {address} is loading its data, retry later: {cause}")]
     Loading {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -241,10 +243,10 @@ pub enum Error {
     #[error(transparent)]
     Key(#[from] pmcptask_schema::CompositeKeyError),
     /// The prefix of a list is not `owner:`. Nothing was sent.
-    #[error("prefix: expected owner:, got one without the colon at its end")]
+    #[error("prefix of a list: expected owner: with the colon, got no colon at the end")]
     ListPrefix,
     /// The reply does not fit the command: what answers is not a Redis server with this module.
-    #[error("the server's reply is not one of {command}: {found}")]
+    #[error("expected a reply to {command}, got {found}")]
     UnexpectedReply {
         /// The command that was sent.
         command: &'static str,
@@ -312,6 +314,7 @@ impl Error {
             | Self::CircuitOpen
             | Self::OutcomeUnknown { .. }
             | Self::NoReply { .. }
+            | Self::ReadOnly { .. }
             | Self::SlotMoving { .. }
             | Self::ClusterDown { .. }
             | Self::TooFewReplicas { .. }
@@ -362,21 +365,21 @@ impl Error {
 }
 
 /// Why there was no connection, if no attempt to connect has failed.
-const WAITS: &str = "an attempt to connect goes on, or writes before this one wait for replicas";
+const WAITS: &str = "still connecting, or earlier writes still wait for replicas";
 
 /// Why the server did not answer, in one line.
 fn no_answer(failure: &RedisError) -> String {
     // The redis crate's text only says which byte is wrong.
     let is_unreadable = failure.kind() == ErrorKind::Parse;
-    if is_unreadable { "its reply is none of a Redis server".to_owned() } else { failure.to_string() }
+    if is_unreadable { "its reply is not that of a Redis server".to_owned() } else { failure.to_string() }
 }
 
 /// A hint at one cause of a lost list that is not the network.
 fn hint_of_lost_list(key: &str, loss: &RedisError) -> &'static str {
     let is_list = key.ends_with(':');
     if is_list && loss.is_io_error() && !loss.is_timeout() {
-        ": a server closes the connection where the reply is larger than its client-output-buffer-limit; smaller \
-         pages (list_page_size) help"
+        ": the server closes the connection if a reply exceeds its client-output-buffer-limit, set a smaller \
+         list_page_size"
     } else {
         ""
     }
@@ -443,7 +446,7 @@ pub(crate) fn of_reply_in_cluster(error: RedisError, address: String) -> Storage
 
 pub(crate) fn hash_tags_are_off() -> Error {
     Error::Settings(
-        "hash tags: expected HashTags::On, which puts all keys of an owner at one node of the cluster, got \
+        "hash tags: expected HashTags::On, which puts all keys of an owner in one slot of the cluster, got \
          HashTags::Off"
             .to_owned(),
     )
@@ -562,6 +565,8 @@ mod tests {
                 Applied::No,
                 false,
             ),
+            // A failover may make the server a primary.
+            (Error::ReadOnly { address: address.clone(), cause: cause() }, Applied::No, true),
             (Error::NoPermission { address, cause: cause() }, Applied::No, false),
             (Error::ListPrefix, Applied::No, false),
         ] {
@@ -582,7 +587,7 @@ mod tests {
     #[test]
     fn error_reply_keeps_its_meaning_and_its_cause() {
         for (code, text) in [
-            ("NOPERM", "may not do this"),
+            ("NOPERM", "no permission for this"),
             ("READONLY", "read-only replica"),
             ("LOADING", "loading its data"),
             ("NOREPLICAS", "too few of its replicas"),

@@ -108,7 +108,7 @@ fn to_version(command: &'static str, version: i64) -> Result<u64, Error> {
 }
 
 fn malformed(command: &'static str) -> Error {
-    Error::UnexpectedReply { command, found: "an array of other elements" }
+    Error::UnexpectedReply { command, found: "an array with unexpected elements" }
 }
 
 fn unexpected(command: &'static str, reply: &Value) -> Error {

@@ -90,7 +90,7 @@ impl Session {
             if self.connection.waits_for_replicas()
                 && self.check(&commands::wait(), &task_key).await?.is_none()
             {
-                let expected = "writes that wait for replicas: expected a user who may WAIT, got another";
+                let expected = "wait_for_replicas: expected a user with permission for WAIT, got one without";
                 return Err(Error::Settings(expected.to_owned()).into());
             }
         }

@@ -430,7 +430,7 @@ async fn client_of_a_limited_user_works_for_its_owner_and_names_the_refusal_for_
     errors.push(backend.list_by_prefix("bob:").await.unwrap_err());
     for error in errors {
         assert!(matches!(reason(&error), Error::NoPermission { .. }), "{error}");
-        assert!(error.to_string().contains("the Redis user may not do this"), "{error}");
+        assert!(error.to_string().contains("the Redis user has no permission for this"), "{error}");
     }
     let mut wire = guarded.server.wire();
     wire.run("PMCPTASK.PUT pmcp:tasks:alice:t2 pmcp:idx:alice hidden");

@@ -434,7 +434,7 @@ async fn what_is_wrong_shows_at_construction() {
     assert!(matches!(reason(&error), Error::NoServer { .. }), "{error}");
     let lone = Server::start_with(&Cluster::node_options());
     let error = connect(format!("redis+cluster://127.0.0.1:{}", lone.port())).await;
-    assert!(error.to_string().contains("no node of a cluster with slots"), "{error}");
+    assert!(error.to_string().contains("is not a cluster node with slots"), "{error}");
     let locked = Server::start_with(&Cluster::node_options().set("requirepass", "secret"));
     let error = connect(format!("redis+cluster://:wrong@127.0.0.1:{}", locked.port())).await;
     assert!(matches!(reason(&error), Error::Authentication { .. }), "{error}");

@@ -316,7 +316,7 @@ async fn wrong_password_is_told_at_once() {
     for (login, words) in [(":sesame@", "WRONGPASS"), ("", "NOAUTH"), ("nobody:sesame@", "WRONGPASS")] {
         let error = Native::new(&format!("redis://{login}127.0.0.1:{}/", server.port())).await.unwrap_err();
         let (message, source) = sentence(&error);
-        let refuses = "refuses user name or password, check them in the URL: ";
+        let refuses = "refuses the user name or password, check them in the URL: ";
         let expected = format!("the Redis server at 127.0.0.1:{} {refuses}", server.port());
         assert!(message.starts_with(&expected) && message.contains(words), "{login}: {message}");
         assert!(matches!(source, Error::Authentication { .. }), "{login}");

@@ -213,7 +213,7 @@ impl Cluster {
 
     /// The error for a key whose slot no known node has.
     fn no_node(&self) -> Error {
-        let why = "no node that is known has the slot of the key";
+        let why = "no known node serves the key's slot";
         let cause = RedisError::from((ErrorKind::ClusterConnectionNotFound, why));
         Error::NoPrimary { address: self.address(), cause }
     }

@@ -160,7 +160,7 @@ impl Connection {
     /// Where calls go, for errors.
     fn address(&self) -> String {
         match self {
-            Self::Given(_) => "the other end of the connection that was given".to_owned(),
+            Self::Given(_) => "the server of the given connection".to_owned(),
             Self::Server(server) => server.last().address_and_origin().to_owned(),
             Self::Sentinel(monitored) => monitored.last().primary.address_and_origin().to_owned(),
             Self::Cluster(cluster) => cluster.last().address(),

@@ -128,7 +128,10 @@ impl Sentinels {
         let has_role = timeout(left(), has_role(&mut connection, self.wanted)).await.unwrap_or_else(too_late);
         let of_role = |error| error::of_connecting(error, endpoint.address_and_origin());
         if !has_role.map_err(of_role)? {
-            let why = (ErrorKind::MasterNameNotFoundBySentinel, "the server is not what the Sentinels say");
+            let why = (
+                ErrorKind::MasterNameNotFoundBySentinel,
+                "the server does not have the role that the Sentinels announce",
+            );
             return Err(of_role(why.into()));
         }
         self.current = Some(answer);

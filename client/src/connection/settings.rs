@@ -69,7 +69,7 @@ impl Settings {
         let Some(acknowledgement) = self.acknowledgement else { return Ok(()) };
         if acknowledgement.within.is_zero() || acknowledgement.within >= self.timeouts.response {
             return Err(Error::Settings(
-                "time for replicas: expected more than 0 and less than the response timeout".to_owned(),
+                "wait_for_replicas: expected more than 0 and less than the response timeout, got another time".to_owned(),
             ));
         }
         Ok(())

@@ -48,8 +48,7 @@ impl From<NoAnswer> for RedisError {
             NoAnswer::UnknownService => (kind, "the Sentinels know no service of this name").into(),
             NoAnswer::NoHealthyReplica => (kind, "the Sentinels know no healthy replica").into(),
             NoAnswer::NoSentinel => {
-                (kind, "what answers is no Sentinel: connect to a server itself with redis://host:port")
-                    .into()
+                (kind, "this is not a Sentinel: connect to the server itself with redis://host:port").into()
             }
             NoAnswer::Refusal(reply) => {
                 (kind, "a Sentinel refuses to answer, see sentinel_login", reply).into()
