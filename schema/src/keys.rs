@@ -15,13 +15,13 @@ const INDEX: &[u8; 5] = b":idx:";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// The key is not a task key.
-    #[error("task key: expected {{prefix}}:tasks:{{owner}}:{{task-id}}, got another form")]
+    #[error("task key: expected <prefix>:tasks:<owner>:<task-id>, got another form")]
     NoTaskKey,
     /// The task key ends in a colon.
     #[error("task key: expected a task id after the last colon, got none")]
     NoTaskId,
     /// The key is not an index key.
-    #[error("index key: expected {{prefix}}:idx:{{owner}}, got another form")]
+    #[error("index key: expected <prefix>:idx:<owner>, got another form")]
     NoIndexKey,
     /// Both keys are well formed but belong to different owners or prefixes.
     #[error("index key: expected the index of the task key's own prefix and owner, got another")]
@@ -257,14 +257,14 @@ impl Keyspace {
         &self.prefix
     }
 
-    /// `{prefix}:tasks:{owner}:{task-id}`.
+    /// `<prefix>:tasks:<owner>:<task-id>`.
     #[must_use]
     pub fn task_key(&self, owner: &str, task_id: &str) -> String {
         let [before, after] = self.around(owner);
         [&self.prefix, ":tasks:", before, owner, after, ":", task_id].concat()
     }
 
-    /// `{prefix}:idx:{owner}`.
+    /// `<prefix>:idx:<owner>`.
     #[must_use]
     pub fn index_key(&self, owner: &str) -> String {
         let [before, after] = self.around(owner);

@@ -5,8 +5,8 @@
 //!
 //! | key | type | holds |
 //! |---|---|---|
-//! | `{prefix}:tasks:{owner}:{task-id}` | hash | [`fields`] |
-//! | `{prefix}:idx:{owner}` | sorted set | member: task id; score: creation time, ms since the epoch |
+//! | `<prefix>:tasks:<owner>:<task-id>` | hash | [`fields`] |
+//! | `<prefix>:idx:<owner>` | sorted set | member: task id; score: creation time, ms since the epoch |
 
 pub mod arguments;
 mod envelope;

@@ -1,11 +1,11 @@
 //! The texts of the module's errors, as the contract has them, each with its error code.
 
 /// For a key in the place of a task key.
-pub const NO_TASK_KEY: &str = "ERR task key: expected {prefix}:tasks:{owner}:{task-id}, got another form";
+pub const NO_TASK_KEY: &str = "ERR task key: expected <prefix>:tasks:<owner>:<task-id>, got another form";
 /// For a task key that ends at its last colon.
 pub const NO_TASK_ID: &str = "ERR task key: expected a task id after the last colon, got none";
 /// For a key in the place of an index key.
-pub const NO_INDEX_KEY: &str = "ERR index key: expected {prefix}:idx:{owner}, got another form";
+pub const NO_INDEX_KEY: &str = "ERR index key: expected <prefix>:idx:<owner>, got another form";
 /// For the index key of another owner or prefix.
 pub const OTHER_INDEX: &str =
     "ERR index key: expected the index of the task key's own prefix and owner, got another";

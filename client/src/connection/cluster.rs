@@ -1,8 +1,7 @@
 //! A cluster: each call goes to the node that has the key's slot at that time.
 //!
-//! The redis crate's own cluster client is not used. It retries a write whose reply was lost, so the write
-//! may be made twice. Without retries, it does not follow redirects either. And while it connects to one
-//! node, calls to all others wait.
+//! The redis crate's own cluster client is not used: while it renews its slot map, it serves no call, and one
+//! hanging node delays the renewal. docs/architecture.md has the results of a trial.
 
 use std::collections::HashMap;
 use std::pin::pin;
