@@ -34,6 +34,23 @@ pub(crate) const LIST_PAGE: usize = 1_000;
 /// | `list_by_prefix` | `PMCPTASK.LIST` | O(n), one round trip for each 1,000 tasks |
 /// | `cleanup_expired` | none | the server expires tasks by itself |
 ///
+/// ```
+/// use pmcp_tasks::store::backend::StorageBackend;
+/// use pmcptask_client::RedisBackend;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let Some(server) = pmcptask_tests::server_for_example() else { return Ok(()) };
+/// # let url = server.url();
+/// let backend = RedisBackend::new(&url).await?; // redis://127.0.0.1:6379, say
+/// let version = backend.put("alice:t1", br#"{"status":"working"}"#).await?;
+/// backend.put_if_version("alice:t1", br#"{"status":"completed"}"#, version).await?;
+/// assert_eq!(backend.get("alice:t1").await?.version, 2);
+/// assert_eq!(backend.list_by_prefix("alice:").await?.len(), 1);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Keys
 ///
 /// A composite key `owner:task-id` is split at its **last** colon: owners may contain colons, task ids may
@@ -44,6 +61,56 @@ pub(crate) const LIST_PAGE: usize = 1_000;
 ///
 /// The backend reconnects by itself. A write whose reply was lost is not retried: the error says that the
 /// outcome is unknown ([`Error::OutcomeUnknown`]). No error shows a record's data.
+///
+/// A writer that must not give up retries what was certainly not made, and reads the task after an unknown outcome:
+///
+/// ```
+/// use pmcp_tasks::StorageError;
+/// use pmcp_tasks::store::backend::StorageBackend;
+/// use pmcptask_client::{Applied, Error, RedisBackend};
+///
+/// /// Writes a record over `version` of a task, and returns the task's new version.
+/// async fn write(
+///     backend: &RedisBackend,
+///     key: &str,
+///     record: &[u8],
+///     version: u64,
+/// ) -> Result<u64, StorageError> {
+///     loop {
+///         let error = match backend.put_if_version(key, record, version).await {
+///             Ok(version) => return Ok(version),
+///             Err(error) => error,
+///         };
+///         match Error::of(&error) {
+///             // The server restarts, or the primary fails over.
+///             Some(cause) if cause.was_applied() == Applied::No && cause.is_transient() => {
+///                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+///             }
+///             // The reply was lost. If nobody else writes this record, the task tells what happened.
+///             Some(cause) if cause.outcome_is_unknown() => {
+///                 let task = backend.get(key).await?;
+///                 if task.data == record {
+///                     return Ok(task.version);
+///                 }
+///             }
+///             // A conflict: another writer was faster.
+///             _ => return Err(error),
+///         }
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let Some(server) = pmcptask_tests::server_for_example() else { return Ok(()) };
+/// # let url = server.url();
+/// let backend = RedisBackend::new(&url).await?;
+/// let version = backend.put("alice:t1", b"working").await?;
+/// assert_eq!(write(&backend, "alice:t1", b"completed", version).await?, 2);
+/// let conflict = write(&backend, "alice:t1", b"cancelled", version).await;
+/// assert!(matches!(conflict, Err(StorageError::VersionConflict { actual: 2, .. })));
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// Connections live on the tokio runtime that made the backend. If that runtime has ended, the next call
 /// reconnects on its own runtime, so many tests can use one backend in a `static`.

@@ -11,6 +11,21 @@ use {crate::Error, recloser::AsyncRecloser, recloser::Recloser, std::time::Durat
 ///
 /// A backend and its clones share one breaker, in a cluster too: if one shard of three does not answer, a
 /// third of the calls fail.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pmcptask_client::{CircuitBreaker, RedisBackend};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let Some(server) = pmcptask_tests::server_for_example() else { return Ok(()) };
+/// # let url = server.url();
+/// let breaker = CircuitBreaker { pause: Duration::from_secs(5), ..CircuitBreaker::default() };
+/// let backend = RedisBackend::builder(&url).circuit_breaker(breaker).connect().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[cfg(feature = "circuit-breaker")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CircuitBreaker {

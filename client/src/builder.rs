@@ -16,11 +16,16 @@ use crate::session::Session;
 
 /// Settings of a [`RedisBackend`] that is not connected yet; made by [`RedisBackend::builder`].
 ///
-/// ```no_run
-/// # use std::time::Duration;
-/// # use pmcptask_client::RedisBackend;
-/// # async fn example() -> Result<(), pmcp_tasks::StorageError> {
-/// let backend = RedisBackend::builder("redis://127.0.0.1:6379/2")
+/// ```
+/// use std::time::Duration;
+///
+/// use pmcptask_client::RedisBackend;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let Some(server) = pmcptask_tests::server_for_example() else { return Ok(()) };
+/// # let url = server.url();
+/// let backend = RedisBackend::builder(&url)
 ///     .prefix("my-app")
 ///     .connect_timeout(Duration::from_secs(1))
 ///     .response_timeout(Duration::from_secs(30))
@@ -120,6 +125,25 @@ impl RedisBackendBuilder {
     /// and less than the response timeout. If too few replicas have a write in time, the write was made but
     /// fails with [`Error::NotReplicated`]. Default: off.
     ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pmcp_tasks::store::backend::StorageBackend;
+    /// use pmcptask_client::{Applied, Error, RedisBackend};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let Some(server) = pmcptask_tests::server_for_example() else { return Ok(()) };
+    /// # let url = server.url();
+    /// let backend =
+    ///     RedisBackend::builder(&url).wait_for_replicas(1, Duration::from_millis(50)).connect().await?;
+    /// // This server has no replica.
+    /// let error = backend.put("alice:t1", b"working").await.unwrap_err();
+    /// assert_eq!(Error::of(&error).map(Error::was_applied), Some(Applied::Yes));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// Replication is asynchronous: without this setting, a failover may lose the last writes. With it, each
     /// write costs one more round trip, to the replicas. Writes have a connection of their own, so reads do
     /// not wait. Writes that arrive while others wait form a group, which is sent together and waits
@@ -133,6 +157,15 @@ impl RedisBackendBuilder {
 
     /// In a cluster and with Sentinels, makes `get` and `list_by_prefix` ask a replica if one is connected.
     /// With one server, [`connect`](Self::connect) fails with [`Error::Settings`]. Default: off.
+    ///
+    /// ```no_run
+    /// # use pmcptask_client::RedisBackend;
+    /// # async fn example() -> Result<(), pmcp_tasks::StorageError> {
+    /// let url = "redis+sentinel://sentinel-1:26379,sentinel-2:26379,sentinel-3:26379/tasks";
+    /// let backend = RedisBackend::builder(url).read_from_replicas(true).connect().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// A replica's reply may be stale: usually by less than a millisecond, by seconds under load, and without
     /// limit while the replica's link to the primary is cut. The primary is asked too if the replica does not
@@ -169,6 +202,18 @@ impl RedisBackendBuilder {
 
     /// For `rediss://` only. Trusts servers whose certificate chain ends at one of these authorities (PEM),
     /// and no others. Default: the authorities that the operating system trusts.
+    ///
+    /// ```no_run
+    /// # use pmcptask_client::RedisBackend;
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let backend = RedisBackend::builder("rediss://redis.internal:6379")
+    ///     .root_certificates(std::fs::read("authority.pem")?)
+    ///     .client_certificate(std::fs::read("client.pem")?, std::fs::read("client.key")?)
+    ///     .connect()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "tls")]
     pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.certificates().root_cert = Some(pem.into());

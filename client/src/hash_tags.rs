@@ -5,6 +5,18 @@ use pmcptask_schema::{Keyspace, PrefixError};
 use crate::address::Address;
 
 /// Whether keys carry their owner as a hash tag. All clients of one data set need the same setting.
+///
+/// ```no_run
+/// # use pmcptask_client::{HashTags, RedisBackend};
+/// # async fn example() -> Result<(), pmcp_tasks::StorageError> {
+/// // On by default: all tasks of an owner are on one node, and owners are spread over the nodes.
+/// let backend = RedisBackend::new("redis+cluster://node-1:7000,node-2:7000").await?;
+/// // One server with the keys of a cluster: the data can move into a cluster as it is.
+/// let backend =
+///     RedisBackend::builder("redis://127.0.0.1:6379").hash_tags(HashTags::On).connect().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HashTags {
     /// `pmcp:tasks:alice:t1`: the keys that `pmcp-tasks` writes. The default outside a cluster. A cluster

@@ -72,16 +72,19 @@ impl From<RedisError> for MoveError {
 /// old keys. It takes O(n), n keys of the database, at some 5,000 tasks per second, and holds the server up
 /// for no longer than one task takes.
 ///
-/// ```no_run
+/// ```
 /// use pmcptask_client::RedisBackend;
 /// use pmcptask_schema::Keyspace;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let mut connection = RedisBackend::builder("redis://127.0.0.1:6379").open_connection().await?;
+/// # let Some(server) = pmcptask_tests::server_for_example() else { return Ok(()) };
+/// # let url = server.url();
+/// # pmcp_tasks::StorageBackend::put(&RedisBackend::new(&url).await?, "alice:t1", b"working").await?;
+/// let mut connection = RedisBackend::builder(&url).open_connection().await?;
 /// let target = Keyspace::new("pmcp")?.with_hash_tags()?;
 /// let done = pmcptask_hash_tags::move_keys(&mut connection, &target).await?;
-/// println!("{} tasks moved, {} left", done.moved, done.left.len());
+/// assert_eq!((done.moved, done.left.len()), (1, 0));
 /// # Ok(())
 /// # }
 /// ```

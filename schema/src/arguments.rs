@@ -2,6 +2,18 @@
 //!
 //! Options come in any order and any case, each at most once. Numbers are decimal, without sign, space or
 //! leading zero; only the creation time of `AFTER` may be negative.
+//!
+//! ```
+//! use pmcptask_schema::arguments::{Expiry, ListOptions, WriteOptions};
+//!
+//! let put = WriteOptions::of_put(["maxtasks", "100", "PXAT", "1795215600000"].into_iter())?;
+//! assert!(matches!(put.expiry, Expiry::At(at) if at.value == 1_795_215_600_000));
+//! assert_eq!(put.max_tasks, Some(100));
+//!
+//! let error = ListOptions::parse([&b"COUNT"[..], b"many"].into_iter()).unwrap_err();
+//! assert_eq!(error.to_string(), "COUNT: expected an integer from 0 to 9223372036854775807, got 'many'");
+//! # Ok::<(), pmcptask_schema::arguments::ArgumentError>(())
+//! ```
 
 use std::fmt;
 

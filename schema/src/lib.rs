@@ -7,6 +7,29 @@
 //! |---|---|---|
 //! | `<prefix>:tasks:<owner>:<task-id>` | hash | [`fields`] |
 //! | `<prefix>:idx:<owner>` | sorted set | member: task id; score: creation time, ms since the epoch |
+//!
+//! ```
+//! use pmcptask_schema::{Envelope, IndexKey, Keyspace, TaskKey, split_composite};
+//!
+//! // A composite key of `StorageBackend` becomes the two keys of a task.
+//! let (owner, task_id) = split_composite("tenant:alice:t1")?;
+//! let keyspace = Keyspace::default().with_hash_tags()?;
+//! let (task, index) = (keyspace.task_key(owner, task_id), keyspace.index_key(owner));
+//! assert_eq!(task, "pmcp:tasks:{tenant:alice}:t1");
+//! assert_eq!(index, "pmcp:idx:{tenant:alice}");
+//!
+//! // The module reads the keys back, and checks that they belong together.
+//! let task = TaskKey::parse(task.as_bytes())?;
+//! let index = IndexKey::parse(index.as_bytes())?;
+//! assert_eq!(index.check_holds(&task), Ok(()));
+//! assert_eq!(index.task_keys().of_task(b"t2"), Some(&b"pmcp:tasks:{tenant:alice}:t2"[..]));
+//!
+//! // A record says when its task expires and was created.
+//! let record = br#"{"task":{"createdAt":"1970-01-01T00:00:01Z"},"expiresAt":"1970-01-01T00:00:02.5Z"}"#;
+//! let Envelope { expires_at_ms, created_at_ms } = Envelope::read(record);
+//! assert_eq!((expires_at_ms, created_at_ms), (Ok(Some(2_500)), Some(1_000)));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod arguments;
 mod envelope;

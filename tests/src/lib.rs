@@ -34,7 +34,9 @@ pub use load::{A_WHILE, CLIENTS, Load};
 pub use outcome::{reason, show, skipped};
 pub use proxy::{Fault, Proxy};
 pub use sentinel::Watched;
-pub use server::{FILE, Server, ServerOptions, StartError, calling_module, free_port, hash_tags_program};
+pub use server::{
+    FILE, Server, ServerOptions, StartError, calling_module, free_port, hash_tags_program, server_for_example,
+};
 pub use wire::{EMPTY, INDEX, NIL, OK, TASK, Wire, integer};
 
 /// The time of this machine, in ms since the epoch. The servers of the harness use the same clock.

@@ -165,7 +165,7 @@ impl ServerOptions {
 /// Path of the module's library, built once for each test program.
 fn module() -> PathBuf {
     static MODULE: OnceLock<PathBuf> = OnceLock::new();
-    let build = || built(&["--package", "pmcptask"]).join("libpmcptask.so");
+    let build = || built(&["--package", "pmcptask"], "libpmcptask.so");
     MODULE.get_or_init(|| env::var_os(MODULE_VARIABLE).map_or_else(build, PathBuf::from)).clone()
 }
 
@@ -175,13 +175,14 @@ pub fn hash_tags_program() -> PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     // With the features of the tests, so that little has to be rebuilt.
     let features = ["--workspace", "--all-features", "--bin", "pmcptask-hash-tags"];
-    PROGRAM.get_or_init(|| built(&features).join("pmcptask-hash-tags")).clone()
+    PROGRAM.get_or_init(|| built(&features, "pmcptask-hash-tags")).clone()
 }
 
-/// Builds a part of this workspace. Returns the folder of the result.
-fn built(what: &[&str]) -> PathBuf {
+/// Builds a part of this workspace. Returns the path of the file that cargo makes under this name.
+fn built(what: &[&str], file: &str) -> PathBuf {
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
-    build.args(["build", "--quiet"]).args(what).current_dir(env!("CARGO_MANIFEST_DIR"));
+    build.args(["build", "--quiet", "--message-format=json-render-diagnostics"]).args(what);
+    build.current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit());
     // With the variables that cargo sets for this package, build scripts and everything that depends on them
     // would be rebuilt.
     for (name, _) in env::vars_os() {
@@ -192,12 +193,16 @@ fn built(what: &[&str]) -> PathBuf {
             build.env_remove(name);
         }
     }
-    let status = build.status().expect("cargo can be run");
-    assert!(status.success(), "{what:?} does not build; see above");
-    // target/debug/deps/suite-0123456789abcdef
-    let program = env::current_exe().expect("a program has a path");
-    let target = program.ancestors().nth(3).expect("test programs are in target/{profile}/deps");
-    target.join("debug")
+    let output = build.output().expect("cargo can be run");
+    assert!(output.status.success(), "{what:?} does not build; see above");
+    let messages = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let files = messages.flat_map(|message| {
+        let message: serde_json::Value = serde_json::from_slice(message).expect("cargo writes JSON");
+        let files = message["filenames"].as_array().cloned().unwrap_or_default();
+        files.into_iter().filter_map(|file| file.as_str().map(PathBuf::from))
+    });
+    let built = files.into_iter().find(|path| path.file_name().is_some_and(|name| name == file));
+    built.unwrap_or_else(|| panic!("expected {file} from cargo build {what:?}, got none"))
 }
 
 /// Path of the library of another module, which calls commands: `calling_module.rs` of the examples.
@@ -209,7 +214,16 @@ fn built(what: &[&str]) -> PathBuf {
 pub fn calling_module() -> PathBuf {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     let what = ["--workspace", "--all-features", "--example", "calling_module"];
-    LIBRARY.get_or_init(|| built(&what).join("examples/libcalling_module.so")).clone()
+    LIBRARY.get_or_init(|| built(&what, "libcalling_module.so")).clone()
+}
+
+/// A server for an example in the docs. None where there is no server to run: the example then only compiles.
+#[must_use]
+pub fn server_for_example() -> Option<Server> {
+    match Server::try_start_with(&ServerOptions::default()) {
+        Err(StartError::NoServer(..)) => None,
+        started => Some(started.unwrap_or_else(|error| panic!("{error}"))),
+    }
 }
 
 /// A running server. It is shut down when the handle is dropped; its log is shown if the test has failed.
