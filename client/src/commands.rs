@@ -86,7 +86,7 @@ impl RecordTimes {
 
     /// Reads the times from the record.
     pub(crate) fn of(record: &[u8]) -> Result<Self, ExpiryError> {
-        let Envelope { expires_at_ms, created_at_ms } = Envelope::read(record);
+        let Envelope { expires_at_ms, created_at_ms, .. } = Envelope::read(record);
         Ok(Self { expires_at_ms: expires_at_ms?, created_at_ms })
     }
 

@@ -23,6 +23,7 @@ pub enum Error {
          from here?",
         no_answer(cause)
     )]
+    #[non_exhaustive]
     NoServer {
         /// Host and port, or the socket's path. For an announced address, also the server or Sentinel that
         /// announced it.
@@ -36,6 +37,7 @@ pub enum Error {
     #[error(
         "no TLS connection to {address} could be made, check the certificates and their authority: {cause}"
     )]
+    #[non_exhaustive]
     Tls {
         /// Host and port. For an announced address, also the server or Sentinel that announced it.
         address: String,
@@ -46,6 +48,7 @@ pub enum Error {
     #[error(
         "the Redis server at {address} refuses the user name or password, check them in the URL: {cause}"
     )]
+    #[non_exhaustive]
     Authentication {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -57,6 +60,7 @@ pub enum Error {
         "the Redis server at {address} has no pmcptask module: start it with --loadmodule /path/to/libpmcptask.so, or put \
          'loadmodule /path/to/libpmcptask.so' in its redis.conf"
     )]
+    #[non_exhaustive]
     ModuleNotLoaded {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -64,6 +68,7 @@ pub enum Error {
     /// After a write was sent, the connection was lost, or no reply came in time. The write is not retried,
     /// because it may have been made.
     #[error("the outcome of the write to {key} is unknown: no reply came from {address} ({cause})")]
+    #[non_exhaustive]
     OutcomeUnknown {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -75,6 +80,7 @@ pub enum Error {
     /// During a read, the connection was lost, or no reply came in time. A read that lost its connection may
     /// have been sent twice.
     #[error("no reply came from {address} to the read of {key} ({cause}){}", hint_of_lost_list(key, cause))]
+    #[non_exhaustive]
     NoReply {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -90,6 +96,7 @@ pub enum Error {
         waited.as_millis(),
         cause.as_ref().map_or_else(|| WAITS.to_owned(), ToString::to_string)
     )]
+    #[non_exhaustive]
     NotConnected {
         /// The server's address, or the service and its Sentinels, or the nodes in a cluster's URL.
         address: String,
@@ -104,6 +111,7 @@ pub enum Error {
     CircuitOpen,
     /// The server's ACL does not allow this user the command or the key. Nothing was changed.
     #[error("the Redis user has no permission for this at {address}: {cause}")]
+    #[non_exhaustive]
     NoPermission {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -112,6 +120,7 @@ pub enum Error {
     },
     /// The server is a replica. Nothing was changed.
     #[error("the Redis server at {address} is a read-only replica, write to its primary: {cause}")]
+    #[non_exhaustive]
     ReadOnly {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -121,6 +130,7 @@ pub enum Error {
     /// There is no primary: the Sentinels name none, or name a server that is not one, or no known node of
     /// the cluster has the key's slot. Nothing was sent.
     #[error("no primary was found for {address}: {cause}")]
+    #[non_exhaustive]
     NoPrimary {
         /// The service and its Sentinels, the server that the Sentinels name, or the nodes in the
         /// cluster's URL.
@@ -133,6 +143,7 @@ pub enum Error {
         "the Redis server at {address} is not a cluster node with slots, connect to it with redis://: {}",
         cause.as_ref().map_or_else(|| "CLUSTER SLOTS is empty".to_owned(), ToString::to_string)
     )]
+    #[non_exhaustive]
     NotACluster {
         /// Host and port.
         address: String,
@@ -144,6 +155,7 @@ pub enum Error {
     #[error(
         "the Redis server at {address} is a cluster node that does not serve this key, connect with redis+cluster://: {cause}"
     )]
+    #[non_exhaustive]
     OtherNode {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -155,6 +167,7 @@ pub enum Error {
     #[error(
         "the key's slot is moving to another node of the Redis cluster at {address}, retry later: {cause}"
     )]
+    #[non_exhaustive]
     SlotMoving {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -164,6 +177,7 @@ pub enum Error {
     /// No node could serve the key within the connect timeout, for example because no replica has taken over
     /// yet after a failure. Nothing was changed.
     #[error("no node of the Redis cluster at {address} serves the key right now: {cause}")]
+    #[non_exhaustive]
     ClusterDown {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -175,6 +189,7 @@ pub enum Error {
         "the write to {key} was made, but only {acknowledged} of {expected} replicas had it in time: a \
          failover may lose it"
     )]
+    #[non_exhaustive]
     NotReplicated {
         /// The composite key of the task.
         key: String,
@@ -189,6 +204,7 @@ pub enum Error {
     #[error(
         "the Redis server at {address} refuses writes because too few of its replicas are healthy: {cause}"
     )]
+    #[non_exhaustive]
     TooFewReplicas {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -197,6 +213,7 @@ pub enum Error {
     },
     /// The server is still loading its data from disk. Nothing was changed.
     #[error("the Redis server at {address} is loading its data, retry later: {cause}")]
+    #[non_exhaustive]
     Loading {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -205,6 +222,7 @@ pub enum Error {
     },
     /// The server cannot save its data to disk, and refuses writes. Nothing was changed.
     #[error("the Redis server at {address} refuses writes because it cannot save to disk: {cause}")]
+    #[non_exhaustive]
     CannotPersist {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -213,6 +231,7 @@ pub enum Error {
     },
     /// The hash at a task's key is not one that the module writes. Nothing was changed.
     #[error("a task stored at {address} is corrupt: {cause}")]
+    #[non_exhaustive]
     Corrupt {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -222,6 +241,7 @@ pub enum Error {
     /// The module failed on the server. This is a bug in the module: please report it. If the call was a
     /// write, its outcome is unknown.
     #[error("the pmcptask module at {address} failed to carry out the call: {cause}")]
+    #[non_exhaustive]
     Defect {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -230,6 +250,7 @@ pub enum Error {
     },
     /// The server refused the connection or the call for another reason. Nothing was changed.
     #[error("the Redis server at {address} refuses: {cause}")]
+    #[non_exhaustive]
     Refused {
         /// The server's address, or the addresses in the URL.
         address: String,
@@ -247,6 +268,7 @@ pub enum Error {
     ListPrefix,
     /// The reply does not fit the command: what answers is not a Redis server with this module.
     #[error("expected a reply to {command}, got {found}")]
+    #[non_exhaustive]
     UnexpectedReply {
         /// The command that was sent.
         command: &'static str,

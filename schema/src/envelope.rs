@@ -17,6 +17,7 @@ use crate::{MAX_CREATED_MS, parse_decimal};
 
 /// The creation and expiry times that a record states, in ms since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Envelope {
     /// Top-level `expiresAt`, rounded up to a whole millisecond. None: never expires. An error if it is
     /// present and is neither null nor an RFC 3339 timestamp. RFC 3339 has no form for years beyond 9999;

@@ -13,6 +13,7 @@ const INDEX: &[u8; 5] = b":idx:";
 
 /// Why a key, or a pair of keys, does not fit the schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum KeyError {
     /// The key is not a task key.
     #[error("task key: expected <prefix>:tasks:<owner>:<task-id>, got another form")]
@@ -188,6 +189,7 @@ pub fn split_composite(key: &str) -> Result<(&str, &str), CompositeKeyError> {
 
 /// Why keys cannot start with a prefix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PrefixError {
     /// Keys that start with the prefix would parse to another prefix.
     #[error("key prefix {0:?}: must not contain, nor end in the start of, ':tasks:' or ':idx:'")]

@@ -26,7 +26,7 @@
 //!
 //! // A record says when its task expires and was created.
 //! let record = br#"{"task":{"createdAt":"1970-01-01T00:00:01Z"},"expiresAt":"1970-01-01T00:00:02.5Z"}"#;
-//! let Envelope { expires_at_ms, created_at_ms } = Envelope::read(record);
+//! let Envelope { expires_at_ms, created_at_ms, .. } = Envelope::read(record);
 //! assert_eq!((expires_at_ms, created_at_ms), (Ok(Some(2_500)), Some(1_000)));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
