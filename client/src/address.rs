@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo};
 
-use crate::connection::Settings;
 use crate::error::Error;
+use crate::settings::Settings;
 
 const SENTINEL_PORT: u16 = 26_379;
 

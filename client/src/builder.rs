@@ -9,10 +9,11 @@ use pmcptask_schema::Keyspace;
 use crate::address::Address;
 use crate::backend::{LIST_PAGE, RedisBackend};
 use crate::breaker::Breaker;
-use crate::connection::{Acknowledgement, Connection, Settings};
+use crate::connection::Connection;
 use crate::error::{self, Error};
 use crate::hash_tags::HashTags;
 use crate::session::Session;
+use crate::settings::{Acknowledgement, Settings};
 
 /// Settings of a [`RedisBackend`] that is not connected yet; made by [`RedisBackend::builder`].
 ///

@@ -36,6 +36,7 @@ mod hash_tags;
 mod observe;
 mod replies;
 mod session;
+mod settings;
 
 pub use backend::RedisBackend;
 #[cfg(feature = "circuit-breaker")]

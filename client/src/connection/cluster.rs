@@ -22,10 +22,10 @@ use super::replica_read;
 use super::request::{Attempt, Request};
 use super::retry::{pauses, retry};
 use super::runtime::OnRuntime;
-use super::settings::Settings;
 use super::target::Target;
 use super::topology::{self, Location, SLOTS, Shard, slot_of};
 use crate::error::{self, CallKind, Error};
+use crate::settings::Settings;
 
 /// How often a node is asked for the slots without a reason: replicas come and go without redirects.
 const SURVEY: Duration = Duration::from_secs(10);

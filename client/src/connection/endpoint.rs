@@ -15,9 +15,9 @@ use tokio::time::{sleep, timeout};
 
 use super::closed_door::{Behind, what_is_behind};
 use super::live::Live;
-use super::settings::Settings;
 use crate::address::{at, host_of};
 use crate::error::{self, Error};
+use crate::settings::Settings;
 
 /// How many calls can be queued to be sent; beyond that, callers wait. The connection sends all queued calls
 /// at once.

@@ -14,7 +14,6 @@ mod request;
 mod retry;
 mod runtime;
 mod sentinel;
-mod settings;
 mod survey;
 mod target;
 mod topology;
@@ -34,10 +33,10 @@ use self::sentinel::{Sentinels, Wanted};
 use self::target::Target;
 use crate::address::Address;
 use crate::error::{self, CallKind, Error};
+use crate::settings::Settings;
 
 pub(crate) use live::Live;
 pub(crate) use request::{Reply, Request};
-pub(crate) use settings::{Acknowledgement, Settings};
 
 /// Connections that all clones of a backend share. Concurrent calls are pipelined on them.
 #[derive(Clone)]

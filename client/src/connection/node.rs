@@ -13,9 +13,9 @@ use super::replicated_writes::ReplicatedWrites;
 use super::request::{Attempt, Request, says_is_replica};
 use super::retry::retry;
 use super::runtime::OnRuntime;
-use super::settings::Settings;
 use super::target::Target;
 use crate::error::{self, CallKind, Error};
+use crate::settings::Settings;
 
 /// How long a server that was found to be slow is avoided.
 const AVOIDED: Duration = Duration::from_secs(2);

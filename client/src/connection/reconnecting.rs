@@ -14,10 +14,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::live::Live;
 use super::request::{Attempt, says_is_replica};
 use super::retry::{self, SHORTEST_PAUSE};
-use super::settings::Settings;
 use super::target::Target;
 use crate::error::Error;
 use crate::observe;
+use crate::settings::Settings;
 
 /// After a connection that lasted this long, the next attempt follows almost at once.
 const STABLE: Duration = Duration::from_secs(1);

@@ -16,8 +16,8 @@ use tokio::time::{Instant, timeout};
 
 use super::reconnecting::{Connected, Reconnecting};
 use super::request::{Attempt, Reply, Request};
-use super::settings::Acknowledgement;
 use crate::replies;
+use crate::settings::Acknowledgement;
 
 /// The maximum number of writes in a group, and of writes held back; beyond that, callers wait.
 const GROUP: usize = 1024;

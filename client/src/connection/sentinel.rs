@@ -14,10 +14,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::endpoint::Endpoint;
 use super::live::Live;
 use super::retry::pauses;
-use super::settings::Settings;
 use super::survey::{Answer, HostAndPort, NoAnswer, Survey};
 use crate::address::SentinelAddress;
 use crate::error::{self, Error};
+use crate::settings::Settings;
 
 /// The maximum time for the Sentinels' answers, however long calls may wait.
 const LONGEST_ANSWER: Duration = Duration::from_secs(2);

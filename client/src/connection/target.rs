@@ -8,8 +8,8 @@ use tokio::time::sleep;
 use super::endpoint::Endpoint;
 use super::live::Live;
 use super::sentinel::Sentinels;
-use super::settings::Settings;
 use crate::error::Error;
+use crate::settings::Settings;
 
 /// The share of the connect timeout that finding the cause of a failure may take.
 const EXPLANATION: f32 = 0.25;
