@@ -38,13 +38,13 @@ pub(crate) fn check_commands(context: &Context) -> Result<(), String> {
     ))
 }
 
-/// Two or three fields of the task were set: names and values.
+/// Up to three fields of the task were set: names and values.
 pub(crate) fn fields_set<const N: usize>(
     context: &Context,
     task: StringRef<'_>,
     fields: [(StringRef<'_>, StringRef<'_>); N],
 ) -> Result<(), Failed> {
-    const { assert!(N == 2 || N == 3) };
+    const { assert!(N >= 1 && N <= 3) };
     match fields.as_slice() {
         [(name_1, value_1), (name_2, value_2), (name_3, value_3)] => {
             let words = [task, *name_1, *value_1, *name_2, *value_2, *name_3, *value_3];
@@ -53,6 +53,7 @@ pub(crate) fn fields_set<const N: usize>(
         [(name_1, value_1), (name_2, value_2)] => {
             context.replicate(c"HSET", [task, *name_1, *value_1, *name_2, *value_2])
         }
+        [(name, value)] => context.replicate(c"HSET", [task, *name, *value]),
         _ => Ok(()),
     }
 }

@@ -18,7 +18,7 @@ use crate::{effects, slots, statistics};
 const MOST_ROOM: usize = 1024;
 
 /// A user who may run this command on a task's key may see the task in a list.
-static GET: CommandName = CommandName::new(c"pmcptask.get", "pmcptask.get");
+static GET: CommandName = CommandName::reading("pmcptask.get");
 
 /// A task of a list.
 pub(crate) struct Listed<'c> {
@@ -54,6 +54,8 @@ pub(crate) struct Part {
     pub(crate) after: Option<Position>,
     /// Maximum number of tasks.
     pub(crate) count: usize,
+    /// Whether to read the records' bytes too.
+    pub(crate) with_data: bool,
 }
 
 /// A position in an index, whether or not there is an entry.
@@ -110,7 +112,7 @@ pub(crate) fn list<'c>(
     context: &'c Context,
     index: &Key<'c>,
     key: &IndexKey<'_>,
-    Part { newest_first, mut after, count }: Part,
+    Part { newest_first, mut after, count, with_data }: Part,
     mut lapsed: impl FnMut(StringRef<'_>),
 ) -> Result<Vec<Listed<'c>>, Refusal> {
     // If the named task still has its entry, start from that exact score: whole milliseconds do not tell the
@@ -147,7 +149,7 @@ pub(crate) fn list<'c>(
             if !permissions.allow(task_name.as_ref(), &common) {
                 return Err(Refusal::NoPermission { key: name.to_vec() });
             }
-            match record::read(context, task_name.as_ref(), now_ms) {
+            match record::read(context, task_name.as_ref(), now_ms, with_data) {
                 Ok(Reading::Live(record)) => listed.push(Listed { task_id, created_ms, record }),
                 Ok(Reading::Lapsed) => lapsed(task_name.as_ref()),
                 Err(refusal) if refusal.code() == Code::Corrupt => {
@@ -207,37 +209,131 @@ pub(crate) fn has_fewer_live_tasks(
     now_ms: i64,
     mut lapsed: impl FnMut(StringRef<'_>),
 ) -> bool {
-    let Some(allowed_dead) = index.len().checked_sub(limit) else { return true };
+    if limit == 0 {
+        return false;
+    }
+    let found = nth_newest_live(context, index, key, limit, now_ms, |task_name, presence| {
+        if presence == Presence::Lapsed {
+            lapsed(task_name);
+        }
+        Ok(())
+    });
+    matches!(found, Ok(None))
+}
+
+/// The entry of the `n`th newest live task, `n` from 1 on, if there are so many. Checks entries, newest first, until it has found the
+/// entry, or so many dead entries that there cannot be `n` live tasks. The keys of dead entries are passed to `dead`.
+///
+/// # Errors
+///
+/// The first one that `dead` returns.
+fn nth_newest_live<'c>(
+    context: &'c Context,
+    index: &Key<'c>,
+    key: &IndexKey<'_>,
+    n: usize,
+    now_ms: i64,
+    mut dead: impl FnMut(StringRef<'_>, Presence) -> Result<(), Refusal>,
+) -> Result<Option<Entry<'c>>, Refusal> {
+    let Some(allowed_dead) = index.len().checked_sub(n) else { return Ok(None) };
     let mut keys = key.task_keys();
-    let (mut live, mut dead): (usize, usize) = (0, 0);
+    let (mut live_count, mut dead_count): (usize, usize) = (0, 0);
     let mut after = None;
-    while live < limit {
-        let step = live.saturating_add(dead).max(limit.min(allowed_dead.saturating_add(1)));
+    loop {
+        let step = live_count.saturating_add(dead_count).max(n.min(allowed_dead.saturating_add(1)));
         let entries = entries_after(index, after.as_ref(), true, step);
         if entries.is_empty() {
-            return true;
+            return Ok(None);
         }
         after = entries.last().map(Entry::position);
         for entry in entries {
-            let presence = keys.of_task(entry.task_id.bytes()).map_or(Presence::Gone, |name| {
+            let mut presence = Presence::Gone;
+            if let Some(name) = keys.of_task(entry.task_id.bytes()) {
                 let name = context.create_string(name);
-                let presence = record::presence(context, name.as_ref(), now_ms);
-                if presence == Presence::Lapsed {
-                    lapsed(name.as_ref());
+                presence = record::presence(context, name.as_ref(), now_ms);
+                if presence != Presence::Live {
+                    dead(name.as_ref(), presence)?;
                 }
-                presence
-            });
-            let count = if presence == Presence::Live { &mut live } else { &mut dead };
-            *count = count.saturating_add(1);
-            if live >= limit {
-                return false;
             }
-            if dead > allowed_dead {
-                return true;
+            if presence == Presence::Live {
+                live_count = live_count.saturating_add(1);
+                if live_count >= n {
+                    return Ok(Some(entry));
+                }
+            } else {
+                dead_count = dead_count.saturating_add(1);
+                if dead_count > allowed_dead {
+                    return Ok(None);
+                }
             }
         }
     }
-    false
+}
+
+/// An entry that TRIM removes.
+pub(crate) struct Surplus<'c> {
+    pub(crate) task_id: OwnedString<'c>,
+    pub(crate) task_name: OwnedString<'c>,
+    pub(crate) presence: Presence,
+}
+
+/// The entries of the oldest tasks, at most `count` live ones, oldest first, that are older than the newest `keep` live
+/// tasks; and the dead entries among them.
+///
+/// # Errors
+///
+/// [`Refusal::MayBeElsewhere`] if one of the tasks is missing here and may be at another node.
+pub(crate) fn surplus<'c>(
+    context: &'c Context,
+    index: &Key<'c>,
+    key: &IndexKey<'_>,
+    keep: usize,
+    count: usize,
+) -> Result<Vec<Surplus<'c>>, Refusal> {
+    let now_ms = context.now_ms();
+    let elsewhere = OnceCell::new();
+    let check_is_here = |task_name: StringRef<'_>, presence| {
+        let name = task_name.bytes();
+        if presence == Presence::Gone && *elsewhere.get_or_init(|| slots::may_be_elsewhere(context, name)) {
+            return Err(Refusal::MayBeElsewhere { key: name.to_vec() });
+        }
+        Ok(())
+    };
+    let oldest_kept = match keep {
+        0 => None,
+        keep => match nth_newest_live(context, index, key, keep, now_ms, check_is_here)? {
+            None => return Ok(Vec::new()),
+            entry => entry,
+        },
+    };
+    let mut keys = key.task_keys();
+    let (mut surplus, mut live, mut looked_at): (Vec<Surplus<'_>>, usize, usize) = (Vec::new(), 0, 0);
+    let mut after = None;
+    while live < count {
+        let limit = count.saturating_sub(live).max(looked_at);
+        let entries = entries_after(index, after.as_ref(), false, limit);
+        let is_last = entries.len() < limit;
+        looked_at = looked_at.saturating_add(entries.len());
+        after = entries.last().map(Entry::position);
+        for entry in entries {
+            let is_kept =
+                oldest_kept.as_ref().is_some_and(|kept| kept.task_id.bytes() == entry.task_id.bytes());
+            if is_kept || live >= count {
+                return Ok(surplus);
+            }
+            let task_id = entry.task_id;
+            let Some(name) = keys.of_task(task_id.bytes()) else { continue };
+            let task_name = context.create_string(name);
+            let presence = record::presence(context, task_name.as_ref(), now_ms);
+            check_is_here(task_name.as_ref(), presence)?;
+            live = live.saturating_add(usize::from(presence == Presence::Live));
+            surplus.push(Surplus { task_id, task_name, presence });
+        }
+        if is_last {
+            break;
+        }
+    }
+    Ok(surplus)
 }
 
 /// Adds a task to the index, or changes the creation time of its entry.

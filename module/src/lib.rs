@@ -2,11 +2,13 @@
 //!
 //! | command | reply |
 //! |---|---|
-//! | `PMCPTASK.PUT task-key index-key data [PXAT ms \| PERSIST] [CREATED ms] [MAXTASKS n]` | the new version |
+//! | `PMCPTASK.PUT task-key index-key data [PXAT ms \| PERSIST] [CREATED ms] [MAXTASKS n] [NX]` | the new version; with `NX`, 0 if there is a task |
 //! | `PMCPTASK.CAS task-key index-key expected-version data [PXAT ms \| PERSIST] [CREATED ms]` | `OK` and the new version, `CONFLICT` and the actual one, or `MISSING` and 0 |
 //! | `PMCPTASK.GET task-key` | version and data, or nil |
-//! | `PMCPTASK.DEL task-key index-key` | 1 if it existed, 0 otherwise |
-//! | `PMCPTASK.LIST index-key [REV] [AFTER created-ms task-id] [COUNT n]` | task id, version, creation time and data of each task |
+//! | `PMCPTASK.DEL task-key index-key [VERSION n]` | 1 if it existed, 0 otherwise; with `VERSION`, as CAS |
+//! | `PMCPTASK.LIST index-key [REV] [AFTER created-ms task-id] [COUNT n] [NODATA]` | task id, version, creation time and data of each task |
+//! | `PMCPTASK.EXPIRE task-key index-key PXAT ms \| PERSIST` | 1 if it exists, 0 otherwise |
+//! | `PMCPTASK.TRIM index-key KEEP n [COUNT m]` | how many tasks were removed |
 //!
 //! A task is a hash, an entry in its owner's sorted set and an expiry. Each command changes them together or
 //! not at all, and replicates the change to replicas and the AOF as plain commands. Key and field names come
@@ -28,6 +30,7 @@ mod statistics;
 mod task;
 mod terms;
 mod time;
+mod trim;
 
 use std::ffi::CStr;
 

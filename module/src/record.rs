@@ -9,7 +9,8 @@ use crate::server::{Context, Key, Kind, OwnedString, StringRef};
 /// A stored record and its version.
 pub(crate) struct Record<'c> {
     pub(crate) version: i64,
-    pub(crate) data: OwnedString<'c>,
+    /// The record's bytes, if they were asked for.
+    pub(crate) data: Option<OwnedString<'c>>,
 }
 
 /// What a reader finds under a key.
@@ -20,7 +21,7 @@ pub(crate) enum Reading<'c> {
     Live(Record<'c>),
 }
 
-/// Reads what is stored under a task's key at `now_ms`.
+/// Reads what is stored under a task's key at `now_ms`, with or without the record's bytes.
 ///
 /// # Errors
 ///
@@ -29,16 +30,25 @@ pub(crate) fn read<'c>(
     context: &'c Context,
     name: StringRef<'_>,
     now_ms: i64,
+    with_data: bool,
 ) -> Result<Reading<'c>, Refusal> {
     let Some(hash) = Key::open_for_reading(context, name) else { return Ok(Reading::Nothing) };
-    let [version, data, expires_at] =
-        hash.hash_fields([VERSION.get(context), DATA.get(context), EXPIRES_AT.get(context)]);
+    let names = [VERSION.get(context), EXPIRES_AT.get(context), DATA.get(context)];
+    let [version, expires_at, data] = if with_data {
+        hash.hash_fields(names)
+    } else {
+        let [version, expires_at, _] = names;
+        let [version, expires_at] = hash.hash_fields([version, expires_at]);
+        [version, expires_at, None]
+    };
     if ExpiresAt::of(expires_at.as_ref()).is_past(now_ms) {
         return Ok(Reading::Lapsed);
     }
-    match (version_of(version.as_ref()), data) {
-        (Some(version), Some(data)) => Ok(Reading::Live(Record { version, data })),
-        (version, _) => Err(why_no_record(&hash, name, version)),
+    match version_of(version.as_ref()) {
+        Some(version) if data.is_some() || (!with_data && hash.hash_has(DATA.get(context))) => {
+            Ok(Reading::Live(Record { version, data }))
+        }
+        version => Err(why_no_record(&hash, name, version)),
     }
 }
 

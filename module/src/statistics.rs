@@ -47,6 +47,8 @@ macro_rules! counters {
 counters! {
     /// PUTs that were not refused.
     PUTS: c"puts",
+    /// PUT NX that found a task.
+    PUT_EXISTS: c"put_exists",
     /// CAS that found the version they expected.
     CAS_OK: c"cas_ok",
     /// CAS that found another version.
@@ -57,12 +59,22 @@ counters! {
     GET_HITS: c"get_hits",
     /// GETs that found no task.
     GET_MISSES: c"get_misses",
-    /// DELs that found a task.
+    /// DELs that removed a task.
     DELETES: c"deletes",
+    /// DEL VERSION that found another version.
+    DEL_CONFLICT: c"del_conflict",
+    /// DEL VERSION that found no task.
+    DEL_MISSING: c"del_missing",
+    /// EXPIREs that found a task.
+    EXPIRES: c"expires",
     /// LISTs that were not refused.
     LISTS: c"lists",
     /// Records that LIST has replied with.
     RECORDS_LISTED: c"records_listed",
+    /// TRIMs that were not refused.
+    TRIMS: c"trims",
+    /// Tasks that TRIM has removed.
+    TASKS_TRIMMED: c"tasks_trimmed",
     /// Hashes that LIST has left out because they are corrupt.
     CORRUPT_RECORDS_SKIPPED: c"corrupt_records_skipped",
     /// Index entries removed because their task had ended without a command of this module.

@@ -145,6 +145,33 @@ impl<'c> OpenTask<'c> {
         Ok(version)
     }
 
+    /// Changes when the task expires, and publishes `pmcptask.expire`. If the time is past, the task is removed instead.
+    /// True if there was a live task.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Corrupt`]: nothing was written. [`Refusal::Failed`]: part of the write may have been made.
+    pub(crate) fn expire(&mut self, expires_at: Option<Time<'_>>) -> Result<bool, Refusal> {
+        let Stored::Live { expires_at: before, .. } = self.stored()? else { return Ok(false) };
+        if expires_at.is_some_and(|at| at.ms <= self.now_ms) {
+            self.remove_all()?;
+            return Ok(true);
+        }
+        let after = expires_at_field(expires_at.map(|at| at.ms));
+        if let ExpiresAt::At(seconds) = after
+            && before != after
+        {
+            let seconds = self.context.create_decimal(seconds);
+            self.set([(EXPIRES_AT.get(self.context), seconds.as_ref())])?;
+        }
+        self.remove_expires_at(before, after)?;
+        self.set_expiry(expires_at, false)?;
+        self.context.signal_modified(self.task_name);
+        self.context.notify(c"pmcptask.expire", self.task_name);
+        reclaim::note_written(self.context, self.index_key.prefix);
+        Ok(true)
+    }
+
     fn check_room_for_one_more(&self, allowed: i64) -> Result<(), Refusal> {
         let allowed_tasks = usize::try_from(allowed).unwrap_or(usize::MAX);
         let has_room = index::has_fewer_live_tasks(
@@ -182,7 +209,7 @@ impl<'c> OpenTask<'c> {
             Stored::Live { expires_at, .. } => expires_at,
             Stored::Nothing | Stored::Lapsed => ExpiresAt::Absent,
         };
-        let after = expires_at_ms.map_or(ExpiresAt::Absent, |at| ExpiresAt::At(expires_at_seconds(at)));
+        let after = expires_at_field(expires_at_ms);
         match after {
             ExpiresAt::At(seconds) if before != after => {
                 let seconds = context.create_decimal(seconds);
@@ -191,9 +218,14 @@ impl<'c> OpenTask<'c> {
             // The most frequent write does not change the expiry.
             _ => self.set([first, second])?,
         }
+        self.remove_expires_at(before, after)
+    }
+
+    /// Removes the field `expires_at` if a task that expired does so no more.
+    fn remove_expires_at(&mut self, before: ExpiresAt, after: ExpiresAt) -> Result<(), Failed> {
         if after == ExpiresAt::Absent && before != ExpiresAt::Absent {
-            self.hash.remove_hash_field(EXPIRES_AT.get(context))?;
-            effects::expires_at_removed(context, self.task_name)?;
+            self.hash.remove_hash_field(EXPIRES_AT.get(self.context))?;
+            effects::expires_at_removed(self.context, self.task_name)?;
         }
         Ok(())
     }
@@ -231,6 +263,11 @@ impl<'c> OpenTask<'c> {
         index::remove_entry(self.context, &mut self.index, self.index_name, self.task_id.as_ref())?;
         Ok(())
     }
+}
+
+/// The field `expires_at` of a task that expires at this time.
+fn expires_at_field(expires_at_ms: Option<i64>) -> ExpiresAt {
+    expires_at_ms.map_or(ExpiresAt::Absent, |at| ExpiresAt::At(expires_at_seconds(at)))
 }
 
 fn check_size(data: StringRef<'_>) -> Result<(), Refusal> {

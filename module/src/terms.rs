@@ -47,6 +47,11 @@ impl<'a> Terms<'a> {
         self.options.max_tasks
     }
 
+    /// Whether a live task is left as it is.
+    pub(crate) fn only_new(&self) -> bool {
+        self.options.only_new
+    }
+
     fn envelope(&self) -> &Envelope {
         self.envelope.get_or_init(|| Envelope::read(self.data.bytes()))
     }

@@ -87,6 +87,8 @@ pub struct WriteOptions<A> {
     pub created_ms: Option<Number<A>>,
     /// `MAXTASKS`: how many live tasks the owner may have, a new one included.
     pub max_tasks: Option<i64>,
+    /// `NX`: only if there is no live task yet.
+    pub only_new: bool,
 }
 
 impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
@@ -96,7 +98,7 @@ impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
     ///
     /// The first unknown or repeated option, or the first invalid value.
     pub fn of_put(options: impl Iterator<Item = A>) -> Result<Self, ArgumentError> {
-        Self::parse(options, true, "PXAT, PERSIST, CREATED or MAXTASKS")
+        Self::parse(options, true, "PXAT, PERSIST, CREATED, MAXTASKS or NX")
     }
 
     /// Reads the options of CAS, which never creates a task.
@@ -113,37 +115,120 @@ impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
         creates: bool,
         known: &'static str,
     ) -> Result<Self, ArgumentError> {
-        let mut read = Self { expiry: Expiry::FromRecord, created_ms: None, max_tasks: None };
+        let mut read =
+            Self { expiry: Expiry::FromRecord, created_ms: None, max_tasks: None, only_new: false };
         while let Some(option) = options.next() {
             let option = option.as_ref();
             if is(option, "PXAT") {
                 let at = number("PXAT", MILLISECONDS, options.next(), i64::MAX)?;
-                read.set_expiry(Expiry::At(at))?;
+                set_expiry(&mut read.expiry, Expiry::At(at))?;
             } else if is(option, "PERSIST") {
-                read.set_expiry(Expiry::Never)?;
+                set_expiry(&mut read.expiry, Expiry::Never)?;
             } else if is(option, "CREATED") {
                 let created = number("CREATED", CREATED_MILLISECONDS, options.next(), MAX_CREATED_MS)?;
                 set_once("CREATED", &mut read.created_ms, created)?;
             } else if creates && is(option, "MAXTASKS") {
                 let max = number("MAXTASKS", COUNT, options.next(), i64::MAX)?;
                 set_once("MAXTASKS", &mut read.max_tasks, max.value)?;
+            } else if creates && is(option, "NX") {
+                set_flag("NX", &mut read.only_new)?;
             } else {
                 return Err(ArgumentError::new("option", known, option));
             }
         }
         Ok(read)
     }
+}
 
-    fn set_expiry(&mut self, expiry: Expiry<A>) -> Result<(), ArgumentError> {
-        if !matches!(self.expiry, Expiry::FromRecord) {
-            return Err(ArgumentError {
-                argument: "expiry",
-                expected: "one PXAT or PERSIST",
-                got: "two".to_owned(),
-            });
+/// Reads what EXPIRE sets: [`Expiry::At`] or [`Expiry::Never`].
+///
+/// # Errors
+///
+/// No `PXAT` or `PERSIST`, more than one, an unknown option, or an invalid time.
+pub fn new_expiry<A: AsRef<[u8]> + Copy>(
+    mut options: impl Iterator<Item = A>,
+) -> Result<Expiry<A>, ArgumentError> {
+    let mut expiry = Expiry::FromRecord;
+    while let Some(option) = options.next() {
+        let option = option.as_ref();
+        if is(option, "PXAT") {
+            let at = number("PXAT", MILLISECONDS, options.next(), i64::MAX)?;
+            set_expiry(&mut expiry, Expiry::At(at))?;
+        } else if is(option, "PERSIST") {
+            set_expiry(&mut expiry, Expiry::Never)?;
+        } else {
+            return Err(ArgumentError::new("option", "PXAT or PERSIST", option));
         }
-        self.expiry = expiry;
-        Ok(())
+    }
+    match expiry {
+        Expiry::FromRecord => Err(ArgumentError::missing("expiry", "PXAT or PERSIST")),
+        expiry => Ok(expiry),
+    }
+}
+
+fn set_expiry<A>(place: &mut Expiry<A>, expiry: Expiry<A>) -> Result<(), ArgumentError> {
+    if !matches!(place, Expiry::FromRecord) {
+        return Err(ArgumentError {
+            argument: "expiry",
+            expected: "one PXAT or PERSIST",
+            got: "two".to_owned(),
+        });
+    }
+    *place = expiry;
+    Ok(())
+}
+
+/// Reads the options of DEL: the version that `VERSION` expects.
+///
+/// # Errors
+///
+/// The first unknown or repeated option, or an invalid version.
+pub fn deleted_version<'a>(
+    mut options: impl Iterator<Item = &'a [u8]>,
+) -> Result<Option<i64>, ArgumentError> {
+    let mut version = None;
+    while let Some(option) = options.next() {
+        if !is(option, "VERSION") {
+            return Err(ArgumentError::new("option", "VERSION", option));
+        }
+        let expected = number("VERSION", COUNT, options.next(), i64::MAX)?;
+        set_once("VERSION", &mut version, expected.value)?;
+    }
+    Ok(version)
+}
+
+/// The options of TRIM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrimOptions {
+    /// `KEEP`: how many of the newest live tasks stay.
+    pub keep: i64,
+    /// `COUNT`: the maximum number of tasks to remove.
+    pub count: i64,
+}
+
+impl TrimOptions {
+    /// How many tasks one call removes unless `COUNT` says otherwise.
+    pub const DEFAULT_COUNT: i64 = 1_000;
+
+    /// Reads the options of TRIM.
+    ///
+    /// # Errors
+    ///
+    /// No `KEEP`, the first unknown or repeated option, or the first invalid value.
+    pub fn parse<'a>(mut options: impl Iterator<Item = &'a [u8]>) -> Result<Self, ArgumentError> {
+        let (mut keep, mut count) = (None, None);
+        while let Some(option) = options.next() {
+            let (name, place) = if is(option, "KEEP") {
+                ("KEEP", &mut keep)
+            } else if is(option, "COUNT") {
+                ("COUNT", &mut count)
+            } else {
+                return Err(ArgumentError::new("option", "KEEP or COUNT", option));
+            };
+            set_once(name, place, number(name, COUNT, options.next(), i64::MAX)?.value)?;
+        }
+        let keep = keep.ok_or_else(|| ArgumentError::missing("KEEP", COUNT))?;
+        Ok(Self { keep, count: count.unwrap_or(Self::DEFAULT_COUNT) })
     }
 }
 
@@ -156,6 +241,8 @@ pub struct ListOptions<'a> {
     pub after: Option<(i64, &'a [u8])>,
     /// `COUNT`: the maximum number of tasks.
     pub count: Option<i64>,
+    /// `NODATA`: without the records' bytes.
+    pub without_data: bool,
 }
 
 impl<'a> ListOptions<'a> {
@@ -165,13 +252,12 @@ impl<'a> ListOptions<'a> {
     ///
     /// The first unknown or repeated option, or the first invalid value.
     pub fn parse(mut options: impl Iterator<Item = &'a [u8]>) -> Result<Self, ArgumentError> {
-        let mut read = Self { newest_first: false, after: None, count: None };
+        let mut read = Self { newest_first: false, after: None, count: None, without_data: false };
         while let Some(option) = options.next() {
             if is(option, "REV") {
-                if read.newest_first {
-                    return Err(twice("REV"));
-                }
-                read.newest_first = true;
+                set_flag("REV", &mut read.newest_first)?;
+            } else if is(option, "NODATA") {
+                set_flag("NODATA", &mut read.without_data)?;
             } else if is(option, "AFTER") {
                 let created_ms = created_of_listed(options.next())?;
                 let task_id = options
@@ -182,7 +268,7 @@ impl<'a> ListOptions<'a> {
                 let count = number("COUNT", COUNT, options.next(), i64::MAX)?;
                 set_once("COUNT", &mut read.count, count.value)?;
             } else {
-                return Err(ArgumentError::new("option", "REV, AFTER or COUNT", option));
+                return Err(ArgumentError::new("option", "REV, AFTER, COUNT or NODATA", option));
             }
         }
         Ok(read)
@@ -235,6 +321,10 @@ fn created_of_listed(argument: Option<&[u8]>) -> Result<i64, ArgumentError> {
     read.ok_or_else(|| ArgumentError::new("AFTER", LISTED_MILLISECONDS, argument))
 }
 
+fn set_flag(argument: &'static str, place: &mut bool) -> Result<(), ArgumentError> {
+    if std::mem::replace(place, true) { Err(twice(argument)) } else { Ok(()) }
+}
+
 fn set_once<T>(argument: &'static str, place: &mut Option<T>, value: T) -> Result<(), ArgumentError> {
     if place.replace(value).is_some() { Err(twice(argument)) } else { Ok(()) }
 }
@@ -262,14 +352,26 @@ mod tests {
             expiry: Expiry::At(Number { value: 5, argument: "5" }),
             created_ms: Some(Number { value: 0, argument: "0" }),
             max_tasks: Some(i64::MAX),
+            only_new: true,
         };
-        assert_eq!(put(&["PXAT", "5", "CREATED", "0", "MAXTASKS", "9223372036854775807"]), Ok(expected));
-        assert_eq!(put(&["maxtasks", "9223372036854775807", "Created", "0", "pxAT", "5"]), Ok(expected));
+        assert_eq!(
+            put(&["PXAT", "5", "CREATED", "0", "MAXTASKS", "9223372036854775807", "NX"]),
+            Ok(expected)
+        );
+        assert_eq!(
+            put(&["nx", "maxtasks", "9223372036854775807", "Created", "0", "pxAT", "5"]),
+            Ok(expected)
+        );
         assert_eq!(put(&["persist"]).unwrap().expiry, Expiry::Never);
         assert_eq!(put(&[]).unwrap().expiry, Expiry::FromRecord);
         assert_eq!(
-            list(&["count", "0", "after", "7", "REV", "rev"]),
-            Ok(ListOptions { newest_first: true, after: Some((7, b"REV")), count: Some(0) })
+            list(&["nodata", "count", "0", "after", "7", "REV", "rev"]),
+            Ok(ListOptions {
+                newest_first: true,
+                after: Some((7, b"REV")),
+                count: Some(0),
+                without_data: true
+            })
         );
     }
 
@@ -282,13 +384,52 @@ mod tests {
             &["PERSIST", "PERSIST"],
             &["CREATED", "1", "CREATED", "1"],
             &["MAXTASKS", "1", "MAXTASKS", "1"],
+            &["NX", "NX"],
         ] {
             assert!(put(options).is_err(), "{options:?}");
         }
-        for options in
-            [&["REV", "REV"][..], &["COUNT", "1", "COUNT", "1"], &["AFTER", "1", "a", "AFTER", "1", "a"]]
-        {
+        for options in [
+            &["REV", "REV"][..],
+            &["NODATA", "NODATA"],
+            &["COUNT", "1", "COUNT", "1"],
+            &["AFTER", "1", "a", "AFTER", "1", "a"],
+        ] {
             assert!(list(options).is_err(), "{options:?}");
+        }
+    }
+
+    #[test]
+    fn options_of_del_expire_and_trim_are_read() {
+        let bytes =
+            |options: &[&'static str]| options.iter().map(|option| option.as_bytes()).collect::<Vec<_>>();
+        let del = |options: &[&'static str]| deleted_version(bytes(options).into_iter());
+        let expire = |options: &[&'static str]| new_expiry(bytes(options).into_iter());
+        let trim = |options: &[&'static str]| TrimOptions::parse(bytes(options).into_iter());
+        assert_eq!(del(&[]), Ok(None));
+        assert_eq!(del(&["version", "7"]), Ok(Some(7)));
+        assert_eq!(expire(&["persist"]), Ok(Expiry::Never));
+        assert!(matches!(expire(&["pxat", "5"]), Ok(Expiry::At(Number { value: 5, .. }))));
+        assert_eq!(trim(&["keep", "0"]), Ok(TrimOptions { keep: 0, count: 1_000 }));
+        assert_eq!(trim(&["COUNT", "2", "KEEP", "1"]), Ok(TrimOptions { keep: 1, count: 2 }));
+        for (error, text) in [
+            (del(&["VERSION"]).unwrap_err(), format!("VERSION: expected {COUNT}, got nothing")),
+            (del(&["NX"]).unwrap_err(), "option: expected VERSION, got 'NX'".to_owned()),
+            (
+                del(&["VERSION", "1", "VERSION", "1"]).unwrap_err(),
+                "VERSION: expected one, got two".to_owned(),
+            ),
+            (expire(&[]).unwrap_err(), "expiry: expected PXAT or PERSIST, got nothing".to_owned()),
+            (expire(&["EX"]).unwrap_err(), "option: expected PXAT or PERSIST, got 'EX'".to_owned()),
+            (
+                expire(&["PERSIST", "PXAT", "1"]).unwrap_err(),
+                "expiry: expected one PXAT or PERSIST, got two".to_owned(),
+            ),
+            (trim(&[]).unwrap_err(), format!("KEEP: expected {COUNT}, got nothing")),
+            (trim(&["KEEP", "-1"]).unwrap_err(), format!("KEEP: expected {COUNT}, got '-1'")),
+            (trim(&["1"]).unwrap_err(), "option: expected KEEP or COUNT, got '1'".to_owned()),
+            (trim(&["KEEP", "1", "KEEP", "1"]).unwrap_err(), "KEEP: expected one, got two".to_owned()),
+        ] {
+            assert_eq!(error.to_string(), text);
         }
     }
 
@@ -310,7 +451,7 @@ mod tests {
         assert_eq!(put(&["PXAT", "soon"]).unwrap_err(), format!("PXAT: expected {MILLISECONDS}, got 'soon'"));
         assert_eq!(
             put(&["TTL", "5"]).unwrap_err(),
-            "option: expected PXAT, PERSIST, CREATED or MAXTASKS, got 'TTL'"
+            "option: expected PXAT, PERSIST, CREATED, MAXTASKS or NX, got 'TTL'"
         );
         assert_eq!(
             list(&["AFTER", "5"]).unwrap_err(),
@@ -328,7 +469,7 @@ mod tests {
         let error = put(&[r#"{"secret":1}"#]).unwrap_err();
         assert_eq!(
             error,
-            "option: expected PXAT, PERSIST, CREATED or MAXTASKS, got 12 bytes that are not shown"
+            "option: expected PXAT, PERSIST, CREATED, MAXTASKS or NX, got 12 bytes that are not shown"
         );
         assert!(!put(&[&"secret".repeat(9)]).unwrap_err().contains("secret"));
     }

@@ -5,7 +5,7 @@
 
 use pmcptask_schema::arguments::{WriteOptions, expected_version};
 
-use super::{CREATED, DATA, EXPIRY, INDEX_KEY, TASK_KEY, TaskCommand, positional, required};
+use super::{CREATED, DATA, EXPIRY, INDEX_KEY, TASK_KEY, TaskCommand, positional, reply_outcome, required};
 use crate::refusal::Refusal;
 use crate::server::{Access, ArgumentKind, Arguments, CommandInfo, Context, KeySpec};
 use crate::statistics;
@@ -53,9 +53,7 @@ impl TaskCommand for Cas {
         };
 
         counter.increment();
-        context.reply_array(2);
-        context.reply_status(outcome);
-        context.reply_integer(version);
+        reply_outcome(context, outcome, version);
         Ok(())
     }
 }

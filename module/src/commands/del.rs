@@ -1,10 +1,13 @@
-//! `PMCPTASK.DEL task-key index-key`
+//! `PMCPTASK.DEL task-key index-key [VERSION n]`
 //!
-//! Removes a task: its hash, expiry and index entry. Replies with 1 if it existed and 0 otherwise.
+//! Removes a task: its hash, expiry and index entry. Replies with 1 if the task existed and 0 otherwise. With
+//! `VERSION`, removes the task only at that version, and replies as CAS does.
 
-use super::{INDEX_KEY, TASK_KEY, TaskCommand, required};
+use pmcptask_schema::arguments::deleted_version;
+
+use super::{INDEX_KEY, TASK_KEY, TaskCommand, optional, reply_outcome, required};
 use crate::refusal::Refusal;
-use crate::server::{Access, Arguments, CommandInfo, Context, KeySpec};
+use crate::server::{Access, ArgumentKind, Arguments, CommandInfo, Context, KeySpec};
 use crate::statistics;
 use crate::task::OpenTask;
 
@@ -15,7 +18,7 @@ impl TaskCommand for Del {
         name: c"pmcptask.del",
         flags: c"write",
         acl_categories: c"write slow",
-        arity: 3,
+        arity: -3,
         summary: c"Deletes a task.",
         complexity: c"O(log(N)) with N tasks of the owner.",
         since: c"0.1.0",
@@ -23,19 +26,33 @@ impl TaskCommand for Del {
             KeySpec { position: 1, access: Access::Remove },
             KeySpec { position: 2, access: Access::DeleteFrom },
         ],
-        arguments: &[TASK_KEY, INDEX_KEY],
+        arguments: &[TASK_KEY, INDEX_KEY, optional(c"version", ArgumentKind::Integer, c"VERSION")],
     };
 
     fn run(context: &Context, arguments: &Arguments<'_>) -> Result<(), Refusal> {
         let task_key = required(arguments, 1, "task-key")?;
         let index_key = required(arguments, 2, "index-key")?;
+        let expected = deleted_version(arguments.bytes_from(3))?;
 
-        let existed = OpenTask::open(context, task_key, index_key)?.remove()?;
-
-        if existed {
-            statistics::DELETES.increment();
-        }
-        context.reply_integer(i64::from(existed));
+        let mut task = OpenTask::open(context, task_key, index_key)?;
+        let Some(expected) = expected else {
+            let existed = task.remove()?;
+            if existed {
+                statistics::DELETES.increment();
+            }
+            context.reply_integer(i64::from(existed));
+            return Ok(());
+        };
+        let (outcome, counter, version) = match task.stored()?.version() {
+            None => (c"MISSING", &statistics::DEL_MISSING, 0),
+            Some(actual) if actual != expected => (c"CONFLICT", &statistics::DEL_CONFLICT, actual),
+            Some(version) => {
+                task.remove()?;
+                (c"OK", &statistics::DELETES, version)
+            }
+        };
+        counter.increment();
+        reply_outcome(context, outcome, version);
         Ok(())
     }
 }

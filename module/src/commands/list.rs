@@ -1,7 +1,7 @@
-//! `PMCPTASK.LIST index-key [REV] [AFTER created-ms task-id] [COUNT n]`
+//! `PMCPTASK.LIST index-key [REV] [AFTER created-ms task-id] [COUNT n] [NODATA]`
 //!
 //! Replies with an owner's live tasks in order of creation: task id, version, creation time and data of
-//! each. It writes nothing, and one call is one consistent snapshot.
+//! each, or without the data. It writes nothing, and one call is one consistent snapshot.
 
 use pmcptask_schema::IndexKey;
 use pmcptask_schema::arguments::ListOptions;
@@ -38,6 +38,7 @@ impl TaskCommand for List {
                 optional: true,
             },
             optional(c"count", ArgumentKind::Integer, c"COUNT"),
+            optional(c"no-data", ArgumentKind::Flag, c"NODATA"),
         ],
     };
 
@@ -51,6 +52,7 @@ impl TaskCommand for List {
             newest_first: options.newest_first,
             after: options.after.map(after),
             count: options.count.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX)),
+            with_data: !options.without_data,
         };
 
         let listed = match Key::open_for_reading(context, index_name) {
@@ -65,11 +67,13 @@ impl TaskCommand for List {
         statistics::RECORDS_LISTED.add(listed.len());
         context.reply_array(listed.len());
         for task in listed {
-            context.reply_array(4);
+            context.reply_array(if task.record.data.is_some() { 4 } else { 3 });
             context.reply_string(task.task_id.as_ref());
             context.reply_integer(task.record.version);
             context.reply_integer(task.created_ms);
-            context.reply_string(task.record.data.as_ref());
+            if let Some(data) = task.record.data {
+                context.reply_string(data.as_ref());
+            }
         }
         Ok(())
     }

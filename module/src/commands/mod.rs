@@ -2,9 +2,11 @@
 
 mod cas;
 mod del;
+mod expire;
 mod get;
 mod list;
 mod put;
+mod trim;
 
 use crate::refusal::Refusal;
 use crate::server::{self, Argument, ArgumentKind, Arguments, Command, CommandInfo, Context, StringRef};
@@ -52,7 +54,9 @@ pub(crate) fn register(context: &Context) -> Result<(), String> {
     one::<cas::Cas>(context)?;
     one::<get::Get>(context)?;
     one::<del::Del>(context)?;
-    one::<list::List>(context)
+    one::<list::List>(context)?;
+    one::<expire::Expire>(context)?;
+    one::<trim::Trim>(context)
 }
 
 /// An argument that the command's arity guarantees.
@@ -64,12 +68,19 @@ fn required<'c>(
     arguments.get(index).ok_or_else(|| ArgumentError::missing(name, "an argument").into())
 }
 
+/// Replies with how a comparison of versions ended, and the version that decided.
+fn reply_outcome(context: &Context, outcome: &std::ffi::CStr, version: i64) {
+    context.reply_array(2);
+    context.reply_status(outcome);
+    context.reply_integer(version);
+}
+
 // Descriptions of arguments that several commands share.
 
 const TASK_KEY: Argument = positional(c"task-key", ArgumentKind::Key(0));
 const INDEX_KEY: Argument = positional(c"index-key", ArgumentKind::Key(1));
 const DATA: Argument = positional(c"data", ArgumentKind::String);
-const EXPIRY: Argument = Argument {
+const NEW_EXPIRY: Argument = Argument {
     name: c"expiry",
     kind: ArgumentKind::OneOf(&[
         Argument {
@@ -81,8 +92,9 @@ const EXPIRY: Argument = Argument {
         Argument { name: c"persist", kind: ArgumentKind::Flag, token: Some(c"PERSIST"), optional: false },
     ]),
     token: None,
-    optional: true,
+    optional: false,
 };
+const EXPIRY: Argument = Argument { optional: true, ..NEW_EXPIRY };
 const CREATED: Argument = optional(c"created-ms", ArgumentKind::UnixTime, c"CREATED");
 
 const fn positional(name: &'static std::ffi::CStr, kind: ArgumentKind) -> Argument {

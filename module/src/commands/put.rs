@@ -1,7 +1,7 @@
-//! `PMCPTASK.PUT task-key index-key data [PXAT ms | PERSIST] [CREATED ms] [MAXTASKS n]`
+//! `PMCPTASK.PUT task-key index-key data [PXAT ms | PERSIST] [CREATED ms] [MAXTASKS n] [NX]`
 //!
 //! Stores a record as the task's next version, whatever the current version is. Replies with the new version:
-//! 1 for a new task.
+//! 1 for a new task. With `NX`, replies with 0 and changes nothing if a live task exists.
 
 use pmcptask_schema::arguments::WriteOptions;
 
@@ -35,6 +35,7 @@ impl TaskCommand for Put {
             EXPIRY,
             CREATED,
             optional(c"max-tasks", ArgumentKind::Integer, c"MAXTASKS"),
+            optional(c"only-new", ArgumentKind::Flag, c"NX"),
         ],
     };
 
@@ -46,6 +47,11 @@ impl TaskCommand for Put {
 
         let mut task = OpenTask::open(context, task_key, index_key)?;
         let stored = task.stored()?;
+        if terms.only_new() && stored.version().is_some() {
+            statistics::PUT_EXISTS.increment();
+            context.reply_integer(0);
+            return Ok(());
+        }
         let version = task.write(stored, &terms, c"pmcptask.put")?;
 
         statistics::PUTS.increment();

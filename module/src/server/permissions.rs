@@ -67,7 +67,10 @@ impl Drop for AclUser<'_> {
     }
 }
 
-/// Whether a user may run one command, which takes one key, on keys that all start with the same bytes.
+/// The command that asks on whose behalf a command runs. It reads, and no configuration renames a command of a module.
+const ASKING: &CStr = c"pmcptask.get";
+
+/// Whether a user may run one command on task keys that all start with the same bytes.
 pub(crate) struct Permissions<'c> {
     context: &'c Context,
     command: &'static CommandName,
@@ -76,15 +79,25 @@ pub(crate) struct Permissions<'c> {
     has_all: Cell<Option<bool>>,
 }
 
-/// A command's name, as the server takes it in a call and as a string.
+/// A command that a user may or may not run on a task's key.
 pub(crate) struct CommandName {
-    name: &'static CStr,
+    text: &'static str,
     string: Literal,
+    /// How many more keys the command takes.
+    more_keys: i32,
+    /// The prefix of ACL patterns that allow what the command does, besides `~`, which allows everything.
+    pattern: &'static str,
 }
 
 impl CommandName {
-    pub(crate) const fn new(name: &'static CStr, text: &'static str) -> Self {
-        Self { name, string: Literal::new(text) }
+    /// Reads the task key, its only argument.
+    pub(crate) const fn reading(text: &'static str) -> Self {
+        Self { text, string: Literal::new(text), more_keys: 0, pattern: "%R~" }
+    }
+
+    /// Deletes the task key, and takes the index key as well.
+    pub(crate) const fn deleting(text: &'static str) -> Self {
+        Self { text, string: Literal::new(text), more_keys: 1, pattern: "%W~" }
     }
 }
 
@@ -116,10 +129,11 @@ impl<'c> Permissions<'c> {
             User::Deleted => return false,
             User::Known(user) => user,
         };
-        let allowed = user.may(self.command.string.get(self.context), key, 0);
+        let CommandName { text, string, more_keys, pattern } = self.command;
+        let allowed = user.may(string.get(self.context), key, *more_keys);
         if allowed && self.has_all.get().is_none() {
-            let command = self.command.name.to_bytes();
-            let has_all = user.rules().is_some_and(|rules| allow_all(rules.bytes(), command, common));
+            let allows_all = |rules: &[u8]| allow_all(rules, text.as_bytes(), pattern.as_bytes(), common);
+            let has_all = user.rules().is_some_and(|rules| allows_all(rules.bytes()));
             self.has_all.set(Some(has_all));
         }
         if !allowed {
@@ -139,8 +153,7 @@ impl<'c> Permissions<'c> {
         unsafe {
             let client = (api.get_client_id)(self.context.raw());
             if (api.get_client_info_by_id)(std::ptr::null_mut(), client) != OK {
-                let name = self.command.name.as_ptr();
-                let reply = (api.call)(self.context.raw(), name, c"Cs".as_ptr(), key.raw());
+                let reply = (api.call)(self.context.raw(), ASKING.as_ptr(), c"Cs".as_ptr(), key.raw());
                 let error = io::Error::last_os_error();
                 if !reply.is_null() {
                     (api.free_call_reply)(reply);
@@ -162,7 +175,7 @@ impl<'c> Permissions<'c> {
 ///
 /// True if one pattern covers all these keys and nothing else decides: there are no selectors, each of which
 /// could allow a part, and the command is not limited by its first argument.
-fn allow_all(rules: &[u8], command: &[u8], common: &[u8]) -> bool {
+fn allow_all(rules: &[u8], command: &[u8], access: &[u8], common: &[u8]) -> bool {
     let names_first_argument = |rule: &[u8]| {
         let rest = rule.strip_prefix(b"+").and_then(|rule| rule.split_at_checked(command.len()));
         rest.is_some_and(|(name, rest)| name.eq_ignore_ascii_case(command) && rest.starts_with(b"|"))
@@ -171,7 +184,7 @@ fn allow_all(rules: &[u8], command: &[u8], common: &[u8]) -> bool {
     let rules = || rules.split(|byte| *byte == b' ');
     rules().all(|rule| !rule.starts_with(b"(") && !names_first_argument(rule))
         && rules().any(|rule| {
-            let pattern = rule.strip_prefix(b"~").or_else(|| rule.strip_prefix(b"%R~"));
+            let pattern = rule.strip_prefix(b"~").or_else(|| rule.strip_prefix(access));
             pattern.and_then(|pattern| pattern.strip_suffix(b"*")).is_some_and(|literal| {
                 common.starts_with(literal) && !literal.iter().any(|byte| b"*?[\\".contains(byte))
             })
@@ -183,7 +196,7 @@ mod tests {
     use super::*;
 
     fn allows(rules: &str) -> bool {
-        allow_all(rules.as_bytes(), b"pmcptask.get", b"pmcp:tasks:alice:")
+        allow_all(rules.as_bytes(), b"pmcptask.get", b"%R~", b"pmcp:tasks:alice:")
     }
 
     #[test]

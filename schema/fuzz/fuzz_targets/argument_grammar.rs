@@ -3,7 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pmcptask_schema::arguments::{Expiry, ListOptions, WriteOptions, expected_version};
+use pmcptask_schema::arguments::{
+    Expiry, ListOptions, TrimOptions, WriteOptions, deleted_version, expected_version, new_expiry,
+};
 use pmcptask_schema::{IndexKey, TaskKey};
 
 fuzz_target!(|line: &[u8]| {
@@ -17,18 +19,34 @@ fuzz_target!(|line: &[u8]| {
         }
         again.extend(read.created_ms.iter().flat_map(|at| ["CREATED".to_owned(), at.value.to_string()]));
         again.extend(read.max_tasks.iter().flat_map(|n| ["MAXTASKS".to_owned(), n.to_string()]));
+        again.extend(read.only_new.then(|| "nx".to_owned()));
         assert_eq!(WriteOptions::of_put(again.iter().map(String::as_bytes)), Ok(read));
-        assert_eq!(WriteOptions::of_cas(words()).is_ok(), read.max_tasks.is_none());
+        assert_eq!(WriteOptions::of_cas(words()).is_ok(), read.max_tasks.is_none() && !read.only_new);
     }
-    if let Ok(ListOptions { newest_first, after, count }) = ListOptions::parse(words()) {
+    if let Ok(read @ ListOptions { newest_first, after, count, without_data }) = ListOptions::parse(words()) {
         let mut again: Vec<Vec<u8>> = Vec::new();
         again.extend(newest_first.then(|| b"rev".to_vec()));
         if let Some((ms, task_id)) = after {
             again.extend([b"After".to_vec(), ms.to_string().into_bytes(), task_id.to_vec()]);
         }
         again.extend(count.iter().flat_map(|n| [b"COUNT".to_vec(), n.to_string().into_bytes()]));
-        let again = ListOptions::parse(again.iter().map(Vec::as_slice));
-        assert_eq!(again, Ok(ListOptions { newest_first, after, count }));
+        again.extend(without_data.then(|| b"NoData".to_vec()));
+        assert_eq!(ListOptions::parse(again.iter().map(Vec::as_slice)), Ok(read));
+    }
+    if let Ok(read @ TrimOptions { keep, count }) = TrimOptions::parse(words()) {
+        let again = format!("count {count} keep {keep}");
+        assert_eq!(TrimOptions::parse(again.as_bytes().split(|byte| *byte == b' ')), Ok(read));
+    }
+    if let Ok(expiry) = new_expiry(words()) {
+        let again = match expiry {
+            Expiry::At(at) => format!("pxat {}", at.value),
+            Expiry::Never => "persist".to_owned(),
+            Expiry::FromRecord => unreachable!("EXPIRE names an expiry"),
+        };
+        assert_eq!(new_expiry(again.as_bytes().split(|byte| *byte == b' ')), Ok(expiry));
+    }
+    if let Ok(Some(version)) = deleted_version(words()) {
+        assert_eq!(deleted_version(["version".as_bytes(), version.to_string().as_bytes()].into_iter()), Ok(Some(version)));
     }
     if let Ok(version) = expected_version(line) {
         assert_eq!(version.to_string().as_bytes(), line);

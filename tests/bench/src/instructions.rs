@@ -208,6 +208,8 @@ fn ratios_of(rows: &[Row]) -> Vec<Ratio> {
         ratio("GET : HGETALL", get("GET") / get("HGETALL"), "1.15"),
         ratio("LIST of 100, per record : HGETALL less PING", get("LIST of 100") / 100.0 / hgetall, "1.3"),
         ratio("LIST of 1,000, per record : the same", get("LIST of 1,000") / 1_000.0 / hgetall, "1.3"),
+        ratio("LIST of 1,000, NODATA : with data", get("LIST of 1,000, NODATA") / get("LIST of 1,000"), "-"),
+        ratio("TRIM of 100, per task : DEL", get("TRIM of 100") / 100.0 / get("DEL"), "-"),
         ratio("PUT 100 KB : HSET", get("PUT 100 KB") / get("HSET 100 KB"), "1.15"),
         ratio("PUT 1 MB : HSET", get("PUT 1 MB") / get("HSET 1 MB"), "1.15"),
         ratio("GET : Lua backend's HGETALL", get("GET") / get("Lua get"), "-"),
@@ -334,8 +336,22 @@ async fn count_ours(server: &mut CountingServer) -> Result<Vec<Row>> {
     counting.count("CAS lost", |n| ours.put_if_version.fill(&there(n), 999_999))?;
     counting.count("GET", |n| ours.get.fill(&there(n), 0))?;
     counting.count_times(TASKS, "DEL", |n| ours.delete.fill(&id(n), 0))?;
-    let list = words(&["PMCPTASK.LIST", &Keyspace::default().index_key(OWNER)]);
+    let (keys, index) = (Keyspace::default(), Keyspace::default().index_key(OWNER));
+    let list = words(&["PMCPTASK.LIST", &index]);
     counting.count_times(10, "LIST of 1,000", |_| list.clone())?;
+    let without_data = words(&["PMCPTASK.LIST", &index, "NODATA"]);
+    counting.count_times(10, "LIST of 1,000, NODATA", |_| without_data.clone())?;
+    let trim = words(&["PMCPTASK.TRIM", &index, "KEEP", "0", "COUNT", "100"]);
+    counting.count_times(10, "TRIM of 100", |_| trim.clone())?;
+    let on_task = |name: &str, n: usize, options: &[&str]| {
+        words(&[&[name, &keys.task_key(OWNER, &there(n)), &index], options].concat())
+    };
+    counting.count("EXPIRE", |n| {
+        let at_ms = EXPIRES_AT_MS + i64::try_from(n).unwrap_or(0);
+        on_task("PMCPTASK.EXPIRE", n, &["PXAT", &at_ms.to_string()])
+    })?;
+    counting.count("PUT NX, task there", |n| on_task("PMCPTASK.PUT", n, &["a record", "NX"]))?;
+    counting.count_times(TASKS, "DEL VERSION", |n| on_task("PMCPTASK.DEL", n, &["VERSION", "1"]))?;
     for (bytes, name) in [(100_000, "PUT 100 KB"), (1_000_000, "PUT 1 MB")] {
         let large = Commands::of(&backend, port, &record(OWNER, bytes)).await?.put;
         counting.count_times(100, name, |_| large.fill(&there(0), 0))?;
