@@ -1304,7 +1304,6 @@ fn argument_error_names_the_argument_what_was_expected_and_what_came() {
         ("DEL T I VERSION one", format!("ERR VERSION: expected {INTEGER}, got 'one'")),
         ("DEL T I VERSION 1 VERSION 1", "ERR VERSION: expected one, got two".to_owned()),
         ("DEL T I VERSION 1 1", format!("{OF_DEL} '1'")),
-        ("EXPIRE T I", NO_EXPIRY.to_owned()),
         ("EXPIRE T I PXAT", format!("ERR PXAT: expected {MS}, got nothing")),
         ("EXPIRE T I PXAT soon", format!("ERR PXAT: expected {MS}, got 'soon'")),
         ("EXPIRE T I PXAT -1", format!("ERR PXAT: expected {MS}, got '-1'")),
@@ -1313,16 +1312,15 @@ fn argument_error_names_the_argument_what_was_expected_and_what_came() {
         ("EXPIRE T I PXAT 1 PXAT 1", TWO_EXPIRIES.to_owned()),
         ("EXPIRE T I 4102444800123", format!("{OF_EXPIRE} '4102444800123'")),
         ("EXPIRE T I PERSIST NX", format!("{OF_EXPIRE} 'NX'")),
-        ("TRIM I", format!("ERR KEEP: expected {INTEGER}, got nothing")),
         ("TRIM I COUNT 1", format!("ERR KEEP: expected {INTEGER}, got nothing")),
-        ("TRIM I KEEP", format!("ERR KEEP: expected {INTEGER}, got nothing")),
         ("TRIM I KEEP -1", format!("ERR KEEP: expected {INTEGER}, got '-1'")),
         ("TRIM I KEEP COUNT 1", format!("ERR KEEP: expected {INTEGER}, got 'COUNT'")),
         ("TRIM I KEEP 1 KEEP 1", "ERR KEEP: expected one, got two".to_owned()),
+        ("TRIM I COUNT 1 KEEP", format!("ERR KEEP: expected {INTEGER}, got nothing")),
         ("TRIM I KEEP 1 COUNT", format!("ERR COUNT: expected {INTEGER}, got nothing")),
         ("TRIM I KEEP 1 COUNT few", format!("ERR COUNT: expected {INTEGER}, got 'few'")),
         ("TRIM I KEEP 1 COUNT 1 COUNT 1", "ERR COUNT: expected one, got two".to_owned()),
-        ("TRIM I 5", format!("{OF_TRIM} '5'")),
+        ("TRIM I 5 5", format!("{OF_TRIM} '5'")),
         ("TRIM I KEEP 5 REV", format!("{OF_TRIM} 'REV'")),
         ("LIST I REV REV", "ERR REV: expected one, got two".to_owned()),
         ("LIST I AFTER", format!("ERR AFTER: expected {LISTED_MS}, got nothing")),
@@ -1342,6 +1340,18 @@ fn argument_error_names_the_argument_what_was_expected_and_what_came() {
     assert_eq!(empty, format!("-ERR PXAT: expected {MS}, got an empty string\r\n"));
     assert_eq!(session.everything(), before);
     assert_eq!(session.server.counter("refused_err"), u64::try_from(refusals.len()).unwrap() + 1);
+}
+
+#[test]
+fn option_that_a_command_cannot_do_without_is_named_where_it_is_missing() {
+    let mut session = Session::start();
+    session.run("PMCPTASK.PUT T I d");
+    let before = session.everything();
+    let no_keep = format!("ERR KEEP: expected {INTEGER}, got nothing");
+    for (line, refusal) in [("EXPIRE T I", NO_EXPIRY), ("TRIM I", &no_keep), ("TRIM I KEEP", &no_keep)] {
+        assert_eq!(session.run(&format!("PMCPTASK.{line}")), format!("-{refusal}\r\n"), "{line}");
+    }
+    assert_eq!(session.everything(), before);
 }
 
 #[test]
