@@ -51,6 +51,15 @@ pub enum Lifetime {
     Unlimited,
 }
 
+impl Lifetime {
+    fn ends_ms(self) -> Option<i64> {
+        match self {
+            Self::Until(ms) => Some(ms),
+            Self::Unlimited => None,
+        }
+    }
+}
+
 /// A record, and what it says about its task. Whoever makes the bytes knows that, so nothing is parsed here.
 #[derive(Debug, Clone)]
 pub struct Record {
@@ -86,21 +95,47 @@ pub struct Listing {
     pub after: Option<(i64, &'static str)>,
     /// `COUNT`.
     pub count: Option<usize>,
+    /// `NODATA`.
+    pub without_data: bool,
+}
+
+/// What a PUT may do, besides the write itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// `MAXTASKS`.
+    pub max_tasks: Option<usize>,
+    /// `NX`.
+    pub only_new: bool,
+}
+
+/// The options of TRIM.
+#[derive(Debug, Clone, Copy)]
+pub struct Trimming {
+    /// The owner of the tasks.
+    pub owner: Owner,
+    /// `KEEP`.
+    pub keep: usize,
+    /// `COUNT`.
+    pub count: Option<usize>,
 }
 
 /// A command of this project, or of another application that uses the same keys.
 #[derive(Debug, Clone)]
 pub enum Call {
-    /// `PMCPTASK.PUT`, with `MAXTASKS`.
-    Put(Write, Option<usize>),
+    /// `PMCPTASK.PUT`.
+    Put(Write, Limits),
     /// `PMCPTASK.CAS`, with the expected version.
     Cas(Write, i64),
     /// `PMCPTASK.GET`.
     Get(TaskName),
-    /// `PMCPTASK.DEL`.
-    Del(TaskName),
+    /// `PMCPTASK.DEL`, with `VERSION`.
+    Del(TaskName, Option<i64>),
     /// `PMCPTASK.LIST`.
     List(Listing),
+    /// `PMCPTASK.EXPIRE`.
+    Expire(TaskName, Lifetime),
+    /// `PMCPTASK.TRIM`.
+    Trim(Trimming),
     /// `DEL` of a hash.
     Delete(TaskName),
     /// `UNLINK` of a hash.
@@ -120,21 +155,42 @@ impl Call {
     #[must_use]
     pub fn command(&self) -> Cmd {
         match self {
-            Self::Put(write, max_tasks) => {
+            Self::Put(write, limits) => {
                 let mut put = write_command("PMCPTASK.PUT", write, None);
-                if let Some(max_tasks) = max_tasks {
+                if limits.only_new {
+                    put.arg("NX");
+                }
+                if let Some(max_tasks) = limits.max_tasks {
                     put.arg("MAXTASKS").arg(max_tasks);
                 }
                 put
             }
             Self::Cas(write, expected) => write_command("PMCPTASK.CAS", write, Some(*expected)),
             Self::Get(task) => on_task("PMCPTASK.GET", *task),
-            Self::Del(task) => {
+            Self::Del(task, expected) => {
                 let mut del = on_task("PMCPTASK.DEL", *task);
                 del.arg(task.owner.index_key());
+                if let Some(expected) = expected {
+                    del.arg("VERSION").arg(expected);
+                }
                 del
             }
             Self::List(listing) => list_command(listing),
+            Self::Expire(task, lifetime) => {
+                let mut expire = on_task("PMCPTASK.EXPIRE", *task);
+                expire.arg(task.owner.index_key());
+                add_lifetime(&mut expire, *lifetime);
+                expire
+            }
+            Self::Trim(trimming) => {
+                let mut trim = cmd("PMCPTASK.TRIM");
+                trim.arg(trimming.owner.index_key());
+                if let Some(count) = trimming.count {
+                    trim.arg("COUNT").arg(count);
+                }
+                trim.arg("KEEP").arg(trimming.keep);
+                trim
+            }
             Self::Delete(task) => on_task("DEL", *task),
             Self::Unlink(task) => on_task("UNLINK", *task),
             Self::Persist(task) => on_task("PERSIST", *task),
@@ -178,14 +234,8 @@ fn on_task(name: &str, task: TaskName) -> Cmd {
 fn write_command(name: &str, write: &Write, expected: Option<i64>) -> Cmd {
     let mut command = on_task(name, write.task);
     command.arg(write.task.owner.index_key()).arg(expected).arg(&write.record.bytes);
-    match write.lifetime {
-        Some(Lifetime::Until(ms)) => {
-            command.arg("PXAT").arg(ms);
-        }
-        Some(Lifetime::Unlimited) => {
-            command.arg("PERSIST");
-        }
-        None => {}
+    if let Some(lifetime) = write.lifetime {
+        add_lifetime(&mut command, lifetime);
     }
     if let Some(ms) = write.created_ms {
         command.arg("CREATED").arg(ms);
@@ -193,11 +243,21 @@ fn write_command(name: &str, write: &Write, expected: Option<i64>) -> Cmd {
     command
 }
 
+fn add_lifetime(command: &mut Cmd, lifetime: Lifetime) {
+    match lifetime {
+        Lifetime::Until(ms) => command.arg("PXAT").arg(ms),
+        Lifetime::Unlimited => command.arg("PERSIST"),
+    };
+}
+
 fn list_command(listing: &Listing) -> Cmd {
     let mut list = cmd("PMCPTASK.LIST");
     list.arg(listing.owner.index_key());
     if let Some(count) = listing.count {
         list.arg("COUNT").arg(count);
+    }
+    if listing.without_data {
+        list.arg("NODATA");
     }
     if listing.newest_first {
         list.arg("REV");
@@ -313,11 +373,13 @@ impl Model {
     pub fn run(&mut self, call: &Call, now_ms: i64) -> Reply {
         self.expire(now_ms);
         match call {
-            Call::Put(write, max_tasks) => self.put(write, *max_tasks, now_ms),
+            Call::Put(write, limits) => self.put(write, *limits, now_ms),
             Call::Cas(write, expected) => self.cas(write, *expected, now_ms),
             Call::Get(task) => self.get(*task, now_ms),
-            Call::Del(task) => self.del(*task, now_ms),
+            Call::Del(task, expected) => self.del(*task, *expected, now_ms),
             Call::List(listing) => Reply::Value(self.list(listing, now_ms)),
+            Call::Expire(task, lifetime) => self.set_expiry(*task, *lifetime, now_ms),
+            Call::Trim(trimming) => self.trim(*trimming, now_ms),
             Call::Delete(task) | Call::Unlink(task) => integer(i64::from(self.lose(*task))),
             Call::Persist(task) => {
                 let expires_ms = self.tasks.get_mut(task).and_then(|task| task.expires_ms.take());
@@ -339,11 +401,15 @@ impl Model {
         }
     }
 
-    fn put(&mut self, write: &Write, max_tasks: Option<usize>, now_ms: i64) -> Reply {
+    fn put(&mut self, write: &Write, limits: Limits, now_ms: i64) -> Reply {
         let live = self.live(write.task, now_ms);
         let is_full =
-            live.is_none() && max_tasks.is_some_and(|max| self.count(write.task.owner, now_ms) >= max);
+            live.is_none() && limits.max_tasks.is_some_and(|max| self.count(write.task.owner, now_ms) >= max);
         let version = live.map_or(Some(0), |task| task.read().map(|(version, _)| version));
+        if limits.only_new && live.is_some() && version.is_some() {
+            // The record is not used, so a bad record is no error.
+            return integer(0);
+        }
         match Self::refusals(write, version, is_full) {
             refusals if !refusals.is_empty() => Reply::Refused(refusals),
             _ => integer(self.store(write, version.unwrap_or(0), now_ms)),
@@ -378,10 +444,7 @@ impl Model {
     /// Writes the version after `before`, and returns it.
     fn store(&mut self, write: &Write, before: i64, now_ms: i64) -> i64 {
         let version = before + 1;
-        let expires_ms = match write.lifetime.or(write.record.lifetime) {
-            Some(Lifetime::Until(ms)) => Some(ms),
-            Some(Lifetime::Unlimited) | None => None,
-        };
+        let expires_ms = write.lifetime.or(write.record.lifetime).and_then(Lifetime::ends_ms);
         let old = self.tasks.remove(&write.task);
         self.leftovers.remove(&(write.task.owner, write.task.id));
         if expires_ms.is_some_and(|ms| ms <= now_ms) {
@@ -392,7 +455,7 @@ impl Model {
         let task = Task {
             version: version.to_string(),
             data: Some(write.record.bytes.clone()),
-            expires_at_seconds: expires_ms.map(|ms| ms / 1000 + i64::from(ms % 1000 > 0)),
+            expires_at_seconds: expires_ms.map(seconds_rounded_up),
             expires_ms,
             created: kept.or(told).unwrap_or(Created::ByClock),
         };
@@ -408,21 +471,75 @@ impl Model {
         }
     }
 
-    fn del(&mut self, task: TaskName, now_ms: i64) -> Reply {
-        let existed = self.live(task, now_ms).is_some();
+    fn del(&mut self, task: TaskName, expected: Option<i64>, now_ms: i64) -> Reply {
+        let live = self.live(task, now_ms);
+        let Some(expected) = expected else {
+            let existed = live.is_some();
+            self.remove(task);
+            return integer(i64::from(existed));
+        };
+        match live.map(Task::read) {
+            None => outcome("MISSING", 0),
+            Some(None) => Reply::Refused(vec!["CORRUPT"]),
+            Some(Some((actual, _))) if actual != expected => outcome("CONFLICT", actual),
+            Some(Some((actual, _))) => {
+                self.remove(task);
+                outcome("OK", actual)
+            }
+        }
+    }
+
+    /// Removes a hash and its entry.
+    fn remove(&mut self, task: TaskName) {
         self.tasks.remove(&task);
         self.leftovers.remove(&(task.owner, task.id));
-        integer(i64::from(existed))
+    }
+
+    fn set_expiry(&mut self, name: TaskName, lifetime: Lifetime, now_ms: i64) -> Reply {
+        match self.live(name, now_ms).map(Task::read) {
+            None => return integer(0),
+            Some(None) => return Reply::Refused(vec!["CORRUPT"]),
+            Some(Some(_)) => {}
+        }
+        let expires_ms = lifetime.ends_ms();
+        if expires_ms.is_some_and(|ms| ms <= now_ms) {
+            self.remove(name);
+        } else if let Some(task) = self.tasks.get_mut(&name) {
+            task.expires_ms = expires_ms;
+            task.expires_at_seconds = expires_ms.map(seconds_rounded_up);
+        }
+        integer(1)
+    }
+
+    fn trim(&mut self, trimming: Trimming, now_ms: i64) -> Reply {
+        let live = self.in_order(trimming.owner, now_ms);
+        let too_many = live.len().saturating_sub(trimming.keep);
+        let removed = &live[..too_many.min(trimming.count.unwrap_or(1_000))];
+        let Some(last) = removed.last() else { return integer(0) };
+        // A hash that has outlived its task goes too if it is older than a task that goes.
+        let goes =
+            |name: &TaskName, task: &Task| name.owner == trimming.owner && position(*name, task) <= *last;
+        let gone: Vec<_> =
+            self.tasks.iter().filter(|(name, task)| goes(name, task)).map(|(name, _)| *name).collect();
+        for name in gone {
+            self.remove(name);
+        }
+        integer(i64::try_from(removed.len()).unwrap())
+    }
+
+    /// The positions of the owner's tasks in the order of creation.
+    fn in_order(&self, owner: Owner, now_ms: i64) -> Vec<(i64, &'static str)> {
+        let mut order: Vec<_> =
+            self.live_of(owner, now_ms).map(|(name, task)| position(*name, task)).collect();
+        order.sort_unstable();
+        order
     }
 
     fn list(&self, listing: &Listing, now_ms: i64) -> Value {
         let mut listed = Vec::new();
         for (name, task) in self.live_of(listing.owner, now_ms) {
-            let Created::At(created_ms) = task.created else {
-                panic!("nobody has told when {name:?} was created");
-            };
             if let Some((version, data)) = task.read() {
-                listed.push(((created_ms, name.id), version, data));
+                listed.push((position(*name, task), version, data));
             }
         }
         listed.sort_unstable();
@@ -439,8 +556,9 @@ impl Model {
             .filter(|(position, ..)| follows(*position))
             .take(listing.count.unwrap_or(usize::MAX))
             .map(|((created_ms, id), version, data)| {
-                let id = bulk(id.as_bytes());
-                Value::Array(vec![id, Value::Int(version), Value::Int(created_ms), bulk(data)])
+                let data = (!listing.without_data).then(|| bulk(data));
+                let record = [bulk(id.as_bytes()), Value::Int(version), Value::Int(created_ms)];
+                Value::Array(record.into_iter().chain(data).collect())
             });
         Value::Array(records.collect())
     }
@@ -583,6 +701,18 @@ impl Reply {
             _ => false,
         }
     }
+}
+
+/// Where a list shows a task.
+fn position(name: TaskName, task: &Task) -> (i64, &'static str) {
+    let Created::At(created_ms) = task.created else {
+        panic!("nobody has told when {name:?} was created");
+    };
+    (created_ms, name.id)
+}
+
+fn seconds_rounded_up(ms: i64) -> i64 {
+    ms / 1000 + i64::from(ms % 1000 > 0)
 }
 
 fn integer(value: i64) -> Reply {

@@ -18,6 +18,20 @@ pub const CORRUPT_VERSION: &str =
 pub const CORRUPT_DATA: &str = "CORRUPT the hash at key 'pmcp:tasks:o:t' has no data";
 /// For `PXAT` or `PERSIST` twice, or both.
 pub const TWO_EXPIRIES: &str = "ERR expiry: expected one PXAT or PERSIST, got two";
+/// For neither `PXAT` nor `PERSIST`, where one of them is required.
+pub const NO_EXPIRY: &str = "ERR expiry: expected PXAT or PERSIST, got nothing";
+/// How the error for an unknown option of PUT starts.
+pub const OF_PUT: &str = "ERR option: expected PXAT, PERSIST, CREATED, MAXTASKS or NX, got";
+/// How the error for an unknown option of CAS starts.
+pub const OF_CAS: &str = "ERR option: expected PXAT, PERSIST or CREATED, got";
+/// How the error for an unknown option of DEL starts.
+pub const OF_DEL: &str = "ERR option: expected VERSION, got";
+/// How the error for an unknown option of LIST starts.
+pub const OF_LIST: &str = "ERR option: expected REV, AFTER, COUNT or NODATA, got";
+/// How the error for an unknown option of EXPIRE starts.
+pub const OF_EXPIRE: &str = "ERR option: expected PXAT or PERSIST, got";
+/// How the error for an unknown option of TRIM starts.
+pub const OF_TRIM: &str = "ERR option: expected KEEP or COUNT, got";
 /// For a write to a task at the largest version.
 pub const LARGEST_VERSION: &str = "ERR version: the task is at 9223372036854775807, the largest there is";
 
@@ -27,7 +41,7 @@ pub const MS: &str = "ms since the epoch, from 0 to 9223372036854775807";
 pub const CREATED_MS: &str = "ms since the epoch, from 0 to 9007199254740991";
 /// What `AFTER` takes.
 pub const LISTED_MS: &str = "ms since the epoch, from -9223372036854775808 to 9223372036854775807";
-/// What `COUNT`, `MAXTASKS` and an expected version take.
+/// What `COUNT`, `KEEP`, `MAXTASKS`, `VERSION` and an expected version take.
 pub const INTEGER: &str = "an integer from 0 to 9223372036854775807";
 
 /// For a new task of an owner who has as many tasks as `MAXTASKS` allows.

@@ -8,7 +8,8 @@ use std::sync::Barrier;
 use std::thread;
 
 use pmcptask_tests::{
-    INDEX, NIL, OK, PROMISED, Server, ServerOptions, TASK, Wire, holds_within, now_ms, sleep_until, slowness,
+    INDEX, NIL, OK, PROMISED, Server, ServerOptions, TASK, Wire, holds_within, integer, now_ms, sleep_until,
+    slowness,
 };
 
 const CLIENTS: usize = 64;
@@ -70,6 +71,64 @@ fn each_version_is_won_once_and_none_is_lost_where_many_race() {
 }
 
 #[test]
+fn one_put_nx_wins_however_many_race_and_no_other_changes_anything() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    for round in 0..50 {
+        let put = |n: usize, wire: &mut Wire| wire.run(&format!("PMCPTASK.PUT T I client-{n} NX"));
+        let replies = at_once(&server, put);
+        let winners: Vec<_> = (0..CLIENTS).filter(|n| replies[*n] == ":1\r\n").collect();
+        let others = replies.iter().filter(|reply| *reply == ":0\r\n").count();
+        assert_eq!((winners.len(), others), (1, CLIENTS - 1), "{replies:?}");
+        let data = format!("client-{}", winners[0]);
+        assert_eq!(wire.run("PMCPTASK.GET T"), format!("*2\r\n:1\r\n${}\r\n{data}\r\n", data.len()));
+        // The next task of this name begins after a deletion, a trim or an expiry.
+        let end = ["PMCPTASK.DEL T I VERSION 1", "PMCPTASK.TRIM I KEEP 0", "PMCPTASK.EXPIRE T I PXAT 1"];
+        wire.run(end[round % end.len()]);
+        assert_eq!(wire.run("DBSIZE"), ":0\r\n");
+    }
+}
+
+#[test]
+fn one_del_of_a_version_wins_however_many_race() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    for _ in 0..20 {
+        wire.run("PMCPTASK.PUT T I one");
+        wire.run("PMCPTASK.PUT T I two");
+        let replies = at_once(&server, |n, wire| {
+            let version = if n % 2 == 0 { 2 } else { 1 };
+            wire.run(&format!("PMCPTASK.DEL T I VERSION {version}"))
+        });
+        let won = replies.iter().filter(|reply| outcome(reply) == ("OK", 2)).count();
+        let rest = |reply: &&String| matches!(outcome(reply), ("CONFLICT", 2) | ("MISSING", 0));
+        assert_eq!((won, replies.iter().filter(rest).count()), (1, CLIENTS - 1), "{replies:?}");
+        assert_eq!(wire.run("DBSIZE"), ":0\r\n");
+    }
+}
+
+#[test]
+fn trims_that_race_remove_each_task_once_and_never_too_many() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    for n in 0..1_000 {
+        wire.run(&format!("PMCPTASK.PUT pmcp:tasks:o:t{n:04} I x CREATED {}", n / 100));
+    }
+    let removed = at_once(&server, |_, wire| {
+        let mut removed = 0;
+        loop {
+            match integer(&wire.run("PMCPTASK.TRIM I KEEP 10 COUNT 7")) {
+                0 => return removed,
+                some => removed += some,
+            }
+        }
+    });
+    assert_eq!(removed.iter().sum::<i64>(), 990, "{removed:?}");
+    assert_eq!(wire.run("DBSIZE"), ":11\r\n");
+    assert!(wire.run("PMCPTASK.LIST I COUNT 1 NODATA").contains("t0990"));
+}
+
+#[test]
 fn maxtasks_admits_no_more_however_many_put_at_once() {
     let server = Server::start();
     let mut wire = server.wire();
@@ -111,7 +170,7 @@ fn maxtasks_admits_no_more_while_tasks_come_and_go() {
 
 // Transactions and scripts.
 
-const SEVERAL: [(&str, &str); 9] = [
+const SEVERAL: [(&str, &str); 21] = [
     ("PMCPTASK.PUT T I one CREATED 5 PXAT 4102444800123", ":1\r\n"),
     ("PMCPTASK.CAS T I 1 two PERSIST", "*2\r\n+OK\r\n:2\r\n"),
     ("PMCPTASK.CAS T I 1 lost", "*2\r\n+CONFLICT\r\n:2\r\n"),
@@ -121,9 +180,21 @@ const SEVERAL: [(&str, &str); 9] = [
     ("PMCPTASK.DEL T I", ":1\r\n"),
     ("PMCPTASK.GET T", NIL),
     ("PMCPTASK.LIST I COUNT 0", "*0\r\n"),
+    ("PMCPTASK.PUT T I new NX CREATED 7", ":1\r\n"),
+    ("PMCPTASK.PUT T I lost NX", ":0\r\n"),
+    ("PMCPTASK.LIST I REV COUNT 1 NODATA", "*1\r\n*3\r\n$1\r\nt\r\n:1\r\n:7\r\n"),
+    ("PMCPTASK.EXPIRE T I PXAT 4102444800123", ":1\r\n"),
+    ("PMCPTASK.EXPIRE T I PERSIST", ":1\r\n"),
+    ("PMCPTASK.DEL T I VERSION 2", "*2\r\n+CONFLICT\r\n:1\r\n"),
+    ("PMCPTASK.DEL T I VERSION 1", "*2\r\n+OK\r\n:1\r\n"),
+    ("PMCPTASK.DEL T I VERSION 1", "*2\r\n+MISSING\r\n:0\r\n"),
+    ("PMCPTASK.EXPIRE T I PERSIST", ":0\r\n"),
+    ("PMCPTASK.TRIM I KEEP 1", ":0\r\n"),
+    ("PMCPTASK.TRIM I KEEP 0", ":1\r\n"),
+    ("PMCPTASK.TRIM I KEEP 0", ":0\r\n"),
 ];
 
-const EFFECTS_OF_SEVERAL: [&str; 11] = [
+const EFFECTS_OF_SEVERAL: [&str; 21] = [
     "MULTI",
     "HSET T version 1 data one expires_at 4102444801",
     "PEXPIREAT T 4102444800123",
@@ -136,6 +207,16 @@ const EFFECTS_OF_SEVERAL: [&str; 11] = [
     "DEL T",
     // The index entry goes after its task.
     "ZREM I t",
+    "HSET T version 1 data new",
+    "ZADD I 7 t",
+    "HSET T expires_at 4102444801",
+    "PEXPIREAT T 4102444800123",
+    "HDEL T expires_at",
+    "PERSIST T",
+    "DEL T",
+    "ZREM I t",
+    "DEL pmcp:tasks:o:u",
+    "ZREM I u",
 ];
 
 fn assert_one_transaction(commands: &[String]) {
@@ -210,7 +291,15 @@ fn script_that_may_not_write_reads_and_does_not_write() {
     let list = "return redis.call('PMCPTASK.LIST', KEYS[2])";
     let listed = "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$3\r\none\r\n";
     assert_eq!(wire.call(&["EVAL_RO", list, "2", TASK, INDEX]), listed);
-    for write in ["PUT', KEYS[1], KEYS[2], 'x'", "CAS', KEYS[1], KEYS[2], 1, 'x'", "DEL', KEYS[1], KEYS[2]"] {
+    for write in [
+        "PUT', KEYS[1], KEYS[2], 'x'",
+        "PUT', KEYS[1], KEYS[2], 'x', 'NX'",
+        "CAS', KEYS[1], KEYS[2], 1, 'x'",
+        "DEL', KEYS[1], KEYS[2]",
+        "DEL', KEYS[1], KEYS[2], 'VERSION', 1",
+        "EXPIRE', KEYS[1], KEYS[2], 'PERSIST'",
+        "TRIM', KEYS[2], 'KEEP', 0",
+    ] {
         let script = format!("return redis.call('PMCPTASK.{write})");
         let reply = wire.call(&["EVAL_RO", &script, "2", TASK, INDEX]);
         assert!(reply.starts_with("-ERR Write commands are not allowed"), "{reply}");
@@ -294,6 +383,29 @@ fn watch_ends_with_a_change_of_the_key_and_with_nothing_else() {
         ("PMCPTASK.PUT T I again", false, false),
         ("PMCPTASK.PUT T I past PXAT 1", false, false),
         ("PMCPTASK.DEL pmcp:tasks:o:u I", true, false),
+        ("PMCPTASK.PUT T I new CREATED 5 NX", false, false),
+        ("PMCPTASK.PUT T I other NX", true, true),
+        ("PMCPTASK.PUT T I other NX PXAT 1", true, true),
+        ("PMCPTASK.LIST I NODATA", true, true),
+        ("PMCPTASK.DEL T I VERSION 7", true, true),
+        ("PMCPTASK.DEL pmcp:tasks:o:u I VERSION 1", true, true),
+        ("PMCPTASK.EXPIRE pmcp:tasks:o:u I PERSIST", true, true),
+        ("PMCPTASK.EXPIRE pmcp:tasks:o:u I PXAT 1", true, true),
+        ("PMCPTASK.EXPIRE T I PXAT soon", true, true),
+        ("PMCPTASK.EXPIRE T I PXAT 4102444800123", false, true),
+        // The time is the same as before: the key is signalled all the same.
+        ("PMCPTASK.EXPIRE T I PXAT 4102444800123", false, true),
+        ("PMCPTASK.EXPIRE T I PERSIST", false, true),
+        ("PMCPTASK.TRIM I KEEP 1", true, true),
+        ("PMCPTASK.TRIM I KEEP 0 COUNT 0", true, true),
+        ("PMCPTASK.TRIM I KEEP few", true, true),
+        ("PMCPTASK.PUT pmcp:tasks:o:u I newer CREATED 6", true, false),
+        ("PMCPTASK.TRIM I KEEP 1", false, false),
+        ("PMCPTASK.EXPIRE pmcp:tasks:o:u I PXAT 1", true, false),
+        ("PMCPTASK.PUT T I again", false, false),
+        ("PMCPTASK.EXPIRE T I PXAT 1", false, false),
+        ("PMCPTASK.PUT T I again", false, false),
+        ("PMCPTASK.DEL T I VERSION 1", false, false),
     ] {
         // Each call runs twice from the same state, once for each key.
         let state = server.dump(0);
@@ -343,7 +455,20 @@ fn tracking_client_hears_of_changes_and_of_nothing_else() {
         ("PMCPTASK.PUT T I two", Some(vec![TASK])),
         ("PMCPTASK.CAS T I 2 three", Some(vec![TASK])),
         ("PMCPTASK.PUT pmcp:tasks:o:u I other", Some(vec![INDEX])),
+        ("PMCPTASK.PUT T I lost NX", None),
+        ("PMCPTASK.DEL T I VERSION 7", None),
+        ("PMCPTASK.TRIM I KEEP 2", None),
+        ("PMCPTASK.EXPIRE T I PERSIST", Some(vec![TASK])),
+        ("PMCPTASK.EXPIRE T I PXAT 4102444800123", Some(vec![TASK])),
         ("PMCPTASK.DEL T I", Some(vec![TASK, INDEX])),
+        ("PMCPTASK.EXPIRE T I PERSIST", None),
+        ("PMCPTASK.DEL T I VERSION 1", None),
+        ("PMCPTASK.PUT T I four NX CREATED 5", Some(vec![TASK, INDEX])),
+        ("PMCPTASK.TRIM I KEEP 1", Some(vec![TASK, INDEX])),
+        ("PMCPTASK.PUT T I five NX", Some(vec![TASK, INDEX])),
+        ("PMCPTASK.EXPIRE T I PXAT 1", Some(vec![TASK, INDEX])),
+        ("PMCPTASK.PUT T I six NX", Some(vec![TASK, INDEX])),
+        ("PMCPTASK.DEL T I VERSION 1", Some(vec![TASK, INDEX])),
     ] {
         tracking.run("PMCPTASK.GET T");
         tracking.run("PMCPTASK.LIST I");

@@ -8,7 +8,8 @@ use std::iter;
 
 use pmcptask_tests::refusals::{
     CORRUPT_DATA, CORRUPT_VERSION, CREATED_MS, INTEGER, LARGEST_VERSION, LISTED_MS, MS, NO_INDEX_KEY,
-    NO_TASK_ID, NO_TASK_KEY, OTHER_INDEX, TWO_EXPIRIES, WRONG_TYPE, no_room,
+    NO_TASK_ID, NO_TASK_KEY, OF_CAS, OF_DEL, OF_EXPIRE, OF_LIST, OF_PUT, OF_TRIM, OTHER_INDEX, TWO_EXPIRIES,
+    WRONG_TYPE, no_room,
 };
 use pmcptask_tests::{INDEX, Server, TASK, Wire};
 
@@ -95,8 +96,10 @@ fn wrong_number_of_arguments() {
         ("put", &["", " T", " T I"][..]),
         ("cas", &["", " T", " T I", " T I 1"]),
         ("get", &["", " T T", " T I R"]),
-        ("del", &["", " T", " T I R", " T I T I"]),
+        ("del", &["", " T"]),
         ("list", &[""]),
+        ("expire", &["", " T"]),
+        ("trim", &[""]),
     ] {
         let error = format!("ERR wrong number of arguments for 'pmcptask.{command}' command");
         calls.extend(lines.iter().map(|line| bad(&format!("PMCPTASK.{command}{line}"), &error)));
@@ -106,9 +109,6 @@ fn wrong_number_of_arguments() {
 
 #[test]
 fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
-    const OF_PUT: &str = "ERR option: expected PXAT, PERSIST, CREATED or MAXTASKS, got";
-    const OF_CAS: &str = "ERR option: expected PXAT, PERSIST or CREATED, got";
-    const OF_LIST: &str = "ERR option: expected REV, AFTER or COUNT, got";
     let mut calls = Vec::new();
     for (line, error) in [
         ("PUT T I R TTL 5", format!("{OF_PUT} 'TTL'")),
@@ -128,10 +128,60 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
         ("PUT T I R CREATED 1 CREATED 1", "ERR CREATED: expected one, got two".into()),
         ("PUT T I R MAXTASKS 9 MAXTASKS 9", "ERR MAXTASKS: expected one, got two".into()),
         ("PUT T I R MAXTASKS", format!("ERR MAXTASKS: expected {INTEGER}, got nothing")),
-        ("PUT T I R NX", format!("{OF_PUT} 'NX'")),
+        ("PUT T I R NX NX", "ERR NX: expected one, got two".into()),
+        ("PUT T I R NX nx", "ERR NX: expected one, got two".into()),
+        ("PUT T I R NX R", format!("{OF_PUT} 17 bytes that are not shown")),
+        ("PUT T I R NX PXAT", format!("ERR PXAT: expected {MS}, got nothing")),
+        ("PUT T I R PXAT NX", format!("ERR PXAT: expected {MS}, got 'NX'")),
+        ("PUT T I R NX PXAT 1 PERSIST", TWO_EXPIRIES.into()),
+        ("PUT T I R CREATED NX", format!("ERR CREATED: expected {CREATED_MS}, got 'NX'")),
+        ("PUT T I R MAXTASKS NX", format!("ERR MAXTASKS: expected {INTEGER}, got 'NX'")),
+        ("PUT T I R XX", format!("{OF_PUT} 'XX'")),
+        ("PUT T I R VERSION 1", format!("{OF_PUT} 'VERSION'")),
         ("PUT T I R COUNT 1", format!("{OF_PUT} 'COUNT'")),
         ("CAS T I 1 R MAXTASKS 9", format!("{OF_CAS} 'MAXTASKS'")),
         ("CAS T I 1 R REV", format!("{OF_CAS} 'REV'")),
+        ("CAS T I 1 R NX", format!("{OF_CAS} 'NX'")),
+        ("CAS T I VERSION 1 R", format!("ERR expected-version: expected {INTEGER}, got 'VERSION'")),
+        ("DEL T I R", format!("{OF_DEL} 17 bytes that are not shown")),
+        ("DEL T I T I", format!("{OF_DEL} 14 bytes that are not shown")),
+        ("DEL T I ''", format!("{OF_DEL} an empty string")),
+        ("DEL T I 1", format!("{OF_DEL} '1'")),
+        ("DEL T I NX", format!("{OF_DEL} 'NX'")),
+        ("DEL T I VERSION", format!("ERR VERSION: expected {INTEGER}, got nothing")),
+        ("DEL T I VERSION VERSION", format!("ERR VERSION: expected {INTEGER}, got 'VERSION'")),
+        ("DEL T I VERSION R", format!("ERR VERSION: expected {INTEGER}, got 17 bytes that are not shown")),
+        ("DEL T I VERSION 1 version 2", "ERR VERSION: expected one, got two".into()),
+        ("DEL T I VERSION 1 2", format!("{OF_DEL} '2'")),
+        ("EXPIRE T I R", format!("{OF_EXPIRE} 17 bytes that are not shown")),
+        ("EXPIRE T I ''", format!("{OF_EXPIRE} an empty string")),
+        ("EXPIRE T I 1", format!("{OF_EXPIRE} '1'")),
+        ("EXPIRE T I EXAT 1", format!("{OF_EXPIRE} 'EXAT'")),
+        ("EXPIRE T I PXAT", format!("ERR PXAT: expected {MS}, got nothing")),
+        ("EXPIRE T I PXAT PERSIST", format!("ERR PXAT: expected {MS}, got 'PERSIST'")),
+        ("EXPIRE T I PXAT R", format!("ERR PXAT: expected {MS}, got 17 bytes that are not shown")),
+        ("EXPIRE T I PXAT 1 PXAT 1", TWO_EXPIRIES.into()),
+        ("EXPIRE T I PXAT 1 pxat 2", TWO_EXPIRIES.into()),
+        ("EXPIRE T I PXAT 1 PERSIST", TWO_EXPIRIES.into()),
+        ("EXPIRE T I PERSIST PXAT 1", TWO_EXPIRIES.into()),
+        ("EXPIRE T I persist PERSIST", TWO_EXPIRIES.into()),
+        ("EXPIRE T I PXAT 1 2", format!("{OF_EXPIRE} '2'")),
+        ("EXPIRE T I PERSIST CREATED 1", format!("{OF_EXPIRE} 'CREATED'")),
+        ("EXPIRE T I NX PXAT 1", format!("{OF_EXPIRE} 'NX'")),
+        ("TRIM I COUNT 1", format!("ERR KEEP: expected {INTEGER}, got nothing")),
+        ("TRIM I COUNT 1 KEEP", format!("ERR KEEP: expected {INTEGER}, got nothing")),
+        ("TRIM I KEEP KEEP", format!("ERR KEEP: expected {INTEGER}, got 'KEEP'")),
+        ("TRIM I KEEP COUNT 1", format!("ERR KEEP: expected {INTEGER}, got 'COUNT'")),
+        ("TRIM I KEEP 0 COUNT", format!("ERR COUNT: expected {INTEGER}, got nothing")),
+        ("TRIM I KEEP 0 COUNT KEEP", format!("ERR COUNT: expected {INTEGER}, got 'KEEP'")),
+        ("TRIM I KEEP 0 keep 0", "ERR KEEP: expected one, got two".into()),
+        ("TRIM I KEEP 0 COUNT 1 KEEP 1", "ERR KEEP: expected one, got two".into()),
+        ("TRIM I COUNT 1 KEEP 0 count 1", "ERR COUNT: expected one, got two".into()),
+        ("TRIM I 0 0", format!("{OF_TRIM} '0'")),
+        ("TRIM I KEEP 0 0", format!("{OF_TRIM} '0'")),
+        ("TRIM I KEEP 0 REV", format!("{OF_TRIM} 'REV'")),
+        ("TRIM I KEEP 0 T", format!("{OF_TRIM} 14 bytes that are not shown")),
+        ("TRIM I LIMIT 0 10", format!("{OF_TRIM} 'LIMIT'")),
         ("CAS T I 1 R PXAT 1 PERSIST", TWO_EXPIRIES.into()),
         ("CAS T I 1 R CREATED 1 CREATED 1", "ERR CREATED: expected one, got two".into()),
         ("CAS T I R 1", format!("ERR expected-version: expected {INTEGER}, got 17 bytes that are not shown")),
@@ -143,6 +193,12 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
         ("LIST I LIMIT 0 10", format!("{OF_LIST} 'LIMIT'")),
         ("LIST I T", format!("{OF_LIST} 14 bytes that are not shown")),
         ("LIST I 5", format!("{OF_LIST} '5'")),
+        ("LIST I NODATA NODATA", "ERR NODATA: expected one, got two".into()),
+        ("LIST I NODATA REV nodata", "ERR NODATA: expected one, got two".into()),
+        ("LIST I NODATA 1", format!("{OF_LIST} '1'")),
+        ("LIST I DATA", format!("{OF_LIST} 'DATA'")),
+        ("LIST I COUNT NODATA", format!("ERR COUNT: expected {INTEGER}, got 'NODATA'")),
+        ("LIST I AFTER NODATA t", format!("ERR AFTER: expected {LISTED_MS}, got 'NODATA'")),
     ] {
         calls.push(bad(&format!("PMCPTASK.{line}"), &error));
     }
@@ -183,6 +239,11 @@ fn text_that_is_not_a_number_and_number_out_of_range() {
         ("PMCPTASK.CAS T I 1 R CREATED HERE", "CREATED", CREATED_MS),
         ("PMCPTASK.LIST I AFTER HERE t", "AFTER", LISTED_MS),
         ("PMCPTASK.LIST I COUNT HERE", "COUNT", INTEGER),
+        ("PMCPTASK.PUT T I R NX PXAT HERE", "PXAT", MS),
+        ("PMCPTASK.DEL T I VERSION HERE", "VERSION", INTEGER),
+        ("PMCPTASK.EXPIRE T I PXAT HERE", "PXAT", MS),
+        ("PMCPTASK.TRIM I KEEP HERE", "KEEP", INTEGER),
+        ("PMCPTASK.TRIM I KEEP 0 COUNT HERE", "COUNT", INTEGER),
     ];
     let mut calls = Vec::new();
     for (line, argument, expected) in places {
@@ -245,21 +306,40 @@ fn key_that_does_not_match_the_schema() {
         &owner_of_a_megabyte,
     ];
     let mut calls = Vec::new();
+    let of_task = [
+        "GET HERE",
+        "PUT HERE I R",
+        "PUT HERE I R NX",
+        "CAS HERE I 1 R",
+        "DEL HERE I",
+        "DEL HERE I VERSION 1",
+        "EXPIRE HERE I PXAT 1",
+    ];
+    let of_index = [
+        "LIST HERE",
+        "LIST HERE NODATA",
+        "TRIM HERE KEEP 0",
+        "PUT T HERE R",
+        "CAS T HERE 1 R",
+        "DEL T HERE",
+        "DEL T HERE VERSION 1",
+        "EXPIRE T HERE PXAT 1",
+    ];
     for key in no_task_keys {
-        for line in ["GET HERE", "PUT HERE I R", "CAS HERE I 1 R", "DEL HERE I"] {
+        for line in of_task {
             calls.push(bad_bytes(&format!("PMCPTASK.{line}"), key, NO_TASK_KEY));
         }
     }
-    for line in ["GET HERE", "PUT HERE I R", "CAS HERE I 1 R", "DEL HERE I"] {
+    for line in of_task {
         calls.push(bad_bytes(&format!("PMCPTASK.{line}"), b"pmcp:tasks:o:", NO_TASK_ID));
     }
     for key in no_index_keys {
-        for line in ["LIST HERE", "PUT T HERE R", "CAS T HERE 1 R", "DEL T HERE"] {
+        for line in of_index {
             calls.push(bad_bytes(&format!("PMCPTASK.{line}"), key, NO_INDEX_KEY));
         }
     }
     for key in other_indexes {
-        for line in ["PUT T HERE R", "CAS T HERE 1 R", "DEL T HERE"] {
+        for line in of_index.into_iter().filter(|line| line.contains(" T HERE")) {
             calls.push(bad_bytes(&format!("PMCPTASK.{line}"), key, OTHER_INDEX));
         }
     }
@@ -347,9 +427,12 @@ fn expiry_in_the_record_that_is_no_timestamp() {
         let error =
             format!("ERR expiresAt of the record: expected an RFC 3339 timestamp or null, got {came}");
         let record = format!(r#"{{"note":"secret","expiresAt":{value}}}"#);
-        for line in
-            ["PMCPTASK.PUT T I HERE", "PMCPTASK.CAS T I 1 HERE", "PMCPTASK.PUT pmcp:tasks:o:new I HERE"]
-        {
+        for line in [
+            "PMCPTASK.PUT T I HERE",
+            "PMCPTASK.CAS T I 1 HERE",
+            "PMCPTASK.PUT pmcp:tasks:o:new I HERE",
+            "PMCPTASK.PUT pmcp:tasks:o:new I HERE NX",
+        ] {
             calls.push(bad_bytes(line, record.as_bytes(), &error));
         }
     }
@@ -370,12 +453,33 @@ fn key_of_another_type() {
         "PFADD T secret",
         "GEOADD T 1 1 secret",
     ] {
-        for line in ["GET T", "PUT T I R", "CAS T I 1 R", "DEL T I"] {
+        for line in [
+            "GET T",
+            "PUT T I R",
+            "PUT T I R NX",
+            "CAS T I 1 R",
+            "DEL T I",
+            "DEL T I VERSION 1",
+            "EXPIRE T I PERSIST",
+            "EXPIRE T I PXAT 1",
+        ] {
             calls.push(bad_after(&format!("DEL T; {make}"), &format!("PMCPTASK.{line}"), WRONG_TYPE));
         }
     }
     for make in ["SET I secret", "HSET I t secret", "SADD I t", "RPUSH I t", "XADD I 1-1 f secret"] {
-        for line in ["LIST I", "LIST I COUNT 0", "PUT T I R", "CAS T I 1 R", "DEL T I"] {
+        for line in [
+            "LIST I",
+            "LIST I COUNT 0",
+            "LIST I NODATA",
+            "TRIM I KEEP 0",
+            "TRIM I KEEP 9",
+            "TRIM I KEEP 0 COUNT 0",
+            "PUT T I R",
+            "CAS T I 1 R",
+            "DEL T I",
+            "DEL T I VERSION 1",
+            "EXPIRE T I PXAT 1",
+        ] {
             calls.push(bad_after(&format!("DEL I; {make}"), &format!("PMCPTASK.{line}"), WRONG_TYPE));
         }
     }
@@ -406,7 +510,18 @@ fn hash_that_others_have_made() {
         "secret",
         &long,
     ] {
-        for line in ["GET T", "PUT T I R", "PUT T I R PXAT 1", "CAS T I 1 R", "CAS T I 0 R"] {
+        for line in [
+            "GET T",
+            "PUT T I R",
+            "PUT T I R PXAT 1",
+            "PUT T I R NX",
+            "CAS T I 1 R",
+            "CAS T I 0 R",
+            "DEL T I VERSION 0",
+            "DEL T I VERSION 1",
+            "EXPIRE T I PERSIST",
+            "EXPIRE T I PXAT 1",
+        ] {
             let make = format!("HSET T version {version}");
             calls.push(bad_after(&make, &format!("PMCPTASK.{line}"), CORRUPT_VERSION));
         }
@@ -419,7 +534,14 @@ fn hash_that_others_have_made() {
         ("HDEL T data expires_at; HSET T other secret", CORRUPT_DATA),
         ("DEL T; HSET T f secret", CORRUPT_VERSION),
     ] {
-        for line in ["GET T", "PUT T I R", "CAS T I 1 R"] {
+        for line in [
+            "GET T",
+            "PUT T I R",
+            "PUT T I R NX",
+            "CAS T I 1 R",
+            "DEL T I VERSION 1",
+            "EXPIRE T I PXAT 4102444800999",
+        ] {
             calls.push(bad_after(make, &format!("PMCPTASK.{line}"), error));
         }
     }
@@ -438,6 +560,8 @@ fn record_or_task_for_which_there_is_no_room() {
         bad_bytes("PMCPTASK.PUT T I HERE", &too_large, error),
         bad_bytes("PMCPTASK.PUT pmcp:tasks:o:new I HERE", &too_large, error),
         bad_bytes("PMCPTASK.CAS T I 1 HERE", &too_large, error),
+        bad_bytes("PMCPTASK.PUT pmcp:tasks:o:new I HERE NX", &too_large, error),
+        bad("PMCPTASK.PUT pmcp:tasks:o:new I R NX MAXTASKS 1", &no_room(1)),
         bad("PMCPTASK.PUT pmcp:tasks:o:new I R MAXTASKS 0", &no_room(0)),
         bad("PMCPTASK.PUT pmcp:tasks:o:new I R MAXTASKS 1", &no_room(1)),
         // Even if the new task would be gone at once.

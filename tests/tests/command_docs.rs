@@ -9,7 +9,15 @@ use pmcptask_tests::{Server, ServerOptions, StartError, Wire};
 use redis::{Client, Connection, Value};
 use serde_json::{Value as Json, json};
 
-const COMMANDS: [&str; 5] = ["pmcptask.put", "pmcptask.cas", "pmcptask.get", "pmcptask.del", "pmcptask.list"];
+const COMMANDS: [&str; 7] = [
+    "pmcptask.put",
+    "pmcptask.cas",
+    "pmcptask.get",
+    "pmcptask.del",
+    "pmcptask.list",
+    "pmcptask.expire",
+    "pmcptask.trim",
+];
 
 /// A connection whose replies distinguish maps from arrays.
 fn resp3(server: &Server) -> Connection {
@@ -62,7 +70,10 @@ fn command_info_tells_arity_flags_and_keys() {
         })
     };
     let write = json!(["denyoom", "module", "write"]);
+    // A command that makes nothing larger runs where memory is full.
+    let frees = json!(["module", "write"]);
     let update = json!(["RW", "update"]);
+    let delete_from = json!(["RW", "delete"]);
     for (command, arity, flags, first_and_last_key, keys) in [
         ("pmcptask.put", -4, &write, [1, 2], json!([key(1, update.clone()), key(2, update.clone())])),
         (
@@ -70,7 +81,7 @@ fn command_info_tells_arity_flags_and_keys() {
             -5,
             &write,
             [1, 2],
-            json!([key(1, json!(["RW", "access", "update"])), key(2, update)]),
+            json!([key(1, json!(["RW", "access", "update"])), key(2, update.clone())]),
         ),
         (
             "pmcptask.get",
@@ -81,10 +92,10 @@ fn command_info_tells_arity_flags_and_keys() {
         ),
         (
             "pmcptask.del",
-            3,
-            &json!(["module", "write"]),
+            -3,
+            &frees,
             [1, 2],
-            json!([key(1, json!(["RM", "delete"])), key(2, json!(["RW", "delete"]))]),
+            json!([key(1, json!(["RM", "delete"])), key(2, delete_from.clone())]),
         ),
         (
             "pmcptask.list",
@@ -93,6 +104,8 @@ fn command_info_tells_arity_flags_and_keys() {
             [1, 1],
             json!([key(1, json!(["RO", "access"]))]),
         ),
+        ("pmcptask.expire", -4, &frees, [1, 2], json!([key(2, delete_from.clone()), key(1, update)])),
+        ("pmcptask.trim", -4, &frees, [1, 1], json!([key(1, delete_from)])),
     ] {
         let info = &ask(&mut connection, &format!("COMMAND INFO {command}"))[0];
         assert_eq!(info[0], command);
@@ -118,6 +131,8 @@ fn commands_are_in_acl_categories_but_on_redis_7_0_which_has_none_for_modules() 
         ("pmcptask.get", json!(["@fast", "@read"])),
         ("pmcptask.del", json!(["@slow", "@write"])),
         ("pmcptask.list", json!(["@read", "@slow"])),
+        ("pmcptask.expire", json!(["@slow", "@write"])),
+        ("pmcptask.trim", json!(["@slow", "@write"])),
     ] {
         let expected = if is_redis_7_0 { json!([]) } else { categories };
         assert_eq!(ask(&mut connection, &format!("COMMAND INFO {command}"))[0][6], expected, "{command}");
@@ -134,6 +149,13 @@ fn command_getkeys_finds_the_keys() {
         ("PMCPTASK.GET p:tasks:o:t", json!(["p:tasks:o:t"])),
         ("PMCPTASK.DEL p:tasks:o:t p:idx:o", json!(["p:tasks:o:t", "p:idx:o"])),
         ("PMCPTASK.LIST p:idx:o REV AFTER 5 t COUNT 1", json!(["p:idx:o"])),
+        ("PMCPTASK.PUT p:tasks:o:t p:idx:o data NX MAXTASKS 5", json!(["p:tasks:o:t", "p:idx:o"])),
+        ("PMCPTASK.DEL p:tasks:o:t p:idx:o VERSION 5", json!(["p:tasks:o:t", "p:idx:o"])),
+        ("PMCPTASK.LIST p:idx:o NODATA COUNT 1", json!(["p:idx:o"])),
+        ("PMCPTASK.EXPIRE p:tasks:o:t p:idx:o PXAT 5", json!(["p:tasks:o:t", "p:idx:o"])),
+        ("PMCPTASK.EXPIRE p:tasks:o:t p:idx:o PERSIST", json!(["p:tasks:o:t", "p:idx:o"])),
+        ("PMCPTASK.TRIM p:idx:o KEEP 5", json!(["p:idx:o"])),
+        ("PMCPTASK.TRIM p:idx:o COUNT 1 KEEP 5", json!(["p:idx:o"])),
     ] {
         assert_eq!(ask(&mut connection, &format!("COMMAND GETKEYS {line}")), keys, "{line}");
     }
@@ -179,30 +201,41 @@ fn command_docs_tell_every_argument() {
     let task_key = json!({"name": "task-key", "type": "key", "key_spec_index": 0});
     let index_key = json!({"name": "index-key", "type": "key", "key_spec_index": 1});
     let data = json!({"name": "data", "type": "string"});
-    let expiry = json!({"name": "expiry", "type": "oneof", "flags": ["optional"], "arguments": [
+    let new_expiry = json!({"name": "expiry", "type": "oneof", "arguments": [
         {"name": "expires-at-ms", "type": "unix-time", "token": "PXAT"},
         {"name": "persist", "type": "pure-token", "token": "PERSIST"},
     ]});
+    let mut expiry = new_expiry.clone();
+    expiry["flags"] = json!(["optional"]);
     let created =
         json!({"name": "created-ms", "type": "unix-time", "token": "CREATED", "flags": ["optional"]});
     let max_tasks =
         json!({"name": "max-tasks", "type": "integer", "token": "MAXTASKS", "flags": ["optional"]});
+    let only_new = json!({"name": "only-new", "type": "pure-token", "token": "NX", "flags": ["optional"]});
     let version = json!({"name": "expected-version", "type": "integer"});
+    let version_to_delete =
+        json!({"name": "version", "type": "integer", "token": "VERSION", "flags": ["optional"]});
+    let keep = json!({"name": "keep", "type": "integer", "token": "KEEP"});
+    let count = json!({"name": "count", "type": "integer", "token": "COUNT", "flags": ["optional"]});
+    let only_index_key = json!({"name": "index-key", "type": "key", "key_spec_index": 0});
     let list = json!([
-        {"name": "index-key", "type": "key", "key_spec_index": 0},
+        only_index_key,
         {"name": "newest-first", "type": "pure-token", "token": "REV", "flags": ["optional"]},
         {"name": "after", "type": "block", "token": "AFTER", "flags": ["optional"], "arguments": [
             {"name": "created-ms", "type": "unix-time"},
             {"name": "task-id", "type": "string"},
         ]},
-        {"name": "count", "type": "integer", "token": "COUNT", "flags": ["optional"]},
+        count,
+        {"name": "no-data", "type": "pure-token", "token": "NODATA", "flags": ["optional"]},
     ]);
     for (command, arguments) in [
-        ("pmcptask.put", json!([task_key, index_key, data, expiry, created, max_tasks])),
+        ("pmcptask.put", json!([task_key, index_key, data, expiry, created, max_tasks, only_new])),
         ("pmcptask.cas", json!([task_key, index_key, version, data, expiry, created])),
         ("pmcptask.get", json!([task_key])),
-        ("pmcptask.del", json!([task_key, index_key])),
+        ("pmcptask.del", json!([task_key, index_key, version_to_delete])),
         ("pmcptask.list", list),
+        ("pmcptask.expire", json!([task_key, index_key, new_expiry])),
+        ("pmcptask.trim", json!([only_index_key, keep, count])),
     ] {
         assert_eq!(docs(&mut connection, command)["arguments"], arguments, "{command}");
     }
@@ -228,6 +261,11 @@ fn person_at_redis_cli_can_read_every_reply() {
         ("PMCPTASK.GET pmcp:tasks:o:x", "(nil)\n"),
         ("PMCPTASK.LIST pmcp:idx:o", "1) 1) \"t\"\n   2) (integer) 2\n   3) (integer) 5\n   4) \"again\"\n"),
         ("PMCPTASK.LIST pmcp:idx:x", "(empty array)\n"),
+        ("PMCPTASK.LIST pmcp:idx:o NODATA", "1) 1) \"t\"\n   2) (integer) 2\n   3) (integer) 5\n"),
+        ("PMCPTASK.PUT pmcp:tasks:o:t pmcp:idx:o hello NX", "(integer) 0\n"),
+        ("PMCPTASK.EXPIRE pmcp:tasks:o:t pmcp:idx:o PXAT 4102444800123", "(integer) 1\n"),
+        ("PMCPTASK.DEL pmcp:tasks:o:t pmcp:idx:o VERSION 1", "1) CONFLICT\n2) (integer) 2\n"),
+        ("PMCPTASK.TRIM pmcp:idx:o KEEP 1", "(integer) 0\n"),
         ("PMCPTASK.DEL pmcp:tasks:o:t pmcp:idx:o", "(integer) 1\n"),
     ] {
         assert_eq!(typed(&server, line), seen, "{line}");
@@ -245,15 +283,17 @@ fn redis_cli_completes_and_explains_the_commands() {
     for (command, syntax) in [
         (
             "PMCPTASK.PUT",
-            "task-key index-key data [PXAT expires-at-ms|PERSIST] [CREATED created-ms] [MAXTASKS max-tasks]",
+            "task-key index-key data [PXAT expires-at-ms|PERSIST] [CREATED created-ms] [MAXTASKS max-tasks] [NX]",
         ),
         (
             "PMCPTASK.CAS",
             "task-key index-key expected-version data [PXAT expires-at-ms|PERSIST] [CREATED created-ms]",
         ),
         ("PMCPTASK.GET", "task-key"),
-        ("PMCPTASK.DEL", "task-key index-key"),
-        ("PMCPTASK.LIST", "index-key [REV] [AFTER created-ms task-id] [COUNT count]"),
+        ("PMCPTASK.DEL", "task-key index-key [VERSION version]"),
+        ("PMCPTASK.LIST", "index-key [REV] [AFTER created-ms task-id] [COUNT count] [NODATA]"),
+        ("PMCPTASK.EXPIRE", "task-key index-key PXAT expires-at-ms|PERSIST"),
+        ("PMCPTASK.TRIM", "index-key KEEP keep [COUNT count]"),
     ] {
         let help = typed(&server, &format!("help {command}"));
         assert!(help.contains(command) && help.contains(syntax), "{help}");
@@ -363,14 +403,20 @@ fn info_counts_what_the_module_has_done() {
     let mut wire = server.wire();
     let names = [
         "puts",
+        "put_exists",
         "cas_ok",
         "cas_conflict",
         "cas_missing",
         "get_hits",
         "get_misses",
         "deletes",
+        "del_conflict",
+        "del_missing",
+        "expires",
         "lists",
         "records_listed",
+        "trims",
+        "tasks_trimmed",
         "corrupt_records_skipped",
         "index_entries_removed",
         "index_walks",
@@ -411,6 +457,22 @@ fn info_counts_what_the_module_has_done() {
         ("PMCPTASK.LIST p:idx:x", &[("lists", 1)]),
         ("PMCPTASK.DEL p:tasks:o:u p:idx:o", &[("deletes", 1)]),
         ("PMCPTASK.DEL p:tasks:o:u p:idx:o", &[]),
+        ("PMCPTASK.PUT p:tasks:o:t p:idx:o d NX", &[("put_exists", 1)]),
+        ("PMCPTASK.PUT p:tasks:o:n p:idx:o d NX", &[("puts", 1)]),
+        ("PMCPTASK.LIST p:idx:o NODATA", &[("lists", 1), ("records_listed", 2)]),
+        ("PMCPTASK.DEL p:tasks:o:n p:idx:o VERSION 2", &[("del_conflict", 1)]),
+        ("PMCPTASK.DEL p:tasks:o:n p:idx:o VERSION 1", &[("deletes", 1)]),
+        ("PMCPTASK.DEL p:tasks:o:n p:idx:o VERSION 1", &[("del_missing", 1)]),
+        ("PMCPTASK.EXPIRE p:tasks:o:t p:idx:o PXAT 4102444800123", &[("expires", 1)]),
+        ("PMCPTASK.EXPIRE p:tasks:o:t p:idx:o PERSIST", &[("expires", 1)]),
+        ("PMCPTASK.EXPIRE p:tasks:o:t p:idx:o PERSIST", &[("expires", 1)]),
+        ("PMCPTASK.EXPIRE p:tasks:o:x p:idx:o PERSIST", &[]),
+        ("PMCPTASK.PUT p:tasks:o:n p:idx:o d CREATED 1", &[("puts", 1)]),
+        ("PMCPTASK.PUT p:tasks:o:m p:idx:o d CREATED 2", &[("puts", 1)]),
+        ("PMCPTASK.TRIM p:idx:o KEEP 1", &[("trims", 1), ("tasks_trimmed", 2)]),
+        ("PMCPTASK.TRIM p:idx:o KEEP 1", &[("trims", 1)]),
+        ("PMCPTASK.TRIM p:idx:x KEEP 1", &[("trims", 1)]),
+        ("PMCPTASK.TRIM p:idx:o KEEP -1", &[("refused_err", 1)]),
         ("HDEL p:tasks:o:t data", &[]),
         ("PMCPTASK.GET p:tasks:o:t", &[("refused_corrupt", 1)]),
         ("PMCPTASK.LIST p:idx:o", &[("lists", 1), ("corrupt_records_skipped", 1)]),

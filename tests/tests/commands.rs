@@ -1,13 +1,17 @@
-//! The five commands as any client sees them: arguments, replies byte by byte, and the keys that they leave.
+//! The commands as any client sees them: arguments, replies byte by byte, and the keys that they leave.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use pmcptask_tests::refusals::{
-    CORRUPT_DATA, CORRUPT_VERSION, CREATED_MS, INTEGER, LARGEST_VERSION, LISTED_MS, MS, NO_INDEX_KEY,
-    NO_TASK_ID, NO_TASK_KEY, OTHER_INDEX, TWO_EXPIRIES, WRONG_TYPE, no_room,
+    CORRUPT_DATA, CORRUPT_VERSION, CREATED_MS, INTEGER, LARGEST_VERSION, LISTED_MS, MS, NO_EXPIRY,
+    NO_INDEX_KEY, NO_TASK_ID, NO_TASK_KEY, OF_CAS, OF_DEL, OF_EXPIRE, OF_LIST, OF_PUT, OF_TRIM, OTHER_INDEX,
+    TWO_EXPIRIES, WRONG_TYPE, no_room,
 };
-use pmcptask_tests::{EMPTY, INDEX, NIL, Server, ServerOptions, TASK, Wire, integer, now_ms};
+use pmcptask_tests::{
+    EMPTY, INDEX, NIL, PROMISED, Server, ServerOptions, TASK, Wire, holds_within, integer, now_ms,
+    sleep_until,
+};
 
 /// Far enough in the future for every test, and not a whole second.
 const FUTURE: i64 = 4_102_444_800_123;
@@ -50,16 +54,30 @@ impl Session {
     fn ids(&mut self, line: &str) -> Vec<String> {
         let reply = self.run(line);
         assert!(reply.starts_with('*'), "{line}: {reply}");
-        // For each task: its array, the length and text of the id, version, creation time, the length and
-        // text of the data.
+        // For each task: its array, the length and text of the id, version, creation time, and unless the
+        // list has no data, the length and text of the data.
+        let lines_of_one = if line.contains("NODATA") { 5 } else { 7 };
         let lines: Vec<_> = reply.lines().skip(1).collect();
-        assert_eq!(lines.len() % 7, 0, "{line}: {reply}");
-        lines.chunks(7).map(|task| task[2].to_owned()).collect()
+        assert_eq!(lines.len() % lines_of_one, 0, "{line}: {reply}");
+        lines.chunks(lines_of_one).map(|task| task[2].to_owned()).collect()
     }
 
     /// Everything about both keys: values, expiry, and the number of keys.
     fn everything(&mut self) -> Vec<String> {
         ["DUMP T", "DUMP I", "PEXPIRETIME T", "PEXPIRETIME I", "DBSIZE"].map(|line| self.run(line)).to_vec()
+    }
+
+    /// The ids in the index, whether or not their tasks exist.
+    fn entries(&mut self) -> Vec<String> {
+        let reply = self.run("ZRANGE I 0 -1");
+        reply.lines().skip(2).step_by(2).map(str::to_owned).collect()
+    }
+
+    /// Stores tasks of owner `o`, in this order of creation.
+    fn store_all(&mut self, task_ids: &[&str]) {
+        for (task_id, created_ms) in task_ids.iter().zip(1..) {
+            self.store(task_id, created_ms);
+        }
     }
 
     /// Stores a task of owner `o` with this creation time.
@@ -93,6 +111,10 @@ fn listed(task_id: &str, version: i64, created_ms: i64, data: &str) -> String {
     array(&[bulk(task_id), int(version), int(created_ms), bulk(data)])
 }
 
+fn listed_without_data(task_id: &str, version: i64, created_ms: i64) -> String {
+    array(&[bulk(task_id), int(version), int(created_ms)])
+}
+
 // Replies.
 
 #[test]
@@ -101,6 +123,9 @@ fn every_reply_is_what_the_contract_says_in_resp2() {
     assert_eq!(session.run("PMCPTASK.GET T"), NIL);
     assert_eq!(session.run("PMCPTASK.LIST I"), EMPTY);
     assert_eq!(session.run("PMCPTASK.DEL T I"), int(0));
+    assert_eq!(session.run("PMCPTASK.DEL T I VERSION 0"), cas_reply("MISSING", 0));
+    assert_eq!(session.run("PMCPTASK.EXPIRE T I PERSIST"), int(0));
+    assert_eq!(session.run("PMCPTASK.TRIM I KEEP 0"), int(0));
     assert_eq!(session.run("PMCPTASK.CAS T I 1 x"), cas_reply("MISSING", 0));
     assert_eq!(session.run("PMCPTASK.CAS T I 0 x"), cas_reply("MISSING", 0));
     every_reply_of_a_task(&mut session);
@@ -114,6 +139,9 @@ fn every_reply_is_what_the_contract_says_in_resp3() {
     assert_eq!(session.run("PMCPTASK.GET T"), "_\r\n");
     assert_eq!(session.run("PMCPTASK.LIST I"), EMPTY);
     assert_eq!(session.run("PMCPTASK.DEL T I"), int(0));
+    assert_eq!(session.run("PMCPTASK.DEL T I VERSION 0"), cas_reply("MISSING", 0));
+    assert_eq!(session.run("PMCPTASK.EXPIRE T I PERSIST"), int(0));
+    assert_eq!(session.run("PMCPTASK.TRIM I KEEP 0"), int(0));
     assert_eq!(session.run("PMCPTASK.CAS T I 1 x"), cas_reply("MISSING", 0));
     every_reply_of_a_task(&mut session);
     assert_eq!(session.run("PMCPTASK.GET T"), "_\r\n");
@@ -129,6 +157,18 @@ fn every_reply_of_a_task(session: &mut Session) {
         assert_eq!(session.run(&format!("PMCPTASK.CAS T I {other} x")), cas_reply("CONFLICT", 3));
     }
     assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 3, 5, "three")]));
+    assert_eq!(session.run("PMCPTASK.LIST I NODATA"), array(&[listed_without_data("t", 3, 5)]));
+    assert_eq!(session.run("PMCPTASK.PUT T I x NX"), int(0));
+    for lifetime in ["PXAT 4102444800123", "PERSIST"] {
+        assert_eq!(session.run(&format!("PMCPTASK.EXPIRE T I {lifetime}")), int(1));
+    }
+    assert_eq!(session.run("PMCPTASK.DEL T I VERSION 2"), cas_reply("CONFLICT", 3));
+    assert_eq!(session.run("PMCPTASK.DEL T I VERSION 3"), cas_reply("OK", 3));
+    assert_eq!(session.run("PMCPTASK.DEL T I VERSION 3"), cas_reply("MISSING", 0));
+    assert_eq!(session.run("PMCPTASK.PUT T I x NX"), int(1));
+    assert_eq!(session.run("PMCPTASK.TRIM I KEEP 1"), int(0));
+    assert_eq!(session.run("PMCPTASK.TRIM I KEEP 0"), int(1));
+    assert_eq!(session.run("PMCPTASK.PUT T I x"), int(1));
     assert_eq!(session.run("PMCPTASK.DEL T I"), int(1));
     assert_eq!(session.run("PMCPTASK.DEL T I"), int(0));
     assert_eq!(session.run("PMCPTASK.LIST I"), EMPTY);
@@ -152,6 +192,12 @@ fn command_and_option_names_are_known_in_any_case() {
     assert_eq!(session.run("Pmcptask.Cas T I 1 d PerSist cReAtEd 9"), cas_reply("OK", 2));
     assert_eq!(session.run("PMCPTASK.list I rev Count 1 aFTER 8 x"), array(&[listed("t", 2, 7, "d")]));
     assert_eq!(session.run("pmcptask.get T"), record(2, "d"));
+    assert_eq!(session.run("pmcptask.put T I d nX"), int(0));
+    assert_eq!(session.run("PMCPTASK.LIST I NoData"), array(&[listed_without_data("t", 2, 7)]));
+    assert_eq!(session.run("PMCPTASK.expire T I pxAT 4102444800123"), int(1));
+    assert_eq!(session.run("pmcptask.Expire T I persist"), int(1));
+    assert_eq!(session.run("pmcptask.trim I keep 1 Count 5"), int(0));
+    assert_eq!(session.run("pmcptask.del T I Version 1"), cas_reply("CONFLICT", 2));
     assert_eq!(session.run("pmcptask.del T I"), int(1));
 }
 
@@ -159,10 +205,11 @@ fn command_and_option_names_are_known_in_any_case() {
 fn options_of_put_mean_the_same_in_any_order() {
     let mut session = Session::start();
     for expiry in ["PXAT 4102444800123", "PERSIST"] {
-        let [e, c, m] = [expiry, "CREATED 7", "MAXTASKS 1"];
-        for order in [[e, c, m], [e, m, c], [c, e, m], [c, m, e], [m, e, c], [m, c, e]] {
+        let [e, c, m, n] = [expiry, "CREATED 7", "MAXTASKS 1", "NX"];
+        for order in [[e, c, m, n], [e, n, m, c], [c, e, n, m], [n, c, m, e], [m, n, e, c], [n, m, c, e]] {
             let options = order.join(" ");
             assert_eq!(session.run(&format!("PMCPTASK.PUT T I d {options}")), int(1), "{options}");
+            assert_eq!(session.run(&format!("PMCPTASK.PUT T I d {options}")), int(0), "{options}");
             assert_eq!(session.run("ZSCORE I t"), bulk("7"), "{options}");
             let expected = if expiry == "PERSIST" { -1 } else { FUTURE };
             assert_eq!(session.number("PEXPIRETIME T"), expected, "{options}");
@@ -181,7 +228,23 @@ fn options_of_list_mean_the_same_in_any_order() {
     }
     let [r, a, c] = ["REV", "AFTER 4 t4", "COUNT 2"];
     for order in [[r, a, c], [r, c, a], [a, r, c], [a, c, r], [c, r, a], [c, a, r]] {
-        assert_eq!(session.ids(&format!("PMCPTASK.LIST I {}", order.join(" "))), ["t3", "t2"], "{order:?}");
+        let options = order.join(" ");
+        for options in [options.clone(), format!("NODATA {options}"), format!("{options} NODATA")] {
+            assert_eq!(session.ids(&format!("PMCPTASK.LIST I {options}")), ["t3", "t2"], "{options}");
+        }
+    }
+    // A task id can be the name of an option.
+    assert_eq!(session.ids("PMCPTASK.LIST I AFTER 3 NODATA COUNT 1 NODATA"), ["t3"]);
+}
+
+#[test]
+fn options_of_trim_mean_the_same_in_any_order() {
+    let mut session = Session::start();
+    for options in ["KEEP 1 COUNT 2", "COUNT 2 KEEP 1"] {
+        session.store_all(&["a", "b", "c", "d"]);
+        assert_eq!(session.run(&format!("PMCPTASK.TRIM I {options}")), int(2), "{options}");
+        assert_eq!(session.ids("PMCPTASK.LIST I"), ["c", "d"], "{options}");
+        session.run("PMCPTASK.TRIM I KEEP 0");
     }
 }
 
@@ -295,6 +358,7 @@ fn count_is_of_records_and_not_of_index_entries() {
         assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 1"), ["t3"]);
         assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 3 AFTER 13 t3"), ["t2", "t1", "t0"]);
         assert_eq!(session.run("PMCPTASK.LIST I COUNT 0"), EMPTY);
+        assert_eq!(session.ids("PMCPTASK.LIST I COUNT 3 NODATA"), ["t0", "t1", "t2"]);
         // The command only reads; it removes nothing.
         assert_eq!(session.run("ZCARD I"), int(11));
     }
@@ -343,6 +407,28 @@ fn list_skips_entries_that_name_no_task_of_the_owner() {
     session.run("RPUSH pmcp:tasks:o:list value");
     assert_eq!(session.ids("PMCPTASK.LIST I"), ["t"]);
     assert_eq!(session.ids("PMCPTASK.LIST I REV COUNT 1"), ["t"]);
+}
+
+#[test]
+fn list_without_data_shows_the_same_tasks_in_the_same_order() {
+    for mut session in Session::of_each_encoding() {
+        for (task_id, created_ms) in [("b", 2), ("z", 1), ("c", 2), ("a", 2), ("y", 3)] {
+            session.store(task_id, created_ms);
+        }
+        session.run("PMCPTASK.PUT pmcp:tasks:o:z I again");
+        session.run("ZADD I 2 aa 2 b1 2 x:secret");
+        // A hash without data is skipped, although its data is not asked for.
+        session.run("HSET pmcp:tasks:o:b1 version 1");
+        assert_eq!(
+            session.run("PMCPTASK.LIST I NODATA COUNT 2"),
+            array(&[listed_without_data("z", 2, 1), listed_without_data("a", 1, 2)])
+        );
+        for options in ["", " REV", " COUNT 3", " AFTER 2 b", " REV AFTER 2 b", " REV COUNT 2", " COUNT 0"] {
+            let with_data = session.ids(&format!("PMCPTASK.LIST I{options}"));
+            let without_data = session.ids(&format!("PMCPTASK.LIST I{options} NODATA"));
+            assert_eq!(without_data, with_data, "{options}");
+        }
+    }
 }
 
 // Creation time.
@@ -559,6 +645,384 @@ fn hash_that_has_lost_its_expiry_is_gone_at_its_expires_at_all_the_same() {
     assert_eq!(session.run("PMCPTASK.GET T"), record(1, "new"));
 }
 
+#[test]
+fn expire_sets_the_expiry_and_leaves_version_data_and_entry_as_they_are() {
+    let mut session = Session::start();
+    session.run("PMCPTASK.PUT T I d CREATED 5");
+    session.run("PMCPTASK.PUT T I e");
+    for (at_ms, field) in [
+        (FUTURE, "4102444801"),
+        (4_102_444_800_000, "4102444800"),
+        (4_102_444_801_000, "4102444801"),
+        (4_102_444_801_000, "4102444801"),
+        (i64::MAX, "9223372036854776"),
+    ] {
+        assert_eq!(session.run(&format!("PMCPTASK.EXPIRE T I PXAT {at_ms}")), int(1));
+        assert_eq!(session.number("PEXPIRETIME T"), at_ms);
+        assert_eq!(session.run("HGET T expires_at"), bulk(field), "{at_ms}");
+        assert_eq!(session.run("PEXPIRETIME I"), int(-1));
+        assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 2, 5, "e")]));
+    }
+    for _ in 0..2 {
+        assert_eq!(session.run("PMCPTASK.EXPIRE T I PERSIST"), int(1));
+        assert_eq!(session.run("PEXPIRETIME T"), int(-1));
+        assert_eq!(session.run("HGETALL T"), array(&["version", "2", "data", "e"].map(bulk)));
+        assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 2, 5, "e")]));
+    }
+    // The next write says anew when the task expires.
+    session.run(&format!("PMCPTASK.EXPIRE T I PXAT {FUTURE}"));
+    session.run("PMCPTASK.CAS T I 2 f");
+    assert_eq!(session.run("PEXPIRETIME T"), int(-1));
+    assert_eq!(session.server.counter("expires"), 8);
+}
+
+#[test]
+fn expire_wins_over_what_the_record_says() {
+    let mut session = Session::start();
+    let json = r#"{"expiresAt":"2100-01-01T00:00:00.123Z"}"#;
+    session.put_json(json);
+    assert_eq!(session.run("PMCPTASK.EXPIRE T I PERSIST"), int(1));
+    assert_eq!(session.run("PEXPIRETIME T"), int(-1));
+    assert_eq!(session.run("PMCPTASK.EXPIRE T I PXAT 4102444800999"), int(1));
+    assert_eq!(session.number("PEXPIRETIME T"), 4_102_444_800_999);
+    assert_eq!(session.run("PMCPTASK.GET T"), record(1, json));
+}
+
+#[test]
+fn expire_leaves_the_index_as_it_is() {
+    let mut session = Session::start();
+    session.run("PMCPTASK.PUT T I d CREATED 5");
+    session.store("u", 6);
+    // Another client has removed the entry.
+    session.run("ZREM I t");
+    let before = session.run("DUMP I");
+    assert_eq!(session.run(&format!("PMCPTASK.EXPIRE T I PXAT {FUTURE}")), int(1));
+    assert_eq!(session.run("DUMP I"), before);
+    assert_eq!(session.run("PMCPTASK.EXPIRE T I PXAT 1"), int(1));
+    assert_eq!(session.run("EXISTS T"), int(0));
+    assert_eq!(session.entries(), ["u"]);
+}
+
+#[test]
+fn expire_to_a_time_already_past_ends_the_task() {
+    let mut session = Session::start();
+    session.store("other", 1);
+    for at_ms in [0, 1, 946_684_800_000, now_ms() - 1] {
+        session.run(&format!("PMCPTASK.PUT T I d PXAT {FUTURE}"));
+        assert_eq!(session.run(&format!("PMCPTASK.EXPIRE T I PXAT {at_ms}")), int(1), "{at_ms}");
+        assert_eq!(session.run("EXISTS T"), int(0), "{at_ms}");
+        assert_eq!(session.entries(), ["other"], "{at_ms}");
+        assert_eq!(session.run(&format!("PMCPTASK.EXPIRE T I PXAT {at_ms}")), int(0), "{at_ms}");
+    }
+    assert_eq!(session.run("PMCPTASK.EXPIRE pmcp:tasks:o:other I PXAT 1"), int(1));
+    assert_eq!(session.run("EXISTS I"), int(0));
+}
+
+#[test]
+fn task_ends_at_the_millisecond_that_expire_has_set() {
+    let mut session = Session::start();
+    session.run(&format!("PMCPTASK.PUT T I d PXAT {FUTURE}"));
+    let at_ms = now_ms() + 100;
+    assert_eq!(session.run(&format!("PMCPTASK.EXPIRE T I PXAT {at_ms}")), int(1));
+    assert_eq!(session.run("PMCPTASK.GET T"), record(1, "d"));
+    sleep_until(at_ms + 1);
+    assert_eq!(session.run("PMCPTASK.GET T"), NIL);
+    assert_eq!(session.run(&format!("PMCPTASK.EXPIRE T I PXAT {FUTURE}")), int(0));
+    assert_eq!(session.run("PMCPTASK.EXPIRE T I PERSIST"), int(0));
+    assert_eq!(session.run("PMCPTASK.LIST I"), EMPTY);
+}
+
+#[test]
+fn expire_of_no_live_task_changes_nothing() {
+    let mut session = Session::start();
+    session.run("ZADD I 5 t");
+    let before = session.everything();
+    for lifetime in ["PERSIST", "PXAT 1", "PXAT 4102444800123"] {
+        assert_eq!(session.run(&format!("PMCPTASK.EXPIRE T I {lifetime}")), int(0), "{lifetime}");
+        assert_eq!(session.everything(), before, "{lifetime}");
+    }
+    for lifetime in ["PERSIST", "PXAT 1", "PXAT 4102444800123"] {
+        // The module removes the hash soon after it has met it.
+        session.run("HSET T version 1 data d expires_at 946684800");
+        assert_eq!(session.run(&format!("PMCPTASK.EXPIRE T I {lifetime}")), int(0), "{lifetime}");
+        assert_eq!(session.run("PMCPTASK.GET T"), NIL, "{lifetime}");
+        assert!(holds_within(PROMISED, || session.run("EXISTS T") == int(0)), "{lifetime}");
+    }
+    assert_eq!(session.server.counter("expires"), 0);
+}
+
+// A write to a new task only.
+
+#[test]
+fn put_nx_writes_a_new_task_and_never_an_existing_one() {
+    let mut session = Session::start();
+    assert_eq!(session.run(&format!("PMCPTASK.PUT T I one NX PXAT {FUTURE} CREATED 5")), int(1));
+    let before = session.everything();
+    for options in
+        ["", " PERSIST", " PXAT 1", " PXAT 4102444800999", " CREATED 9", " MAXTASKS 0", " MAXTASKS 9"]
+    {
+        assert_eq!(session.run(&format!("PMCPTASK.PUT T I two NX{options}")), int(0), "{options}");
+        assert_eq!(session.everything(), before, "{options}");
+    }
+    assert_eq!(session.server.counter("puts"), 1);
+    assert_eq!(session.server.counter("put_exists"), 7);
+    session.run("PMCPTASK.DEL T I");
+    assert_eq!(session.run("PMCPTASK.PUT T I two NX CREATED 9"), int(1));
+    assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 1, 9, "two")]));
+}
+
+#[test]
+fn put_nx_that_finds_a_task_does_not_look_at_the_record() {
+    let mut session = Session::start();
+    session.run("CONFIG SET pmcptask.max-record-bytes 64");
+    session.run("PMCPTASK.PUT T I one");
+    let before = session.everything();
+    let [unreadable, past, large] =
+        [r#"{"expiresAt":"soon"}"#, r#"{"expiresAt":"1999-01-01T00:00:00Z"}"#, &"x".repeat(65)];
+    for record in [unreadable, past, large] {
+        assert_eq!(session.wire.call(&["PMCPTASK.PUT", TASK, INDEX, record, "NX"]), int(0), "{record}");
+        assert_eq!(session.everything(), before, "{record}");
+    }
+    // It is looked at where it would be written.
+    for (record, code) in [(unreadable, "-ERR "), (large, "-CAPACITY ")] {
+        let reply = session.wire.call(&["PMCPTASK.PUT", "pmcp:tasks:o:new", INDEX, record, "NX"]);
+        assert!(reply.starts_with(code), "{record}: {reply}");
+    }
+    assert_eq!(session.everything(), before);
+    session.run("HSET T version 9223372036854775807");
+    assert_eq!(session.run("PMCPTASK.PUT T I two NX"), int(0));
+}
+
+#[test]
+fn put_nx_takes_a_task_that_has_ended_for_none() {
+    let mut session = Session::start();
+    session.run("ZADD I 5 t");
+    assert_eq!(session.run("PMCPTASK.PUT T I d NX CREATED 9"), int(1));
+    assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 1, 9, "d")]));
+    session.run("PMCPTASK.PUT T I d");
+    session.run("HSET T expires_at 946684800 note kept?");
+    assert_eq!(session.run("PMCPTASK.PUT T I new NX CREATED 11"), int(1));
+    assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 1, 11, "new")]));
+    assert_eq!(session.run("HLEN T"), int(2));
+    let at_ms = now_ms() + 50;
+    session.run(&format!("PMCPTASK.EXPIRE T I PXAT {at_ms}"));
+    sleep_until(at_ms + 1);
+    assert_eq!(session.run("PMCPTASK.PUT T I newer NX"), int(1));
+    // A new task whose expiry is past is gone at once.
+    assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:u I d NX PXAT 1"), int(1));
+    assert_eq!(session.entries(), ["t"]);
+}
+
+#[test]
+fn put_nx_counts_the_tasks_of_the_owner_like_any_put() {
+    let mut session = Session::start();
+    assert_eq!(session.run("PMCPTASK.PUT T I d NX MAXTASKS 0"), format!("-{}\r\n", no_room(0)));
+    assert_eq!(session.run("PMCPTASK.PUT T I d NX MAXTASKS 1"), int(1));
+    assert_eq!(session.run("PMCPTASK.PUT T I d NX MAXTASKS 1"), int(0));
+    let before = session.everything();
+    let full = session.run("PMCPTASK.PUT pmcp:tasks:o:u I d NX MAXTASKS 1");
+    assert_eq!(full, format!("-{}\r\n", no_room(1)));
+    assert_eq!(session.everything(), before);
+}
+
+// A deletion of one version only.
+
+#[test]
+fn del_of_a_version_deletes_that_version_only() {
+    let mut session = Session::start();
+    session.run(&format!("PMCPTASK.PUT T I one PXAT {FUTURE}"));
+    session.run("PMCPTASK.PUT T I two");
+    session.store("other", 1);
+    let before = session.everything();
+    for other in [0, 1, 3, i64::MAX] {
+        let reply = session.run(&format!("PMCPTASK.DEL T I VERSION {other}"));
+        assert_eq!(reply, cas_reply("CONFLICT", 2), "{other}");
+        assert_eq!(session.everything(), before, "{other}");
+    }
+    assert_eq!(session.run("PMCPTASK.DEL T I VERSION 2"), cas_reply("OK", 2));
+    assert_eq!(session.run("EXISTS T"), int(0));
+    assert_eq!(session.entries(), ["other"]);
+    assert_eq!(session.run("PMCPTASK.DEL pmcp:tasks:o:other I VERSION 1"), cas_reply("OK", 1));
+    assert_eq!(session.run("EXISTS I"), int(0));
+    let counted = ["deletes", "del_conflict", "del_missing"].map(|name| session.server.counter(name));
+    assert_eq!(counted, [2, 4, 0]);
+}
+
+#[test]
+fn del_of_a_version_changes_nothing_where_there_is_no_task() {
+    let mut session = Session::start();
+    // Plain DEL would remove the entry.
+    session.run("ZADD I 5 t");
+    let before = session.everything();
+    for version in [0, 1] {
+        let reply = session.run(&format!("PMCPTASK.DEL T I VERSION {version}"));
+        assert_eq!(reply, cas_reply("MISSING", 0), "{version}");
+        assert_eq!(session.everything(), before, "{version}");
+    }
+    session.run("HSET T version 1 data d expires_at 946684800");
+    assert_eq!(session.run("PMCPTASK.DEL T I VERSION 1"), cas_reply("MISSING", 0));
+    assert_eq!(session.server.counter("del_missing"), 3);
+    assert_eq!(session.server.counter("deletes"), 0);
+}
+
+// A trim.
+
+#[test]
+fn trim_keeps_the_newest_and_removes_the_oldest_first() {
+    for mut session in Session::of_each_encoding() {
+        session.store_all(&["e", "d", "c", "b", "a"]);
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 5"), int(0));
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 6"), int(0));
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 9223372036854775807"), int(0));
+        assert_eq!(session.ids("PMCPTASK.LIST I"), ["e", "d", "c", "b", "a"]);
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 4"), int(1));
+        assert_eq!(session.ids("PMCPTASK.LIST I"), ["d", "c", "b", "a"]);
+        assert_eq!(session.run("EXISTS pmcp:tasks:o:e"), int(0));
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 1"), int(3));
+        assert_eq!(session.ids("PMCPTASK.LIST I"), ["a"]);
+        assert_eq!(session.run("DBSIZE"), int(2));
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 0"), int(1));
+        assert_eq!(session.run("DBSIZE"), int(0));
+        assert_eq!(session.server.counter("tasks_trimmed"), 5);
+        assert_eq!(session.server.counter("trims"), 6);
+    }
+}
+
+#[test]
+fn trim_keeps_what_the_newest_page_of_a_list_shows_where_creation_times_are_equal() {
+    for mut session in Session::of_each_encoding() {
+        for (task_id, created_ms) in [("b", 2), ("z", 1), ("c", 2), ("a", 2), ("B", 2), ("y", 3)] {
+            session.store(task_id, created_ms);
+        }
+        for keep in (0..6).rev() {
+            let kept = session.ids(&format!("PMCPTASK.LIST I REV COUNT {keep}"));
+            assert_eq!(session.run(&format!("PMCPTASK.TRIM I KEEP {keep}")), int(1), "{keep}");
+            assert_eq!(session.ids("PMCPTASK.LIST I REV"), kept, "{keep}");
+        }
+    }
+}
+
+#[test]
+fn trim_removes_as_many_as_count_says_and_the_rest_in_further_calls() {
+    for mut session in Session::of_each_encoding() {
+        session.store_all(&["a", "b", "c", "d", "e", "f"]);
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 1 COUNT 0"), int(0));
+        assert_eq!(session.ids("PMCPTASK.LIST I").len(), 6);
+        for (left, removed) in [(&["c", "d", "e", "f"][..], 2), (&["e", "f"], 2), (&["f"], 1), (&["f"], 0)] {
+            assert_eq!(session.run("PMCPTASK.TRIM I KEEP 1 COUNT 2"), int(removed), "{left:?}");
+            assert_eq!(session.ids("PMCPTASK.LIST I"), left);
+        }
+        assert_eq!(session.run("PMCPTASK.TRIM I COUNT 9223372036854775807 KEEP 0"), int(1));
+    }
+}
+
+#[test]
+fn trim_removes_a_thousand_tasks_at_most_where_it_is_not_told_how_many() {
+    for mut session in Session::of_each_encoding() {
+        for n in 0..2_010 {
+            // The same creation time for many tasks.
+            session.store(&format!("t{n:04}"), n / 700);
+        }
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 5"), int(1_000));
+        assert_eq!(session.ids("PMCPTASK.LIST I COUNT 1"), ["t1000"]);
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 5"), int(1_000));
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 5"), int(5));
+        assert_eq!(session.ids("PMCPTASK.LIST I"), ["t2005", "t2006", "t2007", "t2008", "t2009"]);
+        assert_eq!(session.run("DBSIZE"), int(6));
+    }
+}
+
+#[test]
+fn trim_neither_counts_nor_keeps_entries_and_hashes_that_have_outlived_their_task() {
+    for mut session in Session::of_each_encoding() {
+        session.run("CONFIG SET pmcptask.reclaim no");
+        session.store_all(&["a", "b", "c"]);
+        // Between the tasks, and newer than all of them.
+        session.run("ZADD I 1.5 dead1 2.5 dead2 7 dead3 8 dead4");
+        session.run("HSET pmcp:tasks:o:lapsed version 1 data d expires_at 946684800");
+        session.run("HSET pmcp:tasks:o:lapsed-too version 1 data d expires_at 946684800");
+        session.run("ZADD I 1.7 lapsed 9 lapsed-too");
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 3"), int(0));
+        assert_eq!(session.ids("PMCPTASK.LIST I"), ["a", "b", "c"]);
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 1"), int(2));
+        assert_eq!(session.ids("PMCPTASK.LIST I"), ["c"]);
+        // What is older than the last task that went has gone too.
+        let entries = session.entries();
+        for gone in ["a", "b", "dead1", "lapsed"] {
+            assert!(!entries.contains(&gone.to_owned()), "{entries:?}");
+            assert_eq!(session.run(&format!("EXISTS pmcp:tasks:o:{gone}")), int(0), "{gone}");
+        }
+        // What is newer than a task that stays is not looked at for removal.
+        assert_eq!(&entries[entries.len() - 3..], ["dead3", "dead4", "lapsed-too"]);
+        assert_eq!(session.run("EXISTS pmcp:tasks:o:lapsed-too"), int(1));
+        assert_eq!(session.server.counter("tasks_trimmed"), 2);
+    }
+}
+
+#[test]
+fn trim_of_dead_entries_only_removes_no_task() {
+    let mut session = Session::start();
+    session.run("CONFIG SET pmcptask.reclaim no");
+    session.run("ZADD I 1 dead1 2 dead2");
+    session.run("HSET pmcp:tasks:o:lapsed version 1 data d expires_at 946684800");
+    session.run("ZADD I 3 lapsed");
+    assert_eq!(session.run("PMCPTASK.TRIM I KEEP 0"), int(0));
+    assert_eq!(session.server.counter("tasks_trimmed"), 0);
+}
+
+#[test]
+fn trim_counts_a_corrupt_hash_as_a_task() {
+    for mut session in Session::of_each_encoding() {
+        session.store_all(&["a", "b", "c", "d"]);
+        session.run("HDEL pmcp:tasks:o:a data");
+        session.run("HSET pmcp:tasks:o:d version 0");
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 2"), int(2));
+        assert_eq!(session.entries(), ["c", "d"]);
+        assert_eq!(session.run("EXISTS pmcp:tasks:o:a"), int(0));
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 1"), int(1));
+        assert_eq!(session.entries(), ["d"]);
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 0"), int(1));
+        assert_eq!(session.run("DBSIZE"), int(0));
+        assert_eq!(session.server.counter("refused_corrupt"), 0);
+    }
+}
+
+#[test]
+fn trim_leaves_alone_what_is_no_task_of_the_owner() {
+    for mut session in Session::of_each_encoding() {
+        session.store_all(&["a", "b"]);
+        // What the Lua backend writes into the index of `o` for a task of `o:x`.
+        assert_eq!(session.run("PMCPTASK.PUT pmcp:tasks:o:x:t pmcp:idx:o:x theirs"), int(1));
+        session.run("ZADD I 0 x:t 1.5 x:u 9 x:v");
+        session.run("ZADD I 0.5 text");
+        session.run("SET pmcp:tasks:o:text value");
+        session.run("PMCPTASK.PUT pmcp:tasks:p:t pmcp:idx:p theirs");
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 2"), int(0));
+        assert_eq!(session.run("PMCPTASK.TRIM I KEEP 0"), int(2));
+        let left: Vec<_> = session.entries().into_iter().filter(|entry| entry != "text").collect();
+        assert_eq!(left, ["x:t", "x:u", "x:v"]);
+        assert_eq!(session.run("PMCPTASK.GET pmcp:tasks:o:x:t"), record(1, "theirs"));
+        assert_eq!(session.run("PMCPTASK.GET pmcp:tasks:p:t"), record(1, "theirs"));
+        assert_eq!(session.run("GET pmcp:tasks:o:text"), bulk("value"));
+    }
+}
+
+#[test]
+fn trim_removes_tasks_whose_scores_others_have_written() {
+    for mut session in Session::of_each_encoding() {
+        let scores = ["-62135596800000", "-0.7", "-0.2", "10.2", "10.7", "9007199254740993", "inf"];
+        let ids = ["a", "b", "c", "d", "e", "f", "g"];
+        for (score, task_id) in scores.iter().zip(ids) {
+            session.run(&format!("ZADD I {score} {task_id}"));
+            session.run(&format!("HSET pmcp:tasks:o:{task_id} version 1 data d"));
+        }
+        for (n, gone) in ids.iter().enumerate() {
+            assert_eq!(session.run("PMCPTASK.TRIM I KEEP 0 COUNT 1"), int(1), "{gone}");
+            assert_eq!(session.entries(), ids[n + 1..], "{gone}");
+        }
+    }
+}
+
 // Capacity.
 
 #[test]
@@ -619,23 +1083,35 @@ fn record_beyond_the_setting_is_refused() {
 #[test]
 fn key_of_another_type_is_refused_in_the_servers_words() {
     let mut session = Session::start();
-    let writes = ["PMCPTASK.PUT T I d", "PMCPTASK.CAS T I 1 d", "PMCPTASK.DEL T I"];
-    for (key, make, readers) in [
-        ("T", "SET T text", "PMCPTASK.GET T"),
-        ("T", "ZADD T 1 a", "PMCPTASK.GET T"),
-        ("T", "XADD T * f v", "PMCPTASK.GET T"),
-        ("I", "SET I text", "PMCPTASK.LIST I"),
-        ("I", "HSET I f v", "PMCPTASK.LIST I"),
+    let writes = [
+        "PMCPTASK.PUT T I d",
+        "PMCPTASK.PUT T I d NX",
+        "PMCPTASK.CAS T I 1 d",
+        "PMCPTASK.DEL T I",
+        "PMCPTASK.DEL T I VERSION 1",
+        "PMCPTASK.EXPIRE T I PERSIST",
+        "PMCPTASK.EXPIRE T I PXAT 1",
+    ];
+    let of_task = &["PMCPTASK.GET T"][..];
+    let of_index = &["PMCPTASK.LIST I", "PMCPTASK.LIST I NODATA", "PMCPTASK.TRIM I KEEP 0"][..];
+    let mut refused = 0;
+    for (key, make, others) in [
+        ("T", "SET T text", of_task),
+        ("T", "ZADD T 1 a", of_task),
+        ("T", "XADD T * f v", of_task),
+        ("I", "SET I text", of_index),
+        ("I", "HSET I f v", of_index),
     ] {
         session.run(make);
         let before = session.everything();
-        for line in writes.iter().chain([&readers]) {
+        for line in writes.iter().chain(others) {
+            refused += 1;
             assert_eq!(session.run(line), format!("-{WRONG_TYPE}\r\n"), "{make}: {line}");
         }
         assert_eq!(session.everything(), before, "{make}");
         session.run(&format!("DEL {key}"));
     }
-    assert_eq!(session.server.counter("refused_wrongtype"), 20);
+    assert_eq!(session.server.counter("refused_wrongtype"), refused);
 }
 
 #[test]
@@ -650,16 +1126,27 @@ fn corrupt_hash_is_refused_by_its_key_and_removed_by_del() {
     hashes.push(("HSET T version 1".to_owned(), CORRUPT_DATA));
     hashes.push(("HSET T version 1 Data d".to_owned(), CORRUPT_DATA));
     let cases = u64::try_from(hashes.len()).unwrap();
+    let mut refusals = 0;
     for (make, refusal) in hashes {
         session.run(&make);
         session.run("ZADD I 5 t");
         session.store("sound", 6);
         let before = session.everything();
-        for line in
-            ["PMCPTASK.GET T", "PMCPTASK.PUT T I d", "PMCPTASK.PUT T I d PXAT 1", "PMCPTASK.CAS T I 1 d"]
-        {
+        let refused = [
+            "PMCPTASK.GET T",
+            "PMCPTASK.PUT T I d",
+            "PMCPTASK.PUT T I d PXAT 1",
+            "PMCPTASK.PUT T I d NX",
+            "PMCPTASK.CAS T I 1 d",
+            "PMCPTASK.DEL T I VERSION 1",
+            "PMCPTASK.DEL T I VERSION 0",
+            "PMCPTASK.EXPIRE T I PERSIST",
+            "PMCPTASK.EXPIRE T I PXAT 1",
+        ];
+        for line in refused {
             assert_eq!(session.run(line), format!("-{refusal}\r\n"), "{make}: {line}");
         }
+        refusals += refused.len();
         assert_eq!(session.ids("PMCPTASK.LIST I"), ["sound"], "{make}");
         assert_eq!(session.everything(), before, "{make}");
         assert_eq!(session.run("PMCPTASK.DEL T I"), int(1), "{make}");
@@ -667,7 +1154,7 @@ fn corrupt_hash_is_refused_by_its_key_and_removed_by_del() {
         assert_eq!(session.run("ZRANGE I 0 -1"), array(&[bulk("sound")]), "{make}");
         session.run("PMCPTASK.DEL pmcp:tasks:o:sound I");
     }
-    assert_eq!(session.server.counter("refused_corrupt"), 4 * cases);
+    assert_eq!(session.server.counter("refused_corrupt"), u64::try_from(refusals).unwrap());
     assert_eq!(session.server.counter("corrupt_records_skipped"), cases);
 }
 
@@ -726,6 +1213,7 @@ fn keys_that_do_not_belong_together_are_refused() {
             format!("PMCPTASK.PUT {task} {index} d"),
             format!("PMCPTASK.CAS {task} {index} 1 d"),
             format!("PMCPTASK.DEL {task} {index}"),
+            format!("PMCPTASK.EXPIRE {task} {index} PERSIST"),
         ] {
             assert_eq!(session.run(&line), format!("-{refusal}\r\n"), "{line}");
             refused += 1;
@@ -735,8 +1223,10 @@ fn keys_that_do_not_belong_together_are_refused() {
     assert_eq!(session.run("PMCPTASK.GET pmcp:tasks:o:"), format!("-{NO_TASK_ID}\r\n"));
     assert_eq!(session.run("PMCPTASK.LIST T"), format!("-{NO_INDEX_KEY}\r\n"));
     assert_eq!(session.run("PMCPTASK.LIST o"), format!("-{NO_INDEX_KEY}\r\n"));
+    assert_eq!(session.run("PMCPTASK.TRIM T KEEP 0"), format!("-{NO_INDEX_KEY}\r\n"));
+    assert_eq!(session.run("PMCPTASK.TRIM o KEEP 0"), format!("-{NO_INDEX_KEY}\r\n"));
     assert_eq!(session.everything(), before);
-    assert_eq!(session.server.counter("refused_err"), refused + 4);
+    assert_eq!(session.server.counter("refused_err"), refused + 6);
 }
 
 #[test]
@@ -753,7 +1243,10 @@ fn owners_and_prefixes_are_any_bytes() {
         );
         assert_eq!(session.wire.call(&["PMCPTASK.LIST", &index]), array(&[listed("t", 1, 5, "d")]));
         assert_eq!(session.wire.call(&["PMCPTASK.GET", &task]), record(1, "d"));
+        assert_eq!(session.wire.call(&["PMCPTASK.EXPIRE", &task, &index, "PERSIST"]), int(1));
         assert_eq!(session.wire.call(&["PMCPTASK.DEL", &task, &index]), int(1));
+        assert_eq!(session.wire.call(&["PMCPTASK.PUT", &task, &index, "d", "NX"]), int(1));
+        assert_eq!(session.wire.call(&["PMCPTASK.TRIM", &index, "KEEP", "0"]), int(1));
     }
     assert_eq!(session.run("DBSIZE"), int(0));
 }
@@ -786,12 +1279,13 @@ fn argument_error_names_the_argument_what_was_expected_and_what_came() {
         ("PUT T I d MAXTASKS -1", format!("ERR MAXTASKS: expected {INTEGER}, got '-1'")),
         ("PUT T I d MAXTASKS many", format!("ERR MAXTASKS: expected {INTEGER}, got 'many'")),
         ("PUT T I d MAXTASKS 1 MAXTASKS 1", "ERR MAXTASKS: expected one, got two".to_owned()),
-        ("PUT T I d TTL 5", "ERR option: expected PXAT, PERSIST, CREATED or MAXTASKS, got 'TTL'".to_owned()),
-        (
-            "PUT T I d {}",
-            "ERR option: expected PXAT, PERSIST, CREATED or MAXTASKS, got 2 bytes that are not shown"
-                .to_owned(),
-        ),
+        ("PUT T I d TTL 5", format!("{OF_PUT} 'TTL'")),
+        ("PUT T I d {}", format!("{OF_PUT} 2 bytes that are not shown")),
+        ("PUT T I d NX NX", "ERR NX: expected one, got two".to_owned()),
+        ("PUT T I d NX 1", format!("{OF_PUT} '1'")),
+        ("PUT T I d XX", format!("{OF_PUT} 'XX'")),
+        // Also where the options say not to write.
+        ("PUT T I d NX PXAT soon", format!("ERR PXAT: expected {MS}, got 'soon'")),
         ("CAS T I one d", format!("ERR expected-version: expected {INTEGER}, got 'one'")),
         ("CAS T I -1 d", format!("ERR expected-version: expected {INTEGER}, got '-1'")),
         (
@@ -801,10 +1295,33 @@ fn argument_error_names_the_argument_what_was_expected_and_what_came() {
         ("CAS T I 1 d PXAT x", format!("ERR PXAT: expected {MS}, got 'x'")),
         ("CAS T I 1 d PERSIST PXAT 1", TWO_EXPIRIES.to_owned()),
         ("CAS T I 1 d CREATED x", format!("ERR CREATED: expected {CREATED_MS}, got 'x'")),
-        (
-            "CAS T I 1 d MAXTASKS 5",
-            "ERR option: expected PXAT, PERSIST or CREATED, got 'MAXTASKS'".to_owned(),
-        ),
+        ("CAS T I 1 d MAXTASKS 5", format!("{OF_CAS} 'MAXTASKS'")),
+        ("CAS T I 1 d NX", format!("{OF_CAS} 'NX'")),
+        ("DEL T I x", format!("{OF_DEL} 'x'")),
+        ("DEL T I 1", format!("{OF_DEL} '1'")),
+        ("DEL T I VERSION", format!("ERR VERSION: expected {INTEGER}, got nothing")),
+        ("DEL T I VERSION -1", format!("ERR VERSION: expected {INTEGER}, got '-1'")),
+        ("DEL T I VERSION one", format!("ERR VERSION: expected {INTEGER}, got 'one'")),
+        ("DEL T I VERSION 1 VERSION 1", "ERR VERSION: expected one, got two".to_owned()),
+        ("DEL T I VERSION 1 1", format!("{OF_DEL} '1'")),
+        ("EXPIRE T I PXAT", format!("ERR PXAT: expected {MS}, got nothing")),
+        ("EXPIRE T I PXAT soon", format!("ERR PXAT: expected {MS}, got 'soon'")),
+        ("EXPIRE T I PXAT -1", format!("ERR PXAT: expected {MS}, got '-1'")),
+        ("EXPIRE T I PXAT 1 PERSIST", TWO_EXPIRIES.to_owned()),
+        ("EXPIRE T I PERSIST PERSIST", TWO_EXPIRIES.to_owned()),
+        ("EXPIRE T I PXAT 1 PXAT 1", TWO_EXPIRIES.to_owned()),
+        ("EXPIRE T I 4102444800123", format!("{OF_EXPIRE} '4102444800123'")),
+        ("EXPIRE T I PERSIST NX", format!("{OF_EXPIRE} 'NX'")),
+        ("TRIM I COUNT 1", format!("ERR KEEP: expected {INTEGER}, got nothing")),
+        ("TRIM I KEEP -1", format!("ERR KEEP: expected {INTEGER}, got '-1'")),
+        ("TRIM I KEEP COUNT 1", format!("ERR KEEP: expected {INTEGER}, got 'COUNT'")),
+        ("TRIM I KEEP 1 KEEP 1", "ERR KEEP: expected one, got two".to_owned()),
+        ("TRIM I COUNT 1 KEEP", format!("ERR KEEP: expected {INTEGER}, got nothing")),
+        ("TRIM I KEEP 1 COUNT", format!("ERR COUNT: expected {INTEGER}, got nothing")),
+        ("TRIM I KEEP 1 COUNT few", format!("ERR COUNT: expected {INTEGER}, got 'few'")),
+        ("TRIM I KEEP 1 COUNT 1 COUNT 1", "ERR COUNT: expected one, got two".to_owned()),
+        ("TRIM I 5 5", format!("{OF_TRIM} '5'")),
+        ("TRIM I KEEP 5 REV", format!("{OF_TRIM} 'REV'")),
         ("LIST I REV REV", "ERR REV: expected one, got two".to_owned()),
         ("LIST I AFTER", format!("ERR AFTER: expected {LISTED_MS}, got nothing")),
         ("LIST I AFTER x t", format!("ERR AFTER: expected {LISTED_MS}, got 'x'")),
@@ -813,7 +1330,8 @@ fn argument_error_names_the_argument_what_was_expected_and_what_came() {
         ("LIST I COUNT", format!("ERR COUNT: expected {INTEGER}, got nothing")),
         ("LIST I COUNT -1", format!("ERR COUNT: expected {INTEGER}, got '-1'")),
         ("LIST I COUNT 1 COUNT 1", "ERR COUNT: expected one, got two".to_owned()),
-        ("LIST I LIMIT 1", "ERR option: expected REV, AFTER or COUNT, got 'LIMIT'".to_owned()),
+        ("LIST I LIMIT 1", format!("{OF_LIST} 'LIMIT'")),
+        ("LIST I NODATA NODATA", "ERR NODATA: expected one, got two".to_owned()),
     ];
     for (line, refusal) in &refusals {
         assert_eq!(session.run(&format!("PMCPTASK.{line}")), format!("-{refusal}\r\n"), "{line}");
@@ -822,6 +1340,18 @@ fn argument_error_names_the_argument_what_was_expected_and_what_came() {
     assert_eq!(empty, format!("-ERR PXAT: expected {MS}, got an empty string\r\n"));
     assert_eq!(session.everything(), before);
     assert_eq!(session.server.counter("refused_err"), u64::try_from(refusals.len()).unwrap() + 1);
+}
+
+#[test]
+fn option_that_a_command_cannot_do_without_is_named_where_it_is_missing() {
+    let mut session = Session::start();
+    session.run("PMCPTASK.PUT T I d");
+    let before = session.everything();
+    let no_keep = format!("ERR KEEP: expected {INTEGER}, got nothing");
+    for (line, refusal) in [("EXPIRE T I", NO_EXPIRY), ("TRIM I", &no_keep), ("TRIM I KEEP", &no_keep)] {
+        assert_eq!(session.run(&format!("PMCPTASK.{line}")), format!("-{refusal}\r\n"), "{line}");
+    }
+    assert_eq!(session.everything(), before);
 }
 
 #[test]
@@ -834,8 +1364,10 @@ fn wrong_number_of_arguments_is_refused_in_the_servers_words() {
         "PMCPTASK.GET",
         "PMCPTASK.GET T x",
         "PMCPTASK.DEL T",
-        "PMCPTASK.DEL T I x",
         "PMCPTASK.LIST",
+        "PMCPTASK.EXPIRE",
+        "PMCPTASK.EXPIRE T",
+        "PMCPTASK.TRIM",
     ] {
         let name = line.split(' ').next().unwrap().to_lowercase();
         let refusal = format!("-ERR wrong number of arguments for '{name}' command\r\n");
@@ -883,8 +1415,16 @@ fn refused_and_lost_calls_do_not_end_a_watch() {
         &["PMCPTASK.PUT", TASK, INDEX, r#"{"expiresAt":5}"#],
         &["PMCPTASK.PUT", "pmcp:tasks:o:t2", INDEX, "x", "MAXTASKS", "1"],
         &["PMCPTASK.DEL", "pmcp:tasks:o:t2", INDEX],
+        &["PMCPTASK.PUT", TASK, INDEX, "x", "NX"],
+        &["PMCPTASK.DEL", TASK, INDEX, "VERSION", "7"],
+        &["PMCPTASK.DEL", "pmcp:tasks:o:t2", INDEX, "VERSION", "1"],
+        &["PMCPTASK.EXPIRE", "pmcp:tasks:o:t2", INDEX, "PERSIST"],
+        &["PMCPTASK.EXPIRE", TASK, INDEX, "PXAT", "y"],
+        &["PMCPTASK.TRIM", INDEX, "KEEP", "1"],
+        &["PMCPTASK.TRIM", INDEX, "KEEP", "0", "COUNT", "0"],
         &["PMCPTASK.GET", TASK],
         &["PMCPTASK.LIST", INDEX],
+        &["PMCPTASK.LIST", INDEX, "NODATA"],
     ] {
         other.call(command);
     }
@@ -919,10 +1459,30 @@ fn keyspace_events_tell_of_every_change_and_of_no_refusal() {
         "PMCPTASK.DEL T I",
         "PMCPTASK.PUT T I d",
         "PMCPTASK.PUT T I d PXAT 1",
+        "PMCPTASK.EXPIRE T I PERSIST",
+        "PMCPTASK.DEL T I VERSION 1",
+        "PMCPTASK.TRIM I KEEP 0",
+        "PMCPTASK.PUT T I d NX",
+        "PMCPTASK.PUT T I d NX",
+        "PMCPTASK.EXPIRE T I PXAT 4102444800123",
+        // The time is the same as before.
+        "PMCPTASK.EXPIRE T I PXAT 4102444800123",
+        "PMCPTASK.EXPIRE T I PERSIST",
+        "PMCPTASK.EXPIRE T I PXAT",
+        "PMCPTASK.EXPIRE T I PXAT 1",
+        "PMCPTASK.PUT T I d",
+        "PMCPTASK.DEL T I VERSION 2",
+        "PMCPTASK.DEL T I VERSION 1",
+        "PMCPTASK.PUT T I d",
+        "PMCPTASK.TRIM I KEEP 1",
+        "PMCPTASK.TRIM I KEEP 0",
+        "PMCPTASK.TRIM I KEEP 0",
     ] {
         session.run(line);
     }
-    for event in ["put", "cas", "del", "put", "del"] {
+    let of_expire = ["put", "expire", "expire", "expire", "del"];
+    let of_others = ["put", "del", "put", "del"];
+    for event in ["put", "cas", "del", "put", "del"].into_iter().chain(of_expire).chain(of_others) {
         let event = format!("pmcptask.{event}");
         let by_key = [format!("__keyspace@0__:{TASK}"), event.clone()];
         let by_event = [format!("__keyevent@0__:{event}"), TASK.to_owned()];

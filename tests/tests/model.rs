@@ -19,7 +19,8 @@ use std::thread;
 use std::time::Duration;
 
 use pmcptask_tests::model::{
-    Call, Keys, Lifetime, Listing, Model, Owner, Record, Scope, Stored, TaskName, Write, shown,
+    Call, Keys, Lifetime, Limits, Listing, Model, Owner, Record, Scope, Stored, TaskName, Trimming, Write,
+    shown,
 };
 use pmcptask_tests::{PROMISED, Server, ServerOptions, holds_within, now_ms};
 use proptest::prelude::*;
@@ -203,13 +204,16 @@ impl Writing {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Put(Writing, Option<usize>),
+    Put(Writing, Limits),
     Cas(Writing, Expected),
+    DelVersion(TaskName, Expected),
+    Expire(TaskName, Ends),
     List {
         owner: Owner,
         newest_first: bool,
         after: Option<After>,
         count: Option<usize>,
+        without_data: bool,
     },
     /// A command that does not depend on the state.
     Plain(Call),
@@ -239,6 +243,12 @@ fn whens() -> impl Strategy<Value = When> {
 fn ends() -> impl Strategy<Value = Ends> {
     prop_oneof![
         6 => Just(Ends::AsTheRecordSays),
+        6 => new_ends(),
+    ]
+}
+
+fn new_ends() -> impl Strategy<Value = Ends> {
+    prop_oneof![
         2 => Just(Ends::Never),
         3 => whens().prop_map(Ends::At),
         1 => Just(Ends::AtTheLargestNumber),
@@ -291,8 +301,25 @@ fn afters() -> impl Strategy<Value = After> {
 
 fn lists() -> impl Strategy<Value = Step> {
     let counts = prop_oneof![0..5_usize, Just(1_000_000)];
-    (sample::select(&OWNERS[..]), any::<bool>(), option::of(afters()), option::of(counts))
-        .prop_map(|(owner, newest_first, after, count)| Step::List { owner, newest_first, after, count })
+    (sample::select(&OWNERS[..]), any::<bool>(), option::of(afters()), option::of(counts), any::<bool>())
+        .prop_map(|(owner, newest_first, after, count, without_data)| Step::List {
+            owner,
+            newest_first,
+            after,
+            count,
+            without_data,
+        })
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    (option::weighted(0.3, 0..5_usize), prop::bool::weighted(0.3))
+        .prop_map(|(max_tasks, only_new)| Limits { max_tasks, only_new })
+}
+
+/// An owner has at most one task for each id, so a trim removes none, some or all of them.
+fn trims() -> impl Strategy<Value = Call> {
+    (sample::select(&OWNERS[..]), 0..=IDS.len(), option::of(0..4_usize))
+        .prop_map(|(owner, keep, count)| Call::Trim(Trimming { owner, keep, count }))
 }
 
 fn acts_of_others() -> impl Strategy<Value = Call> {
@@ -309,10 +336,13 @@ fn acts_of_others() -> impl Strategy<Value = Call> {
 
 fn steps() -> impl Strategy<Value = Step> {
     prop_oneof![
-        90 => (writings(), option::weighted(0.3, 0..5_usize)).prop_map(|(write, max)| Step::Put(write, max)),
+        100 => (writings(), limits()).prop_map(|(write, limits)| Step::Put(write, limits)),
         70 => (writings(), versions()).prop_map(|(write, expected)| Step::Cas(write, expected)),
         60 => tasks().prop_map(|task| Step::Plain(Call::Get(task))),
-        25 => tasks().prop_map(|task| Step::Plain(Call::Del(task))),
+        25 => tasks().prop_map(|task| Step::Plain(Call::Del(task, None))),
+        20 => (tasks(), versions()).prop_map(|(task, expected)| Step::DelVersion(task, expected)),
+        40 => (tasks(), new_ends()).prop_map(|(task, ends)| Step::Expire(task, ends)),
+        25 => trims().prop_map(Step::Plain),
         50 => lists(),
         25 => acts_of_others().prop_map(Step::Plain),
         30 => tasks().prop_map(Step::Look),
@@ -341,20 +371,24 @@ impl Run {
     fn step(&mut self, step: &Step, connection: usize) -> Result<(), String> {
         let now = now_ms();
         let call = match step {
-            Step::Put(writing, max_tasks) => Call::Put(writing.write(now), *max_tasks),
+            Step::Put(writing, limits) => Call::Put(writing.write(now), *limits),
             Step::Cas(writing, expected) => {
-                let expected = match expected {
-                    Expected::Beside(by) => self.model.version(writing.task).saturating_add(*by).max(0),
-                    Expected::Exactly(version) => *version,
-                };
-                Call::Cas(writing.write(now), expected)
+                Call::Cas(writing.write(now), self.version(writing.task, *expected))
             }
-            Step::List { owner, newest_first, after, count } => {
+            Step::DelVersion(task, expected) => Call::Del(*task, Some(self.version(*task, *expected))),
+            Step::Expire(task, ends) => Call::Expire(*task, ends.lifetime(now).unwrap()),
+            Step::List { owner, newest_first, after, count, without_data } => {
                 let after = after.and_then(|after| match after {
                     After::Task(task) => Some((self.model.created_ms(task)?, task.id)),
                     After::At(created_ms, id) => Some((created_ms, id)),
                 });
-                Call::List(Listing { owner: *owner, newest_first: *newest_first, after, count: *count })
+                Call::List(Listing {
+                    owner: *owner,
+                    newest_first: *newest_first,
+                    after,
+                    count: *count,
+                    without_data: *without_data,
+                })
             }
             Step::Plain(call) => call.clone(),
             Step::Look(task) => return self.look(*task, connection),
@@ -364,6 +398,13 @@ impl Run {
             }
         };
         self.call(&call, connection)
+    }
+
+    fn version(&self, task: TaskName, expected: Expected) -> i64 {
+        match expected {
+            Expected::Beside(by) => self.model.version(task).saturating_add(by).max(0),
+            Expected::Exactly(version) => version,
+        }
     }
 
     fn call(&mut self, call: &Call, connection: usize) -> Result<(), String> {

@@ -21,6 +21,9 @@ fn panic_in_a_command_is_an_error_reply_and_the_server_goes_on() {
         &["PMCPTASK.GET", TASK],
         &["PMCPTASK.DEL", TASK, INDEX],
         &["PMCPTASK.LIST", INDEX],
+        &["PMCPTASK.EXPIRE", TASK, INDEX, "PXAT", "1"],
+        &["PMCPTASK.TRIM", INDEX, "KEEP", "0"],
+        &["PMCPTASK.DEL", TASK, INDEX, "VERSION", "1"],
     ]
     .iter()
     .enumerate()
@@ -61,7 +64,7 @@ fn round(wire: &mut Wire, n: usize) -> usize {
     let (task, index) = (format!("pmcp:tasks:{owner}:t{}", n % 1_000), format!("pmcp:idx:{owner}"));
     let json = r#"{"task":{"createdAt":"2026-01-01T00:00:00Z"},"expiresAt":"2099-01-01T00:00:00Z"}"#;
     let soon = (now_ms() + 20).to_string();
-    let commands: [&[&str]; 14] = [
+    let commands: [&[&str]; 26] = [
         &["PMCPTASK.PUT", &task, &index, json],
         &["PMCPTASK.PUT", &task, &index, "data", "PXAT", &soon],
         &["PMCPTASK.GET", &task],
@@ -76,6 +79,18 @@ fn round(wire: &mut Wire, n: usize) -> usize {
         &["PMCPTASK.DEL", &task, &index],
         &["PMCPTASK.GET", &task],
         &["PMCPTASK.LIST", "pmcp:idx:nobody"],
+        &["PMCPTASK.PUT", &task, &index, json, "NX"],
+        &["PMCPTASK.PUT", &task, &index, json, "NX"],
+        &["PMCPTASK.LIST", &index, "NODATA"],
+        &["PMCPTASK.EXPIRE", &task, &index, "PXAT", &soon],
+        &["PMCPTASK.EXPIRE", &task, &index, "PERSIST"],
+        &["PMCPTASK.EXPIRE", &task, &index, "PXAT", "soon"],
+        &["PMCPTASK.DEL", &task, &index, "VERSION", "7"],
+        &["PMCPTASK.DEL", &task, &index, "VERSION", "1"],
+        &["PMCPTASK.EXPIRE", &task, &index, "PERSIST"],
+        &["PMCPTASK.PUT", &task, &index, "data"],
+        &["PMCPTASK.TRIM", &index, "KEEP", "0", "COUNT", "9"],
+        &["PMCPTASK.TRIM", &index, "KEEP", "few"],
     ];
     for command in commands {
         wire.send(command).unwrap();

@@ -67,9 +67,10 @@ fn one_call(wire: &mut Wire, dice: &mut Dice) {
         5 => &["PXAT", "1"],
         _ => &[],
     };
-    let call = match dice.roll(21) {
-        0..6 => [&["PMCPTASK.PUT", &task, &index, &data][..], options].concat(),
-        6 => vec!["PMCPTASK.PUT", &task, &index, &data, "MAXTASKS", "6"],
+    let keep = (4 + dice.roll(8)).to_string();
+    let call = match dice.roll(28) {
+        0..5 => [&["PMCPTASK.PUT", &task, &index, &data][..], options].concat(),
+        5 | 6 => vec!["PMCPTASK.PUT", &task, &index, &data, "MAXTASKS", "6"],
         7..12 => [&["PMCPTASK.CAS", &task, &index, &version, &data], options].concat(),
         12 | 13 => vec!["PMCPTASK.DEL", &task, &index],
         14 => vec!["PMCPTASK.GET", &task],
@@ -78,7 +79,12 @@ fn one_call(wire: &mut Wire, dice: &mut Dice) {
         17 => vec!["HDEL", &task, "version", "data", "expires_at"],
         18 => vec!["PEXPIREAT", &task, &soon],
         19 => vec!["UNLINK", &index],
-        _ => vec!["PMCPTASK.PUT", &task, &index, &data, "PXAT", "never"],
+        20 => vec!["PMCPTASK.PUT", &task, &index, &data, "PXAT", "never"],
+        21 | 22 => [&["PMCPTASK.PUT", &task, &index, &data, "NX"][..], options].concat(),
+        23 | 24 => vec!["PMCPTASK.DEL", &task, &index, "VERSION", &version],
+        25 => vec!["PMCPTASK.EXPIRE", &task, &index, "PERSIST"],
+        26 => vec!["PMCPTASK.EXPIRE", &task, &index, "PXAT", dice.pick::<&str>(&["1", &soon, &late])],
+        _ => vec!["PMCPTASK.TRIM", &index, "KEEP", &keep, "COUNT", "2"],
     };
     wire.call(&call);
 }
@@ -161,7 +167,8 @@ fn replicas_with_and_without_the_module_hold_the_same_bytes() {
 
     // The calls have had every outcome that they should have.
     let outcomes = ["puts", "cas_ok", "cas_conflict", "cas_missing", "deletes", "refused_capacity"];
-    for field in outcomes.iter().chain(&["refused_err", "index_entries_removed"]) {
+    let newer = ["put_exists", "del_conflict", "del_missing", "expires", "trims", "tasks_trimmed"];
+    for field in outcomes.iter().chain(&newer).chain(&["refused_err", "index_entries_removed"]) {
         assert!(wire.info_number("pmcptask", &format!("pmcptask_{field}")) > 20, "{field}");
     }
     assert_eq!(equipped.wire().info_number("pmcptask", "pmcptask_index_entries_removed"), 0);
@@ -224,6 +231,10 @@ fn write_on_a_replica_is_refused_in_the_servers_words() {
         &["PMCPTASK.PUT", TASK, INDEX, "x"][..],
         &["PMCPTASK.CAS", TASK, INDEX, "1", "x"],
         &["PMCPTASK.DEL", TASK, INDEX],
+        &["PMCPTASK.PUT", TASK, INDEX, "x", "NX"],
+        &["PMCPTASK.DEL", TASK, INDEX, "VERSION", "1"],
+        &["PMCPTASK.EXPIRE", TASK, INDEX, "PXAT", "1"],
+        &["PMCPTASK.TRIM", INDEX, "KEEP", "0"],
     ] {
         let reply = wire.call(call);
         assert!(reply.starts_with("-READONLY "), "{call:?}: {reply}");
@@ -325,6 +336,92 @@ fn each_call_tells_exactly_the_documented_commands_as_one_transaction() {
 }
 
 #[test]
+fn new_task_a_deleted_version_and_a_new_expiry_tell_exactly_what_they_change() {
+    let server = Server::start_recorded();
+    let [at, same_second, later] = ["4102444800123", "4102444800999", "4102444805000"];
+    for (line, expected) in [
+        ("PMCPTASK.PUT T I a CREATED 5 NX".to_owned(), &["HSET T version 1 data a", "ZADD I 5 t"][..]),
+        ("PMCPTASK.PUT T I b NX".to_owned(), &[]),
+        ("PMCPTASK.EXPIRE T I PERSIST".to_owned(), &[]),
+        (
+            format!("PMCPTASK.EXPIRE T I PXAT {at}"),
+            &["HSET T expires_at 4102444801", "PEXPIREAT T 4102444800123"],
+        ),
+        // Unchanged values are not sent again.
+        (format!("PMCPTASK.EXPIRE T I PXAT {at}"), &[]),
+        (format!("PMCPTASK.EXPIRE T I PXAT {same_second}"), &["PEXPIREAT T 4102444800999"]),
+        (
+            format!("PMCPTASK.EXPIRE T I PXAT {later}"),
+            &["HSET T expires_at 4102444805", "PEXPIREAT T 4102444805000"],
+        ),
+        ("PMCPTASK.EXPIRE T I PERSIST".to_owned(), &["HDEL T expires_at", "PERSIST T"]),
+        ("PMCPTASK.DEL T I VERSION 2".to_owned(), &[]),
+        ("PMCPTASK.DEL T I VERSION 1".to_owned(), &["DEL T", "ZREM I t"]),
+        ("PMCPTASK.DEL T I VERSION 1".to_owned(), &[]),
+        (format!("PMCPTASK.EXPIRE T I PXAT {at}"), &[]),
+        (
+            format!("PMCPTASK.PUT T I c NX CREATED 6 PXAT {at}"),
+            &["HSET T version 1 data c expires_at 4102444801", "PEXPIREAT T 4102444800123", "ZADD I 6 t"],
+        ),
+        ("PMCPTASK.EXPIRE T I PXAT 1".to_owned(), &["DEL T", "ZREM I t"]),
+        ("PMCPTASK.EXPIRE T I PXAT 1".to_owned(), &[]),
+        ("PMCPTASK.PUT T I d NX PXAT 1".to_owned(), &[]),
+    ] {
+        assert_eq!(effects(&server, &line), as_told(expected), "{line}");
+    }
+}
+
+#[test]
+fn trim_tells_all_that_it_removes_as_one_transaction() {
+    let server = Server::start_recorded();
+    server.wire().run("CONFIG SET pmcptask.reclaim no");
+    for (id, created_ms) in ["a", "b", "c", "d", "e"].iter().zip(1..) {
+        server.wire().run(&format!("PMCPTASK.PUT pmcp:tasks:o:{id} I x CREATED {created_ms}"));
+    }
+    // An entry without a task, and a hash that has outlived its task.
+    server.wire().run("HSET pmcp:tasks:o:lapsed version 1 data x expires_at 1");
+    server.wire().run("ZADD I 1.3 dead 1.6 lapsed");
+    for (line, hashes, entries) in [
+        ("PMCPTASK.TRIM I KEEP 5", &[][..], &[][..]),
+        ("PMCPTASK.TRIM I KEEP 0 COUNT 0", &[], &[]),
+        ("PMCPTASK.TRIM I KEEP 3", &["a", "b", "lapsed"], &["a", "b", "dead", "lapsed"]),
+        ("PMCPTASK.TRIM I KEEP 3", &[], &[]),
+        ("PMCPTASK.TRIM I KEEP 1 COUNT 1", &["c"], &["c"]),
+        ("PMCPTASK.TRIM I KEEP 0", &["d", "e"], &["d", "e"]),
+        ("PMCPTASK.TRIM I KEEP 0", &[], &[]),
+    ] {
+        let told = effects(&server, line);
+        let removed = |command: &str, prefix: &str| -> Vec<String> {
+            let arguments = told.iter().filter_map(|line| line.strip_prefix(command));
+            let mut names: Vec<_> =
+                arguments.flat_map(|line| line.split(' ')).map(|name| name.replacen(prefix, "", 1)).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(removed("DEL ", "pmcp:tasks:o:"), hashes, "{line}: {told:?}");
+        assert_eq!(removed("ZREM I ", ""), entries, "{line}: {told:?}");
+        let is_plain = |line: &String| line.starts_with("DEL ") || line.starts_with("ZREM I ");
+        match told.as_slice() {
+            [] => {}
+            [first, removals @ .., last] => {
+                assert!(first == "MULTI" && last == "EXEC" && removals.iter().all(is_plain), "{told:?}");
+            }
+            [_] => panic!("{line}: {told:?}"),
+        }
+    }
+    assert_eq!(server.wire().run("DBSIZE"), ":0\r\n");
+}
+
+/// What a call appends to the AOF if it makes these changes.
+fn as_told(changes: &[&str]) -> Vec<String> {
+    let words = match changes {
+        [] | [_] => changes.to_vec(),
+        several => [&["MULTI"], several, &["EXEC"]].concat(),
+    };
+    words.into_iter().map(str::to_owned).collect()
+}
+
+#[test]
 fn call_that_meets_half_a_task_tells_what_it_mends() {
     let server = Server::start_recorded();
     // Keeps the index alive: when an index goes, the module repairs half tasks by itself.
@@ -351,6 +448,21 @@ fn call_that_meets_half_a_task_tells_what_it_mends() {
         effects(&server, "PMCPTASK.PUT T I y"),
         ["MULTI", "HSET T version 2 data y", "PERSIST T", "EXEC"]
     );
+    // A key that has lost its expiry, and a hash that has lost its field.
+    server.wire().run("PMCPTASK.EXPIRE T I PXAT 4102444800123");
+    server.wire().run("PERSIST T");
+    assert_eq!(effects(&server, "PMCPTASK.EXPIRE T I PXAT 4102444800123"), ["PEXPIREAT T 4102444800123"]);
+    server.wire().run("HDEL T expires_at");
+    assert_eq!(effects(&server, "PMCPTASK.EXPIRE T I PXAT 4102444800123"), ["HSET T expires_at 4102444801"]);
+    server.wire().run("PERSIST T");
+    assert_eq!(effects(&server, "PMCPTASK.EXPIRE T I PERSIST"), ["HDEL T expires_at"]);
+    // A hash without an entry does not get one.
+    server.wire().run("ZREM I t");
+    assert_eq!(effects(&server, "PMCPTASK.EXPIRE T I PXAT 4102444800123").len(), 4);
+    assert_eq!(effects(&server, "PMCPTASK.EXPIRE T I PXAT 1"), ["DEL T"]);
+    server.wire().run("PMCPTASK.PUT T I z");
+    server.wire().run("ZREM I t");
+    assert_eq!(effects(&server, "PMCPTASK.DEL T I VERSION 1"), ["DEL T"]);
 }
 
 #[test]
@@ -392,6 +504,26 @@ fn reads_and_calls_that_are_refused_or_lost_tell_nothing() {
         ("PMCPTASK.CAS T I -1 x", "-ERR"),
         ("PMCPTASK.CAS T I 1 x MAXTASKS 5", "-ERR"),
         ("PMCPTASK.DEL T", "-ERR"),
+        ("PMCPTASK.LIST I NODATA", "*1"),
+        ("PMCPTASK.PUT T I x NX", ":0"),
+        ("PMCPTASK.PUT T I x NX PXAT 1", ":0"),
+        ("PMCPTASK.PUT pmcp:tasks:o:new I x NX MAXTASKS 1", "-CAPACITY"),
+        (&format!("{large} NX").replace("T I", "pmcp:tasks:o:new I"), "-CAPACITY"),
+        ("PMCPTASK.DEL T I VERSION 7", "*2\r\n+CONFLICT"),
+        // Its entry stays.
+        ("PMCPTASK.DEL pmcp:tasks:o:nothing I VERSION 1", "*2\r\n+MISSING"),
+        ("PMCPTASK.DEL pmcp:tasks:o:nodata I VERSION 1", "-CORRUPT"),
+        ("PMCPTASK.DEL pmcp:tasks:o:text I VERSION 1", "-WRONGTYPE"),
+        ("PMCPTASK.DEL T I VERSION one", "-ERR"),
+        ("PMCPTASK.EXPIRE pmcp:tasks:o:nothing I PXAT 1", ":0"),
+        ("PMCPTASK.EXPIRE pmcp:tasks:o:nothing I PERSIST", ":0"),
+        ("PMCPTASK.EXPIRE pmcp:tasks:o:noversion I PXAT 1", "-CORRUPT"),
+        ("PMCPTASK.EXPIRE pmcp:tasks:o:text I PXAT 1", "-WRONGTYPE"),
+        ("PMCPTASK.EXPIRE T I PXAT 1 PERSIST", "-ERR"),
+        ("PMCPTASK.TRIM pmcp:idx:nobody KEEP 0", ":0"),
+        ("PMCPTASK.TRIM I KEEP 9", ":0"),
+        ("PMCPTASK.TRIM pmcp:idx:text KEEP 0", "-WRONGTYPE"),
+        ("PMCPTASK.TRIM I KEEP few", "-ERR"),
     ] {
         let before = server.appended().len();
         let came = server.wire().run(line);
