@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
-use pmcptask_tests::{Cluster, Fault, Proxy, Server, ServerOptions, Watched, holds_within, reason};
+use pmcptask_tests::{Cluster, Fault, Proxy, SentinelGroup, Server, ServerOptions, holds_within, reason};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn server_restart_costs_the_calls_in_flight_and_no_more() {
@@ -554,7 +554,7 @@ async fn script_that_keeps_the_server_busy_is_waited_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn script_that_keeps_a_server_busy_is_waited_out_when_connecting_too() {
-    let (cluster, watched) = (Cluster::start(1, 0), Watched::start(0));
+    let (cluster, watched) = (Cluster::start(1, 0), SentinelGroup::start(0));
     let single = Server::start();
     for (url, server) in
         [(single.url(), &single), (cluster.url(), &cluster.servers[0]), (watched.url(), &watched.servers[0])]
@@ -611,7 +611,7 @@ async fn list_that_the_server_ends_the_connection_for_is_read_twice_at_most_and_
 #[test]
 fn backend_outlives_the_runtime_that_it_was_made_in() {
     let runtime = || tokio::runtime::Runtime::new().unwrap();
-    let (server, cluster, watched) = (Server::start(), Cluster::start(1, 0), Watched::start(0));
+    let (server, cluster, watched) = (Server::start(), Cluster::start(1, 0), SentinelGroup::start(0));
     let builders = [
         RedisBackend::builder(server.url()),
         RedisBackend::builder(server.url()).wait_for_replicas(1, Duration::from_millis(50)),

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{CircuitBreaker, Error, RedisBackend};
-use pmcptask_tests::{Cluster, Fault, Proxy, Server, ServerOptions, Watched, holds_within, reason, skipped};
+use pmcptask_tests::{
+    Cluster, Fault, Proxy, SentinelGroup, Server, ServerOptions, holds_within, reason, skipped,
+};
 use tokio::task::JoinSet;
 
 const NAME: &str = "worker-7";
@@ -43,7 +45,7 @@ async fn connections_say_whose_they_are_wherever_they_go() {
         .iter()
         .all(|node| named(node).len() == 1)));
 
-    let watched = Watched::start(0);
+    let watched = SentinelGroup::start(0);
     let _backend = RedisBackend::builder(watched.url()).client_name(NAME).connect().await.unwrap();
     assert_eq!(named(&watched.servers[0]).len(), 1);
     // The client need not ask more Sentinels than have to agree.

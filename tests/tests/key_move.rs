@@ -15,7 +15,7 @@ use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, HashTags, RedisBackend};
 use pmcptask_hash_tags::{KeyMove, MoveError};
 use pmcptask_schema::Keyspace;
-use pmcptask_tests::{Fault, Proxy, Server, ServerOptions, Watched, hash_tags_program, now_ms, reason};
+use pmcptask_tests::{Fault, Proxy, SentinelGroup, Server, ServerOptions, hash_tags_program, now_ms, reason};
 
 const OWNERS: [&str; 12] =
     ["alice", "", "}", "{", "{}", "}{", "a{b}c", "tenant:alice", "a:b:c", "ö |", "x}y{z", "tenant"];
@@ -329,7 +329,7 @@ async fn no_write_is_lost_though_clients_of_both_settings_go_on_writing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn primary_behind_sentinels_is_moved_too_and_a_cluster_or_nothing_is_refused() {
-    let watched = Watched::start(0);
+    let watched = SentinelGroup::start(0);
     let plain = RedisBackend::new(&watched.url()).await.unwrap();
     plain.put("owner:t", b"data").await.unwrap();
     assert_eq!(move_by(watched.url()).await.unwrap().moved, 1);
