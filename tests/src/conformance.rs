@@ -278,14 +278,20 @@ pub mod rules {
 
     pub async fn task_lives_to_the_last_millisecond<S: Subject>() {
         let backend = S::backend().await;
-        // A backend that cuts the expiry to whole seconds ends this task almost a second early.
-        let at = now_ms() / 1000 * 1000 + 1_990;
-        backend.put(&key("t"), &Sample::expiring_at(at)).await.unwrap();
-        tokio::time::sleep(Duration::from_millis((at - 700 - now_ms()).max(0).unsigned_abs())).await;
-        if now_ms() < at {
-            let floored = S::why_it_differs(Difference::ExpiryIsFloored).is_some();
-            assert_eq!(backend.get(&key("t")).await.is_ok(), !floored);
+        // A read that a busy machine answers after the task's end says nothing.
+        for _ in 0..20 {
+            // A backend that cuts the expiry to whole seconds ends this task almost a second early.
+            let at = now_ms() / 1000 * 1000 + 1_990;
+            backend.put(&key("t"), &Sample::expiring_at(at)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis((at - 700 - now_ms()).max(0).unsigned_abs())).await;
+            let is_there = backend.get(&key("t")).await.is_ok();
+            if now_ms() < at {
+                let floored = S::why_it_differs(Difference::ExpiryIsFloored).is_some();
+                assert_eq!(is_there, !floored);
+                return;
+            }
         }
+        panic!("no read was answered in time");
     }
 
     pub async fn write_without_expiry_removes_it<S: Subject>() {

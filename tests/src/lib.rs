@@ -2,7 +2,7 @@
 //!
 //! - [`Server`]: a Redis or Valkey server with the module, in a temporary folder.
 //! - [`Cluster`]: several servers that share the keys.
-//! - [`Watched`]: a primary and its replicas, watched by Sentinels.
+//! - [`SentinelGroup`]: a primary and its replicas, watched by Sentinels.
 //! - [`Wire`]: replies byte by byte, as any client gets them.
 //! - [`Proxy`]: a connection to a server that fails on purpose.
 //! - [`Load`]: clients that write and read, and record what must be stored.
@@ -33,7 +33,7 @@ pub use dice::Dice;
 pub use load::{A_WHILE, CLIENTS, Load};
 pub use outcome::{reason, show, skipped};
 pub use proxy::{Fault, Proxy};
-pub use sentinel::Watched;
+pub use sentinel::SentinelGroup;
 pub use server::{
     FILE, Server, ServerOptions, StartError, calling_module, free_port, hash_tags_program, server_for_example,
 };

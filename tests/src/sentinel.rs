@@ -15,14 +15,14 @@ const QUORUM: usize = 2;
 
 /// Servers and the Sentinels that watch them. All stop when this is dropped.
 #[derive(Debug)]
-pub struct Watched {
+pub struct SentinelGroup {
     /// The first is the primary at the start.
     pub servers: Vec<Server>,
     /// The Sentinels.
     pub sentinels: Vec<Server>,
 }
 
-impl Watched {
+impl SentinelGroup {
     /// Starts one primary, `replicas` replicas, and three Sentinels.
     #[must_use]
     pub fn start(replicas: usize) -> Self {
@@ -31,7 +31,7 @@ impl Watched {
         Self::start_with(&options, &ServerOptions::default().sentinel(), replicas)
     }
 
-    /// Like [`Watched::start`], with other settings for servers and Sentinels.
+    /// Like [`SentinelGroup::start`], with other settings for servers and Sentinels.
     #[must_use]
     pub fn start_with(server: &ServerOptions, sentinel: &ServerOptions, replicas: usize) -> Self {
         let mut servers = vec![Server::start_with(server)];

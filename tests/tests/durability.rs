@@ -229,12 +229,13 @@ impl Stored {
     fn note_hash(&mut self, connection: &mut Connection, owner: &str, task_id: &str) {
         let name = format!("{owner}:{task_id}");
         let key = task_key(owner, task_id);
-        let mut fields: BTreeMap<String, String> = redis::cmd("HGETALL").arg(&key).query(connection).unwrap();
-        let expiry_ms: i64 = redis::cmd("PEXPIRETIME").arg(&key).query(connection).unwrap();
-        let score: Option<f64> =
-            redis::cmd("ZSCORE").arg(index_key(owner)).arg(task_id).query(connection).unwrap();
+        // In a transaction, so that the task does not expire between two of these commands.
+        let mut all = redis::pipe();
+        all.atomic().hgetall(&key).cmd("PEXPIRETIME").arg(&key).zscore(index_key(owner), task_id);
+        let (mut fields, expiry_ms, score): (BTreeMap<String, String>, i64, Option<f64>) =
+            all.query(connection).unwrap();
         if expiry_ms == -2 {
-            // Expired between two of these commands.
+            // Expired since the query for keys.
             return;
         }
         let (version, data) = (fields.remove("version"), fields.remove("data"));

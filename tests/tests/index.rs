@@ -18,7 +18,7 @@ fn put_with(prefix: &str, wire: &mut Wire, owner: &str, task: &str, options: &[&
 }
 
 /// Sends commands in batches, as fast as the server takes them.
-fn run_all(wire: &mut Wire, commands: impl Iterator<Item = Vec<String>>) {
+fn run_all(wire: &mut Wire, commands: impl Iterator<Item = Vec<impl AsRef<[u8]>>>) {
     let mut waiting = 0;
     let receive = |wire: &mut Wire, waiting: &mut usize| {
         for _ in 0..std::mem::take(waiting) {
@@ -27,8 +27,7 @@ fn run_all(wire: &mut Wire, commands: impl Iterator<Item = Vec<String>>) {
         }
     };
     for command in commands {
-        let words: Vec<_> = command.iter().map(String::as_str).collect();
-        wire.send(&words).unwrap();
+        wire.send(&command).unwrap();
         waiting += 1;
         if waiting == 500 {
             receive(wire, &mut waiting);
@@ -98,38 +97,40 @@ fn what_the_server_has_expired_has_no_entry_a_second_later_whoever_made_it() {
             words(&format!("PMCPTASK.PUT pmcp:tasks:o{owner}:t{n} pmcp:idx:o{owner} data PXAT {later}"))
         }),
     );
-    let at = now_ms() + 3_000;
     let record = |name: &str| format!("HSET {name} version 1 data x");
-    for n in 0..SHORT {
+    call(&mut wire, &record("elsewhere"));
+    let dumped = server.dump_of("elsewhere");
+    // In batches, so that all are made long before the first one expires.
+    let at = now_ms() + 3_000;
+    let made = (0..SHORT).flat_map(|n| {
         let task = |maker: &str| format!("pmcp:tasks:short:{maker}{n}");
         let entry = |maker: &str| format!("ZADD pmcp:idx:short 5 {maker}{n}");
         let expire = |maker: &str| format!("PEXPIREAT {} {at}", task(maker));
-        call(&mut wire, &format!("PMCPTASK.PUT {} pmcp:idx:short x PXAT {at}", task("put")));
-        // As the Lua backend does.
-        for line in [record(&task("old")), entry("old"), expire("old")] {
-            call(&mut wire, &line);
-        }
-        for line in [record("elsewhere"), format!("RENAME elsewhere {}", task("rename")), entry("rename")] {
-            call(&mut wire, &line);
-        }
-        call(&mut wire, &expire("rename"));
-        for line in [record("elsewhere"), format!("COPY elsewhere {}", task("copy")), entry("copy")] {
-            call(&mut wire, &line);
-        }
-        call(&mut wire, &expire("copy"));
-        let dumped = server.dump_of("elsewhere");
-        let mut restore = redis::cmd("RESTORE");
-        restore
-            .arg(task("restore"))
-            .arg(at)
-            .arg(dumped)
-            .arg("ABSTTL")
-            .exec(&mut server.connection())
-            .unwrap();
-        call(&mut wire, &entry("restore"));
-        call(&mut wire, &format!("PMCPTASK.PUT {} pmcp:idx:short x PERSIST", task("pexpireat")));
-        call(&mut wire, &expire("pexpireat"));
-    }
+        let bytes = |line: String| words(&line).into_iter().map(String::into_bytes).collect::<Vec<_>>();
+        let restore =
+            [bytes(format!("RESTORE {} {at}", task("restore"))), vec![dumped.clone(), b"ABSTTL".to_vec()]]
+                .concat();
+        let lines = [
+            format!("PMCPTASK.PUT {} pmcp:idx:short x PXAT {at}", task("put")),
+            // As the Lua backend does.
+            record(&task("old")),
+            entry("old"),
+            expire("old"),
+            record("elsewhere"),
+            format!("RENAME elsewhere {}", task("rename")),
+            entry("rename"),
+            expire("rename"),
+            record("elsewhere"),
+            format!("COPY elsewhere {}", task("copy")),
+            entry("copy"),
+            expire("copy"),
+            entry("restore"),
+            format!("PMCPTASK.PUT {} pmcp:idx:short x PERSIST", task("pexpireat")),
+            expire("pexpireat"),
+        ];
+        std::iter::once(restore).chain(lines.map(bytes))
+    });
+    run_all(&mut wire, made);
     assert_eq!(call(&mut wire, "ZCARD pmcp:idx:short"), format!(":{}\r\n", 6 * SHORT));
     sleep_until(at + 1);
     // The server finds some expired keys by itself, and the others when a client asks for them.
@@ -230,17 +231,20 @@ fn task_whose_key_lost_its_expiry_is_hidden_and_removed_by_whoever_meets_it() {
     let mut wire = server.wire();
     for lose in ["PERSIST", "RESTORE"] {
         for meet in ["GET", "LIST", "CAS", "MAXTASKS", "WALK"] {
-            put(&mut wire, "alice", "t", &["PXAT", &in_ms(400)]);
-            if lose == "PERSIST" {
-                assert_eq!(call(&mut wire, "PERSIST pmcp:tasks:alice:t"), ":1\r\n");
-            } else {
-                let dumped = server.dump_of("pmcp:tasks:alice:t");
-                let mut restore = redis::cmd("RESTORE");
-                let restore = restore.arg("pmcp:tasks:alice:t").arg(0).arg(dumped).arg("REPLACE");
-                restore.exec(&mut server.connection()).unwrap();
-            }
+            // In a script, so that the task cannot end before its key has lost the expiry.
+            let script = "local now = redis.call('TIME')
+                local at = now[1] * 1000 + math.floor(now[2] / 1000) + 400
+                redis.call('PMCPTASK.PUT', KEYS[1], KEYS[2], 'data', 'PXAT', string.format('%d', at))
+                if ARGV[1] == 'PERSIST' then
+                    redis.call('PERSIST', KEYS[1])
+                else
+                    redis.call('RESTORE', KEYS[1], 0, redis.call('DUMP', KEYS[1]), 'REPLACE')
+                end
+                return {redis.call('PTTL', KEYS[1]), at}";
+            let reply = wire.call(&["EVAL", script, "2", "pmcp:tasks:alice:t", "pmcp:idx:alice", lose]);
+            let at = reply.strip_prefix("*2\r\n:-1\r\n").map(integer);
             // `expires_at` is in seconds, rounded up.
-            std::thread::sleep(Duration::from_millis(1_410));
+            sleep_until((at.unwrap_or_else(|| panic!("{lose}: {reply}")) + 999) / 1000 * 1000 + 10);
             match meet {
                 "GET" => assert_eq!(call(&mut wire, "PMCPTASK.GET pmcp:tasks:alice:t"), "$-1\r\n"),
                 "LIST" => assert_eq!(call(&mut wire, "PMCPTASK.LIST pmcp:idx:alice"), "*0\r\n"),
@@ -570,7 +574,6 @@ fn own_reads_leave_idle_times_counters_and_statistics_as_they_are() {
             put(&mut wire, "alice", &format!("t{n}"), &["PXAT", &in_ms(600_000)]);
         }
         call(&mut wire, "ZADD pmcp:idx:alice 5 dead");
-        std::thread::sleep(Duration::from_millis(2_100));
         let usage = |wire: &mut Wire| -> Vec<i64> {
             let how = if policy == "allkeys-lru" { "IDLETIME" } else { "FREQ" };
             let keys = (0..50).map(|n| format!("pmcp:tasks:alice:t{n}"));
@@ -579,6 +582,11 @@ fn own_reads_leave_idle_times_counters_and_statistics_as_they_are() {
         let lookups = |wire: &mut Wire| {
             ["keyspace_hits", "keyspace_misses"].map(|name| wire.info_number("stats", name))
         };
+        if policy == "allkeys-lru" {
+            // Long enough for a read to show. The index was the last key to be written.
+            let idle = |wire: &mut Wire| integer(&call(wire, "OBJECT IDLETIME pmcp:idx:alice"));
+            assert!(holds_within(Duration::from_secs(20), || idle(&mut wire) >= 2));
+        }
         let (before, counted) = (usage(&mut wire), lookups(&mut wire));
         server.have_indexes_walked(2);
         if policy == "allkeys-lru" {

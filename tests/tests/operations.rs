@@ -17,7 +17,7 @@ use std::{env, fs};
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend, RedisBackendBuilder as Builder};
 use pmcptask_tests::{
-    Cluster, FILE, Server, ServerOptions, Watched, assert_hashes_and_entries_agree, free_port,
+    Cluster, FILE, SentinelGroup, Server, ServerOptions, assert_hashes_and_entries_agree, free_port,
     hash_tags_program, holds_within, reason,
 };
 use tempfile::TempDir;
@@ -430,7 +430,7 @@ impl Site {
         let (sentinels, servers): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut self.hosts).into_iter().partition(|(host, _)| host.ends_with(":26379"));
         let names: Vec<_> = servers.keys().chain(sentinels.keys()).copied().collect();
-        let watched = Watched {
+        let watched = SentinelGroup {
             servers: servers.into_values().collect(),
             sentinels: sentinels.into_values().collect(),
         };

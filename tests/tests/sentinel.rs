@@ -9,12 +9,12 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Applied, Error, RedisBackend, RedisBackendBuilder};
 use pmcptask_tests::{
-    A_WHILE, Fault, Load, Proxy, Server, ServerOptions, Watched, assert_hashes_and_entries_agree,
+    A_WHILE, Fault, Load, Proxy, SentinelGroup, Server, ServerOptions, assert_hashes_and_entries_agree,
     holds_within, reason,
 };
 
 /// Writes count once this many replicas have them: without that, a failover may lose the last ones.
-fn builder(watched: &Watched, replicas: u16) -> RedisBackendBuilder {
+fn builder(watched: &SentinelGroup, replicas: u16) -> RedisBackendBuilder {
     RedisBackend::builder(watched.url()).wait_for_replicas(replicas, Duration::from_secs(1))
 }
 
@@ -22,7 +22,7 @@ fn builder(watched: &Watched, replicas: u16) -> RedisBackendBuilder {
 /// take at least ten seconds to correct a replica that follows the old primary.
 const FAILOVER: Duration = Duration::from_secs(20);
 
-async fn end(what: &str, load: Load, watched: &Watched) {
+async fn end(what: &str, load: Load, watched: &SentinelGroup) {
     load.end(what, builder(watched, 1), FAILOVER).await;
     let primary = watched.servers.iter().find(|server| server.is_primary()).unwrap();
     assert_hashes_and_entries_agree(&[primary]);
@@ -30,7 +30,7 @@ async fn end(what: &str, load: Load, watched: &Watched) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn primary_that_dies_loses_nothing_that_was_acknowledged() {
-    let mut watched = Watched::start(2);
+    let mut watched = SentinelGroup::start(2);
     // The Sentinels promote the replica with the most data.
     let load = Load::start(&builder(&watched, 1)).await;
     let before = watched.primary();
@@ -45,7 +45,7 @@ async fn primary_that_dies_loses_nothing_that_was_acknowledged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn failover_by_hand_loses_nothing_that_all_replicas_had() {
-    let watched = Watched::start(2);
+    let watched = SentinelGroup::start(2);
     // For a short time there are two primaries. The old one may keep all replicas except the promoted one.
     let load = Load::start(&builder(&watched, 2)).await;
     for _ in 0..2 {
@@ -59,20 +59,20 @@ async fn failover_by_hand_loses_nothing_that_all_replicas_had() {
 /// The old primary does not learn of the failover, and its clients do not notice it.
 #[tokio::test(flavor = "multi_thread")]
 async fn primary_that_was_cut_off_and_replaced_is_left() {
-    let watched = Watched::start(1);
+    let watched = SentinelGroup::start(1);
     let backend = RedisBackend::new(&watched.url()).await.unwrap();
     backend.put("owner:t", b"one").await.unwrap();
-    let old = &watched.servers[0];
+    let [old, new] = [0, 1].map(|number| &watched.servers[number]);
+    assert!(holds_within(Duration::from_secs(5), || new.wire().exists("pmcp:tasks:owner:t")));
     // It stays a primary, and says so, as long as the Sentinels allow it.
     watched.fail_over();
     watched.make_primary(0);
-    let new = &watched.servers[1];
-    // Clients ask the Sentinels every second.
-    let follows = || {
-        let held = new.wire().call(&["CLIENT", "LIST"]);
-        held.contains("lib-name=pmcptask-client") || held.matches("resp=3").count() > 0
-    };
-    assert!(holds_within(Duration::from_secs(5), follows), "{}", new.wire().call(&["CLIENT", "LIST"]));
+    // Clients ask the Sentinels every second. Reads show which server the client is connected to.
+    let started = Instant::now();
+    while new.counter("get_hits") == 0 {
+        assert!(started.elapsed() < Duration::from_secs(20), "{}", new.wire().call(&["CLIENT", "LIST"]));
+        backend.get("owner:t").await.unwrap();
+    }
     backend.put("owner:t", b"two").await.unwrap();
     assert!(new.wire().call(&["PMCPTASK.GET", "pmcp:tasks:owner:t"]).contains("two"));
     assert!(!old.wire().call(&["PMCPTASK.GET", "pmcp:tasks:owner:t"]).contains("two"));
@@ -80,7 +80,7 @@ async fn primary_that_was_cut_off_and_replaced_is_left() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn server_that_is_a_replica_by_now_is_not_written_to() {
-    let watched = Watched::start(1);
+    let watched = SentinelGroup::start(1);
     let limit = Duration::from_millis(500);
     let builder = RedisBackend::builder(watched.url()).connect_timeout(limit);
     let backend = builder.connect().await.unwrap();
@@ -98,7 +98,7 @@ async fn server_that_is_a_replica_by_now_is_not_written_to() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sentinel_that_is_away_or_silent_delays_no_connection() {
-    let mut watched = Watched::start(0);
+    let mut watched = SentinelGroup::start(0);
     watched.sentinels[1].kill();
     let silent = Proxy::to_nobody(Fault::Silence);
     let hosts = watched.hosts();
@@ -111,7 +111,7 @@ async fn sentinel_that_is_away_or_silent_delays_no_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sentinel_that_has_missed_a_failover_is_not_believed() {
-    let watched = Watched::start(1);
+    let watched = SentinelGroup::start(1);
     let old = watched.primary();
     watched.fail_over();
     watched.wait_until_settled();
@@ -132,7 +132,7 @@ async fn sentinel_that_has_missed_a_failover_is_not_believed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn primary_that_was_left_is_not_gone_back_to_by_what_sentinels_remember() {
-    let watched = Watched::start(1);
+    let watched = SentinelGroup::start(1);
     let proxies: Vec<_> = watched.sentinels.iter().map(|sentinel| Proxy::to(sentinel.port())).collect();
     let hosts: Vec<_> = proxies.iter().map(|proxy| format!("127.0.0.1:{}", proxy.port())).collect();
     let backend = RedisBackend::new(&format!("redis+sentinel://{}/tasks", hosts.join(","))).await.unwrap();
@@ -162,7 +162,7 @@ async fn primary_that_was_left_is_not_gone_back_to_by_what_sentinels_remember() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn primary_that_hangs_is_left_as_soon_as_the_sentinels_know_another() {
-    let watched = Watched::start(1);
+    let watched = SentinelGroup::start(1);
     // The keep-alive check starts before any Sentinel knows another primary, and its answer never comes.
     let builder = RedisBackend::builder(watched.url()).keep_alive(Duration::from_millis(300));
     let backend = builder.clone().connect().await.unwrap();
@@ -195,7 +195,7 @@ async fn primary_that_hangs_is_left_as_soon_as_the_sentinels_know_another() {
 #[tokio::test(flavor = "multi_thread")]
 async fn attempt_to_connect_takes_no_longer_than_told_whoever_hangs() {
     const LIMIT: Duration = Duration::from_secs(2);
-    let watched = Watched::start(0);
+    let watched = SentinelGroup::start(0);
     let hanging = [&watched.sentinels[0], &watched.sentinels[1], &watched.servers[0]];
     for server in hanging {
         server.hang();
@@ -213,7 +213,7 @@ async fn attempt_to_connect_takes_no_longer_than_told_whoever_hangs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sentinels_may_be_slow_where_there_is_time() {
-    let watched = Watched::start(0);
+    let watched = SentinelGroup::start(0);
     let proxies: Vec<_> = watched.sentinels.iter().map(|sentinel| Proxy::to(sentinel.port())).collect();
     for proxy in &proxies {
         proxy.set(Fault::Delay(Duration::from_millis(600)));
@@ -252,7 +252,7 @@ async fn another_name_of_the_same_primary_is_no_other_primary() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn read_goes_to_a_replica_where_that_is_wanted() {
-    let watched = Watched::start(1);
+    let watched = SentinelGroup::start(1);
     let wanted =
         RedisBackend::builder(watched.url()).read_from_replicas(true).wait_for_replicas(1, ACKNOWLEDGED);
     let wanted = wanted.connect().await.unwrap();
@@ -292,7 +292,7 @@ async fn reads_from_replicas_need_replicas_that_are_known() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn write_that_too_few_replicas_have_says_so() {
-    let mut watched = Watched::start(1);
+    let mut watched = SentinelGroup::start(1);
     let within = Duration::from_millis(200);
     let backend = RedisBackend::builder(watched.url()).wait_for_replicas(1, within).connect().await.unwrap();
     assert_eq!(backend.put("owner:t", b"one").await.unwrap(), 1);
@@ -320,7 +320,7 @@ async fn write_that_too_few_replicas_have_says_so() {
 /// As after a failover, until the first replica has found its new primary.
 #[tokio::test(flavor = "multi_thread")]
 async fn write_waits_for_a_primary_that_has_too_few_replicas_yet() {
-    let watched = Watched::start(0);
+    let watched = SentinelGroup::start(0);
     let backend = RedisBackend::new(&watched.url()).await.unwrap();
     let replicas = |count: &str| {
         let wanted = ["CONFIG", "SET", "min-replicas-to-write", count];
@@ -350,7 +350,7 @@ async fn time_for_replicas_is_less_than_that_for_the_reply() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_shows_at_construction() {
-    let watched = Watched::start(0);
+    let watched = SentinelGroup::start(0);
     let hosts = watched.hosts().join(",");
     let error = RedisBackend::new(&format!("redis+sentinel://{hosts}/other")).await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoPrimary { .. }), "{error}");
