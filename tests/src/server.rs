@@ -481,6 +481,22 @@ impl Server {
         server
     }
 
+    /// Makes the module walk through all indexes exactly once more, as its first walk: it forgets what earlier walks
+    /// have found.
+    ///
+    /// # Panics
+    ///
+    /// If the walk takes longer than half a minute.
+    pub fn have_indexes_walked_once_anew(&self) {
+        let walks = || self.counter("index_walks");
+        // No other walk follows for a quarter of an hour.
+        let is_at_rest = holds_within(Duration::from_secs(30), || walks() > 0);
+        let before = walks();
+        assert_eq!(self.wire().call(&["SWAPDB", "8", "9"]), "+OK\r\n");
+        let is_done = || walks() > before;
+        assert!(is_at_rest && holds_within(Duration::from_secs(30), is_done), "the module does not walk");
+    }
+
     /// Makes the module walk through all indexes this many times, without its pauses of a quarter of an hour.
     ///
     /// # Panics

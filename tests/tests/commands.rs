@@ -4,9 +4,9 @@
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use pmcptask_tests::refusals::{
-    CORRUPT_DATA, CORRUPT_VERSION, CREATED_MS, INTEGER, LARGEST_VERSION, LISTED_MS, MS, NO_EXPIRY,
-    NO_INDEX_KEY, NO_TASK_ID, NO_TASK_KEY, OF_CAS, OF_DEL, OF_EXPIRE, OF_LIST, OF_PUT, OF_TRIM, OTHER_INDEX,
-    TWO_EXPIRIES, WRONG_TYPE, no_room,
+    CORRUPT_DATA, CORRUPT_VERSION, CREATED_MS, INTEGER, LARGEST_VERSION, LISTED_MS, MS, NO_INDEX_KEY,
+    NO_TASK_ID, NO_TASK_KEY, OF_CAS, OF_DEL, OF_EXPIRE, OF_LIST, OF_PUT, OF_TRIM, OTHER_INDEX, TWO_EXPIRIES,
+    WRONG_TYPE, no_room,
 };
 use pmcptask_tests::{
     EMPTY, INDEX, NIL, PROMISED, Server, ServerOptions, TASK, Wire, holds_within, integer, now_ms,
@@ -1348,8 +1348,10 @@ fn option_that_a_command_cannot_do_without_is_named_where_it_is_missing() {
     session.run("PMCPTASK.PUT T I d");
     let before = session.everything();
     let no_keep = format!("ERR KEEP: expected {INTEGER}, got nothing");
-    for (line, refusal) in [("EXPIRE T I", NO_EXPIRY), ("TRIM I", &no_keep), ("TRIM I KEEP", &no_keep)] {
-        assert_eq!(session.run(&format!("PMCPTASK.{line}")), format!("-{refusal}\r\n"), "{line}");
+    assert_eq!(session.run("PMCPTASK.TRIM I COUNT 5"), format!("-{no_keep}\r\n"));
+    for (name, line) in [("expire", "EXPIRE T I"), ("trim", "TRIM I"), ("trim", "TRIM I KEEP")] {
+        let refusal = format!("-ERR wrong number of arguments for 'pmcptask.{name}' command\r\n");
+        assert_eq!(session.run(&format!("PMCPTASK.{line}")), refusal, "{line}");
     }
     assert_eq!(session.everything(), before);
 }

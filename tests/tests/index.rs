@@ -403,7 +403,7 @@ fn copy_that_starts_anew_has_all_its_time_again() {
         let server = Server::start();
         let mut wire = server.wire();
         call(&mut wire, "ZADD pmcp:idx:alice 5 t");
-        server.have_indexes_walked(0);
+        server.have_indexes_walked_once_anew();
         let walks = server.counter("index_walks");
         call(&mut wire, between);
         call(&mut wire, "DEL pmcp:idx:alice");
@@ -426,7 +426,7 @@ fn data_that_another_tool_copies_in_keeps_its_entries_in_whatever_order() {
     call(&mut wire, "ZADD pmcp:idx:index-first 5 t");
     call(&mut wire, "HSET pmcp:tasks:hash-first:t version 1 data x");
     // A walk passes, as if minutes had passed.
-    server.have_indexes_walked(0);
+    server.have_indexes_walked_once_anew();
     call(&mut wire, "HSET pmcp:tasks:index-first:t version 1 data x");
     // The module adds no entry for a hash that another tool wrote: the entry would be in the way of that
     // tool's index.
@@ -455,7 +455,7 @@ fn migrate_meets_no_busy_key_and_loses_no_entry_in_either_order() {
             let key =
                 if kind == "tasks" { format!("pmcp:tasks:{owner}:t") } else { format!("pmcp:idx:{owner}") };
             assert_eq!(call(&mut wire, &format!("MIGRATE 127.0.0.1 {port} {key} 0 5000 COPY")), "+OK\r\n");
-            to.have_indexes_walked(0);
+            to.have_indexes_walked_once_anew();
         }
         to.have_indexes_walked(2);
         assert_eq!(call(&mut there, &format!("ZSCORE pmcp:idx:{owner} t")), "$1\r\n7\r\n");
