@@ -3,6 +3,7 @@
 //! - [`Server`]: a Redis or Valkey server with the module, in a temporary folder.
 //! - [`Cluster`]: several servers that share the keys.
 //! - [`SentinelGroup`]: a primary and its replicas, watched by Sentinels.
+//! - [`Port`]: a port that nobody else gets.
 //! - [`Wire`]: replies byte by byte, as any client gets them.
 //! - [`Proxy`]: a connection to a server that fails on purpose.
 //! - [`Load`]: clients that write and read, and record what must be stored.
@@ -21,6 +22,7 @@ mod dice;
 mod load;
 pub mod model;
 mod outcome;
+mod port;
 mod proxy;
 pub mod refusals;
 mod sentinel;
@@ -32,10 +34,11 @@ pub use cluster::Cluster;
 pub use dice::Dice;
 pub use load::{A_WHILE, CLIENTS, Load};
 pub use outcome::{reason, show, skipped};
+pub use port::Port;
 pub use proxy::{Fault, Proxy};
 pub use sentinel::SentinelGroup;
 pub use server::{
-    FILE, Server, ServerOptions, StartError, calling_module, free_port, hash_tags_program, server_for_example,
+    FILE, Server, ServerOptions, StartError, calling_module, hash_tags_program, server_for_example,
 };
 pub use wire::{EMPTY, INDEX, NIL, OK, TASK, Wire, integer};
 

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -16,6 +15,7 @@ use redis::Client;
 use tempfile::TempDir;
 
 use crate::holds_within;
+use crate::port::Port;
 use crate::wire::Wire;
 
 /// Path of the server to test with. Default: `redis-server` from the search path.
@@ -117,7 +117,7 @@ impl ServerOptions {
     /// Runs the server as a replica.
     #[must_use]
     pub fn replica_of(self, primary: &Server) -> Self {
-        self.set("replicaof", &format!("127.0.0.1 {}", primary.port))
+        self.set("replicaof", &format!("127.0.0.1 {}", primary.port()))
     }
 
     /// Does not load the module.
@@ -232,7 +232,9 @@ pub struct Server {
     options: ServerOptions,
     folder: TempDir,
     process: Child,
-    port: u16,
+    port: Port,
+    /// The ports of its settings.
+    more_ports: Vec<Port>,
 }
 
 impl Server {
@@ -258,22 +260,15 @@ impl Server {
     ///
     /// [`StartError`].
     pub fn try_start_with(options: &ServerOptions) -> Result<Self, StartError> {
-        loop {
-            let folder = tempfile::Builder::new().prefix("pmcptask-").tempdir()?;
-            let port = free_port()?;
-            let options = with_free_ports(options)?;
-            let process = spawn(&options, folder.path(), port)?;
-            let mut server = Self { options, folder, process, port };
-            match server.wait_until_ready(0) {
-                // Another process took the port that the OS had given us.
-                Err(StartError::Ended(log)) if log.contains("Address already in use") => {}
-                ready => return ready.map(|()| server),
-            }
-        }
+        let folder = tempfile::Builder::new().prefix("pmcptask-").tempdir()?;
+        let (port, mut more_ports) = (Port::free()?, Vec::new());
+        let options = with_free_ports(options, &mut more_ports)?;
+        let process = spawn(&options, folder.path(), port.number())?;
+        let mut server = Self { options, folder, process, port, more_ports };
+        server.wait_until_ready(0).map(|()| server)
     }
 
-    /// `logged` is the length of the log when the process started. Until the server logs that it listens,
-    /// another process may be answering on the port.
+    /// `logged` is the length of the log when the process started.
     fn wait_until_ready(&mut self, logged: usize) -> Result<(), StartError> {
         let started = Instant::now();
         loop {
@@ -302,7 +297,7 @@ impl Server {
     /// The server's port on 127.0.0.1.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// The port on which the nodes of a cluster talk to this node.
@@ -347,7 +342,7 @@ impl Server {
             cli.args(["--user", user]).env("REDISCLI_AUTH", password);
         }
         let mut cli = cli
-            .args(["-p", &self.port.to_string()])
+            .args(["-p", &self.port().to_string()])
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -393,7 +388,7 @@ impl Server {
     /// The URL for clients.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/", self.port)
+        format!("redis://127.0.0.1:{}/", self.port())
     }
 
     /// A connection that shows replies byte by byte.
@@ -407,7 +402,7 @@ impl Server {
     }
 
     fn try_wire(&self) -> io::Result<Wire> {
-        let mut wire = Wire::open(self.port)?;
+        let mut wire = Wire::open(self.port())?;
         if let Some((user, password)) = &self.options.login {
             wire.try_call(&["AUTH", user, password])?;
         }
@@ -635,10 +630,10 @@ impl Server {
     ///
     /// If the server does not start.
     pub fn restart_with(&mut self, options: &ServerOptions) {
-        self.options = with_free_ports(options).expect("the OS has free ports");
+        self.options = with_free_ports(options, &mut self.more_ports).expect("the OS has free ports");
         let logged = self.log().len();
         self.process =
-            spawn(&self.options, self.folder.path(), self.port).expect("the server has run before");
+            spawn(&self.options, self.folder.path(), self.port()).expect("the server has run before");
         self.wait_until_ready(logged).unwrap_or_else(|error| panic!("{error}"));
     }
 }
@@ -646,7 +641,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("log of the server on port {}:\n{}", self.port, self.log());
+            eprintln!("log of the server on port {}:\n{}", self.port(), self.log());
         }
         self.shut_down(&["NOSAVE"]);
         let started = Instant::now();
@@ -711,8 +706,8 @@ fn write_file(options: &ServerOptions, folder: &Path, port: u16) -> io::Result<P
     Ok(path)
 }
 
-/// Gives a server the other ports that it needs, unless it has them.
-fn with_free_ports(options: &ServerOptions) -> io::Result<ServerOptions> {
+/// Gives a server the other ports that it needs, unless it has them. They are added to `ports`.
+fn with_free_ports(options: &ServerOptions, ports: &mut Vec<Port>) -> io::Result<ServerOptions> {
     let mut options = options.clone();
     // By default the cluster port is 10000 above the server's port, which can exceed the range of ports.
     for (name, is_needed) in [
@@ -720,19 +715,12 @@ fn with_free_ports(options: &ServerOptions) -> io::Result<ServerOptions> {
         ("tls-port", options.setting("tls-cert-file").is_some()),
     ] {
         if is_needed && options.setting(name).is_none() {
-            options = options.set(name, &free_port()?.to_string());
+            let port = Port::free()?;
+            options = options.set(name, &port.number().to_string());
+            ports.push(port);
         }
     }
     Ok(options)
-}
-
-/// A port of 127.0.0.1 that nothing listens on.
-///
-/// # Errors
-///
-/// If the OS has none.
-pub fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// Takes a length such as `*3` or `$10` from the front of an AOF.

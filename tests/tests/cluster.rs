@@ -12,7 +12,7 @@ use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, HashTags, RedisBackend};
 use pmcptask_schema::Keyspace;
 use pmcptask_tests::conformance::{Difference, Subject};
-use pmcptask_tests::{Cluster, Fault, Proxy, Server, conformance_suite, holds_within, integer, reason};
+use pmcptask_tests::{Cluster, Fault, Port, Proxy, Server, conformance_suite, holds_within, integer, reason};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -422,9 +422,9 @@ async fn every_owner_works_and_owners_share_the_nodes() {
 async fn one_node_that_answers_is_enough_to_find_the_others() {
     let cluster = Cluster::start(3, 0);
     let seed = cluster.servers[1].port();
-    // Nothing listens at the first address.
+    let nobody = Port::free().unwrap();
     for url in [
-        format!("redis+cluster://127.0.0.1:1,127.0.0.1:{seed}"),
+        format!("redis+cluster://{},127.0.0.1:{seed}", nobody.address()),
         format!("redis://127.0.0.1:{seed}?cluster"),
         format!("redis://127.0.0.1:{seed}/0?cluster=true&protocol=resp2"),
     ] {
@@ -442,7 +442,9 @@ async fn what_is_wrong_shows_at_construction() {
     let server = Server::start();
     let error = connect(format!("redis+cluster://127.0.0.1:{}", server.port())).await;
     assert!(matches!(reason(&error), Error::NotACluster { .. }), "{error}");
-    let error = connect("redis+cluster://127.0.0.1:1,127.0.0.1:2".to_owned()).await;
+    let nobody = [(); 2].map(|()| Port::free().unwrap());
+    let [one, other] = nobody.each_ref().map(Port::address);
+    let error = connect(format!("redis+cluster://{one},{other}")).await;
     assert!(matches!(reason(&error), Error::NoServer { .. }), "{error}");
     let lone = Server::start_with(&Cluster::node_options());
     let error = connect(format!("redis+cluster://127.0.0.1:{}", lone.port())).await;

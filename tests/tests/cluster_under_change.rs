@@ -175,13 +175,15 @@ async fn task_that_ends_while_its_slot_moves_at_once_leaves_no_entry() {
     let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
     // Enough data for the copy to take some time.
     let ballast = vec![b'x'; 200_000];
-    let owners: Vec<_> = (0..400).map(|n| format!("owner-{n}")).collect();
+    let moves = |owner: &String| first.slot_of(owner).parse::<usize>().unwrap() < HALF;
+    let owners: Vec<_> = (0..).map(|n| format!("owner-{n}")).filter(moves).take(200).collect();
     for owner in &owners {
         backend.put(&format!("{owner}:stays"), &ballast).await.unwrap();
     }
     let mut ends_ms = Vec::new();
     for (owner, n) in owners.iter().zip(0..) {
-        let at_ms = now_ms() + 100 + 4 * n;
+        // The last ones end more than a second after the move has started, whatever the writes take.
+        let at_ms = now_ms() + 100 + 8 * n;
         backend.put(&format!("{owner}:ends"), &Sample::expiring_at(at_ms)).await.unwrap();
         ends_ms.push(at_ms);
     }

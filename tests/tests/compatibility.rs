@@ -10,7 +10,7 @@ use pmcp_tasks::domain::TaskRecord;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcp_tasks::{GenericTaskStore, ListTasksOptions, RedisBackend as Lua, StorageError, TaskStatus};
 use pmcptask_client::{Error, RedisBackend as Native};
-use pmcptask_tests::{Server, ServerOptions, free_port, now_ms, reason};
+use pmcptask_tests::{Port, Server, ServerOptions, now_ms, reason};
 use redis::Commands;
 use serde_json::json;
 
@@ -294,7 +294,8 @@ fn everything_shown(error: &StorageError) -> String {
 
 #[tokio::test]
 async fn no_server_is_told_at_once_with_the_address() {
-    let port = free_port().unwrap();
+    let free = Port::free().unwrap();
+    let port = free.number();
     let started = Instant::now();
     let error = Native::new(&format!("redis://:sesame@127.0.0.1:{port}/")).await.unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(2));

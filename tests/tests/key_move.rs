@@ -15,7 +15,9 @@ use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, HashTags, RedisBackend};
 use pmcptask_hash_tags::{KeyMove, MoveError};
 use pmcptask_schema::Keyspace;
-use pmcptask_tests::{Fault, Proxy, SentinelGroup, Server, ServerOptions, hash_tags_program, now_ms, reason};
+use pmcptask_tests::{
+    Fault, Port, Proxy, SentinelGroup, Server, ServerOptions, hash_tags_program, now_ms, reason,
+};
 
 const OWNERS: [&str; 12] =
     ["alice", "", "}", "{", "{}", "}{", "a{b}c", "tenant:alice", "a:b:c", "ö |", "x}y{z", "tenant"];
@@ -352,8 +354,9 @@ async fn primary_behind_sentinels_is_moved_too_and_a_cluster_or_nothing_is_refus
     let silent = Proxy::to_nobody(Fault::Silence);
     let in_cluster = error("redis+cluster://127.0.0.1:1").await;
     assert!(matches!(reason(&in_cluster), Error::Settings(_)), "{in_cluster}");
-    for url in ["redis://127.0.0.1:1", &silent.url()] {
-        let error = error(url).await;
+    let nobody = Port::free().unwrap();
+    for url in [format!("redis://{}", nobody.address()), silent.url()] {
+        let error = error(&url).await;
         assert!(matches!(reason(&error), Error::NoServer { .. }), "{error}");
     }
 }
@@ -378,5 +381,6 @@ async fn command_moves_keys_and_says_what_it_did() {
     assert_eq!(run(&["on", &server.url(), "other"]).1, "0 tasks moved\n");
     assert_eq!(run(&["off", &server.url()]).1, "2 tasks moved\n");
     assert_eq!(run(&["of", &server.url()]).0, 2);
-    assert_eq!(run(&["on", "redis://127.0.0.1:1"]).0, 1);
+    let nobody = Port::free().unwrap();
+    assert_eq!(run(&["on", &format!("redis://{}", nobody.address())]).0, 1);
 }

@@ -17,7 +17,7 @@ use std::{env, fs};
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend, RedisBackendBuilder as Builder};
 use pmcptask_tests::{
-    Cluster, FILE, SentinelGroup, Server, ServerOptions, assert_hashes_and_entries_agree, free_port,
+    Cluster, FILE, Port, SentinelGroup, Server, ServerOptions, assert_hashes_and_entries_agree,
     hash_tags_program, holds_within, reason,
 };
 use tempfile::TempDir;
@@ -335,7 +335,8 @@ fn config_rewrite_after_make_run_leaves_the_repository_alone_and_the_next_one_st
             // MODULE LIST is the only source of the library's path.
             panic!("MODULE LIST tells no path");
         };
-        let port = free_port().unwrap();
+        let free = Port::free().unwrap();
+        let port = free.number();
         let mut process = Command::new("bash")
             .arg(copy.path().join("scripts/run-server.sh"))
             .arg(module)
@@ -611,7 +612,8 @@ async fn data_of_one_server_becomes_a_cluster_by_the_steps_of_the_page() {
     let file = first.folder().join(FILE);
     fs::write(&file, fs::read_to_string(&file).unwrap() + conf).unwrap();
     let options = ServerOptions::default().in_file().login("admin", "admin-secret");
-    let cluster_port = format!("cluster-port {}\n", free_port().unwrap());
+    let free = Port::free().unwrap();
+    let cluster_port = format!("cluster-port {}\n", free.number());
     fs::write(&file, fs::read_to_string(&file).unwrap() + &cluster_port).unwrap();
     first.restart_with(&options);
     for host in ["host2:7000", "host3:7000", "host4:7000"] {

@@ -9,7 +9,7 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Applied, Error, RedisBackend, RedisBackendBuilder};
 use pmcptask_tests::{
-    A_WHILE, Fault, Load, Proxy, SentinelGroup, Server, ServerOptions, assert_hashes_and_entries_agree,
+    A_WHILE, Fault, Load, Port, Proxy, SentinelGroup, Server, ServerOptions, assert_hashes_and_entries_agree,
     holds_within, reason,
 };
 
@@ -102,7 +102,9 @@ async fn sentinel_that_is_away_or_silent_delays_no_connection() {
     watched.sentinels[1].kill();
     let silent = Proxy::to_nobody(Fault::Silence);
     let hosts = watched.hosts();
-    let url = format!("redis+sentinel://127.0.0.1:1,127.0.0.1:{},{}/tasks", silent.port(), hosts.join(","));
+    let nobody = Port::free().unwrap();
+    let (away, silent) = (nobody.address(), silent.port());
+    let url = format!("redis+sentinel://{away},127.0.0.1:{silent},{}/tasks", hosts.join(","));
     let started = Instant::now();
     let backend = RedisBackend::new(&url).await.unwrap();
     backend.put("owner:t", b"one").await.unwrap();
@@ -355,7 +357,9 @@ async fn what_is_wrong_shows_at_construction() {
     let error = RedisBackend::new(&format!("redis+sentinel://{hosts}/other")).await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoPrimary { .. }), "{error}");
     assert!(error.to_string().contains("other") && error.to_string().contains("no service"), "{error}");
-    let error = RedisBackend::new("redis+sentinel://127.0.0.1:1/tasks").await.unwrap_err();
+    let nobody = Port::free().unwrap();
+    let url = format!("redis+sentinel://{}/tasks", nobody.address());
+    let error = RedisBackend::new(&url).await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoPrimary { .. }), "{error}");
     assert!(error.to_string().contains("no Sentinel answers"), "{error}");
 }
