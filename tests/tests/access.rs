@@ -445,6 +445,15 @@ fn trim_removes_nothing_where_its_user_may_not_delete_one_of_the_tasks() {
 }
 
 #[test]
+fn trim_that_is_denied_says_what_its_user_may_not_do() {
+    let mut guarded = Guarded::with_three_tasks();
+    let mut user = guarded.user(DELETES_ONE);
+    let reply = user.run("PMCPTASK.TRIM pmcp:idx:alice KEEP 1");
+    assert!(is_denied_key(&reply, "pmcp:tasks:alice:t2"), "{reply}");
+    assert!(!reply.contains(" read ") && !reply.contains(" list "), "{reply}");
+}
+
+#[test]
 fn trim_removes_no_task_that_the_selector_with_its_key_may_not_delete() {
     let mut guarded = Guarded::with_three_tasks();
     // The user may run DEL and EXPIRE on the task's key, but not PMCPTASK.DEL.
