@@ -14,7 +14,7 @@ use pmcptask_tests::{Dice, Server, ServerOptions, Wire, calling_module, holds_wi
 
 /// The rules that a user needs for the tasks of one owner.
 const ALICE: &str = "~pmcp:tasks:alice:* ~pmcp:idx:alice -@all +pmcptask.put +pmcptask.cas +pmcptask.get \
-                     +pmcptask.del +pmcptask.list";
+                     +pmcptask.del +pmcptask.list +pmcptask.expire +pmcptask.trim";
 
 /// A server with one task each of `alice` and `bob`.
 struct Guarded {
@@ -66,14 +66,27 @@ impl Guarded {
 }
 
 /// Every command on the task `t` of an owner, reads first.
-fn all_commands(owner: &str) -> [String; 5] {
+fn all_commands(owner: &str) -> [String; 7] {
     let (task, index) = (format!("pmcp:tasks:{owner}:t"), format!("pmcp:idx:{owner}"));
     [
         format!("PMCPTASK.GET {task}"),
         format!("PMCPTASK.LIST {index}"),
         format!("PMCPTASK.PUT {task} {index} data"),
         format!("PMCPTASK.CAS {task} {index} 2 data"),
+        format!("PMCPTASK.EXPIRE {task} {index} PERSIST"),
+        format!("PMCPTASK.TRIM {index} KEEP 1"),
         format!("PMCPTASK.DEL {task} {index}"),
+    ]
+}
+
+/// Every option on the task `t` of an owner that makes another call of a command, reads first.
+fn all_options(owner: &str) -> [String; 4] {
+    let (task, index) = (format!("pmcp:tasks:{owner}:t"), format!("pmcp:idx:{owner}"));
+    [
+        format!("PMCPTASK.LIST {index} NODATA"),
+        format!("PMCPTASK.PUT {task} {index} data NX"),
+        format!("PMCPTASK.EXPIRE {task} {index} PXAT 1"),
+        format!("PMCPTASK.DEL {task} {index} VERSION 1"),
     ]
 }
 
@@ -94,9 +107,13 @@ fn user_of_one_owner_can_do_everything_with_that_owners_tasks() {
         ":2\r\n",
         "*2\r\n+OK\r\n:3\r\n",
         ":1\r\n",
+        ":0\r\n",
+        ":1\r\n",
     ];
     assert_eq!(replies, expected);
     assert_eq!(guarded.run("EXISTS pmcp:tasks:alice:t pmcp:idx:alice"), ":0\r\n");
+    let replies = all_options("alice").map(|line| alice.run(&line));
+    assert_eq!(replies, ["*0\r\n", ":1\r\n", ":1\r\n", "*2\r\n+MISSING\r\n:0\r\n"]);
 }
 
 #[test]
@@ -104,7 +121,7 @@ fn user_of_one_owner_can_do_nothing_with_the_tasks_of_another() {
     let mut guarded = Guarded::start();
     let mut alice = guarded.user(ALICE);
     let before = guarded.everything();
-    for line in all_commands("bob") {
+    for line in all_commands("bob").into_iter().chain(all_options("bob")) {
         let reply = alice.run(&line);
         assert!(is_denied(&reply), "{line}: {reply}");
         assert!(!reply.contains("bobs"), "{line}: {reply}");
@@ -125,6 +142,8 @@ fn user_cannot_reach_another_owner_through_one_key_of_each() {
             format!("PMCPTASK.PUT {keys} data"),
             format!("PMCPTASK.CAS {keys} 1 data"),
             format!("PMCPTASK.DEL {keys}"),
+            format!("PMCPTASK.DEL {keys} VERSION 1"),
+            format!("PMCPTASK.EXPIRE {keys} PXAT 1"),
         ] {
             let reply = alice.run(&line);
             assert!(is_denied(&reply), "{line}: {reply}");
@@ -138,7 +157,7 @@ fn user_cannot_reach_another_owner_through_one_key_of_each() {
 #[test]
 fn user_may_run_only_the_commands_that_the_acl_names() {
     let mut guarded = Guarded::start();
-    for allowed in ["put", "cas", "get", "del", "list"] {
+    for allowed in ["put", "cas", "get", "del", "list", "expire", "trim"] {
         let mut user = guarded.user(&format!("~* -@all +pmcptask.{allowed}"));
         for line in all_commands("alice") {
             let is_allowed = line.to_lowercase().starts_with(&format!("pmcptask.{allowed} "));
@@ -167,33 +186,38 @@ fn user_who_may_only_read_keys_can_get_and_list_and_not_write() {
 fn user_who_may_only_write_keys_can_put_and_del_and_learns_no_version_or_record() {
     let mut guarded = Guarded::start();
     let mut writer = guarded.user("%W~pmcp:* +@all");
-    let [get, list, put, cas, del] = all_commands("alice");
+    let [get, list, put, cas, expire, trim, del] = all_commands("alice");
     for line in [get, list, cas] {
         let reply = writer.run(&line);
         assert!(is_denied(&reply), "{line}: {reply}");
     }
     assert_eq!(writer.run(&put), ":2\r\n");
+    assert_eq!(writer.run(&expire), ":1\r\n");
+    assert_eq!(writer.run(&trim), ":0\r\n");
     assert_eq!(writer.run(&del), ":1\r\n");
+    assert_eq!(writer.run(&put), ":1\r\n");
+    assert_eq!(writer.run("PMCPTASK.TRIM pmcp:idx:alice KEEP 0"), ":1\r\n");
 }
 
 #[test]
 fn categories_cover_the_commands_where_the_server_has_them_for_modules() {
     let mut guarded = Guarded::start();
     let has_categories = !guarded.run("INFO server").contains("redis_version:7.0.");
-    let [get, list, put, cas, del] = all_commands("alice");
+    let all = all_commands("alice");
     for (category, allowed) in [
-        ("+@read", [true, true, false, false, false]),
-        ("+@write", [false, false, true, true, true]),
-        ("+@fast", [true, false, false, false, false]),
-        ("+@slow", [false, true, true, true, true]),
+        ("+@read", [true, true, false, false, false, false, false]),
+        ("+@write", [false, false, true, true, true, true, true]),
+        ("+@fast", [true, false, false, false, false, false, false]),
+        ("+@slow", [false, true, true, true, true, true, true]),
     ] {
         let mut user = guarded.user(&format!("~* -@all {category}"));
-        for (line, allowed) in [&get, &list, &put, &cas, &del].into_iter().zip(allowed) {
+        for (line, allowed) in all.iter().zip(allowed) {
             let reply = user.run(line);
             // Redis 7.0 has no ACL categories for the commands of modules: only their names allow them.
             assert_eq!(!is_denied(&reply), allowed && has_categories, "{category}: {line}: {reply}");
         }
     }
+    let [get, _, put, ..] = all;
     let mut user = guarded.user("~* -@all +@write -pmcptask.put +pmcptask.get");
     assert!(!is_denied(&user.run(&get)));
     assert!(is_denied(&user.run(&put)));
@@ -217,6 +241,8 @@ fn list_is_denied_by_the_name_of_the_first_task_that_the_user_may_not_read() {
     let mut user = guarded.user(READS_ONE);
     assert_eq!(user.run("PMCPTASK.LIST pmcp:idx:alice"), denied);
     assert_eq!(user.run("PMCPTASK.LIST pmcp:idx:alice AFTER 5 t COUNT 1"), denied);
+    // Without data, a list still tells which tasks there are, and their versions.
+    assert_eq!(user.run("PMCPTASK.LIST pmcp:idx:alice NODATA"), denied);
     // Tasks that the command does not look at need no permission.
     let first = user.run("PMCPTASK.LIST pmcp:idx:alice COUNT 1");
     assert_eq!(first, "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$6\r\nalices\r\n");
@@ -226,7 +252,7 @@ fn list_is_denied_by_the_name_of_the_first_task_that_the_user_may_not_read() {
         .user("~pmcp:idx:alice ~pmcp:tasks:alice:t %W~pmcp:tasks:alice:t2 +pmcptask.list +pmcptask.get");
     assert_eq!(user.run("PMCPTASK.LIST pmcp:idx:alice"), denied);
     let info = guarded.run("INFO pmcptask");
-    assert!(info.contains("pmcptask_refused_noperm:4\r\n"), "{info}");
+    assert!(info.contains("pmcptask_refused_noperm:5\r\n"), "{info}");
     assert_eq!(guarded.everything(), before);
 }
 
@@ -366,6 +392,193 @@ fn list_is_checked_when_it_runs_and_not_when_it_was_queued() {
     assert_eq!(guarded.run(&format!("ACL SETUSER limited resetkeys {READS_ONE}")), "+OK\r\n");
     let exec = user.run("EXEC");
     assert!(exec.contains(NO_READ), "{exec}");
+}
+
+// Trims.
+
+/// May trim the index of alice and delete the first of her three tasks, and may use MULTI and scripts to try
+/// to get around that.
+const DELETES_ONE: &str =
+    "~pmcp:idx:alice ~pmcp:tasks:alice:t -@all +pmcptask.trim +pmcptask.del +multi +exec +eval";
+
+impl Guarded {
+    /// Three tasks of alice, `t` first.
+    fn with_three_tasks() -> Self {
+        let mut guarded = Self::start();
+        for (task, created) in [("t2", 6), ("t3", 7)] {
+            let put = format!("PMCPTASK.PUT pmcp:tasks:alice:{task} pmcp:idx:alice x CREATED {created}");
+            assert_eq!(guarded.run(&put), ":1\r\n");
+        }
+        guarded
+    }
+}
+
+fn is_denied_key(reply: &str, key: &str) -> bool {
+    is_denied(reply) && reply.contains(&format!("'{key}'"))
+}
+
+#[test]
+fn trim_removes_nothing_where_its_user_may_not_delete_one_of_the_tasks() {
+    let mut guarded = Guarded::with_three_tasks();
+    let mut user = guarded.user(DELETES_ONE);
+    let before = guarded.everything();
+    for line in [
+        "PMCPTASK.TRIM pmcp:idx:alice KEEP 0",
+        "PMCPTASK.TRIM pmcp:idx:alice KEEP 1",
+        "PMCPTASK.TRIM pmcp:idx:alice KEEP 0 COUNT 2",
+    ] {
+        let reply = user.run(line);
+        assert!(is_denied_key(&reply, "pmcp:tasks:alice:t2"), "{line}: {reply}");
+        assert_eq!(guarded.everything(), before, "{line}");
+    }
+    assert_eq!(guarded.server.counter("refused_noperm"), 3);
+    assert_eq!(guarded.server.counter("trims"), 0);
+    // Tasks that stay need no permission.
+    assert_eq!(user.run("PMCPTASK.TRIM pmcp:idx:alice KEEP 3"), ":0\r\n");
+    assert_eq!(user.run("PMCPTASK.TRIM pmcp:idx:alice KEEP 0 COUNT 0"), ":0\r\n");
+    assert_eq!(user.run("PMCPTASK.TRIM pmcp:idx:alice KEEP 2"), ":1\r\n");
+    assert_eq!(guarded.run("EXISTS pmcp:tasks:alice:t pmcp:tasks:alice:t2 pmcp:tasks:alice:t3"), ":2\r\n");
+    // Permission to read a key does not include deleting it.
+    let mut user = guarded.user(&format!("{DELETES_ONE} %R~pmcp:tasks:alice:*"));
+    let reply = user.run("PMCPTASK.TRIM pmcp:idx:alice KEEP 1");
+    assert!(is_denied_key(&reply, "pmcp:tasks:alice:t2"), "{reply}");
+}
+
+#[test]
+fn trim_that_is_denied_says_what_its_user_may_not_do() {
+    let mut guarded = Guarded::with_three_tasks();
+    let mut user = guarded.user(DELETES_ONE);
+    let reply = user.run("PMCPTASK.TRIM pmcp:idx:alice KEEP 1");
+    assert!(is_denied_key(&reply, "pmcp:tasks:alice:t2"), "{reply}");
+    assert!(!reply.contains(" read ") && !reply.contains(" list "), "{reply}");
+}
+
+#[test]
+fn trim_removes_no_task_that_the_selector_with_its_key_may_not_delete() {
+    let mut guarded = Guarded::with_three_tasks();
+    // The user may run DEL and EXPIRE on the task's key, but not PMCPTASK.DEL.
+    let rules = "-@all (+pmcptask.trim ~pmcp:idx:*) (+del +pmcptask.put +pmcptask.expire ~pmcp:*)";
+    let mut user = guarded.user(rules);
+    let before = guarded.everything();
+    assert!(is_denied(&user.run("PMCPTASK.DEL pmcp:tasks:alice:t pmcp:idx:alice")));
+    let reply = user.run("PMCPTASK.TRIM pmcp:idx:alice KEEP 2");
+    assert!(is_denied_key(&reply, "pmcp:tasks:alice:t"), "{reply}");
+    assert_eq!(guarded.everything(), before);
+    let mut user = guarded.user(&format!("{rules} (+pmcptask.del ~pmcp:tasks:alice:*)"));
+    assert_eq!(user.run("PMCPTASK.TRIM pmcp:idx:alice KEEP 2"), ":1\r\n");
+}
+
+/// With random rules, TRIM removes a task exactly when DEL could.
+#[test]
+fn trim_removes_a_task_exactly_where_del_does() {
+    const RULES: [&str; 14] = [
+        "~*",
+        "~pmcp:tasks:alice:*",
+        "%R~pmcp:tasks:alice:*",
+        "%W~pmcp:tasks:alice:*",
+        "~pmcp:tasks:alice:t",
+        "~pmcp:tasks:alice:t?",
+        "~pmcp:tasks:bob:*",
+        "+@all",
+        "+pmcptask.del",
+        "+pmcptask.del",
+        "-pmcptask.del",
+        "(+pmcptask.del ~pmcp:*)",
+        "(+pmcptask.del ~pmcp:tasks:alice:t2 ~pmcp:idx:*)",
+        "(+del ~pmcp:*)",
+    ];
+    let mut guarded = Guarded::start();
+    let (mut removed, mut denied) = (0, 0);
+    let mut dice = Dice::new(20_261_127);
+    for _ in 0..400 {
+        for (task, created) in [("t", 5), ("t2", 6)] {
+            guarded.run(&format!("PMCPTASK.PUT pmcp:tasks:alice:{task} pmcp:idx:alice x CREATED {created}"));
+        }
+        let mut rules = "~pmcp:idx:* -@all +pmcptask.trim".to_owned();
+        for _ in 0..4 {
+            rules = format!("{rules} {}", dice.pick(&RULES));
+        }
+        let reply = guarded.run(&format!("ACL SETUSER limited reset on >pw {rules}"));
+        // Some rules exclude each other, such as a pattern after one for all keys.
+        if reply != "+OK\r\n" {
+            continue;
+        }
+        let mut user = guarded.server.wire();
+        assert_eq!(user.run("AUTH limited pw"), "+OK\r\n");
+        // These delete nothing, whether or not they are allowed.
+        let first_denied = ["t", "t2"].into_iter().find(|task| {
+            let del = format!("PMCPTASK.DEL pmcp:tasks:alice:{task} pmcp:idx:alice VERSION 0");
+            is_denied(&user.run(&del))
+        });
+        let reply = user.run("PMCPTASK.TRIM pmcp:idx:alice KEEP 0");
+        let left = guarded.run("EXISTS pmcp:tasks:alice:t pmcp:tasks:alice:t2");
+        if let Some(task) = first_denied {
+            denied += 1;
+            assert!(is_denied_key(&reply, &format!("pmcp:tasks:alice:{task}")), "{rules}: {reply}");
+            assert_eq!(left, ":2\r\n", "{rules}");
+        } else {
+            removed += 1;
+            assert_eq!((reply.as_str(), left.as_str()), (":2\r\n", ":0\r\n"), "{rules}");
+        }
+    }
+    println!("{removed} users trim, {denied} do not");
+    assert!(removed > 40 && denied > 40, "{removed} users trim, {denied} do not");
+}
+
+#[test]
+fn trim_in_a_transaction_or_script_of_a_limited_user_is_checked_too() {
+    let mut guarded = Guarded::with_three_tasks();
+    let mut user = guarded.user(DELETES_ONE);
+    let before = guarded.everything();
+    user.run("MULTI");
+    user.run("PMCPTASK.TRIM pmcp:idx:alice KEEP 1");
+    user.run("PMCPTASK.TRIM pmcp:idx:alice KEEP 3");
+    let exec = user.run("EXEC");
+    assert!(exec.starts_with("*2\r\n-NOPERM ") && exec.ends_with("\r\n:0\r\n"), "{exec}");
+    for script in [
+        "return redis.call('PMCPTASK.TRIM', KEYS[1], 'KEEP', 0)",
+        "return redis.pcall('PMCPTASK.TRIM', KEYS[1], 'KEEP', 0)",
+    ] {
+        let reply = user.call(&["EVAL", script, "1", "pmcp:idx:alice"]);
+        assert!(reply.contains("NOPERM") && reply.contains("'pmcp:tasks:alice:t2'"), "{script}: {reply}");
+    }
+    assert_eq!(guarded.everything(), before);
+    let trim = "return redis.call('PMCPTASK.TRIM', KEYS[1], 'KEEP', 0)";
+    assert_eq!(guarded.admin.call(&["EVAL", trim, "1", "pmcp:idx:alice"]), ":3\r\n");
+}
+
+#[test]
+fn trim_that_is_denied_a_task_is_in_the_acl_log() {
+    let mut guarded = Guarded::with_three_tasks();
+    let mut user = guarded.user(DELETES_ONE);
+    guarded.run("ACL LOG RESET");
+    assert!(is_denied(&user.run("PMCPTASK.TRIM pmcp:idx:alice KEEP 1")));
+    let log = guarded.run("ACL LOG");
+    assert!(log.contains("\r\npmcp:tasks:alice:t2\r\n") && log.contains("\r\nlimited\r\n"), "{log}");
+}
+
+#[test]
+fn expire_needs_permission_to_write_the_task_and_the_index() {
+    let mut guarded = Guarded::start();
+    let before = guarded.everything();
+    for (rules, may) in [
+        ("~pmcp:tasks:alice:t", false),
+        ("~pmcp:idx:alice", false),
+        ("%R~pmcp:tasks:alice:t ~pmcp:idx:alice", false),
+        ("~pmcp:tasks:alice:t %R~pmcp:idx:alice", false),
+        ("%W~pmcp:tasks:alice:t %W~pmcp:idx:alice", true),
+    ] {
+        let mut user = guarded.user(&format!("-@all +pmcptask.expire {rules}"));
+        // An index need not be written where the time is ahead, but the server looks at the keys only.
+        for lifetime in ["PXAT 4102444800123", "PERSIST"] {
+            let reply = user.run(&format!("PMCPTASK.EXPIRE pmcp:tasks:alice:t pmcp:idx:alice {lifetime}"));
+            assert_eq!(is_denied(&reply), !may, "{rules}: {reply}");
+            assert!(is_denied(&reply) || reply == ":1\r\n", "{rules}: {reply}");
+        }
+        if !may {
+            assert_eq!(guarded.everything(), before, "{rules}");
+        }
+    }
 }
 
 #[test]

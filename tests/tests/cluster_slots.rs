@@ -105,6 +105,61 @@ fn nothing_is_dropped_while_a_slot_moves_and_index_and_tasks_arrive_whole() {
 }
 
 #[test]
+fn trim_removes_nothing_while_a_task_may_be_at_another_node() {
+    let pair = Pair::start();
+    let mut wire = pair.first.wire();
+    let create = |wire: &mut Wire, task: &str, created_ms: &str| {
+        let put = ["PMCPTASK.PUT", task, INDEX, "data", "PERSIST", "CREATED", created_ms];
+        assert_eq!(wire.call(&put), ":1\r\n");
+    };
+    create(&mut wire, TASK, "5");
+    create(&mut wire, OTHER, "6");
+    let slot = pair.start_moving();
+    // The slot is on its way, and all is still here.
+    assert_eq!(wire.call(&["PMCPTASK.TRIM", INDEX, "KEEP", "2"]), ":0\r\n");
+    pair.first.migrate(&[TASK], &pair.second);
+    for keep in ["0", "1"] {
+        let trimmed = wire.call(&["PMCPTASK.TRIM", INDEX, "KEEP", keep]);
+        assert!(trimmed.starts_with("-TRYAGAIN ") && trimmed.contains(TASK), "KEEP {keep}: {trimmed}");
+        assert_eq!(entries(&mut wire), ["other", "t"], "KEEP {keep}");
+        assert!(wire.exists(OTHER), "KEEP {keep}");
+    }
+    assert_eq!(pair.first.counter("refused_tryagain"), 2);
+    assert_eq!(pair.first.counter("tasks_trimmed"), 0);
+    pair.first.migrate(&[INDEX], &pair.second);
+    let mut there = pair.second.wire();
+    // To count the tasks that stay, the node looks for the newer task.
+    assert_eq!(there.call(&["ASKING"]), "+OK\r\n");
+    let trimmed = there.call(&["PMCPTASK.TRIM", INDEX, "KEEP", "1"]);
+    assert!(trimmed.starts_with("-TRYAGAIN ") && trimmed.contains(OTHER), "{trimmed}");
+    assert_eq!(there.call(&["ASKING"]), "+OK\r\n");
+    assert!(there.exists(TASK));
+    pair.first.migrate(&[OTHER], &pair.second);
+    assert_eq!(there.call(&["ASKING"]), "+OK\r\n");
+    assert_eq!(there.call(&["PMCPTASK.TRIM", INDEX, "KEEP", "1"]), ":1\r\n");
+    pair.first.stop_moving(&slot, &pair.second);
+    let mut wire = pair.second.wire();
+    assert!(holds_within(Duration::from_secs(5), || wire.call(&["PMCPTASK.GET", OTHER]).starts_with("*2")));
+    assert_eq!(entries(&mut wire), ["other"]);
+    assert_eq!(wire.call(&["PMCPTASK.TRIM", INDEX, "KEEP", "0"]), ":1\r\n");
+    assert_eq!(wire.call(&["DBSIZE"]), ":0\r\n");
+}
+
+#[test]
+fn task_that_has_ended_delays_no_trim_while_its_slot_moves() {
+    let pair = Pair::start();
+    let mut wire = pair.first.wire();
+    put(&mut wire, OTHER);
+    put(&mut wire, TASK);
+    pair.start_moving();
+    // The task expires on this node, so it is not on the other one.
+    assert_eq!(wire.call(&["PEXPIRE", TASK, "50"]), ":1\r\n");
+    assert!(holds_within(PROMISED, || entries(&mut wire) == ["other"]));
+    assert_eq!(wire.call(&["PMCPTASK.TRIM", INDEX, "KEEP", "0"]), ":1\r\n");
+    assert_eq!(wire.call(&["DBSIZE"]), ":0\r\n");
+}
+
+#[test]
 fn entries_of_settled_slots_go_while_another_slot_moves() {
     let pair = Pair::start();
     let mut wire = pair.first.wire();

@@ -230,7 +230,7 @@ fn task_whose_key_lost_its_expiry_is_hidden_and_removed_by_whoever_meets_it() {
     let server = Server::start();
     let mut wire = server.wire();
     for lose in ["PERSIST", "RESTORE"] {
-        for meet in ["GET", "LIST", "CAS", "MAXTASKS", "WALK"] {
+        for meet in ["GET", "LIST", "CAS", "MAXTASKS", "NX", "VERSION", "EXPIRE", "TRIM", "WALK"] {
             // In a script, so that the task cannot end before its key has lost the expiry.
             let script = "local now = redis.call('TIME')
                 local at = now[1] * 1000 + math.floor(now[2] / 1000) + 400
@@ -254,6 +254,25 @@ fn task_whose_key_lost_its_expiry_is_hidden_and_removed_by_whoever_meets_it() {
                 }
                 "MAXTASKS" => {
                     put(&mut wire, "alice", "u", &["MAXTASKS", "1"]);
+                    call(&mut wire, "PMCPTASK.DEL pmcp:tasks:alice:u pmcp:idx:alice");
+                }
+                "NX" => {
+                    put(&mut wire, "alice", "t", &["NX"]);
+                    call(&mut wire, "PMCPTASK.DEL pmcp:tasks:alice:t pmcp:idx:alice");
+                }
+                "VERSION" => {
+                    let reply = call(&mut wire, "PMCPTASK.DEL pmcp:tasks:alice:t pmcp:idx:alice VERSION 1");
+                    assert_eq!(reply, "*2\r\n+MISSING\r\n:0\r\n");
+                }
+                "EXPIRE" => {
+                    let reply = call(&mut wire, "PMCPTASK.EXPIRE pmcp:tasks:alice:t pmcp:idx:alice PERSIST");
+                    assert_eq!(reply, ":0\r\n");
+                }
+                "TRIM" => {
+                    // The hash is newer than the task that stays.
+                    put(&mut wire, "alice", "u", &["CREATED", "1"]);
+                    assert_eq!(call(&mut wire, "PMCPTASK.TRIM pmcp:idx:alice KEEP 1"), ":0\r\n");
+                    assert!(holds_within(PROMISED, || !has_entry(&mut wire, "alice", "t")), "{lose}");
                     call(&mut wire, "PMCPTASK.DEL pmcp:tasks:alice:u pmcp:idx:alice");
                 }
                 _ => server.have_indexes_walked(1),
@@ -631,6 +650,15 @@ fn walk_takes_the_same_share_of_the_servers_time_whatever_hz() {
 /// Processor time that the server takes for a call, in µs: the minimum of a few calls.
 fn time_of(wire: &mut Wire, command: &str, expected: &str) -> u64 {
     let words: Vec<_> = command.split(' ').collect();
+    let run = |wire: &mut Wire| {
+        let reply = wire.call(&words);
+        assert!(reply.starts_with(expected), "{command}: {reply}");
+    };
+    (0..5).map(|_| time_of_all(wire, run)).min().unwrap()
+}
+
+/// Processor time that the server takes for some calls, in µs.
+fn time_of_all(wire: &mut Wire, calls: impl Fn(&mut Wire)) -> u64 {
     let used = |wire: &mut Wire| -> f64 {
         let info = wire.call(&["INFO", "cpu"]);
         let of = |name: &str| {
@@ -638,15 +666,11 @@ fn time_of(wire: &mut Wire, command: &str, expected: &str) -> u64 {
         };
         of("used_cpu_user_main_thread:") + of("used_cpu_sys_main_thread:")
     };
-    let run = |wire: &mut Wire| {
-        let before = used(wire);
-        let reply = wire.call(&words);
-        assert!(reply.starts_with(expected), "{command}: {reply}");
-        used(wire) - before
-    };
-    let least = (0..5).map(|_| run(wire)).fold(f64::INFINITY, f64::min);
+    let before = used(wire);
+    calls(wire);
+    let seconds = used(wire) - before;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let microseconds = (least * 1e6) as u64;
+    let microseconds = (seconds * 1e6) as u64;
     microseconds
 }
 
@@ -688,6 +712,9 @@ fn no_command_takes_longer_than_in_proportion_to_what_it_looks_at() {
             |n| format!("PMCPTASK.LIST pmcp:idx:live{n} REV AFTER 5 t000003 COUNT 10"),
             "*3",
         ),
+        ("trim of dead ones", |n| format!("PMCPTASK.TRIM pmcp:idx:dead{n} KEEP 1"), ":0"),
+        ("trim of two among dead ones", |n| format!("PMCPTASK.TRIM pmcp:idx:mixed{n} KEEP 2"), ":0"),
+        ("trim that keeps all", |n| format!("PMCPTASK.TRIM pmcp:idx:live{n} KEEP {n}"), ":0"),
     ] {
         let [few, many] = [FEW, MANY].map(|count| time_of(&mut wire, &command(count), reply));
         println!("{what}: {few} µs among {FEW}, {many} µs among {MANY}");
@@ -700,6 +727,30 @@ fn no_command_takes_longer_than_in_proportion_to_what_it_looks_at() {
         println!("MAXTASKS {max} of {owner} ones: {few} µs among {FEW}, {many} µs among {MANY}");
         assert!(many < 9 * few.max(100), "{owner}: {few} µs among {FEW}, {many} µs among {MANY}");
     }
+    // A trim of everything: one call, and call after call.
+    for count in ["COUNT 1000000", "COUNT 100"] {
+        let [few, many] = [FEW, MANY].map(|n| time_to_trim_all(&mut wire, n, count));
+        println!("trim of all, {count}: {few} µs for {FEW}, {many} µs for {MANY}");
+        assert!(many < 9 * few.max(100), "{count}: {few} µs for {FEW}, {many} µs for {MANY}");
+    }
+}
+
+/// Creates tasks with one creation time and as many dead entries, and removes the tasks.
+fn time_to_trim_all(wire: &mut Wire, tasks: u64, count: &str) -> u64 {
+    let (owner, trim) = ("trimmed", format!("PMCPTASK.TRIM pmcp:idx:trimmed KEEP 1 {count}"));
+    let all = || (0..tasks).rev();
+    run_all(
+        wire,
+        all()
+            .map(|n| words(&format!("PMCPTASK.PUT pmcp:tasks:{owner}:t{n:06} pmcp:idx:{owner} x CREATED 5"))),
+    );
+    run_all(wire, all().map(|n| words(&format!("ZADD pmcp:idx:{owner} 5 t{n:06}-dead"))));
+    let time = time_of_all(wire, |wire| while integer(&call(wire, &trim)) > 0 {});
+    let kept = call(wire, &format!("PMCPTASK.LIST pmcp:idx:{owner} NODATA"));
+    assert!(kept.starts_with("*1\r\n") && kept.contains(&format!("t{:06}\r\n", tasks - 1)), "{kept}");
+    call(wire, "UNLINK pmcp:idx:trimmed");
+    call(wire, &format!("UNLINK pmcp:tasks:{owner}:t{:06}", tasks - 1));
+    time
 }
 
 #[test]
