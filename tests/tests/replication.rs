@@ -426,12 +426,16 @@ fn call_that_meets_half_a_task_tells_what_it_mends() {
     let server = Server::start_recorded();
     // Keeps the index alive: when an index goes, the module repairs half tasks by itself.
     server.wire().run("PMCPTASK.PUT pmcp:tasks:o:stays I x");
-    // A hash that has outlived its task.
-    server.wire().run("HSET T version 9 data old expires_at 1");
-    server.wire().run("ZADD I 3 t");
-    let effects_of_put = ["MULTI", "DEL T", "HSET T version 1 data new", "ZADD I 5 t", "EXEC"];
-    assert_eq!(effects(&server, "PMCPTASK.PUT T I new CREATED 5"), effects_of_put);
+    // A hash that has outlived its task. The module looks at this task once more by itself, so the other parts
+    // of this test use another task.
+    let lapsed = "pmcp:tasks:o:u";
+    server.wire().run(&format!("HSET {lapsed} version 9 data old expires_at 1"));
+    server.wire().run("ZADD I 3 u");
+    let [removed, written] = [format!("DEL {lapsed}"), format!("HSET {lapsed} version 1 data new")];
+    let effects_of_put = ["MULTI", &removed, &written, "ZADD I 5 u", "EXEC"];
+    assert_eq!(effects(&server, &format!("PMCPTASK.PUT {lapsed} I new CREATED 5")), effects_of_put);
     // A hash without an entry.
+    server.wire().run("PMCPTASK.PUT T I new");
     server.wire().run("ZREM I t");
     let effects_of_cas = ["MULTI", "HSET T version 2 data x", "ZADD I 7 t", "EXEC"];
     assert_eq!(effects(&server, "PMCPTASK.CAS T I 1 x CREATED 7"), effects_of_cas);
