@@ -147,7 +147,7 @@ pub(crate) fn list<'c>(
             let Some(name) = keys.of_task(task_id.bytes()) else { continue };
             let task_name = context.create_string(name);
             if !permissions.allow(task_name.as_ref(), &common) {
-                return Err(Refusal::NoPermission { key: name.to_vec() });
+                return Err(Refusal::NoPermission { action: "read", key: name.to_vec() });
             }
             match record::read(context, task_name.as_ref(), now_ms, with_data) {
                 Ok(Reading::Live(record)) => listed.push(Listed { task_id, created_ms, record }),
@@ -278,7 +278,8 @@ pub(crate) struct Surplus<'c> {
 }
 
 /// The entries of the oldest tasks, at most `count` live ones, oldest first, that are older than the newest `keep` live
-/// tasks; and the dead entries among them.
+/// tasks; and the dead entries among them, so that call after call does not pass them again. Keys of hashes whose
+/// `expires_at` is past are passed to `lapsed` if they are newer.
 ///
 /// # Errors
 ///
@@ -289,6 +290,7 @@ pub(crate) fn surplus<'c>(
     key: &IndexKey<'_>,
     keep: usize,
     count: usize,
+    lapsed: impl Fn(StringRef<'_>),
 ) -> Result<Vec<Surplus<'c>>, Refusal> {
     let now_ms = context.now_ms();
     let elsewhere = OnceCell::new();
@@ -299,9 +301,15 @@ pub(crate) fn surplus<'c>(
         }
         Ok(())
     };
+    let pass_kept = |task_name: StringRef<'_>, presence| {
+        if presence == Presence::Lapsed {
+            lapsed(task_name);
+        }
+        check_is_here(task_name, presence)
+    };
     let oldest_kept = match keep {
         0 => None,
-        keep => match nth_newest_live(context, index, key, keep, now_ms, check_is_here)? {
+        keep => match nth_newest_live(context, index, key, keep, now_ms, pass_kept)? {
             None => return Ok(Vec::new()),
             entry => entry,
         },

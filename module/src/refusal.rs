@@ -29,9 +29,9 @@ pub(crate) enum Refusal {
     RecordTooLarge { bytes: usize, allowed: i64 },
     /// The hash lacks `data` or a valid `version`.
     Corrupt { key: Vec<u8>, what: &'static str },
-    /// The user may not read a task of the list.
-    NoPermission { key: Vec<u8> },
-    /// A task of the list is missing here and may be at another node of the cluster.
+    /// The user may not do this to a task of the index.
+    NoPermission { action: &'static str, key: Vec<u8> },
+    /// A task of the index is missing here and may be at another node of the cluster.
     MayBeElsewhere { key: Vec<u8> },
     /// A server function failed unexpectedly.
     Failed(Failed),
@@ -93,11 +93,11 @@ impl fmt::Display for Refusal {
                 write!(f, "data: expected at most {allowed} bytes (pmcptask.max-record-bytes), got {bytes}")
             }
             Self::Corrupt { key, what } => write!(f, "the hash at key '{}' has {what}", printable(key)),
-            Self::NoPermission { key } => {
-                write!(f, "No permissions to read the key '{}' that the list names", printable(key))
+            Self::NoPermission { action, key } => {
+                write!(f, "No permissions to {action} the key '{}' that the index names", printable(key))
             }
             Self::MayBeElsewhere { key } => {
-                write!(f, "the key '{}' that the list names may be at another node", printable(key))
+                write!(f, "the key '{}' that the index names may be at another node", printable(key))
             }
             Self::Failed(failed) => write!(f, "{failed}; a part of the write may have been made"),
         }
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn long_key_is_cut() {
-        let text = Refusal::NoPermission { key: vec![b'k'; 1_000_000] }.to_string();
+        let text = Refusal::NoPermission { action: "read", key: vec![b'k'; 1_000_000] }.to_string();
         assert!(text.len() < 400 && text.contains("kkk..."), "{text}");
     }
 }

@@ -2,11 +2,11 @@
 
 use pmcptask_schema::IndexKey;
 
-use crate::effects;
 use crate::index::{self, Surplus};
 use crate::record::Presence;
 use crate::refusal::Refusal;
 use crate::server::{CommandName, Context, Key, Permissions, StringRef};
+use crate::{effects, reclaim};
 
 /// A user who may run this command on a task's key may have TRIM remove the task.
 static DEL: CommandName = CommandName::deleting("pmcptask.del");
@@ -27,13 +27,14 @@ pub(crate) fn remove_oldest(
     keep: usize,
     count: usize,
 ) -> Result<usize, Refusal> {
-    let surplus = index::surplus(context, index, key, keep, count)?;
+    let lapsed = |task_name: StringRef<'_>| reclaim::note_lapsed(context, task_name);
+    let surplus = index::surplus(context, index, key, keep, count, lapsed)?;
     let mut keys = key.task_keys();
     let common = keys.of_member(b"").to_vec();
     let permissions = Permissions::of(context, &DEL);
     for Surplus { task_name, presence, .. } in &surplus {
         if *presence != Presence::Gone && !permissions.allow(task_name.as_ref(), &common) {
-            return Err(Refusal::NoPermission { key: task_name.bytes().to_vec() });
+            return Err(Refusal::NoPermission { action: "remove", key: task_name.bytes().to_vec() });
         }
     }
     let mut removed: usize = 0;

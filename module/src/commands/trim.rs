@@ -20,8 +20,8 @@ impl TaskCommand for Trim {
         acl_categories: c"write slow",
         arity: -4,
         summary: c"Removes an owner's oldest tasks, and keeps the newest.",
-        complexity: c"O(M*log(N)) with N tasks of the owner and M entries looked at: those of the tasks that stay, those \
-                      of the tasks that are removed, and those without a live task among them.",
+        complexity: c"O(M*log(N)) with N tasks of the owner and M entries looked at: those of the tasks to keep, those of \
+                      the tasks that are removed, and those without a live task among them.",
         since: c"0.1.0",
         key_specs: &[KeySpec { position: 1, access: Access::DeleteFrom }],
         arguments: &[
