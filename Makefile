@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-servers build build-hash-tags install url-is-given hash-tags lint fuzz valgrind bench bench-instructions bench-growth bench-micro prerequisites
+.PHONY: help run demo test test-servers build build-hash-tags install url-is-given hash-tags lint public-api fuzz valgrind bench bench-instructions bench-growth bench-micro prerequisites
 
 # The server to run or test with, its port and data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -67,6 +67,12 @@ lint: prerequisites ## Check formatting, lints and dependencies
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	cargo clippy --locked --package pmcptask-client -- -D warnings
 	cargo deny --all-features check
+
+# The diff of these files shows each change of what users can call.
+public-api: ## Write what each library offers to its public-api.txt (needs cargo-public-api and a nightly toolchain)
+	for crate in schema client hash-tags; do \
+	  cargo public-api --package "pmcptask-$$crate" --all-features -sss >"$$crate/public-api.txt" || exit 1; \
+	done
 
 fuzz: prerequisites ## Fuzz the argument grammar and the record envelope for FUZZ_SECONDS (60) each
 	cd schema && for target in argument_grammar record_envelope; do \

@@ -13,8 +13,9 @@ use crate::commands::{self, RecordTimes};
 use crate::connection::{Connection, Live, Request};
 use crate::error::{CallKind, Error};
 use crate::hash_tags::HashTags;
+use crate::listing::{ListedTask, Order};
 use crate::observe;
-use crate::replies::{self, CasOutcome, Listed};
+use crate::replies::{self, Comparison};
 use crate::session::Session;
 
 /// The default number of tasks in one page of a list.
@@ -33,6 +34,11 @@ pub(crate) const LIST_PAGE: usize = 1_000;
 /// | `delete` | `PMCPTASK.DEL` | O(log n) |
 /// | `list_by_prefix` | `PMCPTASK.LIST` | O(n), one round trip for each 1,000 tasks |
 /// | `cleanup_expired` | none | the server expires tasks by itself |
+/// | `create` | `PMCPTASK.PUT … NX` | O(log n) |
+/// | `delete_if_version` | `PMCPTASK.DEL … VERSION` | O(log n) |
+/// | `expire` | `PMCPTASK.EXPIRE` | O(1) |
+/// | `trim` | `PMCPTASK.TRIM` | O(n), one round trip for each 1,000 removed tasks |
+/// | `list_page` | `PMCPTASK.LIST` | O(log n + count) |
 ///
 /// ```
 /// use pmcp_tasks::store::backend::StorageBackend;
@@ -142,6 +148,10 @@ impl RedisBackend {
         self
     }
 
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
     pub(crate) fn from_parts(session: Session, list_page: usize) -> Self {
         Self { session, list_page }
     }
@@ -160,9 +170,9 @@ impl RedisBackend {
 }
 
 /// Keeps the last copy of each task. A task that was deleted and created again between two pages is on both.
-fn keep_last_of_each(tasks: &mut Vec<Listed>) {
+fn keep_last_of_each(tasks: &mut Vec<ListedTask>) {
     let mut seen = HashSet::with_capacity(tasks.len());
-    let is_last: Vec<_> = tasks.iter().rev().map(|task| seen.insert(task.id.clone())).collect();
+    let is_last: Vec<_> = tasks.iter().rev().map(|task| seen.insert(task.task_id.clone())).collect();
     let mut is_last = is_last.into_iter().rev();
     tasks.retain(|_| is_last.next().unwrap_or(true));
 }
@@ -202,9 +212,9 @@ impl StorageBackend for RedisBackend {
             let times = RecordTimes::of(data).map_err(Error::from)?;
             let command = &commands::cas(&keys.task, &keys.index, expected_version, data, times);
             let request = Request { command, kind: CallKind::Write, key, routed_by: &keys.task };
-            match self.session.call(&request, replies::cas).await? {
-                CasOutcome::Won(version) => Ok(version),
-                CasOutcome::Lost(actual) => Err(StorageError::VersionConflict {
+            match self.session.call(&request, |reply| replies::comparison("PMCPTASK.CAS", reply)).await? {
+                Comparison::Won(version) => Ok(version),
+                Comparison::Lost(actual) => Err(StorageError::VersionConflict {
                     key: key.to_owned(),
                     expected: expected_version,
                     actual,
@@ -219,7 +229,7 @@ impl StorageBackend for RedisBackend {
             let keys = self.session.keys_of(key)?;
             let command = &commands::del(&keys.task, &keys.index);
             let request = Request { command, kind: CallKind::Write, key, routed_by: &keys.task };
-            self.session.call(&request, replies::deleted).await
+            self.session.call(&request, |reply| replies::yes_or_no("PMCPTASK.DEL", reply)).await
         })
         .await
     }
@@ -233,7 +243,8 @@ impl StorageBackend for RedisBackend {
             let mut tasks = Vec::new();
             let mut pages = 0_usize;
             loop {
-                let command = &commands::list(&index_key, count, tasks.last());
+                let after = tasks.last().map(ListedTask::position);
+                let command = &commands::list(&index_key, count, after.as_ref(), Order::OldestFirst);
                 // A replica that is further behind than the first page's could end the list too early.
                 let kind = if pages == 0 { CallKind::Read } else { CallKind::PrimaryRead };
                 let request = Request { command, kind, key: prefix, routed_by: &index_key };
@@ -248,7 +259,7 @@ impl StorageBackend for RedisBackend {
             if pages > 1 {
                 keep_last_of_each(&mut tasks);
             }
-            let with_key = |task: Listed| ([prefix, &task.id].concat(), task.record);
+            let with_key = |task: ListedTask| ([prefix, &task.task_id].concat(), task.record);
             Ok(tasks.into_iter().map(with_key).collect())
         })
         .await
@@ -266,14 +277,14 @@ mod tests {
 
     #[test]
     fn of_a_task_that_is_on_two_pages_the_later_record_counts() {
-        let listed = |id: &str, version| Listed {
-            id: id.to_owned(),
+        let listed = |id: &str, version| ListedTask {
+            task_id: id.to_owned(),
             created_ms: 0,
             record: VersionedRecord { data: Vec::new(), version },
         };
         let mut tasks = vec![listed("a", 7), listed("b", 1), listed("c", 1), listed("a", 1)];
         keep_last_of_each(&mut tasks);
-        let kept: Vec<_> = tasks.iter().map(|task| (task.id.as_str(), task.record.version)).collect();
+        let kept: Vec<_> = tasks.iter().map(|task| (task.task_id.as_str(), task.record.version)).collect();
         assert_eq!(kept, [("b", 1), ("c", 1), ("a", 1)]);
     }
 }

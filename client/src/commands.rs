@@ -3,7 +3,7 @@
 use pmcptask_schema::{Envelope, ExpiryError};
 use redis::Cmd;
 
-use crate::replies::Listed;
+use crate::listing::{Order, TaskPosition};
 
 /// Starts a command with buffers that fit all of it. `more`: how many arguments the caller adds.
 fn command(name: &str, arguments: &[&[u8]], more: usize) -> Cmd {
@@ -33,6 +33,13 @@ pub(crate) fn put(task_key: &str, index_key: &str, data: &[u8], times: RecordTim
     put
 }
 
+/// `PMCPTASK.PUT` of a task that does not exist yet.
+pub(crate) fn put_new(task_key: &str, index_key: &str, data: &[u8], times: RecordTimes) -> Cmd {
+    let mut put = put(task_key, index_key, data, times);
+    put.arg("NX");
+    put
+}
+
 /// `PMCPTASK.CAS`
 pub(crate) fn cas(
     task_key: &str,
@@ -54,15 +61,43 @@ pub(crate) fn del(task_key: &str, index_key: &str) -> Cmd {
     command("PMCPTASK.DEL", &[task_key.as_bytes(), index_key.as_bytes()], 0)
 }
 
+/// `PMCPTASK.DEL` of a task at this version.
+pub(crate) fn del_version(task_key: &str, index_key: &str, expected_version: u64) -> Cmd {
+    let mut del = del(task_key, index_key);
+    del.arg("VERSION").arg(i64::try_from(expected_version).unwrap_or(0));
+    del
+}
+
+/// `PMCPTASK.EXPIRE`, at a time in ms since the epoch or never.
+pub(crate) fn expire(task_key: &str, index_key: &str, at_ms: Option<i64>) -> Cmd {
+    let mut expire = command("PMCPTASK.EXPIRE", &[task_key.as_bytes(), index_key.as_bytes()], 2);
+    match at_ms {
+        Some(at_ms) => expire.arg("PXAT").arg(at_ms),
+        None => expire.arg("PERSIST"),
+    };
+    expire
+}
+
+/// `PMCPTASK.TRIM`
+pub(crate) fn trim(index_key: &str, keep: usize, count: usize) -> Cmd {
+    let mut trim = command("PMCPTASK.TRIM", &[index_key.as_bytes()], 4);
+    let [keep, count] = [keep, count].map(|number| i64::try_from(number).unwrap_or(i64::MAX));
+    trim.arg("KEEP").arg(keep).arg("COUNT").arg(count);
+    trim
+}
+
 /// `PMCPTASK.LIST` of at most `count` tasks, starting behind `after` if given.
-pub(crate) fn list(index_key: &str, count: usize, after: Option<&Listed>) -> Cmd {
-    /// `COUNT n AFTER created task-id`
-    const WORDS: usize = 5;
+pub(crate) fn list(index_key: &str, count: usize, after: Option<&TaskPosition>, order: Order) -> Cmd {
+    /// `COUNT n AFTER created task-id REV`
+    const WORDS: usize = 6;
     let mut list = command("PMCPTASK.LIST", &[index_key.as_bytes()], WORDS);
     // The server's integers end there.
     list.arg("COUNT").arg(i64::try_from(count).unwrap_or(i64::MAX));
     if let Some(after) = after {
-        list.arg("AFTER").arg(after.created_ms).arg(&after.id);
+        list.arg("AFTER").arg(after.created_ms).arg(&after.task_id);
+    }
+    if order == Order::NewestFirst {
+        list.arg("REV");
     }
     list
 }

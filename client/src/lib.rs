@@ -33,10 +33,12 @@ mod commands;
 mod connection;
 mod error;
 mod hash_tags;
+mod listing;
 mod observe;
 mod replies;
 mod session;
 mod settings;
+mod task_calls;
 
 pub use backend::RedisBackend;
 #[cfg(feature = "circuit-breaker")]
@@ -44,6 +46,7 @@ pub use breaker::CircuitBreaker;
 pub use builder::RedisBackendBuilder;
 pub use error::{Applied, Error};
 pub use hash_tags::HashTags;
+pub use listing::{ListedTask, Order, TaskPosition};
 
 /// The version of the redis crate that [`RedisBackend::with_connection`] takes a connection of.
 pub use redis;

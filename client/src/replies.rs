@@ -4,13 +4,14 @@ use pmcp_tasks::VersionedRecord;
 use redis::Value;
 
 use crate::error::Error;
+use crate::listing::ListedTask;
 
-/// The outcome of a CAS.
+/// The outcome of a command that expects a version.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum CasOutcome {
-    /// The record was written as this version.
+pub(crate) enum Comparison {
+    /// The command did its work. The version that it wrote or deleted.
     Won(u64),
-    /// Nothing was written: the task is at this version, or missing (0).
+    /// Nothing changed: the task is at this version, or missing (0).
     Lost(u64),
 }
 
@@ -21,11 +22,21 @@ pub(crate) fn version(command: &'static str, reply: Value) -> Result<u64, Error>
     }
 }
 
-pub(crate) fn deleted(reply: Value) -> Result<bool, Error> {
+/// Whether the command found what it looks for, or made what it makes: 1 or 0.
+pub(crate) fn yes_or_no(command: &'static str, reply: Value) -> Result<bool, Error> {
     match reply {
         Value::Int(0) => Ok(false),
         Value::Int(1) => Ok(true),
-        other => Err(unexpected("PMCPTASK.DEL", &other)),
+        other => Err(unexpected(command, &other)),
+    }
+}
+
+pub(crate) fn count(command: &'static str, reply: Value) -> Result<usize, Error> {
+    match reply {
+        Value::Int(count) => {
+            usize::try_from(count).map_err(|_| Error::UnexpectedReply { command, found: "a negative number" })
+        }
+        other => Err(unexpected(command, &other)),
     }
 }
 
@@ -43,16 +54,16 @@ pub(crate) fn record(reply: Value) -> Result<Option<VersionedRecord>, Error> {
     }
 }
 
-pub(crate) fn cas(reply: Value) -> Result<CasOutcome, Error> {
-    const COMMAND: &str = "PMCPTASK.CAS";
-    let Value::Array(parts) = reply else { return Err(unexpected(COMMAND, &reply)) };
+/// The reply to a command that expects a version.
+pub(crate) fn comparison(command: &'static str, reply: Value) -> Result<Comparison, Error> {
+    let Value::Array(parts) = reply else { return Err(unexpected(command, &reply)) };
     match parts.as_slice() {
-        [Value::Okay, Value::Int(version)] => Ok(CasOutcome::Won(to_version(COMMAND, *version)?)),
+        [Value::Okay, Value::Int(version)] => Ok(Comparison::Won(to_version(command, *version)?)),
         [Value::SimpleString(outcome), Value::Int(version)] if outcome == "CONFLICT" => {
-            Ok(CasOutcome::Lost(to_version(COMMAND, *version)?))
+            Ok(Comparison::Lost(to_version(command, *version)?))
         }
-        [Value::SimpleString(outcome), Value::Int(0)] if outcome == "MISSING" => Ok(CasOutcome::Lost(0)),
-        _ => Err(malformed(COMMAND)),
+        [Value::SimpleString(outcome), Value::Int(0)] if outcome == "MISSING" => Ok(Comparison::Lost(0)),
+        _ => Err(malformed(command)),
     }
 }
 
@@ -65,16 +76,8 @@ pub(crate) fn says_that_nothing_changed(reply: &Value) -> bool {
     }
 }
 
-/// A task of a list.
-#[derive(Debug)]
-pub(crate) struct Listed {
-    pub(crate) id: String,
-    pub(crate) created_ms: i64,
-    pub(crate) record: VersionedRecord,
-}
-
 /// The tasks of a list, in the server's order.
-pub(crate) fn list(reply: Value) -> Result<Vec<Listed>, Error> {
+pub(crate) fn list(reply: Value) -> Result<Vec<ListedTask>, Error> {
     const COMMAND: &str = "PMCPTASK.LIST";
     let Value::Array(tasks) = reply else { return Err(unexpected(COMMAND, &reply)) };
     tasks
@@ -90,9 +93,9 @@ pub(crate) fn list(reply: Value) -> Result<Vec<Listed>, Error> {
                         Value::BulkString(data),
                     ],
                 ) => {
-                    let id = String::from_utf8(id).map_err(|_| malformed(COMMAND))?;
+                    let task_id = String::from_utf8(id).map_err(|_| malformed(COMMAND))?;
                     let record = VersionedRecord { data, version: to_version(COMMAND, version)? };
-                    Ok(Listed { id, created_ms, record })
+                    Ok(ListedTask { task_id, created_ms, record })
                 }
                 _ => Err(malformed(COMMAND)),
             }
@@ -142,9 +145,9 @@ mod tests {
         for reply in replies {
             let errors = [
                 version("PMCPTASK.PUT", reply.clone()).err(),
-                deleted(reply.clone()).err(),
+                yes_or_no("PMCPTASK.DEL", reply.clone()).err(),
                 record(reply.clone()).err(),
-                cas(reply.clone()).err(),
+                comparison("PMCPTASK.CAS", reply.clone()).err(),
                 list(reply.clone()).err(),
             ];
             for error in errors {
@@ -158,9 +161,15 @@ mod tests {
     fn replies_of_the_module_are_understood() {
         assert_eq!(version("PMCPTASK.PUT", Value::Int(i64::MAX)).ok(), Some(i64::MAX.unsigned_abs()));
         let pair = |outcome: Value, version| Value::Array(vec![outcome, Value::Int(version)]);
-        assert_eq!(cas(pair(Value::Okay, 2)).ok(), Some(CasOutcome::Won(2)));
-        assert_eq!(cas(pair(Value::SimpleString("CONFLICT".into()), 7)).ok(), Some(CasOutcome::Lost(7)));
-        assert_eq!(cas(pair(Value::SimpleString("MISSING".into()), 0)).ok(), Some(CasOutcome::Lost(0)));
+        assert_eq!(comparison("PMCPTASK.CAS", pair(Value::Okay, 2)).ok(), Some(Comparison::Won(2)));
+        assert_eq!(
+            comparison("PMCPTASK.CAS", pair(Value::SimpleString("CONFLICT".into()), 7)).ok(),
+            Some(Comparison::Lost(7))
+        );
+        assert_eq!(
+            comparison("PMCPTASK.CAS", pair(Value::SimpleString("MISSING".into()), 0)).ok(),
+            Some(Comparison::Lost(0))
+        );
         assert!(matches!(record(Value::Nil), Ok(None)));
         let unchanged = [Value::Int(0), pair(Value::SimpleString("CONFLICT".into()), 7)];
         assert!(unchanged.iter().all(says_that_nothing_changed));

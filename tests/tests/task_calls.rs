@@ -1,0 +1,157 @@
+//! The calls of the backend that the trait does not have: on one server and in a cluster.
+#![cfg(feature = "redis-tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use pmcp_tasks::StorageError;
+use pmcp_tasks::store::backend::StorageBackend;
+use pmcptask_client::{ListedTask, Order, RedisBackend};
+use pmcptask_tests::{Cluster, Server, integer, now_ms};
+
+/// A backend on one server and one in a cluster, both with keys of their own.
+async fn backends(server: &Server, cluster: &Cluster, prefix: &str) -> [RedisBackend; 2] {
+    let connect = |url: String| RedisBackend::builder(url).prefix(prefix).connect();
+    [connect(server.url()).await.unwrap(), connect(cluster.url()).await.unwrap()]
+}
+
+fn ids(page: &[ListedTask]) -> Vec<&str> {
+    page.iter().map(|task| task.task_id.as_str()).collect()
+}
+
+/// Makes tasks `from..to`, two of each creation time.
+async fn fill(backend: &RedisBackend, tasks: std::ops::Range<usize>) {
+    for task in tasks {
+        let created = format!(r#"{{"task":{{"createdAt":"2026-01-01T00:00:{:02}Z"}}}}"#, task / 2 % 60);
+        assert!(backend.create(&format!("owner:{task:05}"), created.as_bytes()).await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_who_create_one_task_one_does() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for backend in backends(&server, &cluster, "create").await {
+        let creators = (0..64).map(|n: usize| {
+            let backend = backend.clone();
+            tokio::spawn(async move { backend.create("owner:t", n.to_string().as_bytes()).await.unwrap() })
+        });
+        let mut made = Vec::new();
+        for (n, creator) in creators.enumerate() {
+            made.extend(creator.await.unwrap().then_some(n));
+        }
+        assert_eq!(made.len(), 1, "{made:?}");
+        let task = backend.get("owner:t").await.unwrap();
+        assert_eq!((task.version, task.data), (1, made[0].to_string().into_bytes()));
+        assert!(backend.delete("owner:t").await.unwrap());
+        assert!(backend.create("owner:t", b"again").await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn task_is_deleted_at_the_version_that_was_seen_and_at_no_other() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for backend in backends(&server, &cluster, "delete").await {
+        backend.put("owner:t", b"one").await.unwrap();
+        backend.put("owner:t", b"two").await.unwrap();
+        for (expected, found) in [(1, 2), (0, 2), (u64::MAX, 2)] {
+            let error = backend.delete_if_version("owner:t", expected).await.unwrap_err();
+            let StorageError::VersionConflict { key, expected: told, actual } = &error else {
+                panic!("{error}");
+            };
+            assert_eq!((key.as_str(), *told, *actual), ("owner:t", expected, found));
+        }
+        backend.delete_if_version("owner:t", 2).await.unwrap();
+        assert!(matches!(backend.get("owner:t").await, Err(StorageError::NotFound { .. })));
+        let error = backend.delete_if_version("owner:t", 2).await.unwrap_err();
+        assert!(matches!(error, StorageError::VersionConflict { actual: 0, .. }), "{error}");
+        assert!(backend.list_by_prefix("owner:").await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn expiry_changes_without_a_new_version_and_a_past_one_ends_the_task() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for backend in backends(&server, &cluster, "expire").await {
+        assert!(!backend.expire("owner:t", None).await.unwrap());
+        backend.put("owner:t", br#"{"expiresAt":"2099-01-01T00:00:00Z"}"#).await.unwrap();
+        assert!(backend.expire("owner:t", None).await.unwrap());
+        let soon = SystemTime::now() + Duration::from_millis(300);
+        assert!(backend.expire("owner:t", Some(soon)).await.unwrap());
+        let task = backend.get("owner:t").await;
+        if SystemTime::now() < soon {
+            assert_eq!(task.unwrap().version, 1);
+        }
+        let past_ms = u64::try_from(now_ms()).unwrap() + 310;
+        while u64::try_from(now_ms()).unwrap() < past_ms {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(matches!(backend.get("owner:t").await, Err(StorageError::NotFound { .. })));
+        backend.put("owner:t", b"again").await.unwrap();
+        assert!(backend.expire("owner:t", Some(UNIX_EPOCH - Duration::from_secs(1))).await.unwrap());
+        assert!(backend.list_by_prefix("owner:").await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn expiry_is_exact_to_the_millisecond_and_rounded_up() {
+    let server = Server::start();
+    let backend = RedisBackend::new(&server.url()).await.unwrap();
+    backend.put("owner:t", b"data").await.unwrap();
+    let at = UNIX_EPOCH + Duration::new(4_102_444_800, 123_000_001);
+    assert!(backend.expire("owner:t", Some(at)).await.unwrap());
+    let mut wire = server.wire();
+    assert_eq!(integer(&wire.call(&["PEXPIRETIME", "pmcp:tasks:owner:t"])), 4_102_444_800_124);
+    let field = wire.call(&["HGET", "pmcp:tasks:owner:t", "expires_at"]);
+    assert_eq!(field, "$10\r\n4102444801\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trim_keeps_the_newest_however_many_there_are() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for backend in backends(&server, &cluster, "trim").await {
+        // More than two rounds.
+        fill(&backend, 0..120).await;
+        assert_eq!(backend.trim("owner", 120).await.unwrap(), 0);
+        assert_eq!(backend.trim("owner", 5).await.unwrap(), 115);
+        let left = backend.list_page("owner", None, 10, Order::OldestFirst).await.unwrap();
+        assert_eq!(ids(&left), ["00115", "00116", "00117", "00118", "00119"]);
+        assert_eq!(backend.trim("owner", 0).await.unwrap(), 5);
+        assert_eq!(backend.trim("nobody", 0).await.unwrap(), 0);
+        let many: Vec<_> = (0..2_100)
+            .map(|n| {
+                let backend = backend.clone();
+                tokio::spawn(async move { backend.put(&format!("owner:{n:05}"), b"data").await.unwrap() })
+            })
+            .collect();
+        for put in many {
+            put.await.unwrap();
+        }
+        assert_eq!(backend.trim("owner", 50).await.unwrap(), 2_050);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_in_either_order_have_every_task_once_though_the_one_at_the_cursor_goes() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for backend in backends(&server, &cluster, "pages").await {
+        for order in [Order::OldestFirst, Order::NewestFirst] {
+            fill(&backend, 0..50).await;
+            let (mut listed, mut after) = (Vec::new(), None);
+            loop {
+                let page = backend.list_page("owner", after.as_ref(), 7, order).await.unwrap();
+                let Some(last) = page.last() else { break };
+                assert!(page.len() <= 7);
+                after = Some(last.position());
+                backend.delete(&format!("owner:{}", last.task_id)).await.unwrap();
+                listed.extend(page);
+            }
+            let mut expected: Vec<_> = (0..50).map(|task| format!("{task:05}")).collect();
+            if order == Order::NewestFirst {
+                expected.reverse();
+            }
+            assert_eq!(ids(&listed), expected, "{order:?}");
+            backend.trim("owner", 0).await.unwrap();
+        }
+    }
+}
