@@ -71,7 +71,8 @@ lint: prerequisites ## Check formatting, lints and dependencies
 # The diff of these files shows each change of what users can call.
 public-api: ## Write what each library offers to its public-api.txt (needs cargo-public-api and a nightly toolchain)
 	for crate in schema client hash-tags; do \
-	  cargo public-api --package "pmcptask-$$crate" --all-features -sss >"$$crate/public-api.txt" || exit 1; \
+	  cargo public-api --package "pmcptask-$$crate" --all-features -sss >'$(target)/public-api.txt' || exit 1; \
+	  mv '$(target)/public-api.txt' "$$crate/public-api.txt"; \
 	done
 
 fuzz: prerequisites ## Fuzz the argument grammar and the record envelope for FUZZ_SECONDS (60) each

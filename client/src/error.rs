@@ -400,8 +400,8 @@ fn no_answer(failure: &RedisError) -> String {
 fn hint_of_lost_list(key: &str, loss: &RedisError) -> &'static str {
     let is_list = key.ends_with(':');
     if is_list && loss.is_io_error() && !loss.is_timeout() {
-        ": the server closes the connection if a reply exceeds its client-output-buffer-limit, set a smaller \
-         list_page_size"
+        ": the server closes the connection if a reply exceeds its client-output-buffer-limit, read smaller \
+         pages (list_page_size)"
     } else {
         ""
     }

@@ -102,23 +102,28 @@ impl RedisBackend {
         .await
     }
 
-    /// Keeps an owner's newest `keep` live tasks and removes the others, with one `PMCPTASK.TRIM` per 1,000 removed tasks,
-    /// oldest first. Returns how many tasks were removed. O(keep + m), m removed tasks, for each 1,000 of them.
+    /// Keeps an owner's newest `keep` live tasks and removes the others, with one `PMCPTASK.TRIM` per 1,000 removed tasks
+    /// (or a tenth of `keep`, if that is more), oldest first. Returns how many tasks were removed. Each round is
+    /// O(keep + m), m removed tasks.
     ///
     /// # Errors
     ///
-    /// Those of `delete`. The tasks of earlier rounds are gone then.
+    /// Those of `delete`. What an error says of the outcome is said of the last round: tasks of earlier rounds are gone, and
+    /// others may be left. Calling again is safe.
     pub async fn trim(&self, owner: &str, keep: usize) -> Result<usize, StorageError> {
         observe::call("PMCPTASK.TRIM", owner, || async move {
             let index_key = self.session().index_key(owner)?;
-            let command = &commands::trim(&index_key, keep, TRIMMED_AT_ONCE);
-            let request = Request { command, kind: CallKind::Write, key: owner, routed_by: &index_key };
+            // Each round also passes over the tasks to keep, so few rounds are made if there are many of these.
+            let at_once = TRIMMED_AT_ONCE.max(keep / 10);
+            let command = &commands::trim(&index_key, keep, at_once);
+            let key = &[owner, ":"].concat();
+            let request = Request { command, kind: CallKind::Write, key, routed_by: &index_key };
             let mut removed = 0_usize;
             loop {
                 let read = |reply| replies::count("PMCPTASK.TRIM", reply);
                 let more = self.session().call(&request, read).await?;
                 removed = removed.saturating_add(more);
-                if more < TRIMMED_AT_ONCE {
+                if more < at_once {
                     return Ok(removed);
                 }
             }
@@ -144,7 +149,8 @@ impl RedisBackend {
             let command = &commands::list(&index_key, count, after, order);
             // A replica that is behind the one of the first page could leave out tasks of the next page.
             let kind = if after.is_none() { CallKind::Read } else { CallKind::PrimaryRead };
-            let request = Request { command, kind, key: owner, routed_by: &index_key };
+            let key = &[owner, ":"].concat();
+            let request = Request { command, kind, key, routed_by: &index_key };
             self.session().call(&request, replies::list).await
         })
         .await

@@ -39,8 +39,8 @@ pub enum MoveError {
     /// The server refuses a command.
     #[error("the Redis server refuses: {0}")]
     Refused(RedisError),
-    /// The connection was lost. Another run moves the rest.
-    #[error("the connection was lost before all keys were moved, run it again: {0}")]
+    /// The connection failed. Another run moves the rest.
+    #[error("the connection failed before all keys were moved, run it again: {0}")]
     Interrupted(RedisError),
 }
 

@@ -2,7 +2,6 @@
 //!
 //! An entry can outlive its task, so code that walks the index also checks the tasks.
 
-use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
@@ -11,11 +10,15 @@ use pmcptask_schema::IndexKey;
 use crate::record::{self, Presence, Reading, Record};
 use crate::refusal::{Code, Refusal};
 use crate::server::{CommandName, Context, Failed, Key, OwnedString, Permissions, ScoreRange, StringRef};
+use crate::slots::Slots;
 use crate::time::Time;
-use crate::{effects, slots, statistics};
+use crate::{effects, statistics};
 
 /// Preallocation limit in entries: far fewer may follow a position than the index holds.
 const MOST_ROOM: usize = 1024;
+
+/// How many dead entries one TRIM removes at most, so that it does not hold the server up. Later calls remove the others.
+const DEAD_AT_ONCE: usize = 10_000;
 
 /// A user who may run this command on a task's key may see the task in a list.
 static GET: CommandName = CommandName::reading("pmcptask.get");
@@ -129,7 +132,7 @@ pub(crate) fn list<'c>(
     let mut looked_at: usize = 0;
     let mut keys = key.task_keys();
     let common = keys.of_member(b"").to_vec();
-    let elsewhere = OnceCell::new();
+    let slots = Slots::of(context);
     // One timestamp for all tasks.
     let now_ms = context.now_ms();
     while listed.len() < count {
@@ -155,8 +158,7 @@ pub(crate) fn list<'c>(
                 Err(refusal) if refusal.code() == Code::Corrupt => {
                     statistics::CORRUPT_RECORDS_SKIPPED.increment();
                 }
-                // All tasks share one slot, so one answer holds for all.
-                Ok(Reading::Nothing) if *elsewhere.get_or_init(|| slots::may_be_elsewhere(context, name)) => {
+                Ok(Reading::Nothing) if slots.may_be_elsewhere(name) => {
                     return Err(Refusal::MayBeElsewhere { key: name.to_vec() });
                 }
                 // No hash, or a key of another type.
@@ -278,8 +280,8 @@ pub(crate) struct Surplus<'c> {
 }
 
 /// The entries of the oldest tasks, at most `count` live ones, oldest first, that are older than the newest `keep` live
-/// tasks; and the dead entries among them, so that call after call does not pass them again. Keys of hashes whose
-/// `expires_at` is past are passed to `lapsed` if they are newer.
+/// tasks; and up to [`DEAD_AT_ONCE`] dead entries among them, so that call after call does not pass them again. Keys of
+/// hashes whose `expires_at` is past are passed to `lapsed` if they are newer.
 ///
 /// # Errors
 ///
@@ -292,11 +294,10 @@ pub(crate) fn surplus<'c>(
     count: usize,
     lapsed: impl Fn(StringRef<'_>),
 ) -> Result<Vec<Surplus<'c>>, Refusal> {
-    let now_ms = context.now_ms();
-    let elsewhere = OnceCell::new();
+    let (now_ms, slots) = (context.now_ms(), Slots::of(context));
     let check_is_here = |task_name: StringRef<'_>, presence| {
         let name = task_name.bytes();
-        if presence == Presence::Gone && *elsewhere.get_or_init(|| slots::may_be_elsewhere(context, name)) {
+        if presence == Presence::Gone && slots.may_be_elsewhere(name) {
             return Err(Refusal::MayBeElsewhere { key: name.to_vec() });
         }
         Ok(())
@@ -315,7 +316,8 @@ pub(crate) fn surplus<'c>(
         },
     };
     let mut keys = key.task_keys();
-    let (mut surplus, mut live, mut looked_at): (Vec<Surplus<'_>>, usize, usize) = (Vec::new(), 0, 0);
+    let mut surplus: Vec<Surplus<'_>> = Vec::new();
+    let (mut live, mut looked_at): (usize, usize) = (0, 0);
     let mut after = None;
     while live < count {
         let limit = count.saturating_sub(live).max(looked_at);
@@ -334,7 +336,11 @@ pub(crate) fn surplus<'c>(
             let task_name = context.create_string(name);
             let presence = record::presence(context, task_name.as_ref(), now_ms);
             check_is_here(task_name.as_ref(), presence)?;
-            live = live.saturating_add(usize::from(presence == Presence::Live));
+            if presence == Presence::Live {
+                live = live.saturating_add(1);
+            } else if surplus.len().saturating_sub(live) >= DEAD_AT_ONCE {
+                continue;
+            }
             surplus.push(Surplus { task_id, task_name, presence });
         }
         if is_last {

@@ -38,13 +38,13 @@ impl<'c> Slots<'c> {
         let table = self.table.get_or_init(|| Table::read(&self.context.cluster_nodes()));
         self.context.cluster_slot(key).map_or(Role::Stranger, |slot| table.role_for(slot))
     }
-}
 
-/// Whether a task that is missing here may be at another node of the cluster: while its slot migrates or
-/// belongs to another node, and always on a replica, which is not told of migrations.
-pub(crate) fn may_be_elsewhere(context: &Context, task_name: &[u8]) -> bool {
-    context.is_cluster()
-        && (!context.is_settled_primary() || Slots::of(context).role_for(task_name) != Role::Owner)
+    /// Whether a task that is missing here may be at another node of the cluster: while its slot migrates or
+    /// belongs to another node, and always on a replica, which is not told of migrations.
+    pub(crate) fn may_be_elsewhere(&self, task_name: &[u8]) -> bool {
+        self.context.is_cluster()
+            && (!self.context.is_settled_primary() || self.role_for(task_name) != Role::Owner)
+    }
 }
 
 /// What `CLUSTER NODES` says about this node.

@@ -43,10 +43,13 @@ pub(crate) fn remove_oldest(
             Key::open_for_writing(context, task_name.as_ref()).delete()?;
             effects::deleted(context, task_name.as_ref())?;
             context.signal_modified(task_name.as_ref());
-            context.notify(c"pmcptask.del", task_name.as_ref());
         }
         index::remove_entry(context, index, index_name, task_id.as_ref())?;
         removed = removed.saturating_add(usize::from(*presence == Presence::Live));
+    }
+    // Another module may write when it hears of a task's end, so all of them end first.
+    for Surplus { task_name, .. } in surplus.iter().filter(|surplus| surplus.presence != Presence::Gone) {
+        context.notify(c"pmcptask.del", task_name.as_ref());
     }
     Ok(removed)
 }

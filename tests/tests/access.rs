@@ -10,7 +10,9 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend};
 use pmcptask_tests::refusals::OTHER_INDEX;
-use pmcptask_tests::{Dice, Server, ServerOptions, Wire, calling_module, holds_within, reason, skipped};
+use pmcptask_tests::{
+    Dice, EMPTY, OK, Server, ServerOptions, Wire, calling_module, holds_within, reason, skipped,
+};
 
 /// The rules that a user needs for the tasks of one owner.
 const ALICE: &str = "~pmcp:tasks:alice:* ~pmcp:idx:alice -@all +pmcptask.put +pmcptask.cas +pmcptask.get \
@@ -851,5 +853,28 @@ fn user_of_some_databases_lists_there_what_get_shows_and_nowhere_else() {
             (is_allowed, is_allowed),
             "{rules}: {listed}"
         );
+    }
+}
+
+/// A script and another module act for a user whom the module has to find out.
+#[test]
+fn check_of_permissions_in_a_script_runs_nothing_and_logs_no_denial() {
+    let server = Server::start();
+    let (mut admin, mut user) = (server.wire(), server.wire());
+    for task in ["t", "u"] {
+        let put = format!("PMCPTASK.PUT pmcp:tasks:alice:{task} pmcp:idx:alice x");
+        assert_eq!(admin.run(&put), ":1\r\n");
+    }
+    // May not GET.
+    let rules = "ACL SETUSER trimmer on nopass ~pmcp:* -@all +eval +pmcptask.trim +pmcptask.del";
+    assert_eq!(admin.run(rules), OK);
+    assert_eq!(user.run("AUTH trimmer any"), OK);
+    let script = "return redis.call('PMCPTASK.TRIM', KEYS[1], 'KEEP', 1)";
+    assert_eq!(user.call(&["EVAL", script, "1", "pmcp:idx:alice"]), ":1\r\n");
+    assert_eq!(admin.run("ACL LOG"), EMPTY);
+    let list = "return #redis.call('PMCPTASK.LIST', KEYS[1])";
+    assert_eq!(admin.call(&["EVAL", list, "1", "pmcp:idx:alice"]), ":1\r\n");
+    for counter in ["get_hits", "get_misses", "refused_err"] {
+        assert_eq!(server.counter(counter), 0, "{counter}");
     }
 }

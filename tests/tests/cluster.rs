@@ -467,6 +467,31 @@ async fn url_of_one_server_that_is_a_node_is_refused_at_once_with_the_url_to_use
     }
 }
 
+/// Data of one server that was brought into a cluster without hash tags.
+#[test]
+fn index_of_tasks_in_many_slots_is_neither_listed_nor_trimmed_in_part() {
+    let cluster = Cluster::shared();
+    let number = (0..3).find(|number| cluster.servers[*number].has_slot_of("many-slots:idx:o")).unwrap();
+    let node = &cluster.servers[number];
+    let id = |is_here: bool| {
+        let mut ids = (0..1_000).map(|n| format!("t{n}"));
+        ids.find(|id| node.has_slot_of(&format!("many-slots:tasks:o:{id}")) == is_here).unwrap()
+    };
+    let mut wire = node.wire();
+    // The older one has no task. The other one may have a task at another node.
+    for (score, is_here) in [("1", true), ("2", false)] {
+        assert_eq!(wire.call(&["ZADD", "many-slots:idx:o", score, &id(is_here)]), ":1\r\n");
+    }
+    for command in
+        [&["PMCPTASK.LIST", "many-slots:idx:o"][..], &["PMCPTASK.TRIM", "many-slots:idx:o", "KEEP", "0"]]
+    {
+        let reply = wire.call(command);
+        assert!(reply.starts_with("-TRYAGAIN "), "{command:?}: {reply}");
+    }
+    assert_eq!(wire.call(&["ZCARD", "many-slots:idx:o"]), ":2\r\n");
+    assert_eq!(wire.call(&["DEL", "many-slots:idx:o"]), ":1\r\n");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hash_tags_that_are_off_are_refused_where_they_are_needed() {
     let cluster = Cluster::shared();

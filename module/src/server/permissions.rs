@@ -67,7 +67,7 @@ impl Drop for AclUser<'_> {
     }
 }
 
-/// The command that asks on whose behalf a command runs. It reads, and no configuration renames a command of a module.
+/// The command that asks on whose behalf a command runs. No configuration renames a command of a module.
 const ASKING: &CStr = c"pmcptask.get";
 
 /// Whether a user may run one command on task keys that all start with the same bytes.
@@ -121,7 +121,7 @@ impl<'c> Permissions<'c> {
         if self.has_all.get() == Some(true) {
             return true;
         }
-        let user = match self.user.get_or_init(|| self.find_user(key)) {
+        let user = match self.user.get_or_init(|| self.find_user()) {
             User::Nobody => {
                 self.has_all.set(Some(true));
                 return true;
@@ -142,18 +142,18 @@ impl<'c> Permissions<'c> {
         allowed
     }
 
-    fn find_user(&self, key: StringRef<'_>) -> User<'c> {
+    fn find_user(&self) -> User<'c> {
         let Context { api, .. } = self.context;
         // Asking for the user's name crashes the server if there is no user. There is a user if a connected
         // client runs the command. A script or another module runs the command through a client that is not
-        // connected; then a call on behalf of that client's user tells whether there is a user.
+        // connected; then a call on behalf of that client's user tells whether there is a user. The call lacks its
+        // argument, so the server runs nothing and counts nothing.
         // SAFETY: the context belongs to the running call. The null pointer only asks whether the
-        // client exists. The format names a string, which is alive; a reply is freed. The user's name
-        // is freed after use.
+        // client exists. The format names no argument; a reply is freed. The user's name is freed after use.
         unsafe {
             let client = (api.get_client_id)(self.context.raw());
             if (api.get_client_info_by_id)(std::ptr::null_mut(), client) != OK {
-                let reply = (api.call)(self.context.raw(), ASKING.as_ptr(), c"Cs".as_ptr(), key.raw());
+                let reply = (api.call)(self.context.raw(), ASKING.as_ptr(), c"C".as_ptr());
                 let error = io::Error::last_os_error();
                 if !reply.is_null() {
                     (api.free_call_reply)(reply);
