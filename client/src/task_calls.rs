@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::join_all;
 use pmcp_tasks::StorageError;
+use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 
 use crate::backend::RedisBackend;
 use crate::commands::{self, RecordTimes};
@@ -40,12 +42,33 @@ const TRIMMED_AT_ONCE: usize = 1_000;
 /// let older = backend.list_page("alice", Some(&after), 1, Order::NewestFirst).await?;
 /// assert_eq!(older[0].record.data, b"one");
 ///
+/// let tasks = backend.get_many(&["alice:t1", "alice:t2", "alice:t3"]).await;
+/// assert_eq!(tasks.iter().filter(|task| task.is_ok()).count(), 2);
+///
 /// assert_eq!(backend.trim("alice", 1).await?, 1);
 /// backend.delete_if_version("alice:t2", 1).await?;
 /// # Ok(())
 /// # }
 /// ```
 impl RedisBackend {
+    /// Gets many tasks in one round trip, in a cluster one for each node. The results have the order of the keys, and each
+    /// is that of its own `get`.
+    pub async fn get_many(&self, keys: &[&str]) -> Vec<Result<VersionedRecord, StorageError>> {
+        join_all(keys.iter().map(|key| self.get(key))).await
+    }
+
+    /// Puts many records in one round trip, in a cluster one for each node. The results have the order of the records, and
+    /// each is that of its own `put`: some may be made and others not.
+    pub async fn put_many(&self, records: &[(&str, &[u8])]) -> Vec<Result<u64, StorageError>> {
+        join_all(records.iter().map(|(key, data)| self.put(key, data))).await
+    }
+
+    /// Deletes many tasks in one round trip, in a cluster one for each node. The results have the order of the keys, and each
+    /// is that of its own `delete`.
+    pub async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool, StorageError>> {
+        join_all(keys.iter().map(|key| self.delete(key))).await
+    }
+
     /// Stores a new task, with `PMCPTASK.PUT … NX`. False if a live task with this key exists, which then stays as it
     /// is. O(log n), n tasks of the owner.
     ///

@@ -3,12 +3,13 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{ListedTask, Order, RedisBackend};
-use pmcptask_tests::{Cluster, Server, integer, now_ms};
+use pmcptask_tests::{Cluster, Fault, Proxy, Server, integer, now_ms};
+use redis::Commands as _;
 
 /// A backend on one server and one in a cluster, both with keys of their own.
 async fn backends(server: &Server, cluster: &Cluster, prefix: &str) -> [RedisBackend; 2] {
@@ -154,4 +155,47 @@ async fn pages_in_either_order_have_every_task_once_though_the_one_at_the_cursor
             backend.trim("owner", 0).await.unwrap();
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_calls_have_a_result_each_in_the_order_of_their_keys() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for backend in backends(&server, &cluster, "many").await {
+        let keys: Vec<_> = (0..1_000).map(|n| format!("owner-{}:t{n}", n % 50)).collect();
+        let data: Vec<_> = (0..1_000).map(|n| n.to_string()).collect();
+        let mut records: Vec<_> =
+            keys.iter().zip(&data).map(|(key, data)| (key.as_str(), data.as_bytes())).collect();
+        records[7].1 = br#"{"expiresAt":"soon"}"#;
+        let put = backend.put_many(&records).await;
+        assert!(put.iter().enumerate().all(|(n, version)| (n == 7) != version.is_ok()), "{put:?}");
+        let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+        let got = backend.get_many(&keys).await;
+        for (n, task) in got.into_iter().enumerate() {
+            match task {
+                Ok(task) => assert_eq!((task.version, task.data), (1, n.to_string().into_bytes())),
+                Err(error) => {
+                    assert!(n == 7 && matches!(error, StorageError::NotFound { .. }), "{n}: {error}");
+                }
+            }
+        }
+        let deleted = backend.delete_many(&keys).await;
+        assert!(deleted.iter().enumerate().all(|(n, deleted)| (n != 7) == *deleted.as_ref().unwrap()));
+    }
+    assert!(server.connection().keys::<_, Vec<String>>("many:*").unwrap().is_empty());
+}
+
+/// A round trip takes longer than the server needs for all of the calls.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_calls_take_one_round_trip() {
+    const ROUND_TRIP: Duration = Duration::from_secs(1);
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend = RedisBackend::new(&proxy.url()).await.unwrap();
+    proxy.set(Fault::Delay(ROUND_TRIP));
+    let keys: Vec<_> = (0..1_000).map(|n| format!("owner:t{n}")).collect();
+    let records: Vec<_> = keys.iter().map(|key| (key.as_str(), &b"data"[..])).collect();
+    let started = Instant::now();
+    assert!(backend.put_many(&records).await.iter().all(Result::is_ok));
+    let took = started.elapsed();
+    assert!((ROUND_TRIP..3 * ROUND_TRIP).contains(&took), "{took:?}");
 }
