@@ -621,6 +621,8 @@ fn write_with_an_expiry_already_past_leaves_nothing_and_tells_its_version() {
 #[test]
 fn hash_that_has_lost_its_expiry_is_gone_at_its_expires_at_all_the_same() {
     let mut session = Session::start();
+    // Otherwise the module removes the hash soon after a command has met it.
+    session.run("CONFIG SET pmcptask.reclaim no");
     let lapse = |session: &mut Session| {
         session.run("DEL T I");
         session.run(&format!("PMCPTASK.PUT T I d PXAT {FUTURE} CREATED 5"));
