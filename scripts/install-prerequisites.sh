@@ -30,7 +30,6 @@ if ! command -v apt-get >/dev/null; then
 Missing: ${missing[*]}. Please install and try again:
   Fedora:  dnf install gcc clang redis     (or valkey)
   Arch:    pacman -S gcc clang valkey
-  macOS:   xcode-select --install; brew install llvm redis
 If libclang is in an unusual place, set LIBCLANG_PATH to its folder. To use another server, set PMCPTASK_SERVER.
 TEXT
   exit 1

@@ -34,7 +34,7 @@ pub(crate) const LIST_PAGE: usize = 1_000;
 /// | `delete` | `PMCPTASK.DEL` | O(log n) |
 /// | `list_by_prefix` | `PMCPTASK.LIST` | O(n), one round trip for each 1,000 tasks |
 /// | `cleanup_expired` | none | the server expires tasks by itself |
-/// | `get_many`, `put_many`, `delete_many` | as `get`, `put`, `delete` | one round trip for all |
+/// | `get_many`, `put_many`, `delete_many` | as `get`, `put`, `delete` | one round trip for each 1,000 |
 /// | `create` | `PMCPTASK.PUT … NX` | O(log n) |
 /// | `delete_if_version` | `PMCPTASK.DEL … VERSION` | O(log n) |
 /// | `expire` | `PMCPTASK.EXPIRE` | O(1) |

@@ -401,7 +401,7 @@ fn hint_of_lost_list(key: &str, loss: &RedisError) -> &'static str {
     let is_list = key.ends_with(':');
     if is_list && loss.is_io_error() && !loss.is_timeout() {
         ": the server closes the connection if a reply exceeds its client-output-buffer-limit, read smaller \
-         pages (list_page_size)"
+         pages"
     } else {
         ""
     }

@@ -3,7 +3,7 @@
 
 use pmcp_tasks::StorageError;
 
-/// Reports one call of the trait. Takes a function, because a future as an argument would take its memory
+/// Reports one call of the backend. Takes a function, because a future as an argument would take its memory
 /// twice: as an argument and while it is awaited.
 pub(crate) async fn call<T, C: Future<Output = Result<T, StorageError>>>(
     command: &'static str,

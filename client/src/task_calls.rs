@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 
@@ -14,8 +14,11 @@ use crate::listing::{ListedTask, Order, TaskPosition};
 use crate::observe;
 use crate::replies::{self, Comparison};
 
-/// How many tasks one `PMCPTASK.TRIM` removes at most, so that it does not hold the server up.
+/// How many tasks one `PMCPTASK.TRIM` removes, unless very many stay, so that it does not hold the server up.
 const TRIMMED_AT_ONCE: usize = 1_000;
+
+/// How many of many calls are in flight at once: the connection takes no more.
+const AT_ONCE: usize = 1_000;
 
 /// Calls that `StorageBackend` does not have. Their errors are those of the trait's calls.
 ///
@@ -51,22 +54,22 @@ const TRIMMED_AT_ONCE: usize = 1_000;
 /// # }
 /// ```
 impl RedisBackend {
-    /// Gets many tasks in one round trip, in a cluster one for each node. The results have the order of the keys, and each
+    /// Gets many tasks in one round trip for each 1,000, in a cluster one for each node. The results have the order of the keys, and each
     /// is that of its own `get`.
     pub async fn get_many(&self, keys: &[&str]) -> Vec<Result<VersionedRecord, StorageError>> {
-        join_all(keys.iter().map(|key| self.get(key))).await
+        stream::iter(keys).map(|key| self.get(key)).buffered(AT_ONCE).collect().await
     }
 
-    /// Puts many records in one round trip, in a cluster one for each node. The results have the order of the records, and
-    /// each is that of its own `put`: some may be made and others not.
+    /// Puts many records in one round trip for each 1,000, in a cluster one for each node. The results have the order of the records, and
+    /// each is that of its own `put`: some may be made and others not. Of two records with one key, either may be the last.
     pub async fn put_many(&self, records: &[(&str, &[u8])]) -> Vec<Result<u64, StorageError>> {
-        join_all(records.iter().map(|(key, data)| self.put(key, data))).await
+        stream::iter(records).map(|(key, data)| self.put(key, data)).buffered(AT_ONCE).collect().await
     }
 
-    /// Deletes many tasks in one round trip, in a cluster one for each node. The results have the order of the keys, and each
+    /// Deletes many tasks in one round trip for each 1,000, in a cluster one for each node. The results have the order of the keys, and each
     /// is that of its own `delete`.
     pub async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool, StorageError>> {
-        join_all(keys.iter().map(|key| self.delete(key))).await
+        stream::iter(keys).map(|key| self.delete(key)).buffered(AT_ONCE).collect().await
     }
 
     /// Stores a new task, with `PMCPTASK.PUT … NX`. False if a live task with this key exists, which then stays as it
@@ -126,7 +129,7 @@ impl RedisBackend {
     }
 
     /// Keeps an owner's newest `keep` live tasks and removes the others, with one `PMCPTASK.TRIM` per 1,000 removed tasks
-    /// (or a tenth of `keep`, if that is more), oldest first. Returns how many tasks were removed. Each round is
+    /// (a tenth of `keep`, if that is more, up to 10,000), oldest first. Returns how many tasks were removed. Each round is
     /// O(keep + m), m removed tasks.
     ///
     /// # Errors
@@ -137,7 +140,7 @@ impl RedisBackend {
         observe::call("PMCPTASK.TRIM", owner, || async move {
             let index_key = self.session().index_key(owner)?;
             // Each round also passes over the tasks to keep, so few rounds are made if there are many of these.
-            let at_once = TRIMMED_AT_ONCE.max(keep / 10);
+            let at_once = (keep / 10).clamp(TRIMMED_AT_ONCE, 10 * TRIMMED_AT_ONCE);
             let command = &commands::trim(&index_key, keep, at_once);
             let key = &[owner, ":"].concat();
             let request = Request { command, kind: CallKind::Write, key, routed_by: &index_key };

@@ -17,7 +17,7 @@ use crate::{effects, statistics};
 /// Preallocation limit in entries: far fewer may follow a position than the index holds.
 const MOST_ROOM: usize = 1024;
 
-/// How many dead entries one TRIM removes at most, so that it does not hold the server up. Later calls remove the others.
+/// How many dead entries one TRIM removes at most, which bounds its transaction. Later calls remove the others.
 const DEAD_AT_ONCE: usize = 10_000;
 
 /// A user who may run this command on a task's key may see the task in a list.
@@ -280,7 +280,7 @@ pub(crate) struct Surplus<'c> {
 }
 
 /// The entries of the oldest tasks, at most `count` live ones, oldest first, that are older than the newest `keep` live
-/// tasks; and up to [`DEAD_AT_ONCE`] dead entries among them, so that call after call does not pass them again. Keys of
+/// tasks; and up to [`DEAD_AT_ONCE`] dead entries among them, so that later calls pass fewer of them. Keys of
 /// hashes whose `expires_at` is past are passed to `lapsed` if they are newer.
 ///
 /// # Errors
@@ -312,7 +312,7 @@ pub(crate) fn surplus<'c>(
         0 => None,
         keep => match nth_newest_live(context, index, key, keep, now_ms, pass_kept)? {
             None => return Ok(Vec::new()),
-            entry => entry,
+            Some(entry) => Some(entry.position()),
         },
     };
     let mut keys = key.task_keys();
@@ -326,8 +326,8 @@ pub(crate) fn surplus<'c>(
         looked_at = looked_at.saturating_add(entries.len());
         after = entries.last().map(Entry::position);
         for entry in entries {
-            let is_kept =
-                oldest_kept.as_ref().is_some_and(|kept| kept.task_id.bytes() == entry.task_id.bytes());
+            // By its place: the entry itself may be gone by now, if another module removes entries.
+            let is_kept = oldest_kept.as_ref().is_some_and(|kept| !kept.is_before(&entry, true));
             if is_kept || live >= count {
                 return Ok(surplus);
             }

@@ -45,7 +45,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// PUTs that were not refused.
+    /// PUTs that stored a record.
     PUTS: c"puts",
     /// PUT NX that found a task.
     PUT_EXISTS: c"put_exists",

@@ -253,14 +253,19 @@ impl<'c> OpenTask<'c> {
         Ok(live)
     }
 
-    fn remove_all(&mut self) -> Result<(), Failed> {
-        if self.hash.kind() != Kind::Nothing {
+    /// Removes hash, expiry and index entry, whatever the hash is.
+    pub(crate) fn remove_all(&mut self) -> Result<(), Failed> {
+        let had_hash = self.hash.kind() != Kind::Nothing;
+        if had_hash {
             self.hash.delete()?;
             effects::deleted(self.context, self.task_name)?;
             self.context.signal_modified(self.task_name);
-            self.context.notify(c"pmcptask.del", self.task_name);
         }
         index::remove_entry(self.context, &mut self.index, self.index_name, self.task_id.as_ref())?;
+        // Another module may write when it hears of a task's end.
+        if had_hash {
+            self.context.notify(c"pmcptask.del", self.task_name);
+        }
         Ok(())
     }
 }

@@ -21,14 +21,14 @@ static DEL: CommandName = CommandName::deleting("pmcptask.del");
 /// removed.
 pub(crate) fn remove_oldest(
     context: &Context,
-    index: &mut Key<'_>,
+    mut index: Key<'_>,
     index_name: StringRef<'_>,
     key: &IndexKey<'_>,
     keep: usize,
     count: usize,
 ) -> Result<usize, Refusal> {
     let lapsed = |task_name: StringRef<'_>| reclaim::note_lapsed(context, task_name);
-    let surplus = index::surplus(context, index, key, keep, count, lapsed)?;
+    let surplus = index::surplus(context, &index, key, keep, count, lapsed)?;
     let mut keys = key.task_keys();
     let common = keys.of_member(b"").to_vec();
     let permissions = Permissions::of(context, &DEL);
@@ -44,10 +44,11 @@ pub(crate) fn remove_oldest(
             effects::deleted(context, task_name.as_ref())?;
             context.signal_modified(task_name.as_ref());
         }
-        index::remove_entry(context, index, index_name, task_id.as_ref())?;
+        index::remove_entry(context, &mut index, index_name, task_id.as_ref())?;
         removed = removed.saturating_add(usize::from(*presence == Presence::Live));
     }
     // Another module may write when it hears of a task's end, so all of them end first.
+    drop(index);
     for Surplus { task_name, .. } in surplus.iter().filter(|surplus| surplus.presence != Presence::Gone) {
         context.notify(c"pmcptask.del", task_name.as_ref());
     }

@@ -969,6 +969,7 @@ fn trim_of_dead_entries_only_removes_no_task() {
     session.run("HSET pmcp:tasks:o:lapsed version 1 data d expires_at 946684800");
     session.run("ZADD I 3 lapsed");
     assert_eq!(session.run("PMCPTASK.TRIM I KEEP 0"), int(0));
+    assert_eq!(session.run("DBSIZE"), int(0));
     assert_eq!(session.server.counter("tasks_trimmed"), 0);
 }
 

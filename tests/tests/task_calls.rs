@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{ListedTask, Order, RedisBackend};
-use pmcptask_tests::{Cluster, Fault, Proxy, Server, integer, now_ms};
+use pmcptask_tests::{Cluster, Fault, NIL, Proxy, Server, integer, now_ms, sleep_until};
 use redis::Commands as _;
 
 /// A backend on one server and one in a cluster, both with keys of their own.
@@ -83,10 +83,7 @@ async fn expiry_changes_without_a_new_version_and_a_past_one_ends_the_task() {
         if SystemTime::now() < soon {
             assert_eq!(task.unwrap().version, 1);
         }
-        let past_ms = u64::try_from(now_ms()).unwrap() + 310;
-        while u64::try_from(now_ms()).unwrap() < past_ms {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        sleep_until(now_ms() + 310);
         assert!(matches!(backend.get("owner:t").await, Err(StorageError::NotFound { .. })));
         backend.put("owner:t", b"again").await.unwrap();
         assert!(backend.expire("owner:t", Some(UNIX_EPOCH - Duration::from_secs(1))).await.unwrap());
@@ -105,13 +102,16 @@ async fn expiry_is_exact_to_the_millisecond_and_rounded_up() {
     assert_eq!(integer(&wire.call(&["PEXPIRETIME", "pmcp:tasks:owner:t"])), 4_102_444_800_124);
     let field = wire.call(&["HGET", "pmcp:tasks:owner:t", "expires_at"]);
     assert_eq!(field, "$10\r\n4102444801\r\n");
+    assert!(backend.expire("owner:t", None).await.unwrap());
+    assert_eq!(integer(&wire.call(&["PEXPIRETIME", "pmcp:tasks:owner:t"])), -1);
+    assert_eq!(wire.call(&["HGET", "pmcp:tasks:owner:t", "expires_at"]), NIL);
+    assert_eq!(backend.get("owner:t").await.unwrap().version, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn trim_keeps_the_newest_however_many_there_are() {
     let (server, cluster) = (Server::start(), Cluster::shared());
     for backend in backends(&server, &cluster, "trim").await {
-        // More than two rounds.
         fill(&backend, 0..120).await;
         assert_eq!(backend.trim("owner", 120).await.unwrap(), 0);
         assert_eq!(backend.trim("owner", 5).await.unwrap(), 115);
@@ -119,6 +119,7 @@ async fn trim_keeps_the_newest_however_many_there_are() {
         assert_eq!(ids(&left), ["00115", "00116", "00117", "00118", "00119"]);
         assert_eq!(backend.trim("owner", 0).await.unwrap(), 5);
         assert_eq!(backend.trim("nobody", 0).await.unwrap(), 0);
+        // More than two rounds of the client.
         let many: Vec<_> = (0..2_100)
             .map(|n| {
                 let backend = backend.clone();
@@ -197,5 +198,5 @@ async fn many_calls_take_one_round_trip() {
     let started = Instant::now();
     assert!(backend.put_many(&records).await.iter().all(Result::is_ok));
     let took = started.elapsed();
-    assert!((ROUND_TRIP..3 * ROUND_TRIP).contains(&took), "{took:?}");
+    assert!((ROUND_TRIP..2 * ROUND_TRIP).contains(&took), "{took:?}");
 }

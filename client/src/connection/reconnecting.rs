@@ -392,6 +392,9 @@ mod tests {
         let pauses: Vec<_> = (0..20).map(|_| pace.pause()).collect();
         assert!(pauses.iter().all(|pause| (SHORTEST_PAUSE..=LIMIT / 2).contains(pause)), "{pauses:?}");
         assert!(pauses.first() < pauses.last(), "{pauses:?}");
+        // However long an attempt may take.
+        let mut pace = Pace::new(Duration::from_mins(1), false);
+        assert!((0..20).all(|_| pace.pause() <= Duration::from_millis(600)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -47,7 +47,7 @@ impl TaskCommand for Del {
             None => (c"MISSING", &statistics::DEL_MISSING, 0),
             Some(actual) if actual != expected => (c"CONFLICT", &statistics::DEL_CONFLICT, actual),
             Some(version) => {
-                task.remove()?;
+                task.remove_all()?;
                 (c"OK", &statistics::DELETES, version)
             }
         };

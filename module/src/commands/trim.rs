@@ -37,10 +37,10 @@ impl TaskCommand for Trim {
         let key = IndexKey::parse(index_name.bytes())?;
         let [keep, count] = [keep, count].map(|number| usize::try_from(number).unwrap_or(usize::MAX));
 
-        let mut index = Key::open_for_writing(context, index_name);
+        let index = Key::open_for_writing(context, index_name);
         let removed = match index.kind() {
             Kind::Nothing => 0,
-            Kind::SortedSet => trim::remove_oldest(context, &mut index, index_name, &key, keep, count)?,
+            Kind::SortedSet => trim::remove_oldest(context, index, index_name, &key, keep, count)?,
             _ => return Err(Refusal::WrongType),
         };
 

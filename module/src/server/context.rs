@@ -167,7 +167,8 @@ impl Context {
 
     /// A new string; the caller owns its only reference.
     pub(super) fn create_raw_string(&self, bytes: &[u8]) -> NonNull<raw::RedisModuleString> {
-        // SAFETY: the pointer is valid for the length, and the server copies the bytes. The server aborts
+        // SAFETY: the context belongs to the running call. The pointer is valid for the length, and the server copies
+        // the bytes. The server aborts
         // when it is out of memory, so it returns a string. The string is not bound to the call: automatic
         // memory is never turned on.
         unsafe {
@@ -267,7 +268,7 @@ impl Context {
     /// not a string.
     fn ask(&self, command: &CStr, argument: &CStr) -> Option<Vec<u8>> {
         // SAFETY: the format names one C string, which is given. The reply is freed after its bytes have been
-        // copied. A reply that is no string has a null pointer.
+        // copied. A reply that is neither a string nor an error has a null pointer; an error counts as no reply.
         unsafe {
             let reply = (self.api.call)(self.raw, command.as_ptr(), c"c".as_ptr(), argument.as_ptr());
             if reply.is_null() {
@@ -275,8 +276,10 @@ impl Context {
             }
             let mut length = 0;
             let start = (self.api.call_reply_string_ptr)(reply, &raw mut length);
-            let text =
-                (!start.is_null()).then(|| std::slice::from_raw_parts(start.cast::<u8>(), length).to_vec());
+            let is_text =
+                isize::try_from((self.api.call_reply_type)(reply)) != Ok(raw::REDISMODULE_REPLY_ERROR);
+            let text = (is_text && !start.is_null())
+                .then(|| std::slice::from_raw_parts(start.cast::<u8>(), length).to_vec());
             (self.api.free_call_reply)(reply);
             text
         }
