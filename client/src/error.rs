@@ -342,7 +342,7 @@ impl Error {
             | Self::TooFewReplicas { .. }
             | Self::NotReplicated { .. }
             | Self::Loading { .. } => true,
-            Self::Refused { cause, .. } => is_passing(cause),
+            Self::Refused { cause, .. } => is_transient_reply(cause),
             _ => false,
         }
     }
@@ -361,7 +361,7 @@ pub enum Applied {
 
 impl Error {
     /// True for a failure to connect that says nothing about the next attempt.
-    pub(crate) fn is_of_the_moment(&self) -> bool {
+    pub(crate) fn next_attempt_may_succeed(&self) -> bool {
         match self {
             Self::Authentication { .. } | Self::Settings(_) | Self::NoPermission { .. } => false,
             Self::Refused { cause, .. } => cause.code() != Some("DENIED"),
@@ -373,7 +373,7 @@ impl Error {
 
     /// True for a failure to connect that gives no reason: the server closed the new connection, or its reply
     /// was unreadable.
-    pub(crate) fn is_closed_door(&self) -> bool {
+    pub(crate) fn gives_no_reason(&self) -> bool {
         match self {
             Self::NoServer { cause, .. } => {
                 cause.kind() == ErrorKind::Parse
@@ -477,7 +477,7 @@ pub(crate) fn hash_tags_are_off() -> Error {
 /// True for an error reply which says that nothing was done, and that the server or another one may soon do
 /// it: the server is becoming a replica or has just become one, has no replicas yet, is loading its data,
 /// runs a script, or its slots are moving.
-pub(crate) fn is_passing(error: &RedisError) -> bool {
+pub(crate) fn is_transient_reply(error: &RedisError) -> bool {
     let passing = ["TRYAGAIN", "CLUSTERDOWN", "LOADING", "BUSY", "MASTERDOWN", "READONLY", "NOREPLICAS"];
     error.code().is_some_and(|code| passing.contains(&code))
 }

@@ -40,7 +40,7 @@ const NODE_WAIT: Duration = Duration::from_millis(200);
 /// How many redirects in a row a call follows without a pause. Nodes that disagree about a slot soon agree.
 const QUICK_REDIRECTS: usize = 4;
 /// How long a node that a redirect named is kept although it has no slots (yet).
-const GUEST: Duration = Duration::from_mins(1);
+const KEPT_WITHOUT_SLOTS: Duration = Duration::from_mins(1);
 
 /// The connections to a cluster's nodes.
 pub(crate) struct Cluster {
@@ -83,10 +83,8 @@ struct View {
     shards: Vec<ShardNodes>,
     /// For each slot, the index of its shard.
     shard_of_slot: Vec<Option<usize>>,
-    /// The answer of a node that this view was made from.
-    told: Vec<Shard>,
-    /// The address of that node.
-    told_by: String,
+    /// The answer that this view was made from.
+    answer: NodeAnswer,
 }
 
 struct ShardNodes {
@@ -112,15 +110,15 @@ impl Cluster {
         let limit = settings.timeouts.connect;
         let attempts = seeds.iter().cloned().map(|seed| async move {
             match ask_seed(&seed, limit).await {
-                Ok(told) => Ok(told),
+                Ok(answer) => Ok(answer),
                 Err(failure) => Err(Target::Server(seed).explain(failure, limit).await),
             }
         });
-        let told = first_answer(attempts, no_seed()).await?;
-        Ok(Self::on(&Handle::current(), seeds, settings, told))
+        let answer = first_answer(attempts, no_seed()).await?;
+        Ok(Self::on(&Handle::current(), seeds, settings, answer))
     }
 
-    fn on(runtime: &Handle, seeds: Vec<Endpoint>, settings: Arc<Settings>, told: Told) -> Self {
+    fn on(runtime: &Handle, seeds: Vec<Endpoint>, settings: Arc<Settings>, answer: NodeAnswer) -> Self {
         let shared = Arc::new(Shared {
             settings,
             runtime: runtime.clone(),
@@ -130,7 +128,7 @@ impl Cluster {
             outdated: Notify::new(),
             renewed: Notify::new(),
         });
-        shared.adopt(told);
+        shared.adopt(answer);
         let surveyor = runtime.spawn(survey(shared.clone())).abort_handle();
         Self { shared, surveyor }
     }
@@ -176,7 +174,7 @@ impl Cluster {
                 self.shared.outdated.notify_one();
             }
             let may_pass = match &attempt {
-                Attempt::Replied(Err(error)) => redirect.is_some() || error::is_passing(error),
+                Attempt::Replied(Err(error)) => redirect.is_some() || error::is_transient_reply(error),
                 _ => !self.has_ended(),
             };
             if !retry.allows(request, &attempt, may_pass) {
@@ -242,18 +240,18 @@ impl OnRuntime for Cluster {
         self.surveyor.is_finished()
     }
 
-    fn again(&self, runtime: &Handle) -> Self {
+    fn restarted_on(&self, runtime: &Handle) -> Self {
         let view = self.shared.view.load();
-        let told = Told { shards: view.told.clone(), by: view.told_by.clone() };
-        Self::on(runtime, self.shared.seeds.clone(), self.shared.settings.clone(), told)
+        Self::on(runtime, self.shared.seeds.clone(), self.shared.settings.clone(), view.answer.clone())
     }
 }
 
 /// What a node says about all nodes.
-struct Told {
+#[derive(Clone, Default)]
+struct NodeAnswer {
     shards: Vec<Shard>,
-    /// The address of that node.
-    by: String,
+    /// The address of the node that says so.
+    source: String,
 }
 
 /// Where a reply sends the request.
@@ -284,7 +282,7 @@ fn says_slots_have_changed(attempt: &Attempt, redirect: Option<&Redirect>) -> bo
             Some(redirect) => !redirect.asking,
             // A node that says so has the slot.
             None if matches!(error.code(), Some("TRYAGAIN" | "NOREPLICAS" | "BUSY")) => false,
-            None => error::is_passing(error),
+            None => error::is_transient_reply(error),
         },
         Attempt::Lost(_) | Attempt::NotSent(_) | Attempt::Refused(_) => true,
     }
@@ -302,7 +300,7 @@ impl Shared {
         nodes: &mut HashMap<(Location, Purpose), KnownNode>,
         location: &Location,
         purpose: Purpose,
-        told_by: &str,
+        announced_by: &str,
     ) -> Option<Arc<Node>> {
         let key = (location.clone(), purpose);
         if let Some(known) = nodes.get_mut(&key) {
@@ -310,7 +308,8 @@ impl Shared {
             return Some(known.node.clone());
         }
         // An invalid host cannot be connected to. The next survey may find a valid one.
-        let endpoint = self.seeds.first()?.at(&location.host, location.port, &format!("the node {told_by}"));
+        let endpoint =
+            self.seeds.first()?.at(&location.host, location.port, &format!("the node {announced_by}"));
         let endpoint = endpoint.ok()?;
         let endpoint = if purpose == Purpose::Replica { endpoint.for_reads() } else { endpoint };
         let node = Arc::new(Node::start(Target::Server(endpoint), &self.runtime));
@@ -319,21 +318,16 @@ impl Shared {
     }
 
     /// Makes a node's answer the view of all calls. Returns false if it is nothing new.
-    fn adopt(&self, told: Told) -> bool {
+    fn adopt(&self, answer: NodeAnswer) -> bool {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut view = View {
-            shards: Vec::new(),
-            shard_of_slot: vec![None; usize::from(SLOTS)],
-            told: told.shards,
-            told_by: told.by,
-        };
-        let by = view.told_by.as_str();
-        for shard in &view.told {
-            let primary = self.node_of(&mut nodes, &shard.primary, Purpose::Primary, by);
+        let mut view = View { shards: Vec::new(), shard_of_slot: vec![None; usize::from(SLOTS)], answer };
+        let source = view.answer.source.as_str();
+        for shard in &view.answer.shards {
+            let primary = self.node_of(&mut nodes, &shard.primary, Purpose::Primary, source);
             let Some(primary) = primary else { continue };
             let replicas = shard.replicas.iter().filter(|_| self.settings.reads_from_replicas);
             let replicas =
-                replicas.filter_map(|replica| self.node_of(&mut nodes, replica, Purpose::Replica, by));
+                replicas.filter_map(|replica| self.node_of(&mut nodes, replica, Purpose::Replica, source));
             let replicas = replicas.collect();
             for (first, last) in &shard.slots {
                 let slots = view.shard_of_slot.get_mut(usize::from(*first)..=usize::from(*last));
@@ -342,8 +336,8 @@ impl Shared {
             view.shards.push(ShardNodes { primary, replicas });
         }
         // Calls in flight keep the connection of a removed node until they are done.
-        nodes.retain(|_, known| known.named.elapsed() < GUEST);
-        let is_new = self.view.load().told != view.told;
+        nodes.retain(|_, known| known.named.elapsed() < KEPT_WITHOUT_SLOTS);
+        let is_new = self.view.load().answer.shards != view.answer.shards;
         self.view.store(Arc::new(view));
         if is_new {
             self.renewed.notify_waiters();
@@ -352,14 +346,14 @@ impl Shared {
     }
 
     /// Asks a random node for the slots, so that a stale node is not asked every time.
-    async fn ask(&self) -> Option<Told> {
+    async fn ask(&self) -> Option<NodeAnswer> {
         let mut nodes: Vec<_> = {
             let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
             nodes.values().map(|known| known.node.clone()).filter(|node| node.is_connected()).collect()
         };
         fastrand::shuffle(&mut nodes);
-        if let Ok(told) = first_answer(nodes.into_iter().map(ask_node), ()).await {
-            return Some(told);
+        if let Ok(answer) = first_answer(nodes.into_iter().map(ask_node), ()).await {
+            return Some(answer);
         }
         let seeds = self.seeds.iter().cloned();
         let attempts = seeds.map(|seed| async move { ask_seed(&seed, SURVEY_ANSWER).await });
@@ -374,7 +368,7 @@ async fn survey(shared: Arc<Shared>) {
         // Either ends the wait: a call has found the view outdated, or it is time.
         let _ = timeout(SURVEY, shared.outdated.notified()).await;
         let is_first = last.elapsed() >= SURVEYS_FORGOTTEN;
-        let finds_news = shared.ask().await.is_some_and(|told| shared.adopt(told));
+        let finds_news = shared.ask().await.is_some_and(|answer| shared.adopt(answer));
         if is_first || finds_news {
             pauses = self::pauses();
         }
@@ -385,13 +379,13 @@ async fn survey(shared: Arc<Shared>) {
 }
 
 /// Asks a node that has a connection.
-async fn ask_node(node: Arc<Node>) -> Result<Told, ()> {
+async fn ask_node(node: Arc<Node>) -> Result<NodeAnswer, ()> {
     let slots = cmd("CLUSTER").arg("SLOTS").to_owned();
     let request = Request { command: &slots, kind: CallKind::Read, key: "", routed_by: "" };
     match timeout(SURVEY_ANSWER, node.attempt(&request, false, Duration::ZERO)).await {
         Ok(Attempt::Replied(Ok(reply))) => {
             let shards = topology::read(&reply.value, node.host()).ok_or(())?;
-            Ok(Told { shards, by: node.address() })
+            Ok(NodeAnswer { shards, source: node.address() })
         }
         _ => Err(()),
     }
@@ -402,7 +396,7 @@ fn no_seed() -> Error {
 }
 
 /// Asks a node over a new connection.
-async fn ask_seed(seed: &Endpoint, limit: Duration) -> Result<Told, Error> {
+async fn ask_seed(seed: &Endpoint, limit: Duration) -> Result<NodeAnswer, Error> {
     let of_connecting = |error| error::of_connecting(error, seed.address());
     let started = Instant::now();
     let mut connection = seed.connect(limit, || ()).await?;
@@ -411,7 +405,7 @@ async fn ask_seed(seed: &Endpoint, limit: Duration) -> Result<Told, Error> {
     let asked = loop {
         match timeout(left(), cmd("CLUSTER").arg("SLOTS").query_async(&mut connection)).await {
             // The node runs a script.
-            Ok(Err(error)) if error::is_passing(&error) && !left().is_zero() => {
+            Ok(Err(error)) if error::is_transient_reply(&error) && !left().is_zero() => {
                 sleep(pauses.next().unwrap_or_default().min(left())).await;
             }
             asked => break asked,
@@ -421,9 +415,11 @@ async fn ask_seed(seed: &Endpoint, limit: Duration) -> Result<Told, Error> {
     match asked {
         Ok(Ok(reply)) => {
             let shards = topology::read(&reply, &seed.host()).ok_or_else(|| not_a_cluster(None))?;
-            Ok(Told { shards, by: seed.address() })
+            Ok(NodeAnswer { shards, source: seed.address() })
         }
-        Ok(Err(error)) if error.code().is_some_and(|code| code != "NOPERM") && !error::is_passing(&error) => {
+        Ok(Err(error))
+            if error.code().is_some_and(|code| code != "NOPERM") && !error::is_transient_reply(&error) =>
+        {
             Err(not_a_cluster(Some(error)))
         }
         Ok(Err(error)) => Err(of_connecting(error)),

@@ -13,7 +13,7 @@ use redis::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::closed_door::{Behind, what_is_behind};
+use super::diagnosis::{Diagnosis, diagnose};
 use super::live::Live;
 use crate::address::{at, host_of};
 use crate::error::{self, Error};
@@ -108,8 +108,7 @@ impl Endpoint {
     ) -> Result<Live, Error> {
         let too_late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
         let connecting = async {
-            let connected =
-                timeout(limit, self.connect_at_last(limit, on_loss)).await.unwrap_or_else(too_late);
+            let connected = timeout(limit, self.open(limit, on_loss)).await.unwrap_or_else(too_late);
             connected.map_err(|error| error::of_connecting(error, self.address_and_origin()))
         };
         tokio::select! {
@@ -123,8 +122,8 @@ impl Endpoint {
     async fn finds_no_tls(&self, patience: Duration) -> Error {
         if self.is_tls() {
             sleep(patience).await;
-            if let Some(Behind::Plain) = what_is_behind(self.addr(), patience).await {
-                return self.speaks_otherwise();
+            if let Some(Diagnosis::Plain) = diagnose(self.addr(), patience).await {
+                return self.other_protocol();
             }
         }
         std::future::pending().await
@@ -132,19 +131,19 @@ impl Endpoint {
 
     /// The reason for a failure to connect, if the failure itself does not say.
     pub(super) async fn explain(&self, failure: Error, limit: Duration) -> Error {
-        if !failure.is_closed_door() {
+        if !failure.gives_no_reason() {
             return failure;
         }
-        match what_is_behind(self.addr(), limit).await {
-            Some(Behind::Refusal(code, words)) => {
+        match diagnose(self.addr(), limit).await {
+            Some(Diagnosis::Refusal(code, words)) => {
                 error::of_connecting(make_extension_error(code, Some(words)), self.address_and_origin())
             }
-            Some(Behind::Plain | Behind::Tls) => self.speaks_otherwise(),
+            Some(Diagnosis::Plain | Diagnosis::Tls) => self.other_protocol(),
             None => failure,
         }
     }
 
-    fn speaks_otherwise(&self) -> Error {
+    fn other_protocol(&self) -> Error {
         let address = self.address_and_origin();
         Error::Settings(if self.is_tls() {
             format!("URL: {address} answers without TLS: connect with redis:// instead of rediss://")
@@ -153,11 +152,7 @@ impl Endpoint {
         })
     }
 
-    async fn connect_at_last(
-        &self,
-        limit: Duration,
-        on_loss: impl Fn() + Send + Sync + 'static,
-    ) -> RedisResult<Live> {
+    async fn open(&self, limit: Duration, on_loss: impl Fn() + Send + Sync + 'static) -> RedisResult<Live> {
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(limit))
             .set_response_timeout(None)

@@ -19,7 +19,7 @@ use redis::{Cmd, Pipeline, RedisFuture, RedisResult, Value, cmd};
 use tokio::time::{Instant, timeout};
 
 /// How often a waiting call checks that the connection's task still runs.
-const LOOK: Duration = Duration::from_millis(250);
+const DRIVER_CHECK: Duration = Duration::from_millis(250);
 
 /// A connection to a server, for any number of concurrent calls.
 #[derive(Clone)]
@@ -61,7 +61,7 @@ impl Live {
     async fn in_time<T>(&self, mut reply: Pin<&mut impl Future<Output = RedisResult<T>>>) -> RedisResult<T> {
         let (started, mut left) = (Instant::now(), self.limit);
         loop {
-            if let Ok(reply) = timeout(LOOK.min(left), &mut reply).await {
+            if let Ok(reply) = timeout(DRIVER_CHECK.min(left), &mut reply).await {
                 return reply;
             }
             left = self.limit.saturating_sub(started.elapsed());

@@ -1,8 +1,8 @@
 //! The connections to the servers: how they are opened and kept, and what a call does while a connection
 //! is lost.
 
-mod closed_door;
 mod cluster;
+mod diagnosis;
 mod endpoint;
 mod first_answer;
 mod live;
@@ -201,8 +201,8 @@ impl OnRuntime for Monitored {
         self.primary.has_ended()
     }
 
-    fn again(&self, runtime: &Handle) -> Self {
-        let replica = self.replica.as_ref().map(|replica| replica.again(runtime));
-        Self { primary: self.primary.again(runtime), replica }
+    fn restarted_on(&self, runtime: &Handle) -> Self {
+        let replica = self.replica.as_ref().map(|replica| replica.restarted_on(runtime));
+        Self { primary: self.primary.restarted_on(runtime), replica }
     }
 }

@@ -85,7 +85,7 @@ impl Node {
     /// Whether a retry may help after an error reply. A replica that the URL names stays a replica.
     fn may_pass(&self, attempt: &Attempt) -> bool {
         let Attempt::Replied(Err(error)) = attempt else { return false };
-        error::is_passing(error)
+        error::is_transient_reply(error)
             && (self.connection.follows_primary() || matches!(error.code(), Some("LOADING" | "BUSY")))
     }
 
@@ -151,7 +151,7 @@ impl OnRuntime for Node {
         self.connection.has_ended()
     }
 
-    fn again(&self, runtime: &Handle) -> Self {
+    fn restarted_on(&self, runtime: &Handle) -> Self {
         Self::start(self.connection.target().clone(), runtime)
     }
 }

@@ -26,7 +26,7 @@ const STABLE: Duration = Duration::from_secs(1);
 const REASON_HOLDS: Duration = Duration::from_secs(5);
 /// Without Sentinels, a connection to a replica is replaced only if it is at least this old: the address may
 /// lead to another server by now.
-const OTHER_SERVER: Duration = Duration::from_secs(5);
+const REPLICA_GRACE: Duration = Duration::from_secs(5);
 
 /// The current connection, if there is one. It is replaced as a whole, so that calls read it without a lock.
 struct State {
@@ -181,7 +181,7 @@ impl Reconnecting {
             if let Some(current) = self.current() {
                 return Ok(current);
             }
-            if let Some(refusal) = self.last_failure().filter(|failure| !failure.is_of_the_moment()) {
+            if let Some(refusal) = self.last_failure().filter(|failure| !failure.next_attempt_may_succeed()) {
                 return Err(Attempt::Refused(refusal));
             }
             if self.has_ended() {
@@ -204,7 +204,7 @@ impl Reconnecting {
             // The primary is another server by now. The same address may lead to it, but not right
             // after connecting.
             attempt if says_is_replica(attempt) => {
-                self.follows_primary() || current.since.elapsed() >= OTHER_SERVER
+                self.follows_primary() || current.since.elapsed() >= REPLICA_GRACE
             }
             _ => false,
         };
@@ -333,11 +333,11 @@ impl Pace {
     /// Whether to ask for the reason of a failure now. A server that closes new connections is asked once in
     /// [`REASON_HOLDS`].
     fn asks_for_reason(&mut self, failure: &Error) -> bool {
-        let is_closed_door = failure.is_closed_door();
-        if is_closed_door && self.asked_for_reason.is_some_and(|asked| asked.elapsed() < REASON_HOLDS) {
+        let gives_no_reason = failure.gives_no_reason();
+        if gives_no_reason && self.asked_for_reason.is_some_and(|asked| asked.elapsed() < REASON_HOLDS) {
             return false;
         }
-        self.asked_for_reason = is_closed_door.then(Instant::now);
+        self.asked_for_reason = gives_no_reason.then(Instant::now);
         true
     }
 }

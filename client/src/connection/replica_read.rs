@@ -21,13 +21,13 @@ pub(super) async fn read<P: Future<Output = Attempt>>(
     let Some(current) = replica.ready() else { return primary().await };
     let mut asked = pin!(replica.attempt(request, false, Duration::ZERO));
     match timeout(replica.settings().timeouts.connect, &mut asked).await {
-        Ok(attempt) if attempt.is_worth_something() => return attempt,
+        Ok(attempt) if attempt.has_content() => return attempt,
         Ok(_) => return primary().await,
         Err(_) => {}
     }
     let mut primary = pin!(primary());
     tokio::select! {
-        attempt = &mut asked => if attempt.is_worth_something() { attempt } else { primary.await },
+        attempt = &mut asked => if attempt.has_content() { attempt } else { primary.await },
         attempt = &mut primary => {
             if let Attempt::Replied(Ok(_)) = attempt {
                 replica.avoid(&current);
@@ -35,7 +35,7 @@ pub(super) async fn read<P: Future<Output = Attempt>>(
             }
             // The primary has failed, so only the replica is left.
             let late = asked.await;
-            if late.is_worth_something() { late } else { attempt }
+            if late.has_content() { late } else { attempt }
         }
     }
 }

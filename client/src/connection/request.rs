@@ -69,7 +69,7 @@ impl Attempt {
     }
 
     /// Whether a replica has what a read asked for. What it does not have may be too new for it.
-    pub(super) fn is_worth_something(&self) -> bool {
+    pub(super) fn has_content(&self) -> bool {
         match self {
             Self::Replied(Ok(reply)) => match &reply.value {
                 Value::Nil => false,

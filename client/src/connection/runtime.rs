@@ -12,18 +12,18 @@ pub(crate) trait OnRuntime {
     fn has_ended(&self) -> bool;
 
     /// Makes the same on another runtime.
-    fn again(&self, runtime: &Handle) -> Self;
+    fn restarted_on(&self, runtime: &Handle) -> Self;
 }
 
 /// A value that is made again if its runtime has ended.
 pub(crate) struct Revived<T> {
     now: ArcSwap<T>,
-    making: Mutex<()>,
+    restart: Mutex<()>,
 }
 
 impl<T: OnRuntime> Revived<T> {
     pub(super) fn new(first: T) -> Self {
-        Self { now: ArcSwap::from_pointee(first), making: Mutex::new(()) }
+        Self { now: ArcSwap::from_pointee(first), restart: Mutex::new(()) }
     }
 
     /// The current value, whose runtime may have ended.
@@ -34,18 +34,18 @@ impl<T: OnRuntime> Revived<T> {
     /// The current value, made again if its runtime has ended.
     pub(super) fn get(&self) -> Arc<T> {
         let now = self.last();
-        if now.has_ended() { self.revive() } else { now }
+        if now.has_ended() { self.restart() } else { now }
     }
 
-    fn revive(&self) -> Arc<T> {
+    fn restart(&self) -> Arc<T> {
         // Only one of many callers makes it again.
-        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let _restart = self.restart.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.last();
         match Handle::try_current() {
             Ok(runtime) if now.has_ended() => {
-                let again = Arc::new(now.again(&runtime));
-                self.now.store(again.clone());
-                again
+                let restarted = Arc::new(now.restarted_on(&runtime));
+                self.now.store(restarted.clone());
+                restarted
             }
             _ => now,
         }

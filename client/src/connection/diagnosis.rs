@@ -28,7 +28,7 @@ const LONGEST_REFUSAL: u64 = 1_024;
 
 /// What answers at an address.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Behind {
+pub(super) enum Diagnosis {
     /// A server that refuses connections: code and text of its error reply.
     Refusal(String, String),
     /// A server that answers without TLS.
@@ -38,31 +38,31 @@ pub(super) enum Behind {
 }
 
 /// Asks without the redis crate. `None` if there is no answer in time, or the answer says nothing.
-pub(super) async fn what_is_behind(addr: &ConnectionAddr, limit: Duration) -> Option<Behind> {
-    timeout(limit, look_behind(addr)).await.ok().flatten()
+pub(super) async fn diagnose(addr: &ConnectionAddr, limit: Duration) -> Option<Diagnosis> {
+    timeout(limit, probe(addr)).await.ok().flatten()
 }
 
-async fn look_behind(addr: &ConnectionAddr) -> Option<Behind> {
+async fn probe(addr: &ConnectionAddr) -> Option<Diagnosis> {
     let is_tls = matches!(addr, ConnectionAddr::TcpTls { .. });
     let answer = ask(addr, PING).await.unwrap_or_default();
     match answer.first() {
-        Some(b'+' | b'-') if is_tls => Some(Behind::Plain),
+        Some(b'+' | b'-') if is_tls => Some(Diagnosis::Plain),
         Some(b'-') => refusal(&answer),
         // The server has closed the connection or sent an alert.
         _ if !is_tls => {
             let answer = ask(addr, CLIENT_HELLO).await.ok()?;
-            answer.first().filter(|byte| OF_TLS.contains(byte)).map(|_| Behind::Tls)
+            answer.first().filter(|byte| OF_TLS.contains(byte)).map(|_| Diagnosis::Tls)
         }
         _ => None,
     }
 }
 
 /// The refusal in an answer. `NOAUTH` and `NOPERM` are none: the server only wants a login first.
-fn refusal(answer: &[u8]) -> Option<Behind> {
+fn refusal(answer: &[u8]) -> Option<Diagnosis> {
     let line = answer.split(|byte| *byte == b'\r').next()?;
     let line = String::from_utf8_lossy(line.get(1..)?).into_owned();
     let (code, words) = line.split_once(' ')?;
-    (!matches!(code, "NOAUTH" | "NOPERM")).then(|| Behind::Refusal(code.to_owned(), words.to_owned()))
+    (!matches!(code, "NOAUTH" | "NOPERM")).then(|| Diagnosis::Refusal(code.to_owned(), words.to_owned()))
 }
 
 /// The start of an answer, up to the end of its first line.
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn refusal_has_its_code_and_who_wants_a_password_refuses_nothing() {
-        let refused = Behind::Refusal("ERR".to_owned(), "max number of clients reached".to_owned());
+        let refused = Diagnosis::Refusal("ERR".to_owned(), "max number of clients reached".to_owned());
         assert_eq!(refusal(b"-ERR max number of clients reached\r\n"), Some(refused));
         assert_eq!(refusal(b"-NOAUTH Authentication required.\r\n"), None);
         assert_eq!(refusal(b"-"), None);
