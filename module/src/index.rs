@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use pmcptask_schema::IndexKey;
 
-use crate::record::{self, Presence, Reading, Record};
+use crate::record::{self, Presence, Reading};
 use crate::refusal::{Code, Refusal};
 use crate::server::{CommandName, Context, Failed, Key, OwnedString, Permissions, ScoreRange, StringRef};
 use crate::slots::Slots;
@@ -17,23 +17,22 @@ use crate::{effects, statistics};
 /// Preallocation limit in entries: far fewer may follow a position than the index holds.
 const MOST_ROOM: usize = 1024;
 
-/// How many dead entries one TRIM removes at most, which bounds its transaction. Later calls remove the others.
-const DEAD_AT_ONCE: usize = 10_000;
-
 /// A user who may run this command on a task's key may see the task in a list.
 static GET: CommandName = CommandName::reading("pmcptask.get");
 
 /// A task of a list.
 pub(crate) struct Listed<'c> {
     pub(crate) task_id: OwnedString<'c>,
+    pub(crate) version: i64,
     pub(crate) created_ms: i64,
-    pub(crate) record: Record<'c>,
+    /// The record's bytes, if they were asked for.
+    pub(crate) data: Option<OwnedString<'c>>,
 }
 
 /// Score and task id, which define the order of an index.
-struct Entry<'c> {
+pub(crate) struct Entry<'c> {
     score: f64,
-    task_id: OwnedString<'c>,
+    pub(crate) task_id: OwnedString<'c>,
 }
 
 impl Entry<'_> {
@@ -45,7 +44,7 @@ impl Entry<'_> {
     }
 
     /// The position from which a walk continues after this entry.
-    fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> Position {
         Position::Entry { score: self.score, task_id: self.task_id.bytes().to_vec() }
     }
 }
@@ -89,7 +88,7 @@ impl Position {
     }
 
     /// Whether an entry follows this position in the order of the walk.
-    fn is_before(&self, entry: &Entry<'_>, newest_first: bool) -> bool {
+    pub(crate) fn is_before(&self, entry: &Entry<'_>, newest_first: bool) -> bool {
         let order = match self {
             Self::Task { created_ms, task_id } => {
                 (entry.created_ms(), entry.task_id.bytes()).cmp(&(*created_ms, task_id.as_slice()))
@@ -129,18 +128,24 @@ pub(crate) fn list<'c>(
     }
     let permissions = Permissions::of(context, &GET);
     let mut listed = Vec::new();
-    let mut looked_at: usize = 0;
     let mut keys = key.task_keys();
     let common = keys.of_member(b"").to_vec();
     let slots = Slots::of(context);
     // One timestamp for all tasks.
     let now_ms = context.now_ms();
-    while listed.len() < count {
-        let limit = count.saturating_sub(listed.len()).max(looked_at);
-        let entries = entries_after(index, after.as_ref(), newest_first, limit);
-        let is_last = entries.len() < limit;
-        looked_at = looked_at.saturating_add(entries.len());
-        after = entries.last().map(Entry::position);
+    let read = |name: StringRef<'_>| {
+        if with_data {
+            let reading = record::read(context, name, now_ms)?;
+            Ok(reading.map(|record| (record.version, Some(record.data))))
+        } else {
+            let reading = record::read_header(context, name, now_ms)?;
+            Ok::<_, Refusal>(reading.map(|header| (header.version, None)))
+        }
+    };
+    let mut walk = Walk::new(index, after, newest_first);
+    while listed.len() < count
+        && let Some(entries) = walk.next_entries(count.saturating_sub(listed.len()))
+    {
         listed.reserve(entries.len().min(count.saturating_sub(listed.len())));
         for entry in entries {
             if listed.len() >= count {
@@ -152,8 +157,10 @@ pub(crate) fn list<'c>(
             if !permissions.allow(task_name.as_ref(), &common) {
                 return Err(Refusal::NoPermission { action: "read", key: name.to_vec() });
             }
-            match record::read(context, task_name.as_ref(), now_ms, with_data) {
-                Ok(Reading::Live(record)) => listed.push(Listed { task_id, created_ms, record }),
+            match read(task_name.as_ref()) {
+                Ok(Reading::Live((version, data))) => {
+                    listed.push(Listed { task_id, version, created_ms, data });
+                }
                 Ok(Reading::Lapsed) => lapsed(task_name.as_ref()),
                 Err(refusal) if refusal.code() == Code::Corrupt => {
                     statistics::CORRUPT_RECORDS_SKIPPED.increment();
@@ -165,21 +172,46 @@ pub(crate) fn list<'c>(
                 Ok(Reading::Nothing) | Err(_) => {}
             }
         }
-        if is_last {
-            break;
-        }
     }
     Ok(listed)
+}
+
+/// A walk through the entries of an index, several at a time.
+///
+/// A walk can start only at a score, so continuing passes all entries of the last score again. So each step returns at
+/// least as many entries as all steps before: then all steps together pass at most twice as many entries as they
+/// return.
+pub(crate) struct Walk<'k, 'c> {
+    index: &'k Key<'c>,
+    after: Option<Position>,
+    newest_first: bool,
+    returned: usize,
+    is_done: bool,
+}
+
+impl<'k, 'c> Walk<'k, 'c> {
+    pub(crate) fn new(index: &'k Key<'c>, after: Option<Position>, newest_first: bool) -> Self {
+        Self { index, after, newest_first, returned: 0, is_done: false }
+    }
+
+    /// The next entries: at least `wanted`, or all that are left. None if none are left.
+    pub(crate) fn next_entries(&mut self, wanted: usize) -> Option<Vec<Entry<'c>>> {
+        if self.is_done {
+            return None;
+        }
+        let limit = wanted.max(self.returned);
+        let entries = entries_after(self.index, self.after.as_ref(), self.newest_first, limit);
+        self.is_done = entries.len() < limit;
+        self.returned = self.returned.saturating_add(entries.len());
+        self.after = Some(entries.last()?.position());
+        Some(entries)
+    }
 }
 
 /// Up to `limit` entries that follow a position, whether or not there is an entry at that position.
 ///
 /// The entries are collected before any task's key is opened: opening can delete an expired key, and a
 /// handler of that event may change the index.
-///
-/// A walk can start only at a score, so continuing from a position passes all entries of its score again.
-/// Callers ask for at least as many entries as they have seen so far: then all calls together pass at most
-/// twice as many entries as they return.
 fn entries_after<'c>(
     index: &Key<'c>,
     after: Option<&Position>,
@@ -229,7 +261,7 @@ pub(crate) fn has_fewer_live_tasks(
 /// # Errors
 ///
 /// The first one that `dead` returns.
-fn nth_newest_live<'c>(
+pub(crate) fn nth_newest_live<'c>(
     context: &'c Context,
     index: &Key<'c>,
     key: &IndexKey<'_>,
@@ -238,16 +270,11 @@ fn nth_newest_live<'c>(
     mut dead: impl FnMut(StringRef<'_>, Presence) -> Result<(), Refusal>,
 ) -> Result<Option<Entry<'c>>, Refusal> {
     let Some(allowed_dead) = index.len().checked_sub(n) else { return Ok(None) };
+    let wanted = n.min(allowed_dead.saturating_add(1));
     let mut keys = key.task_keys();
     let (mut live_count, mut dead_count): (usize, usize) = (0, 0);
-    let mut after = None;
-    loop {
-        let step = live_count.saturating_add(dead_count).max(n.min(allowed_dead.saturating_add(1)));
-        let entries = entries_after(index, after.as_ref(), true, step);
-        if entries.is_empty() {
-            return Ok(None);
-        }
-        after = entries.last().map(Entry::position);
+    let mut walk = Walk::new(index, None, true);
+    while let Some(entries) = walk.next_entries(wanted) {
         for entry in entries {
             let mut presence = Presence::Gone;
             if let Some(name) = keys.of_task(entry.task_id.bytes()) {
@@ -270,84 +297,7 @@ fn nth_newest_live<'c>(
             }
         }
     }
-}
-
-/// An entry that TRIM removes.
-pub(crate) struct Surplus<'c> {
-    pub(crate) task_id: OwnedString<'c>,
-    pub(crate) task_name: OwnedString<'c>,
-    pub(crate) presence: Presence,
-}
-
-/// The entries of the oldest tasks, at most `count` live ones, oldest first, that are older than the newest `keep` live
-/// tasks; and up to [`DEAD_AT_ONCE`] dead entries among them, so that later calls pass fewer of them. Keys of
-/// hashes whose `expires_at` is past are passed to `lapsed` if they are newer.
-///
-/// # Errors
-///
-/// [`Refusal::MayBeElsewhere`] if one of the tasks is missing here and may be at another node.
-pub(crate) fn surplus<'c>(
-    context: &'c Context,
-    index: &Key<'c>,
-    key: &IndexKey<'_>,
-    keep: usize,
-    count: usize,
-    lapsed: impl Fn(StringRef<'_>),
-) -> Result<Vec<Surplus<'c>>, Refusal> {
-    let (now_ms, slots) = (context.now_ms(), Slots::of(context));
-    let check_is_here = |task_name: StringRef<'_>, presence| {
-        let name = task_name.bytes();
-        if presence == Presence::Gone && slots.may_be_elsewhere(name) {
-            return Err(Refusal::MayBeElsewhere { key: name.to_vec() });
-        }
-        Ok(())
-    };
-    let pass_kept = |task_name: StringRef<'_>, presence| {
-        if presence == Presence::Lapsed {
-            lapsed(task_name);
-        }
-        check_is_here(task_name, presence)
-    };
-    let oldest_kept = match keep {
-        0 => None,
-        keep => match nth_newest_live(context, index, key, keep, now_ms, pass_kept)? {
-            None => return Ok(Vec::new()),
-            Some(entry) => Some(entry.position()),
-        },
-    };
-    let mut keys = key.task_keys();
-    let mut surplus: Vec<Surplus<'_>> = Vec::new();
-    let (mut live, mut looked_at): (usize, usize) = (0, 0);
-    let mut after = None;
-    while live < count {
-        let limit = count.saturating_sub(live).max(looked_at);
-        let entries = entries_after(index, after.as_ref(), false, limit);
-        let is_last = entries.len() < limit;
-        looked_at = looked_at.saturating_add(entries.len());
-        after = entries.last().map(Entry::position);
-        for entry in entries {
-            // By its place: the entry itself may be gone by now, if another module removes entries.
-            let is_kept = oldest_kept.as_ref().is_some_and(|kept| !kept.is_before(&entry, true));
-            if is_kept || live >= count {
-                return Ok(surplus);
-            }
-            let task_id = entry.task_id;
-            let Some(name) = keys.of_task(task_id.bytes()) else { continue };
-            let task_name = context.create_string(name);
-            let presence = record::presence(context, task_name.as_ref(), now_ms);
-            check_is_here(task_name.as_ref(), presence)?;
-            if presence == Presence::Live {
-                live = live.saturating_add(1);
-            } else if surplus.len().saturating_sub(live) >= DEAD_AT_ONCE {
-                continue;
-            }
-            surplus.push(Surplus { task_id, task_name, presence });
-        }
-        if is_last {
-            break;
-        }
-    }
-    Ok(surplus)
+    Ok(None)
 }
 
 /// Adds a task to the index, or changes the creation time of its entry.

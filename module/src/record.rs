@@ -6,22 +6,52 @@ use crate::fields::{DATA, EXPIRES_AT, VERSION};
 use crate::refusal::Refusal;
 use crate::server::{Context, Key, Kind, OwnedString, StringRef};
 
-/// A stored record and its version.
-pub(crate) struct Record<'c> {
-    pub(crate) version: i64,
-    /// The record's bytes, if they were asked for.
-    pub(crate) data: Option<OwnedString<'c>>,
-}
-
-/// What a reader finds under a key.
-pub(crate) enum Reading<'c> {
+/// What a reader finds under a task's key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading<T> {
     Nothing,
     /// A hash whose `expires_at` is past, because something else removed the key's own expiry.
     Lapsed,
-    Live(Record<'c>),
+    Live(T),
 }
 
-/// Reads what is stored under a task's key at `now_ms`, with or without the record's bytes.
+impl<T> Reading<T> {
+    pub(crate) fn map<U>(self, change: impl FnOnce(T) -> U) -> Reading<U> {
+        match self {
+            Self::Nothing => Reading::Nothing,
+            Self::Lapsed => Reading::Lapsed,
+            Self::Live(task) => Reading::Live(change(task)),
+        }
+    }
+}
+
+/// A live task without its record's bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) version: i64,
+    pub(crate) expires_at: ExpiresAt,
+}
+
+/// What a writer finds under a task's key.
+pub(crate) type Stored = Reading<Header>;
+
+impl Stored {
+    /// The live task's version; None if there is no task or it has expired.
+    pub(crate) fn version(&self) -> Option<i64> {
+        match self {
+            Self::Live(header) => Some(header.version),
+            Self::Nothing | Self::Lapsed => None,
+        }
+    }
+}
+
+/// A live task's version and its record's bytes.
+pub(crate) struct Record<'c> {
+    pub(crate) version: i64,
+    pub(crate) data: OwnedString<'c>,
+}
+
+/// Reads a task at `now_ms`.
 ///
 /// # Errors
 ///
@@ -30,32 +60,59 @@ pub(crate) fn read<'c>(
     context: &'c Context,
     name: StringRef<'_>,
     now_ms: i64,
-    with_data: bool,
-) -> Result<Reading<'c>, Refusal> {
+) -> Result<Reading<Record<'c>>, Refusal> {
     let Some(hash) = Key::open_for_reading(context, name) else { return Ok(Reading::Nothing) };
     let names = [VERSION.get(context), EXPIRES_AT.get(context), DATA.get(context)];
-    let [version, expires_at, data] = if with_data {
-        hash.hash_fields(names)
-    } else {
-        let [version, expires_at, _] = names;
-        let [version, expires_at] = hash.hash_fields([version, expires_at]);
-        [version, expires_at, None]
-    };
+    let [version, expires_at, data] = hash.hash_fields(names);
     if ExpiresAt::of(expires_at.as_ref()).is_past(now_ms) {
         return Ok(Reading::Lapsed);
     }
+    match (version_of(version.as_ref()), data) {
+        (Some(version), Some(data)) => Ok(Reading::Live(Record { version, data })),
+        (version, _) => Err(why_no_record(&hash, name, version)),
+    }
+}
+
+/// Reads a task at `now_ms`, without its record's bytes.
+///
+/// # Errors
+///
+/// [`Refusal::WrongType`] and [`Refusal::Corrupt`].
+pub(crate) fn read_header(context: &Context, name: StringRef<'_>, now_ms: i64) -> Result<Stored, Refusal> {
+    match Key::open_for_reading(context, name) {
+        None => Ok(Reading::Nothing),
+        Some(hash) => header_of(context, &hash, name, now_ms),
+    }
+}
+
+/// The same of an open key that exists.
+///
+/// # Errors
+///
+/// [`Refusal::WrongType`] and [`Refusal::Corrupt`].
+pub(crate) fn header_of(
+    context: &Context,
+    hash: &Key<'_>,
+    name: StringRef<'_>,
+    now_ms: i64,
+) -> Result<Stored, Refusal> {
+    let [version, expires_at] = hash.hash_fields([VERSION.get(context), EXPIRES_AT.get(context)]);
+    let expires_at = ExpiresAt::of(expires_at.as_ref());
+    if expires_at.is_past(now_ms) {
+        return Ok(Reading::Lapsed);
+    }
     match version_of(version.as_ref()) {
-        Some(version) if data.is_some() || (!with_data && hash.hash_has(DATA.get(context))) => {
-            Ok(Reading::Live(Record { version, data }))
+        Some(version) if hash.hash_has(DATA.get(context)) => {
+            Ok(Reading::Live(Header { version, expires_at }))
         }
-        version => Err(why_no_record(&hash, name, version)),
+        version => Err(why_no_record(hash, name, version)),
     }
 }
 
 /// Why a key without a version or without data holds no record. A key of another type has no fields either.
 /// Its type is checked only here, because checking it first would slow down every read.
 #[cold]
-pub(crate) fn why_no_record(key: &Key<'_>, name: StringRef<'_>, version: Option<i64>) -> Refusal {
+fn why_no_record(key: &Key<'_>, name: StringRef<'_>, version: Option<i64>) -> Refusal {
     if key.kind() != Kind::Hash {
         return Refusal::WrongType;
     }
@@ -105,6 +162,6 @@ impl ExpiresAt {
 }
 
 /// The field `version` of a hash. None if it is missing or not in the form that this schema writes.
-pub(crate) fn version_of(field: Option<&OwnedString<'_>>) -> Option<i64> {
+fn version_of(field: Option<&OwnedString<'_>>) -> Option<i64> {
     field.and_then(|field| parse_version(field.bytes()))
 }

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use pmcptask_schema::{IndexKey, TaskKey, expires_at_seconds};
 
 use crate::fields::{DATA, EXPIRES_AT, FIRST_VERSION, VERSION};
-use crate::record::{ExpiresAt, version_of, why_no_record};
+use crate::record::{self, ExpiresAt, Header, Stored};
 use crate::refusal::Refusal;
 use crate::server::{Context, Failed, Key, Kind, OwnedString, StringRef};
 use crate::settings::MAX_RECORD_BYTES;
@@ -16,28 +16,6 @@ use crate::{effects, index, reclaim};
 /// The longest value that a small hash (a listpack) takes, in bytes: the server's
 /// default `hash-max-listpack-value`.
 const LONG: usize = 64;
-
-/// What is stored under a task's key.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stored {
-    Nothing,
-    /// A hash whose task has expired.
-    Lapsed,
-    Live {
-        version: i64,
-        expires_at: ExpiresAt,
-    },
-}
-
-impl Stored {
-    /// The live task's version; None if there is no task or it has expired.
-    pub(crate) fn version(&self) -> Option<i64> {
-        match self {
-            Self::Live { version, .. } => Some(*version),
-            Self::Nothing | Self::Lapsed => None,
-        }
-    }
-}
 
 /// The two keys of one task, open for writing. Opening them writes nothing.
 pub(crate) struct OpenTask<'c> {
@@ -86,19 +64,11 @@ impl<'c> OpenTask<'c> {
         if self.hash.kind() == Kind::Nothing {
             return Ok(Stored::Nothing);
         }
-        let names = [VERSION.get(self.context), EXPIRES_AT.get(self.context)];
-        let [version, expires_at] = self.hash.hash_fields(names);
-        let expires_at = ExpiresAt::of(expires_at.as_ref());
-        if expires_at.is_past(self.now_ms) {
+        let stored = record::header_of(self.context, &self.hash, self.task_name, self.now_ms)?;
+        if stored == Stored::Lapsed {
             reclaim::note_lapsed(self.context, self.task_name);
-            return Ok(Stored::Lapsed);
         }
-        match version_of(version.as_ref()) {
-            Some(version) if self.hash.hash_has(DATA.get(self.context)) => {
-                Ok(Stored::Live { version, expires_at })
-            }
-            version => Err(why_no_record(&self.hash, self.task_name, version)),
-        }
+        Ok(stored)
     }
 
     /// Stores a record as the next version (1 for a new task), publishes `event`, and returns the version. If
@@ -152,7 +122,7 @@ impl<'c> OpenTask<'c> {
     ///
     /// [`Refusal::Corrupt`]: nothing was written. [`Refusal::Failed`]: part of the write may have been made.
     pub(crate) fn expire(&mut self, expires_at: Option<Time<'_>>) -> Result<bool, Refusal> {
-        let Stored::Live { expires_at: before, .. } = self.stored()? else { return Ok(false) };
+        let Stored::Live(Header { expires_at: before, .. }) = self.stored()? else { return Ok(false) };
         if expires_at.is_some_and(|at| at.ms <= self.now_ms) {
             self.remove_all()?;
             return Ok(true);
@@ -206,7 +176,7 @@ impl<'c> OpenTask<'c> {
         // less to convert.
         let [first, second] = if data.1.bytes().len() > LONG { [data, version] } else { [version, data] };
         let before = match stored {
-            Stored::Live { expires_at, .. } => expires_at,
+            Stored::Live(header) => header.expires_at,
             Stored::Nothing | Stored::Lapsed => ExpiresAt::Absent,
         };
         let after = expires_at_field(expires_at_ms);

@@ -119,11 +119,8 @@ impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
             Self { expiry: Expiry::FromRecord, created_ms: None, max_tasks: None, only_new: false };
         while let Some(option) = options.next() {
             let option = option.as_ref();
-            if is(option, "PXAT") {
-                let at = number("PXAT", MILLISECONDS, options.next(), i64::MAX)?;
-                set_expiry(&mut read.expiry, Expiry::At(at))?;
-            } else if is(option, "PERSIST") {
-                set_expiry(&mut read.expiry, Expiry::Never)?;
+            if let Some(expiry) = expiry_option(option, &mut options)? {
+                set_expiry(&mut read.expiry, expiry)?;
             } else if is(option, "CREATED") {
                 let created = number("CREATED", CREATED_MILLISECONDS, options.next(), MAX_CREATED_MS)?;
                 set_once("CREATED", &mut read.created_ms, created)?;
@@ -140,29 +137,38 @@ impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
     }
 }
 
-/// Reads what EXPIRE sets: [`Expiry::At`] or [`Expiry::Never`].
+/// Reads the options of EXPIRE: when the task expires, or None for never.
 ///
 /// # Errors
 ///
 /// No `PXAT` or `PERSIST`, more than one, an unknown option, or an invalid time.
 pub fn new_expiry<A: AsRef<[u8]> + Copy>(
     mut options: impl Iterator<Item = A>,
-) -> Result<Expiry<A>, ArgumentError> {
-    let mut expiry = Expiry::FromRecord;
+) -> Result<Option<Number<A>>, ArgumentError> {
+    let mut new = Expiry::FromRecord;
     while let Some(option) = options.next() {
         let option = option.as_ref();
-        if is(option, "PXAT") {
-            let at = number("PXAT", MILLISECONDS, options.next(), i64::MAX)?;
-            set_expiry(&mut expiry, Expiry::At(at))?;
-        } else if is(option, "PERSIST") {
-            set_expiry(&mut expiry, Expiry::Never)?;
-        } else {
-            return Err(ArgumentError::new("option", "PXAT or PERSIST", option));
-        }
+        let expiry = expiry_option(option, &mut options)?;
+        set_expiry(&mut new, expiry.ok_or_else(|| ArgumentError::new("option", "PXAT or PERSIST", option))?)?;
     }
-    match expiry {
+    match new {
+        Expiry::At(at) => Ok(Some(at)),
+        Expiry::Never => Ok(None),
         Expiry::FromRecord => Err(ArgumentError::missing("expiry", "PXAT or PERSIST")),
-        expiry => Ok(expiry),
+    }
+}
+
+/// The expiry, if the option is `PXAT` or `PERSIST`.
+fn expiry_option<A: AsRef<[u8]> + Copy>(
+    option: &[u8],
+    rest: &mut impl Iterator<Item = A>,
+) -> Result<Option<Expiry<A>>, ArgumentError> {
+    if is(option, "PXAT") {
+        Ok(Some(Expiry::At(number("PXAT", MILLISECONDS, rest.next(), i64::MAX)?)))
+    } else if is(option, "PERSIST") {
+        Ok(Some(Expiry::Never))
+    } else {
+        Ok(None)
     }
 }
 
@@ -407,8 +413,8 @@ mod tests {
         let trim = |options: &[&'static str]| TrimOptions::parse(bytes(options).into_iter());
         assert_eq!(del(&[]), Ok(None));
         assert_eq!(del(&["version", "7"]), Ok(Some(7)));
-        assert_eq!(expire(&["persist"]), Ok(Expiry::Never));
-        assert!(matches!(expire(&["pxat", "5"]), Ok(Expiry::At(Number { value: 5, .. }))));
+        assert_eq!(expire(&["persist"]), Ok(None));
+        assert!(matches!(expire(&["pxat", "5"]), Ok(Some(Number { value: 5, .. }))));
         assert_eq!(trim(&["keep", "0"]), Ok(TrimOptions { keep: 0, count: 1_000 }));
         assert_eq!(trim(&["COUNT", "2", "KEEP", "1"]), Ok(TrimOptions { keep: 1, count: 2 }));
         for (error, text) in [

@@ -3,13 +3,14 @@
 //! Changes when a task expires. Version and record stay. Replies with 1 if the task exists and 0 otherwise. A time
 //! that is past ends the task.
 
-use pmcptask_schema::arguments::{Expiry, new_expiry};
+use pmcptask_schema::arguments::new_expiry;
 
 use super::{INDEX_KEY, NEW_EXPIRY, TASK_KEY, TaskCommand, required};
 use crate::refusal::Refusal;
 use crate::server::{Access, Arguments, CommandInfo, Context, KeySpec};
 use crate::statistics;
 use crate::task::OpenTask;
+use crate::time::Time;
 
 pub(super) struct Expire;
 
@@ -32,10 +33,7 @@ impl TaskCommand for Expire {
     fn run(context: &Context, arguments: &Arguments<'_>) -> Result<(), Refusal> {
         let task_key = required(arguments, 1, "task-key")?;
         let index_key = required(arguments, 2, "index-key")?;
-        let expires_at = match new_expiry(arguments.from(3))? {
-            Expiry::At(at) => Some(at.into()),
-            Expiry::Never | Expiry::FromRecord => None,
-        };
+        let expires_at = new_expiry(arguments.from(3))?.map(Time::from);
 
         let exists = OpenTask::open(context, task_key, index_key)?.expire(expires_at)?;
 

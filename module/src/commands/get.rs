@@ -29,16 +29,12 @@ impl TaskCommand for Get {
         let task_key = required(arguments, 1, "task-key")?;
         TaskKey::parse(task_key.bytes())?;
 
-        match record::read(context, task_key, context.now_ms(), true)? {
+        match record::read(context, task_key, context.now_ms())? {
             Reading::Live(record) => {
                 statistics::GET_HITS.increment();
                 context.reply_array(2);
                 context.reply_integer(record.version);
-                match record.data {
-                    Some(data) => context.reply_string(data.as_ref()),
-                    // The data was asked for, so a record has it.
-                    None => context.reply_null(),
-                }
+                context.reply_string(record.data.as_ref());
                 return Ok(());
             }
             Reading::Lapsed => reclaim::note_lapsed(context, task_key),

@@ -67,11 +67,11 @@ impl TaskCommand for List {
         statistics::RECORDS_LISTED.add(listed.len());
         context.reply_array(listed.len());
         for task in listed {
-            context.reply_array(if task.record.data.is_some() { 4 } else { 3 });
+            context.reply_array(if task.data.is_some() { 4 } else { 3 });
             context.reply_string(task.task_id.as_ref());
-            context.reply_integer(task.record.version);
+            context.reply_integer(task.version);
             context.reply_integer(task.created_ms);
-            if let Some(data) = task.record.data {
+            if let Some(data) = task.data {
                 context.reply_string(data.as_ref());
             }
         }

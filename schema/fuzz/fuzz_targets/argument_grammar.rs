@@ -39,9 +39,8 @@ fuzz_target!(|line: &[u8]| {
     }
     if let Ok(expiry) = new_expiry(words()) {
         let again = match expiry {
-            Expiry::At(at) => format!("pxat {}", at.value),
-            Expiry::Never => "persist".to_owned(),
-            Expiry::FromRecord => unreachable!("EXPIRE names an expiry"),
+            Some(at) => format!("pxat {}", at.value),
+            None => "persist".to_owned(),
         };
         assert_eq!(new_expiry(again.as_bytes().split(|byte| *byte == b' ')), Ok(expiry));
     }
