@@ -40,7 +40,7 @@ fn look(context: &Context) {
     } else {
         None
     };
-    let has_changed = statistics::DEFAULT_USER_WOULD_LOSE_WRITES.set(refused.is_some());
+    let has_changed = statistics::DEFAULT_USER_WOULD_LOSE_WRITES.set(usize::from(refused.is_some()));
     if let (true, Some(refused)) = (has_changed, refused) {
         context.log_warning(&format!(
             "a restart loses the tasks in the append-only file, because this server replays the file as the \

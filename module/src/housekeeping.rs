@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::server::{Context, ServerEvent, subscribe_to_server_events};
-use crate::{default_user, reclaim, settings};
+use crate::{default_user, reclaim, settings, waiters};
 
 /// Set by the first server event, which shows that the server has kept this module after its load. No event
 /// says so directly, because a server tells a module only about the loads of other modules.
@@ -24,4 +24,5 @@ fn on_event(context: &Context, event: ServerEvent) {
     settings::panic_if_asked();
     default_user::tell(context, event);
     reclaim::tell(context, event);
+    waiters::tell(context, event);
 }

@@ -9,6 +9,7 @@
 //! | `PMCPTASK.LIST index-key [REV] [AFTER created-ms task-id] [COUNT n] [NODATA]` | task id, version, creation time and data of each task |
 //! | `PMCPTASK.EXPIRE task-key index-key PXAT ms \| PERSIST` | 1 if it exists, 0 otherwise |
 //! | `PMCPTASK.TRIM index-key KEEP n [COUNT m]` | how many tasks were removed |
+//! | `PMCPTASK.WAIT task-key version timeout-ms` | `OK`, version and data once the version is another; `MISSING` and 0 once there is no task; nil when the time is over |
 //!
 //! A task is a hash, an entry in its owner's sorted set and an expiry. Each command changes them together or
 //! not at all, and replicates the change to replicas and the AOF as plain commands. Key and field names come
@@ -17,6 +18,7 @@
 mod commands;
 mod default_user;
 mod effects;
+mod failures;
 mod fields;
 mod housekeeping;
 mod index;
@@ -31,6 +33,7 @@ mod task;
 mod terms;
 mod time;
 mod trim;
+mod waiters;
 
 use std::ffi::CStr;
 

@@ -85,7 +85,7 @@ pub(crate) fn read_header(context: &Context, name: StringRef<'_>, now_ms: i64) -
     }
 }
 
-/// The same of an open key that exists.
+/// The same of an open key.
 ///
 /// # Errors
 ///
@@ -96,6 +96,9 @@ pub(crate) fn header_of(
     name: StringRef<'_>,
     now_ms: i64,
 ) -> Result<Stored, Refusal> {
+    if hash.kind() == Kind::Nothing {
+        return Ok(Reading::Nothing);
+    }
     let [version, expires_at] = hash.hash_fields([VERSION.get(context), EXPIRES_AT.get(context)]);
     let expires_at = ExpiresAt::of(expires_at.as_ref());
     if expires_at.is_past(now_ms) {
@@ -153,6 +156,14 @@ pub(crate) enum ExpiresAt {
 impl ExpiresAt {
     pub(crate) fn of(field: Option<&OwnedString<'_>>) -> Self {
         field.map_or(Self::Absent, |field| parse_expires_at(field.bytes()).map_or(Self::Other, Self::At))
+    }
+
+    /// The time in ms since the epoch, if there is one.
+    pub(crate) fn ms(self) -> Option<i64> {
+        match self {
+            Self::At(seconds) => seconds.checked_mul(1_000),
+            Self::Absent | Self::Other => None,
+        }
     }
 
     /// Whether the time is past. If it is, the key's own expiry was lost.

@@ -29,7 +29,7 @@ pub(crate) enum Refusal {
     RecordTooLarge { bytes: usize, allowed: i64 },
     /// The hash lacks `data` or a valid `version`.
     Corrupt { key: Vec<u8>, what: &'static str },
-    /// The user may not do this to a task of the index.
+    /// The user may not do this to a task's key.
     NoPermission { action: &'static str, key: Vec<u8> },
     /// A task of the index is missing here and may be at another node of the cluster.
     MayBeElsewhere { key: Vec<u8> },
@@ -94,7 +94,7 @@ impl fmt::Display for Refusal {
             }
             Self::Corrupt { key, what } => write!(f, "the hash at key '{}' has {what}", printable(key)),
             Self::NoPermission { action, key } => {
-                write!(f, "No permissions to {action} the key '{}' that the index names", printable(key))
+                write!(f, "No permissions to {action} the key '{}'", printable(key))
             }
             Self::MayBeElsewhere { key } => {
                 write!(f, "the key '{}' that the index names may be at another node", printable(key))

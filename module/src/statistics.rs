@@ -21,9 +21,9 @@ impl Counter {
         self.add(1);
     }
 
-    /// Sets the number to 1 or 0. True if the number has changed.
-    pub(crate) fn set(&self, value: bool) -> bool {
-        self.value.swap(u64::from(value), Ordering::Relaxed) != u64::from(value)
+    /// True if the number has changed.
+    pub(crate) fn set(&self, value: usize) -> bool {
+        self.value.swap(value as u64, Ordering::Relaxed) != value as u64
     }
 
     pub(crate) fn add(&self, more: usize) {
@@ -75,6 +75,10 @@ counters! {
     TRIMS: c"trims",
     /// Tasks that TRIM has removed.
     TASKS_TRIMMED: c"tasks_trimmed",
+    /// WAITs that were not refused.
+    WAITS: c"waits",
+    /// Clients that wait now.
+    WAITING_CLIENTS: c"waiting_clients",
     /// Hashes that LIST has left out because they are corrupt.
     CORRUPT_RECORDS_SKIPPED: c"corrupt_records_skipped",
     /// Index entries removed because their task had ended without a command of this module.

@@ -61,9 +61,6 @@ impl<'c> OpenTask<'c> {
     ///
     /// [`Refusal::Corrupt`].
     pub(crate) fn stored(&self) -> Result<Stored, Refusal> {
-        if self.hash.kind() == Kind::Nothing {
-            return Ok(Stored::Nothing);
-        }
         let stored = record::header_of(self.context, &self.hash, self.task_name, self.now_ms)?;
         if stored == Stored::Lapsed {
             reclaim::note_lapsed(self.context, self.task_name);

@@ -284,6 +284,7 @@ impl<'a> ListOptions<'a> {
 const MILLISECONDS: &str = "ms since the epoch, from 0 to 9223372036854775807";
 const CREATED_MILLISECONDS: &str = "ms since the epoch, from 0 to 9007199254740991";
 const LISTED_MILLISECONDS: &str = "ms since the epoch, from -9223372036854775808 to 9223372036854775807";
+const TIMEOUT: &str = "ms, from 0 (for ever) to 9223372036854775807";
 const COUNT: &str = "an integer from 0 to 9223372036854775807";
 
 /// Reads the version that CAS expects.
@@ -293,6 +294,24 @@ const COUNT: &str = "an integer from 0 to 9223372036854775807";
 /// The argument is not an integer from 0 to 2^63-1.
 pub fn expected_version(argument: &[u8]) -> Result<i64, ArgumentError> {
     Ok(number("expected-version", COUNT, Some(argument), i64::MAX)?.value)
+}
+
+/// Reads the version that WAIT compares with.
+///
+/// # Errors
+///
+/// The argument is not an integer from 0 to 2^63-1.
+pub fn seen_version(argument: &[u8]) -> Result<i64, ArgumentError> {
+    Ok(number("version", COUNT, Some(argument), i64::MAX)?.value)
+}
+
+/// Reads how long WAIT waits, in ms; 0 means for ever.
+///
+/// # Errors
+///
+/// The argument is not an integer from 0 to 2^63-1.
+pub fn timeout_ms(argument: &[u8]) -> Result<i64, ArgumentError> {
+    Ok(number("timeout-ms", TIMEOUT, Some(argument), i64::MAX)?.value)
 }
 
 fn is(option: &[u8], name: &str) -> bool {

@@ -14,9 +14,9 @@ use std::{env, io, thread};
 use redis::Client;
 use tempfile::TempDir;
 
-use crate::holds_within;
 use crate::port::Port;
 use crate::wire::Wire;
+use crate::{holds_within, slowness};
 
 /// Path of the server to test with. Default: `redis-server` from the search path.
 const SERVER_VARIABLE: &str = "PMCPTASK_SERVER";
@@ -280,7 +280,7 @@ impl Server {
             if LISTENS.iter().any(|line| news.contains(line)) && self.answers() {
                 return Ok(());
             }
-            if started.elapsed() > START_LIMIT {
+            if started.elapsed() > START_LIMIT * slowness() {
                 return Err(StartError::Silent(self.log()));
             }
             thread::sleep(Duration::from_millis(5));

@@ -67,6 +67,12 @@ impl Wire {
         self.call(&line.split(' ').map(word).collect::<Vec<_>>())
     }
 
+    /// Makes a key expire in 100 ms. With a time so short that it may be past when the server checks it, the server
+    /// would delete the key at once, and there would be no event `expired`.
+    pub fn expire_soon(&mut self, key: &str) {
+        assert_eq!(self.call(&["PEXPIRE", key, "100"]), ":1\r\n");
+    }
+
     /// One field of a section of `INFO`.
     ///
     /// # Panics

@@ -243,7 +243,7 @@ fn categories_cover_the_commands_where_the_server_has_them_for_modules() {
 
 // Lists.
 
-const NO_READ: &str = "NOPERM No permissions to read the key 'pmcp:tasks:alice:t2' that the index names";
+const NO_READ: &str = "NOPERM No permissions to read the key 'pmcp:tasks:alice:t2'";
 /// May read the index of alice and one of her two tasks, and may use MULTI and scripts to try to get
 /// around that.
 const READS_ONE: &str =

@@ -417,6 +417,8 @@ fn info_counts_what_the_module_has_done() {
         "records_listed",
         "trims",
         "tasks_trimmed",
+        "waits",
+        "waiting_clients",
         "corrupt_records_skipped",
         "index_entries_removed",
         "index_walks",

@@ -493,7 +493,7 @@ async fn database_number_is_part_of_the_url() {
     wire.call(&["SELECT", "3"]);
     assert_eq!(wire.call(&["DBSIZE"]), ":2\r\n");
     // In another database, too, the index entry goes with its task.
-    wire.call(&["PEXPIRE", "pmcp:tasks:alice:t", "1"]);
+    wire.expire_soon("pmcp:tasks:alice:t");
     assert!(pmcptask_tests::holds_within(Duration::from_secs(5), || wire.call(&["DBSIZE"]) == ":0\r\n"));
     let beyond = Native::new(&format!("{}99", server.url())).await.unwrap_err();
     assert!(matches!(sentence(&beyond).1, Error::Refused { .. }), "{beyond}");

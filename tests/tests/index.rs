@@ -171,7 +171,7 @@ fn old_entry_of_an_owner_with_a_colon_goes_with_its_task() {
         call(wire, "ZADD pmcp:idx:a 0 b:t");
     };
     make(&mut wire);
-    call(&mut wire, "PEXPIRE pmcp:tasks:a:b:t 1");
+    wire.expire_soon("pmcp:tasks:a:b:t");
     assert!(holds_within(Duration::from_secs(10), || !wire.exists("pmcp:tasks:a:b:t")));
     assert!(holds_within(PROMISED, || !wire.exists("pmcp:idx:a")));
     make(&mut wire);
@@ -381,9 +381,8 @@ fn server_that_is_killed_between_a_tasks_end_and_its_entrys_removes_the_entry_la
     call(&mut wire, "CONFIG SET pmcptask.reclaim no");
     put(&mut wire, "alice", "long", &["PERSIST"]);
     put(&mut wire, "alice", "short", &["PERSIST"]);
-    call(&mut wire, "PEXPIRE pmcp:tasks:alice:short 1");
-    std::thread::sleep(Duration::from_millis(2));
-    assert!(!wire.exists("pmcp:tasks:alice:short"));
+    wire.expire_soon("pmcp:tasks:alice:short");
+    assert!(holds_within(Duration::from_secs(10), || !wire.exists("pmcp:tasks:alice:short")));
     server.kill();
     server.restart();
     let mut wire = server.wire();
@@ -564,7 +563,7 @@ fn setting_says_which_prefixes_are_in_use_and_whether_anything_is_removed() {
     assert!(wire.call(&["CONFIG", "GET", "pmcptask.prefixes"]).contains("jobs  batch"));
     // Let it expire by the server's clock: a PUT whose PXAT is already past leaves no entry.
     put(&mut wire, "b", "t", &["PERSIST"]);
-    call(&mut wire, "PEXPIRE pmcp:tasks:b:t 1");
+    wire.expire_soon("pmcp:tasks:b:t");
     assert!(holds_within(Duration::from_secs(10), || !wire.exists("pmcp:tasks:b:t")));
     call(&mut wire, "CONFIG SET pmcptask.debug-walk-rest-ms 1");
     std::thread::sleep(Duration::from_millis(500));

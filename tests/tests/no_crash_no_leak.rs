@@ -46,14 +46,14 @@ fn panic_behind_an_event_or_a_timer_is_logged_and_the_work_goes_on() {
     let mut wire = server.wire();
     wire.call(&["PMCPTASK.PUT", TASK, INDEX, "data"]);
     wire.call(&["PMCPTASK.PUT", "pmcp:tasks:o:u", INDEX, "data"]);
-    wire.call(&["PEXPIRE", TASK, "1"]);
+    wire.expire_soon(TASK);
     wire.call(&["CONFIG", "SET", "pmcptask.debug-panic", "1"]);
-    wire.call(&["EXISTS", TASK]);
+    assert!(holds_within(Duration::from_secs(5), || !wire.exists(TASK)));
     let logged = |what: &str| holds_within(Duration::from_secs(2), || server.log().contains(what));
     assert!(logged("the handler of a key event panicked"));
     assert!(logged("the handler of a server event panicked"));
     wire.call(&["CONFIG", "SET", "pmcptask.debug-panic", "0"]);
-    wire.call(&["PEXPIRE", "pmcp:tasks:o:u", "1"]);
+    wire.expire_soon("pmcp:tasks:o:u");
     assert!(holds_within(Duration::from_secs(5), || !wire.exists("pmcp:tasks:o:u")));
     assert!(holds_within(PROMISED, || { wire.call(&["ZSCORE", INDEX, "u"]).starts_with("$-1") }));
 }

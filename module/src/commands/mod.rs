@@ -7,6 +7,7 @@ mod get;
 mod list;
 mod put;
 mod trim;
+mod wait;
 
 use crate::refusal::Refusal;
 use crate::server::{self, Argument, ArgumentKind, Arguments, Command, CommandInfo, Context, StringRef};
@@ -30,14 +31,18 @@ impl<C: TaskCommand> Command for Served<C> {
     fn run(context: &Context, arguments: &Arguments<'_>) {
         settings::panic_if_asked();
         if let Err(refusal) = C::run(context, arguments) {
-            statistics::count_refusal(refusal.code());
-            context.reply_error(&refusal.to_string());
+            reply_refusal(context, &refusal);
         }
     }
 
     fn panicked() {
         statistics::PANICS.increment();
     }
+}
+
+fn reply_refusal(context: &Context, refusal: &Refusal) {
+    statistics::count_refusal(refusal.code());
+    context.reply_error(&refusal.to_string());
 }
 
 /// Registers all commands.
@@ -56,7 +61,8 @@ pub(crate) fn register(context: &Context) -> Result<(), String> {
     one::<del::Del>(context)?;
     one::<list::List>(context)?;
     one::<expire::Expire>(context)?;
-    one::<trim::Trim>(context)
+    one::<trim::Trim>(context)?;
+    one::<wait::Wait>(context)
 }
 
 /// An argument that the command's arity guarantees.

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use pmcptask_schema::TaskKey;
 
 use super::in_use::is_in_use;
-use super::removal::{may_write, remove_entries, remove_hash, report};
+use super::removal::{may_write, remove_entries, remove_hash};
+use crate::failures::report;
 use crate::record::{Presence, presence};
 use crate::server::{Context, Failed, ServerThread, StringRef, start_timer};
 use crate::settings::{RECLAIM, panic_if_asked};
@@ -93,7 +94,7 @@ fn remove_some(context: &Context) {
             let next = ENDED.borrow_mut(context).and_then(|mut ended| ended.keys.pop_front());
             let Some((database, name)) = next else { break };
             if context.select_database(database) {
-                report(context, remove_if_ended(context, &slots, &name));
+                report(context, remove_if_ended(context, &slots, &name), "an index entry was removed");
             }
         }
     }

@@ -42,11 +42,3 @@ pub(super) fn remove_entry(context: &Context, index: &IndexKey<'_>, member: &[u8
     }
     Ok(())
 }
-
-/// Counts and logs an unexpected failure.
-pub(super) fn report(context: &Context, result: Result<(), Failed>) {
-    if let Err(failed) = result {
-        statistics::FAILED_CALLS.increment();
-        context.log_warning(&format!("{failed} while an index entry was removed"));
-    }
-}

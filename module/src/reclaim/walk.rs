@@ -11,7 +11,8 @@ use pmcptask_schema::IndexKey;
 use super::dead_entries::DeadEntries;
 use super::ended;
 use super::in_use::is_in_use;
-use super::removal::{may_write, remove_entry, report};
+use super::removal::{may_write, remove_entry};
+use crate::failures::report;
 use crate::record::{Presence, presence};
 use crate::server::{Context, Key, Kind, ScanCursor, ServerThread};
 use crate::slots::{Role, Slots};
@@ -163,7 +164,7 @@ fn look_at_entries(
                     && slots.role_for(name) == Role::Owner
                     && slots.role_for(task_name) == Role::Owner =>
             {
-                report(context, remove_entry(context, &key, &member));
+                report(context, remove_entry(context, &key, &member), "an index entry was removed");
             }
             Presence::Gone => dead.note(database, name, &member),
         }

@@ -54,6 +54,10 @@ functions! {
         acl_check_command_permissions: RedisModule_ACLCheckCommandPermissions =
             unsafe extern "C" fn(*mut raw::RedisModuleUser, *mut Str, c_int) -> c_int,
         avoid_replica_traffic: RedisModule_AvoidReplicaTraffic = unsafe extern "C" fn() -> c_int,
+        block_client_on_keys: RedisModule_BlockClientOnKeys = unsafe extern "C" fn(
+            Ctx, raw::RedisModuleCmdFunc, raw::RedisModuleCmdFunc,
+            Option<unsafe extern "C" fn(Ctx, *mut c_void)>, c_longlong, *mut Str, c_int, *mut c_void,
+        ) -> *mut raw::RedisModuleBlockedClient,
         call: RedisModule_Call =
             unsafe extern "C" fn(Ctx, *const c_char, *const c_char, ...) -> *mut raw::RedisModuleCallReply,
         call_reply_integer: RedisModule_CallReplyInteger =
@@ -78,6 +82,8 @@ functions! {
         free_module_user: RedisModule_FreeModuleUser = unsafe extern "C" fn(*mut raw::RedisModuleUser),
         free_string: RedisModule_FreeString = unsafe extern "C" fn(Ctx, Str),
         get_abs_expire: RedisModule_GetAbsExpire = unsafe extern "C" fn(Key) -> raw::mstime_t,
+        get_blocked_client_private_data: RedisModule_GetBlockedClientPrivateData =
+            unsafe extern "C" fn(Ctx) -> *mut c_void,
         get_client_id: RedisModule_GetClientId = unsafe extern "C" fn(Ctx) -> c_ulonglong,
         get_client_info_by_id: RedisModule_GetClientInfoById =
             unsafe extern "C" fn(*mut c_void, u64) -> c_int,
@@ -147,12 +153,16 @@ functions! {
             unsafe extern "C" fn(*mut raw::RedisModuleCommand, *const raw::RedisModuleCommandInfo) -> c_int,
         set_module_options: RedisModule_SetModuleOptions = unsafe extern "C" fn(Ctx, c_int),
         signal_modified_key: RedisModule_SignalModifiedKey = unsafe extern "C" fn(Ctx, Str) -> c_int,
+        stop_timer: RedisModule_StopTimer =
+            unsafe extern "C" fn(Ctx, raw::RedisModuleTimerID, *mut *mut c_void) -> c_int,
         string_ptr_len: RedisModule_StringPtrLen =
             unsafe extern "C" fn(*const raw::RedisModuleString, *mut usize) -> *const c_char,
         subscribe_to_server_event: RedisModule_SubscribeToServerEvent =
             unsafe extern "C" fn(Ctx, raw::RedisModuleEvent, raw::RedisModuleEventCallback) -> c_int,
         subscribe_to_keyspace_events: RedisModule_SubscribeToKeyspaceEvents =
             unsafe extern "C" fn(Ctx, c_int, raw::RedisModuleNotificationFunc) -> c_int,
+        unblock_client: RedisModule_UnblockClient =
+            unsafe extern "C" fn(*mut raw::RedisModuleBlockedClient, *mut c_void) -> c_int,
         value_length: RedisModule_ValueLength = unsafe extern "C" fn(Key) -> usize,
         zset_add: RedisModule_ZsetAdd = unsafe extern "C" fn(Key, c_double, Str, *mut c_int) -> c_int,
         zset_first_in_score_range: RedisModule_ZsetFirstInScoreRange =
@@ -174,6 +184,9 @@ functions! {
         // Redis 7.2 and Valkey.
         set_command_acl_categories: RedisModule_SetCommandACLCategories =
             unsafe extern "C" fn(*mut raw::RedisModuleCommand, *const c_char) -> c_int,
+        // Redis 8.2.
+        unsubscribe_from_keyspace_events: RedisModule_UnsubscribeFromKeyspaceEvents =
+            unsafe extern "C" fn(Ctx, c_int, raw::RedisModuleNotificationFunc) -> c_int,
     }
     // Functions that the bindings do not have.
     by_name {

@@ -51,6 +51,11 @@ impl Context {
         self.replied.get()
     }
 
+    /// The reply comes later.
+    pub(super) fn reply_later(&self) {
+        self.replied.set(true);
+    }
+
     pub(crate) fn reply_integer(&self, value: i64) {
         self.replied.set(true);
         // SAFETY: the context belongs to the running call.
@@ -221,6 +226,15 @@ impl Context {
     pub(crate) fn is_settled_primary(&self) -> bool {
         self.has_flag(raw::REDISMODULE_CTX_FLAGS_MASTER)
             && !self.has_flag(raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING)
+    }
+
+    /// Whether the client of this call may be blocked: not in a transaction or a script.
+    pub(crate) fn may_block(&self) -> bool {
+        !self.has_flag(
+            raw::REDISMODULE_CTX_FLAGS_DENY_BLOCKING
+                | raw::REDISMODULE_CTX_FLAGS_MULTI
+                | raw::REDISMODULE_CTX_FLAGS_LUA,
+        )
     }
 
     pub(crate) fn has_append_only_file(&self) -> bool {

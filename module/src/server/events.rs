@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use redis_module::raw;
 
-use super::api::OK;
+use super::api::{Failed, OK, done};
 use super::context::Context;
 use super::string::StringRef;
 
@@ -34,10 +34,22 @@ unsafe extern "C" fn key_event(
 ) -> c_int {
     // SAFETY: the server passes a C string that outlives this call.
     let event = unsafe { CStr::from_ptr(event) };
-    let has_ended = matches!(event.to_bytes(), b"expired" | b"evicted");
-    let (true, Some(key), Some(handler)) = (has_ended, NonNull::new(key), KEY_HANDLER.get()) else {
-        return OK;
-    };
+    if matches!(event.to_bytes(), b"expired" | b"evicted") {
+        // SAFETY: both are what the server has passed to this entry point.
+        unsafe { handle(raw, key, &KEY_HANDLER) };
+    }
+    OK
+}
+
+/// # Safety
+///
+/// `raw` and `key` are what the server has passed to the running entry point.
+unsafe fn handle(
+    raw: *mut raw::RedisModuleCtx,
+    key: *mut raw::RedisModuleString,
+    handler: &OnceLock<KeyHandler>,
+) {
+    let (Some(key), Some(handler)) = (NonNull::new(key), handler.get()) else { return };
     // SAFETY: the server passes the context of this call.
     if let Some(context) = unsafe { Context::enter(raw) } {
         // SAFETY: the server keeps the key's name alive for this call.
@@ -46,6 +58,52 @@ unsafe extern "C" fn key_event(
             context.log_warning("the handler of a key event panicked; this is a defect of the module");
         }
     }
+}
+
+static ALL_KEYS_HANDLER: OnceLock<KeyHandler> = OnceLock::new();
+
+/// The classes of all events that follow a change of a key, whatever command makes the change.
+const ALL_CHANGES: c_int = raw::REDISMODULE_NOTIFY_GENERIC
+    | raw::REDISMODULE_NOTIFY_STRING
+    | raw::REDISMODULE_NOTIFY_LIST
+    | raw::REDISMODULE_NOTIFY_SET
+    | raw::REDISMODULE_NOTIFY_HASH
+    | raw::REDISMODULE_NOTIFY_ZSET
+    | raw::REDISMODULE_NOTIFY_EXPIRED
+    | raw::REDISMODULE_NOTIFY_EVICTED
+    | raw::REDISMODULE_NOTIFY_STREAM
+    | raw::REDISMODULE_NOTIFY_MODULE;
+
+/// Calls `handler` with each key that changes. The handler runs in the middle of the operation that changes the
+/// key and must not write.
+///
+/// # Errors
+///
+/// The server refuses.
+pub(crate) fn subscribe_to_all_keys(context: &Context, handler: KeyHandler) -> Result<(), Failed> {
+    ALL_KEYS_HANDLER.get_or_init(|| handler);
+    // SAFETY: the context belongs to the running call.
+    let subscribed = unsafe {
+        (context.api.subscribe_to_keyspace_events)(context.raw(), ALL_CHANGES, Some(any_key_event))
+    };
+    done(subscribed, "SubscribeToKeyspaceEvents")
+}
+
+/// Ends the subscription. False if the server keeps subscriptions for ever.
+pub(crate) fn unsubscribe_from_all_keys(context: &Context) -> bool {
+    let Some(unsubscribe) = context.api.unsubscribe_from_keyspace_events else { return false };
+    // SAFETY: the context belongs to the running call.
+    unsafe { unsubscribe(context.raw(), ALL_CHANGES, Some(any_key_event)) == OK }
+}
+
+unsafe extern "C" fn any_key_event(
+    raw: *mut raw::RedisModuleCtx,
+    _class: c_int,
+    _event: *const c_char,
+    key: *mut raw::RedisModuleString,
+) -> c_int {
+    // SAFETY: both are what the server has passed to this entry point.
+    unsafe { handle(raw, key, &ALL_KEYS_HANDLER) };
     OK
 }
 

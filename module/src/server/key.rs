@@ -111,7 +111,7 @@ impl<'c> Key<'c> {
         done(unsafe { (self.context.api.delete_key)(self.raw.as_ptr()) }, "DeleteKey")
     }
 
-    /// When the key expires, ms since the epoch.
+    /// When the key expires, ms since the epoch. The key has to exist: without one, Redis 8.6 crashes.
     pub(crate) fn expiry(&self) -> Option<i64> {
         // SAFETY: the key is open.
         let at = unsafe { (self.context.api.get_abs_expire)(self.raw.as_ptr()) };

@@ -5,6 +5,7 @@
 //! are never used as a format, and no panic crosses into the server.
 
 mod api;
+mod blocked;
 mod command;
 mod configuration;
 mod context;
@@ -19,12 +20,16 @@ mod string;
 mod timer;
 
 pub(crate) use api::Failed;
+pub(crate) use blocked::{WaiterId, Waiting, block_on_key, wake};
 pub(crate) use command::{
     Access, Argument, ArgumentKind, Arguments, Command, CommandInfo, KeySpec, register as register_command,
 };
 pub(crate) use configuration::{NumericSetting, Switch, TextSetting, load_settings};
 pub(crate) use context::Context;
-pub(crate) use events::{ServerEvent, subscribe_to_ended_keys, subscribe_to_server_events};
+pub(crate) use events::{
+    ServerEvent, subscribe_to_all_keys, subscribe_to_ended_keys, subscribe_to_server_events,
+    unsubscribe_from_all_keys,
+};
 pub(crate) use info::{Info, register as register_info};
 pub(crate) use key::{Key, Kind, ScoreRange};
 pub(crate) use load::{Module, export, on_load, on_unload};
@@ -32,4 +37,4 @@ pub(crate) use permissions::{AclUser, CommandName, Permissions};
 pub(crate) use scan::ScanCursor;
 pub(crate) use state::ServerThread;
 pub(crate) use string::{Literal, OwnedString, StringRef};
-pub(crate) use timer::start as start_timer;
+pub(crate) use timer::{TimerId, start as start_timer, stop as stop_timer};

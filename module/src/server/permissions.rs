@@ -95,6 +95,11 @@ impl CommandName {
         Self { text, string: Literal::new(text), more_keys: 0, pattern: "%R~" }
     }
 
+    /// Reads the task key, its first argument of three.
+    pub(crate) const fn waiting(text: &'static str) -> Self {
+        Self { text, string: Literal::new(text), more_keys: 2, pattern: "%R~" }
+    }
+
     /// Deletes the task key, and takes the index key as well.
     pub(crate) const fn deleting(text: &'static str) -> Self {
         Self { text, string: Literal::new(text), more_keys: 1, pattern: "%W~" }

@@ -7,11 +7,22 @@ use redis_module::raw;
 
 use super::context::Context;
 
+/// A timer that has been started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TimerId(raw::RedisModuleTimerID);
+
 /// Runs `work` once, after `delay_ms` ms, in a call of its own: everything it replicates is one transaction.
-pub(crate) fn start(context: &Context, delay_ms: i64, work: fn(&Context)) {
+pub(crate) fn start(context: &Context, delay_ms: i64, work: fn(&Context)) -> TimerId {
     // SAFETY: the context belongs to the running call; `fire` gets back the function that is passed here.
     // The server does not unload a module that has a timer running.
-    unsafe { (context.api.create_timer)(context.raw(), delay_ms, Some(fire), work as *mut c_void) };
+    TimerId(unsafe { (context.api.create_timer)(context.raw(), delay_ms, Some(fire), work as *mut c_void) })
+}
+
+/// Stops a timer, if it has not fired yet.
+pub(crate) fn stop(context: &Context, TimerId(id): TimerId) {
+    // SAFETY: the context belongs to the running call. The server knows its timers by number, so a timer that has
+    // fired is not found. The null pointer means that the timer's argument is not wanted.
+    unsafe { (context.api.stop_timer)(context.raw(), id, std::ptr::null_mut()) };
 }
 
 unsafe extern "C" fn fire(raw: *mut raw::RedisModuleCtx, work: *mut c_void) {

@@ -1,0 +1,133 @@
+//! `PMCPTASK.WAIT task-key version timeout-ms`
+//!
+//! Waits until the task's version is not `version`. Replies with `OK`, version and data, with `MISSING` and 0 if
+//! there is no such task, or with nil when the time is over. 0 ms waits for ever. Replies at once inside `MULTI` and
+//! scripts, where nothing blocks.
+
+use pmcptask_schema::TaskKey;
+use pmcptask_schema::arguments::{seen_version, timeout_ms};
+
+use super::{TASK_KEY, TaskCommand, positional, reply_outcome, reply_refusal, required};
+use crate::record::{self, Reading};
+use crate::refusal::Refusal;
+use crate::server::{
+    Access, ArgumentKind, Arguments, CommandInfo, CommandName, Context, KeySpec, Permissions, StringRef,
+    WaiterId, Waiting, block_on_key,
+};
+use crate::{reclaim, settings, statistics, waiters};
+
+pub(super) struct Wait;
+
+impl TaskCommand for Wait {
+    const INFO: CommandInfo = CommandInfo {
+        name: c"pmcptask.wait",
+        flags: c"readonly blocking",
+        acl_categories: c"read slow blocking",
+        arity: 4,
+        summary: c"Returns a task's version and record once the version is another. Blocks until then.",
+        complexity: c"O(log(N)) with N keys that clients wait for.",
+        since: c"0.1.0",
+        key_specs: &[KeySpec { position: 1, access: Access::Read }],
+        arguments: &[
+            TASK_KEY,
+            positional(c"version", ArgumentKind::Integer),
+            positional(c"timeout-ms", ArgumentKind::Integer),
+        ],
+    };
+
+    fn run(context: &Context, arguments: &Arguments<'_>) -> Result<(), Refusal> {
+        let Wanted { task_key, version, timeout_ms } = Wanted::parse(arguments)?;
+
+        let answered = answer_if_changed(context, task_key, Some(version))?;
+        statistics::WAITS.increment();
+        if answered {
+            return Ok(());
+        }
+        if !context.may_block() {
+            context.reply_null();
+            return Ok(());
+        }
+        // The server refuses a time that is too long for its clock, and 0 is for ever.
+        let is_too_long = context.now_ms().checked_add(timeout_ms).is_none();
+        let timeout_ms = if is_too_long { 0 } else { timeout_ms };
+        let waiting = Waiting {
+            answer: answer_waiter,
+            ended: waiters::remove,
+            panicked: || statistics::PANICS.increment(),
+        };
+        waiters::subscribe(context)?;
+        let id = block_on_key(context, task_key, timeout_ms, waiting)?;
+        waiters::add(context, id, task_key, version);
+        Ok(())
+    }
+}
+
+/// The arguments of the command.
+struct Wanted<'c> {
+    task_key: StringRef<'c>,
+    version: i64,
+    timeout_ms: i64,
+}
+
+impl<'c> Wanted<'c> {
+    fn parse(arguments: &Arguments<'c>) -> Result<Self, Refusal> {
+        let task_key = required(arguments, 1, "task-key")?;
+        let version = seen_version(required(arguments, 2, "version")?.bytes())?;
+        let timeout_ms = timeout_ms(required(arguments, 3, "timeout-ms")?.bytes())?;
+        TaskKey::parse(task_key.bytes())?;
+        Ok(Self { task_key, version, timeout_ms })
+    }
+}
+
+/// Answers a client that waits. Returns false if the client goes on waiting.
+fn answer_waiter(context: &Context, arguments: &Arguments<'_>, id: WaiterId, is_over: bool) -> bool {
+    settings::panic_if_asked();
+    let answered = Wanted::parse(arguments).and_then(|Wanted { task_key, version, .. }| {
+        // A task that was deleted and made again since the client was woken may have the version that the client has
+        // seen. That task is another one all the same.
+        let seen = if waiters::is_woken(context, id) { None } else { Some(version) };
+        answer_with_permission(context, task_key, seen)
+    });
+    match answered {
+        Ok(false) if is_over => context.reply_null(),
+        Ok(answered) => return answered,
+        Err(refusal) => reply_refusal(context, &refusal),
+    }
+    true
+}
+
+/// The server has checked the user's permission when the command came, perhaps long ago.
+fn answer_with_permission(
+    context: &Context,
+    task_key: StringRef<'_>,
+    seen: Option<i64>,
+) -> Result<bool, Refusal> {
+    static WAIT: CommandName = CommandName::waiting("pmcptask.wait");
+    if !Permissions::of(context, &WAIT).allow(task_key, task_key.bytes()) {
+        return Err(Refusal::NoPermission { action: "read", key: task_key.bytes().to_vec() });
+    }
+    answer_if_changed(context, task_key, seen)
+}
+
+/// Replies if there is no task at the version that the client has seen. Returns false if there is one.
+fn answer_if_changed(context: &Context, task_key: StringRef<'_>, seen: Option<i64>) -> Result<bool, Refusal> {
+    let now_ms = context.now_ms();
+    if let Some(seen) = seen
+        && record::read_header(context, task_key, now_ms)?.version() == Some(seen)
+    {
+        return Ok(false);
+    }
+    match record::read(context, task_key, now_ms)? {
+        Reading::Live(record) => {
+            context.reply_array(3);
+            context.reply_status(c"OK");
+            context.reply_integer(record.version);
+            context.reply_string(record.data.as_ref());
+            return Ok(true);
+        }
+        Reading::Lapsed => reclaim::note_lapsed(context, task_key),
+        Reading::Nothing => {}
+    }
+    reply_outcome(context, c"MISSING", 0);
+    Ok(true)
+}

@@ -1,0 +1,310 @@
+//! Clients that wait for a change of a task.
+//!
+//! While a client waits, the server tells this module of every change of every key. A change of a key that a client
+//! waits for is noted, and a timer looks at the key soon after: a change may come in the middle of a transaction, when
+//! nothing may be decided. The timer also looks at a key when its task expires, because the server can reclaim an
+//! expired task much later.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ffi::c_int;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::failures::report;
+use crate::record::{self, Reading};
+use crate::server::{
+    Context, Failed, Key, ServerEvent, ServerThread, StringRef, TimerId, WaiterId, start_timer, stop_timer,
+    subscribe_to_all_keys, unsubscribe_from_all_keys, wake,
+};
+use crate::slots::{Role, Slots};
+use crate::{reclaim, settings, statistics};
+
+/// Time limit of one run of the timer, because commands wait for it.
+const LONGEST_GO: Duration = Duration::from_millis(1);
+/// Pause between two runs, in ms, so that commands get at least half of the server's time.
+const PAUSE_MS: i64 = 1;
+/// Delay before a missing key is looked at again while its slot migrates, in ms.
+const MIGRATION_MS: i64 = 100;
+
+/// Database and name of a key.
+type KeyName = (c_int, Arc<[u8]>);
+
+struct Waiter {
+    key: KeyName,
+    is_woken: bool,
+}
+
+/// A key that clients wait for.
+#[derive(Default)]
+struct WaitedKey {
+    /// The version that each client has seen.
+    seen: BTreeMap<WaiterId, i64>,
+    is_noted: bool,
+    /// When the key is due to be looked at, in ms since the epoch.
+    due_ms: Option<i64>,
+}
+
+struct Waiters {
+    by_id: BTreeMap<WaiterId, Waiter>,
+    keys: BTreeMap<c_int, BTreeMap<Arc<[u8]>, WaitedKey>>,
+    /// Keys that may have changed.
+    noted: VecDeque<KeyName>,
+    to_wake: VecDeque<WaiterId>,
+    /// Keys by the time when they are due to be looked at.
+    due: BTreeSet<(i64, KeyName)>,
+    /// The timer that has been started, and when it fires.
+    timer: Option<(i64, TimerId)>,
+    is_subscribed: bool,
+}
+
+static WAITERS: ServerThread<Waiters> = ServerThread::new(Waiters {
+    by_id: BTreeMap::new(),
+    keys: BTreeMap::new(),
+    noted: VecDeque::new(),
+    to_wake: VecDeque::new(),
+    due: BTreeSet::new(),
+    timer: None,
+    is_subscribed: false,
+});
+
+impl Waiters {
+    fn key(&mut self, (database, name): &KeyName) -> Option<&mut WaitedKey> {
+        self.keys.get_mut(database)?.get_mut(name)
+    }
+
+    /// Notes a key to be looked at, if clients wait for the key.
+    fn note(&mut self, context: &Context, database: c_int, name: &[u8]) {
+        let Some(keys) = self.keys.get_mut(&database) else { return };
+        let Some((name, _)) = keys.get_key_value(name) else { return };
+        let name = name.clone();
+        if let Some(key) = keys.get_mut(&name)
+            && !std::mem::replace(&mut key.is_noted, true)
+        {
+            self.noted.push_back((database, name));
+            self.start_timer(context, 0);
+        }
+    }
+
+    fn next_noted(&mut self) -> Option<KeyName> {
+        let name = self.noted.pop_front()?;
+        if let Some(key) = self.key(&name) {
+            key.is_noted = false;
+        }
+        Some(name)
+    }
+
+    fn note_all(&mut self) {
+        for (database, keys) in &mut self.keys {
+            for (name, key) in keys {
+                if !std::mem::replace(&mut key.is_noted, true) {
+                    self.noted.push_back((*database, name.clone()));
+                }
+            }
+        }
+    }
+
+    /// Notes the keys that are due.
+    fn note_due(&mut self, context: &Context) {
+        let now_ms = context.now_ms();
+        while let Some((at_ms, _)) = self.due.first()
+            && *at_ms <= now_ms
+            && let Some((_, name)) = self.due.pop_first()
+        {
+            if let Some(key) = self.key(&name) {
+                key.due_ms = None;
+            }
+            self.note(context, name.0, &name.1);
+        }
+    }
+
+    /// Sets when a key is due to be looked at.
+    fn set_due(&mut self, name: &KeyName, due_ms: Option<i64>) {
+        let Some(key) = self.key(name) else { return };
+        let before = std::mem::replace(&mut key.due_ms, due_ms);
+        if before == due_ms {
+            return;
+        }
+        if let Some(before) = before {
+            self.due.remove(&(before, name.clone()));
+        }
+        if let Some(due_ms) = due_ms {
+            self.due.insert((due_ms, name.clone()));
+        }
+    }
+
+    /// Makes the clients answered that have not seen this version; none have seen `None`.
+    fn wake_unless_seen(&mut self, name: &KeyName, version: Option<i64>) {
+        let Some(key) = self.key(name) else { return };
+        let changed: Vec<_> =
+            key.seen.iter().filter(|(_, seen)| Some(**seen) != version).map(|(id, _)| *id).collect();
+        self.to_wake.extend(changed);
+    }
+
+    /// Starts the timer for what is to be done next.
+    fn start_timer(&mut self, context: &Context, pause_ms: i64) {
+        let now_ms = context.now_ms();
+        let next_ms = if self.noted.is_empty() && self.to_wake.is_empty() {
+            let Some((due_ms, _)) = self.due.first() else { return };
+            *due_ms
+        } else {
+            now_ms.saturating_add(pause_ms)
+        };
+        if let Some((fires_ms, timer)) = self.timer {
+            if fires_ms <= next_ms {
+                return;
+            }
+            stop_timer(context, timer);
+        }
+        let delay_ms = next_ms.saturating_sub(now_ms).max(0);
+        self.timer = Some((next_ms, start_timer(context, delay_ms, look)));
+    }
+}
+
+/// Makes the server tell of every change of every key, until no client waits. To be called before a client is blocked.
+///
+/// # Errors
+///
+/// The server refuses.
+pub(crate) fn subscribe(context: &Context) -> Result<(), Failed> {
+    let Some(mut waiters) = WAITERS.borrow_mut(context) else { return Ok(()) };
+    if !waiters.is_subscribed {
+        subscribe_to_all_keys(context, |context, key| {
+            if let Some(mut waiters) = WAITERS.borrow_mut(context) {
+                waiters.note(context, context.selected_database(), key.bytes());
+            }
+        })?;
+        waiters.is_subscribed = true;
+    }
+    Ok(())
+}
+
+/// Adds the blocked client of this call, which waits for a key of the selected database and has seen `version`.
+pub(crate) fn add(context: &Context, id: WaiterId, task_name: StringRef<'_>, version: i64) {
+    let Some(mut waiters) = WAITERS.borrow_mut(context) else { return };
+    let database = context.selected_database();
+    let keys = waiters.keys.entry(database).or_default();
+    let name = match keys.get_key_value(task_name.bytes()) {
+        Some((name, _)) => name.clone(),
+        None => task_name.bytes().into(),
+    };
+    keys.entry(name.clone()).or_default().seen.insert(id, version);
+    waiters.by_id.insert(id, Waiter { key: (database, name), is_woken: false });
+    statistics::WAITING_CLIENTS.set(waiters.by_id.len());
+    // The first look finds out when the task expires.
+    waiters.note(context, database, task_name.bytes());
+}
+
+/// Removes a client that waits no more.
+pub(crate) fn remove(context: &Context, id: WaiterId) {
+    let Some(mut waiters) = WAITERS.borrow_mut(context) else { return };
+    let Some(Waiter { key: name, .. }) = waiters.by_id.remove(&id) else { return };
+    statistics::WAITING_CLIENTS.set(waiters.by_id.len());
+    if let Some(key) = waiters.key(&name) {
+        key.seen.remove(&id);
+        if key.seen.is_empty() {
+            waiters.set_due(&name, None);
+            if let Some(keys) = waiters.keys.get_mut(&name.0) {
+                keys.remove(&name.1);
+            }
+        }
+    }
+    if waiters.by_id.is_empty() && waiters.is_subscribed {
+        waiters.is_subscribed = !unsubscribe_from_all_keys(context);
+    }
+}
+
+/// Whether the client was woken because its task has changed.
+pub(crate) fn is_woken(context: &Context, id: WaiterId) -> bool {
+    let Some(waiters) = WAITERS.borrow_mut(context) else { return false };
+    waiters.by_id.get(&id).is_some_and(|waiter| waiter.is_woken)
+}
+
+/// Handles a server event.
+pub(crate) fn tell(context: &Context, event: ServerEvent) {
+    match event {
+        ServerEvent::Cron | ServerEvent::AppendOnlyFileLoads => {}
+        ServerEvent::DataLoaded
+        | ServerEvent::RoleChanged
+        | ServerEvent::Flushed
+        | ServerEvent::DatabasesSwapped { .. } => {
+            if let Some(mut waiters) = WAITERS.borrow_mut(context) {
+                waiters.note_all();
+                waiters.start_timer(context, 0);
+            }
+        }
+    }
+}
+
+/// Called by the server's timer: looks at the noted keys, and wakes clients.
+fn look(context: &Context) {
+    // This comes first: if anything below panics, the next change still starts a timer.
+    if let Some(mut waiters) = WAITERS.borrow_mut(context) {
+        waiters.timer = None;
+        waiters.note_due(context);
+    }
+    settings::panic_if_asked();
+    let (started, slots) = (Instant::now(), Slots::of(context));
+    while started.elapsed() < LONGEST_GO {
+        // Nothing is borrowed while the server is called: opening an expired key is an event.
+        if let Some(id) = next_to_wake(context) {
+            report(context, wake(context, id), "a waiting client was woken");
+            continue;
+        }
+        let noted = WAITERS.borrow_mut(context).and_then(|mut waiters| waiters.next_noted());
+        let Some(name) = noted else { break };
+        look_at(context, &slots, &name);
+    }
+    if let Some(mut waiters) = WAITERS.borrow_mut(context) {
+        waiters.start_timer(context, PAUSE_MS);
+    }
+}
+
+fn next_to_wake(context: &Context) -> Option<WaiterId> {
+    let mut waiters = WAITERS.borrow_mut(context)?;
+    loop {
+        let id = waiters.to_wake.pop_front()?;
+        // A client that waits no more is not there, and one that was noted twice has been woken.
+        if let Some(waiter) = waiters.by_id.get_mut(&id)
+            && !std::mem::replace(&mut waiter.is_woken, true)
+        {
+            return Some(id);
+        }
+    }
+}
+
+fn look_at(context: &Context, slots: &Slots<'_>, name: &KeyName) {
+    let (database, bytes) = name;
+    if !context.select_database(*database) {
+        return;
+    }
+    let task_name = context.create_string(bytes);
+    let now_ms = context.now_ms();
+    let hash = Key::open_unnoticed(context, task_name.as_ref());
+    let reading = record::header_of(context, &hash, task_name.as_ref(), now_ms);
+    let may_be_elsewhere = matches!(reading, Ok(Reading::Nothing | Reading::Lapsed))
+        && context.is_settled_primary()
+        && slots.role_for(bytes) != Role::Owner;
+    let (version, due_ms) = match reading {
+        Ok(Reading::Live(header)) => {
+            let expiry_ms = hash.expiry().or_else(|| header.expires_at.ms());
+            // The server deletes a key only after the millisecond of its expiry.
+            let due_ms = expiry_ms.map(|at_ms| at_ms.max(now_ms).saturating_add(1));
+            (Some(header.version), due_ms)
+        }
+        Ok(Reading::Lapsed) => {
+            reclaim::note_lapsed(context, task_name.as_ref());
+            (None, None)
+        }
+        // An error is the answer of a key that holds something else.
+        Ok(Reading::Nothing) | Err(_) => (None, None),
+    };
+    drop(hash);
+    let Some(mut waiters) = WAITERS.borrow_mut(context) else { return };
+    if may_be_elsewhere {
+        // The server redirects the client once the slot has left. If the slot stays, the task is gone.
+        waiters.set_due(name, Some(now_ms.saturating_add(MIGRATION_MS)));
+        return;
+    }
+    waiters.set_due(name, due_ms);
+    waiters.wake_unless_seen(name, version);
+}
