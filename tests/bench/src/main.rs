@@ -11,6 +11,7 @@ mod instructions;
 mod lists;
 mod load;
 mod machine;
+mod many;
 mod pipeline;
 mod placement;
 mod plot;

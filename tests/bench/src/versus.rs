@@ -17,6 +17,7 @@ use crate::figures::{short, write};
 use crate::lists::lists_and_creates;
 use crate::load::{CALLS_FOR_P99, Operation, Sample, run, sample};
 use crate::machine;
+use crate::many::{PUTS, many_puts};
 use crate::pipeline::{Batch, Pipeline, batches};
 use crate::plot::{Bar, bars};
 use crate::records::record;
@@ -87,7 +88,7 @@ impl Ground {
     /// Steps of the progress bar in one comparison.
     fn steps(&self, extent: &Extent) -> usize {
         let cells: usize = extent.record_bytes.iter().map(|bytes| in_flight(*bytes, self.aof).count()).sum();
-        Operation::ALL.len() * cells * self.contestants.len() + 2 * 2 * lists().count() + 4
+        Operation::ALL.len() * cells * self.contestants.len() + 2 * 2 * lists().count() + 8
     }
 }
 
@@ -151,6 +152,14 @@ async fn compare(
             figures.entry(cell(CREATE)).or_default().add(name, create);
             progress.inc(2);
         }
+    }
+    for name in ours_and_lua(repeat) {
+        servers.empty()?;
+        let cell = |what: &str| Cell { aof, what: what.to_owned(), record_bytes: 500, in_flight: PUTS };
+        let [concurrent, put_many] = many_puts(name, servers).await?;
+        figures.entry(cell("puts at once, per batch")).or_default().add(name, concurrent);
+        figures.entry(cell("put_many, per batch")).or_default().add(name, put_many);
+        progress.inc(2);
     }
     for name in ours_and_lua(repeat) {
         servers.empty()?;
