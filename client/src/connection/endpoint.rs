@@ -32,7 +32,7 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(1), Duration::from
 
 /// What else a URL with TLS needs, for errors.
 const NEEDS_FEATURE: &str =
-    if cfg!(feature = "tls") { "" } else { ", with the cargo feature `tls` of pmcptask-client" };
+    if cfg!(feature = "tls") { "" } else { " (with the cargo feature `tls` of pmcptask-client)" };
 
 /// Where and how to connect.
 #[derive(Clone)]
@@ -152,9 +152,11 @@ impl Endpoint {
     fn other_protocol(&self) -> Error {
         let address = self.address_and_origin();
         Error::Settings(if self.is_tls() {
-            format!("URL: {address} answers without TLS: connect with redis:// instead of rediss://")
+            format!("URL: {address} answers without TLS: expected a URL that starts with redis, got rediss")
         } else {
-            format!("URL: {address} speaks TLS: connect with rediss:// instead of redis://{NEEDS_FEATURE}")
+            format!(
+                "URL: {address} speaks TLS: expected a URL that starts with rediss{NEEDS_FEATURE}, got redis"
+            )
         })
     }
 

@@ -117,7 +117,10 @@ impl Sentinels {
     ) -> Result<Live, Error> {
         let started = Instant::now();
         self.tried = None;
-        let answer = self.locate().await.map_err(|error| error::of_connecting(error, self.address()))?;
+        let answer = self.locate().await.map_err(|why| match why {
+            NoAnswer::Settings(why) => Error::Settings(why),
+            why => error::of_connecting(why.into(), self.address()),
+        })?;
         let (host, port) = &answer.location;
         let what = if self.is_for_writes() { "the primary" } else { "a replica" };
         let announced_by = format!("the Sentinel {} as {what} of {}", answer.from, self.service);
@@ -167,7 +170,7 @@ impl Sentinels {
     }
 
     /// Asks all Sentinels where the server is.
-    async fn locate(&mut self) -> RedisResult<Answer> {
+    async fn locate(&mut self) -> Result<Answer, NoAnswer> {
         let (limit, wanted) = (self.time_for_answers(), self.wanted);
         let Self { survey, endpoints, service, .. } = self;
         let ask_one = |number: usize, connection| {
@@ -179,7 +182,7 @@ impl Sentinels {
                 }
             }
         };
-        Ok(survey.run(limit, ask_one).await?)
+        survey.run(limit, ask_one).await
     }
 }
 
@@ -197,7 +200,7 @@ async fn ask(
     };
     let mut connection = match connected {
         Ok(connection) => connection,
-        Err(error) => return (None, Err(of_login(&error))),
+        Err(failure) => return (None, Err(of_login(endpoint.explain(failure, limit).await))),
     };
     let from = endpoint.address();
     match timeout(limit, ask_for(&mut connection, service, wanted, from)).await {
@@ -211,8 +214,9 @@ async fn ask(
 }
 
 /// What a failure to connect to a Sentinel means.
-fn of_login(error: &Error) -> NoAnswer {
+fn of_login(error: Error) -> NoAnswer {
     match error {
+        Error::Settings(why) => NoAnswer::Settings(why),
         Error::Authentication { cause, .. }
         | Error::NoPermission { cause, .. }
         | Error::Refused { cause, .. } => NoAnswer::Refusal(cause.to_string()),

@@ -28,6 +28,8 @@ pub(super) struct Answer {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum NoAnswer {
     Silence(String),
+    /// The URL does not fit the Sentinel: only one of them has TLS.
+    Settings(String),
     UnknownService,
     NoHealthyReplica,
     NoSentinel,
@@ -44,7 +46,7 @@ impl From<NoAnswer> for RedisError {
     fn from(why: NoAnswer) -> Self {
         let kind = ErrorKind::MasterNameNotFoundBySentinel;
         match why {
-            NoAnswer::Silence(why) => (kind, "no Sentinel answers", why).into(),
+            NoAnswer::Silence(why) | NoAnswer::Settings(why) => (kind, "no Sentinel answers", why).into(),
             NoAnswer::UnknownService => (kind, "the Sentinels know no service of this name").into(),
             NoAnswer::NoHealthyReplica => (kind, "the Sentinels know no healthy replica").into(),
             NoAnswer::NoSentinel => {
