@@ -12,7 +12,7 @@ use crate::connection::Request;
 use crate::error::{CallKind, Error};
 use crate::listing::{ListedTask, Order, TaskPosition};
 use crate::observe;
-use crate::replies::{self, Comparison};
+use crate::replies;
 
 /// How many tasks one `PMCPTASK.TRIM` removes, unless very many stay, so that it does not hold the server up.
 const TRIMMED_AT_ONCE: usize = 1_000;
@@ -99,14 +99,8 @@ impl RedisBackend {
             let keys = self.session().keys_of(key)?;
             let command = &commands::del_version(&keys.task, &keys.index, expected_version);
             let request = Request { command, kind: CallKind::Write, key, routed_by: &keys.task };
-            match self.session().call(&request, |reply| replies::comparison("PMCPTASK.DEL", reply)).await? {
-                Comparison::Won(_) => Ok(()),
-                Comparison::Lost(actual) => Err(StorageError::VersionConflict {
-                    key: key.to_owned(),
-                    expected: expected_version,
-                    actual,
-                }),
-            }
+            let read = |reply| replies::comparison("PMCPTASK.DEL", reply);
+            self.session().call(&request, read).await?.won(key, expected_version).map(drop)
         })
         .await
     }
