@@ -27,6 +27,7 @@
 
 mod address;
 mod backend;
+mod beyond_trait;
 mod breaker;
 mod builder;
 mod commands;
@@ -38,7 +39,6 @@ mod observe;
 mod replies;
 mod session;
 mod settings;
-mod task_calls;
 
 pub use backend::RedisBackend;
 #[cfg(feature = "circuit-breaker")]
