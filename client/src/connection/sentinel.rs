@@ -117,10 +117,7 @@ impl Sentinels {
     ) -> Result<Live, Error> {
         let started = Instant::now();
         self.tried = None;
-        let answer = self.locate().await.map_err(|why| match why {
-            NoAnswer::Settings(why) => Error::Settings(why),
-            why => error::of_connecting(why.into(), self.address()),
-        })?;
+        let answer = self.locate().await.map_err(|why| why.into_error(self.address()))?;
         let (host, port) = &answer.location;
         let what = if self.is_for_writes() { "the primary" } else { "a replica" };
         let announced_by = format!("the Sentinel {} as {what} of {}", answer.from, self.service);
