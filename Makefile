@@ -91,7 +91,8 @@ valgrind_skips := an_unlink_of_a_quarter_of_a_million_tasks what_the_server_has_
   whatever_hz no_command_takes_longer a_million_operations_leave_used_memory_where_it_was \
   redis_lua::
 
-valgrind: prerequisites ## Run suites on a server under valgrind; fail if it finds anything in the module
+valgrind: ## Run suites on a server under valgrind; fail if it finds anything in the module (installs valgrind if it is missing)
+	@scripts/install-prerequisites.sh valgrind
 	rm -rf '$(valgrind_logs)' && mkdir -p '$(valgrind_logs)'
 	SERVER='$(SERVER)' VALGRIND_LOGS='$(valgrind_logs)' PMCPTASK_SLOWNESS=40 \
 	  PMCPTASK_MODEL_OPERATIONS=3000 PMCPTASK_SERVER='$(abspath scripts/server-under-valgrind.sh)' \

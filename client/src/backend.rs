@@ -15,7 +15,7 @@ use crate::error::{CallKind, Error};
 use crate::hash_tags::HashTags;
 use crate::listing::{ListedTask, Order};
 use crate::observe;
-use crate::replies::{self, Comparison};
+use crate::replies;
 use crate::session::Session;
 
 /// The default number of tasks in one page of a list.
@@ -213,14 +213,8 @@ impl StorageBackend for RedisBackend {
             let times = RecordTimes::of(data).map_err(Error::from)?;
             let command = &commands::cas(&keys.task, &keys.index, expected_version, data, times);
             let request = Request { command, kind: CallKind::Write, key, routed_by: &keys.task };
-            match self.session.call(&request, |reply| replies::comparison("PMCPTASK.CAS", reply)).await? {
-                Comparison::Won(version) => Ok(version),
-                Comparison::Lost(actual) => Err(StorageError::VersionConflict {
-                    key: key.to_owned(),
-                    expected: expected_version,
-                    actual,
-                }),
-            }
+            let read = |reply| replies::comparison("PMCPTASK.CAS", reply);
+            self.session.call(&request, read).await?.won(key, expected_version)
         })
         .await
     }

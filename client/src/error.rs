@@ -72,7 +72,7 @@ pub enum Error {
     OutcomeUnknown {
         /// The server's address, or the addresses in the URL.
         address: String,
-        /// The composite key of the task.
+        /// A task's composite key, or `owner:` for calls on an owner.
         key: String,
         /// Why there is no reply.
         cause: RedisError,
@@ -84,7 +84,7 @@ pub enum Error {
     NoReply {
         /// The server's address, or the addresses in the URL.
         address: String,
-        /// The composite key of the task, or the prefix of the list.
+        /// A task's composite key, or `owner:` for calls on an owner.
         key: String,
         /// Why there is no reply.
         cause: RedisError,
@@ -191,7 +191,7 @@ pub enum Error {
     )]
     #[non_exhaustive]
     NotReplicated {
-        /// The composite key of the task.
+        /// A task's composite key, or `owner:` for calls on an owner.
         key: String,
         /// How many replicas the write waited for.
         expected: u16,
@@ -398,6 +398,7 @@ fn no_answer(failure: &RedisError) -> String {
 
 /// A hint at one cause of a lost list that is not the network.
 fn hint_of_lost_list(key: &str, loss: &RedisError) -> &'static str {
+    // A task's key never ends with a colon, and a list is the only read of an owner.
     let is_list = key.ends_with(':');
     if is_list && loss.is_io_error() && !loss.is_timeout() {
         ": the server closes the connection if a reply exceeds its client-output-buffer-limit, read smaller \

@@ -15,6 +15,16 @@
 //! # }
 //! ```
 //!
+//! Besides the calls of `StorageBackend`, [`RedisBackend`] has some of its own:
+//!
+//! - [`create`](RedisBackend::create) stores a task only if there is none with its key yet.
+//! - [`delete_if_version`](RedisBackend::delete_if_version) deletes a task only at the given version.
+//! - [`expire`](RedisBackend::expire) changes when a task expires, and nothing else.
+//! - [`trim`](RedisBackend::trim) keeps an owner's newest tasks and removes the others.
+//! - [`list_page`](RedisBackend::list_page) lists some of an owner's tasks, from either end.
+//! - [`get_many`](RedisBackend::get_many), [`put_many`](RedisBackend::put_many) and
+//!   [`delete_many`](RedisBackend::delete_many) send many calls at once, and return a result for each.
+//!
 //! # Features
 //!
 //! - `tls`: `rediss://` URLs, private certificate authorities and client certificates, with rustls. If the
@@ -27,6 +37,7 @@
 
 mod address;
 mod backend;
+mod beyond_trait;
 mod breaker;
 mod builder;
 mod commands;
@@ -38,7 +49,6 @@ mod observe;
 mod replies;
 mod session;
 mod settings;
-mod task_calls;
 
 pub use backend::RedisBackend;
 #[cfg(feature = "circuit-breaker")]

@@ -1,6 +1,6 @@
 //! Decodes the module's replies. Records are moved, not copied.
 
-use pmcp_tasks::VersionedRecord;
+use pmcp_tasks::{StorageError, VersionedRecord};
 use redis::Value;
 
 use crate::error::Error;
@@ -13,6 +13,22 @@ pub(crate) enum Comparison {
     Won(u64),
     /// Nothing changed: the task is at this version, or missing (0).
     Lost(u64),
+}
+
+impl Comparison {
+    /// The version that the command wrote or deleted in the task with this composite key.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::VersionConflict`].
+    pub(crate) fn won(self, key: &str, expected: u64) -> Result<u64, StorageError> {
+        match self {
+            Self::Won(version) => Ok(version),
+            Self::Lost(actual) => {
+                Err(StorageError::VersionConflict { key: key.to_owned(), expected, actual })
+            }
+        }
+    }
 }
 
 pub(crate) fn version(command: &'static str, reply: Value) -> Result<u64, Error> {
@@ -67,10 +83,11 @@ pub(crate) fn comparison(command: &'static str, reply: Value) -> Result<Comparis
     }
 }
 
-/// Whether a reply to a write says that nothing changed: a version conflict, or no such task.
-pub(crate) fn says_that_nothing_changed(reply: &Value) -> bool {
+/// Whether the reply to a write says that it changed no task: the version was another, there was no such task
+/// or none to trim, or a new task existed already.
+pub(crate) fn says_no_task_changed(reply: &Value) -> bool {
     match reply {
-        Value::Int(deleted) => *deleted == 0,
+        Value::Int(changed) => *changed == 0,
         Value::Array(parts) => parts.first().is_some_and(|outcome| *outcome != Value::Okay),
         _ => false,
     }
@@ -172,8 +189,8 @@ mod tests {
         );
         assert!(matches!(record(Value::Nil), Ok(None)));
         let unchanged = [Value::Int(0), pair(Value::SimpleString("CONFLICT".into()), 7)];
-        assert!(unchanged.iter().all(says_that_nothing_changed));
-        assert!(![Value::Int(1), pair(Value::Okay, 2), Value::Nil].iter().any(says_that_nothing_changed));
+        assert!(unchanged.iter().all(says_no_task_changed));
+        assert!(![Value::Int(1), pair(Value::Okay, 2), Value::Nil].iter().any(says_no_task_changed));
         assert!(matches!(list(Value::Array(Vec::new())), Ok(tasks) if tasks.is_empty()));
     }
 }

@@ -1,5 +1,5 @@
-//! Malformed calls. Each gets its documented error and changes nothing, the error shows nothing of a record,
-//! and the server stays alive.
+//! Malformed calls. Each gets its documented error, changes nothing and replicates nothing, the error shows
+//! nothing of a record, and the server stays alive.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -11,7 +11,7 @@ use pmcptask_tests::refusals::{
     NO_TASK_ID, NO_TASK_KEY, OF_CAS, OF_DEL, OF_EXPIRE, OF_LIST, OF_PUT, OF_TRIM, OTHER_INDEX, TWO_EXPIRIES,
     WRONG_TYPE, no_room,
 };
-use pmcptask_tests::{INDEX, Server, TASK, Wire};
+use pmcptask_tests::{INDEX, Server, ServerOptions, TASK, Wire};
 
 /// The record that is stored, and that calls bring. An error must never contain its word `secret`.
 const RECORD: &str = r#"{"note":"secret"}"#;
@@ -56,7 +56,9 @@ fn bad_bytes(line: &str, here: &[u8], error: &str) -> BadCall {
 
 /// Runs each call on a server that holds one task with an expiry and its index.
 fn each_fails_and_changes_nothing(calls: &[BadCall]) {
-    let server = Server::start();
+    // What is replicated is in the append-only file too. Each command is written there before its reply.
+    let options = ServerOptions::default().set("appendonly", "yes").set("appendfsync", "no");
+    let server = Server::start_with(&options);
     let mut wire = server.wire();
     for call in calls {
         assert_eq!(wire.call(&["FLUSHALL"]), "+OK\r\n");
@@ -69,10 +71,11 @@ fn each_fails_and_changes_nothing(calls: &[BadCall]) {
         let replies = wire.call(&["EXEC"]);
         assert!(replies.starts_with('*') && !replies.contains("\n-"), "{:?}: {replies}", call.before);
         let shown = shown(&call.words);
-        let before = everything(&mut wire);
+        let (before, written) = (everything(&mut wire), aof_bytes(&mut wire));
         assert_eq!(wire.call(&call.words), format!("-{}\r\n", call.error), "{shown}");
         assert_eq!(wire.call(&["PING"]), "+PONG\r\n", "{shown}");
         assert_eq!(everything(&mut wire), before, "{shown}");
+        assert_eq!(aof_bytes(&mut wire), written, "{shown}");
         assert!(!call.error.contains("secret"), "{shown}");
     }
     assert_eq!(server.log().matches("panicked").count(), 0);
@@ -82,6 +85,10 @@ fn each_fails_and_changes_nothing(calls: &[BadCall]) {
 
 fn everything(wire: &mut Wire) -> [String; 5] {
     ["DUMP T", "DUMP I", "PEXPIRETIME T", "PEXPIRETIME I", "DBSIZE"].map(|line| wire.call(&words(line)))
+}
+
+fn aof_bytes(wire: &mut Wire) -> u64 {
+    wire.info_number("persistence", "aof_current_size")
 }
 
 fn shown(words: &[Vec<u8>]) -> String {
@@ -202,6 +209,31 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
     ] {
         calls.push(bad(&format!("PMCPTASK.{line}"), &error));
     }
+    each_fails_and_changes_nothing(&calls);
+}
+
+#[test]
+fn option_of_another_command_is_refused_and_so_is_a_wrong_one_after_nodata() {
+    let lines = [
+        ("EXPIRE T I PXAT 1 VERSION 1", format!("{OF_EXPIRE} 'VERSION'")),
+        ("DEL T I VERSION 1 NX", format!("{OF_DEL} 'NX'")),
+        ("DEL T I PERSIST", format!("{OF_DEL} 'PERSIST'")),
+        ("TRIM I KEEP 0 NODATA", format!("{OF_TRIM} 'NODATA'")),
+        ("TRIM I MAXTASKS 0", format!("{OF_TRIM} 'MAXTASKS'")),
+        ("PUT T I R NX NODATA", format!("{OF_PUT} 'NODATA'")),
+        ("LIST I NODATA T", format!("{OF_LIST} 14 bytes that are not shown")),
+        ("LIST I NODATA ''", format!("{OF_LIST} an empty string")),
+        ("LIST I NODATA REV REV", "ERR REV: expected one, got two".into()),
+        ("LIST I NODATA KEEP 1", format!("{OF_LIST} 'KEEP'")),
+        ("LIST I NODATA VERSION 1", format!("{OF_LIST} 'VERSION'")),
+        ("LIST I NODATA COUNT", format!("ERR COUNT: expected {INTEGER}, got nothing")),
+        ("LIST I NODATA AFTER", format!("ERR AFTER: expected {LISTED_MS}, got nothing")),
+        (
+            "LIST I NODATA AFTER 1",
+            "ERR AFTER: expected a task id after the creation time, got nothing".into(),
+        ),
+    ];
+    let calls: Vec<_> = lines.iter().map(|(line, error)| bad(&format!("PMCPTASK.{line}"), error)).collect();
     each_fails_and_changes_nothing(&calls);
 }
 

@@ -6,12 +6,15 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
-use pmcptask_client::{Error, RedisBackend};
-use pmcptask_tests::{Cluster, Fault, Proxy, SentinelGroup, Server, ServerOptions, holds_within, reason};
+use pmcptask_client::{Applied, Error, RedisBackend};
+use pmcptask_tests::{
+    Cluster, Fault, Proxy, SentinelGroup, Server, ServerOptions, Wire, holds_within, reason,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn server_restart_costs_the_calls_in_flight_and_no_more() {
@@ -535,45 +538,156 @@ async fn recovers(backend: &RedisBackend) {
     assert!(backend.put("o:t", b"after").await.is_ok());
 }
 
+/// A script that keeps a server busy until it is killed.
+struct Script {
+    wire: Wire,
+    running: JoinHandle<String>,
+}
+
+impl Script {
+    fn keeps_busy(server: &Server) -> Self {
+        let (mut wire, mut script) = (server.wire(), server.wire());
+        wire.call(&["CONFIG", "SET", "busy-reply-threshold", "1"]);
+        let running = thread::spawn(move || script.call(&["EVAL", "while true do end", "0"]));
+        assert!(holds_within(CONNECT, || wire.call(&["PING"]).starts_with("-BUSY")));
+        Self { wire, running }
+    }
+
+    fn kill(mut self) {
+        assert_eq!(self.wire.call(&["SCRIPT", "KILL"]), "+OK\r\n");
+        assert!(self.running.join().unwrap().starts_with('-'));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn script_that_keeps_the_server_busy_is_waited_out() {
     let server = Server::start();
     let backend = RedisBackend::builder(server.url()).connect_timeout(5 * CONNECT).connect().await.unwrap();
     backend.put("o:t", b"one").await.unwrap();
-    let mut wire = server.wire();
-    wire.call(&["CONFIG", "SET", "busy-reply-threshold", "1"]);
-    let mut script = server.wire();
-    let running = std::thread::spawn(move || script.call(&["EVAL", "while true do end", "0"]));
-    assert!(holds_within(CONNECT, || wire.call(&["PING"]).starts_with("-BUSY")));
+    let script = Script::keeps_busy(&server);
     let calls = tokio::spawn(async move {
         let version = backend.put("o:t", b"two").await?;
         Ok::<_, StorageError>((version, backend.get("o:t").await?.version))
     });
     tokio::time::sleep(CONNECT / 4).await;
     assert!(!calls.is_finished());
-    assert_eq!(wire.call(&["SCRIPT", "KILL"]), "+OK\r\n");
+    script.kill();
     assert_eq!(calls.await.unwrap().unwrap(), (2, 2));
-    assert!(running.join().unwrap().starts_with('-'));
+}
+
+/// URLs of a server, of a cluster and of Sentinels, in every form that makes the client send something before
+/// its first call; each with the server that is talked to.
+struct Targets {
+    single: Server,
+    cluster: Cluster,
+    watched: SentinelGroup,
+}
+
+impl Targets {
+    fn start() -> Self {
+        let single = Server::start();
+        single.wire().call(&["ACL", "SETUSER", "alice", "on", ">sesame", "~*", "+@all"]);
+        Self { single, cluster: Cluster::start(1, 0), watched: SentinelGroup::start(0) }
+    }
+
+    fn all(&self) -> Vec<(String, &Server)> {
+        let port = self.single.port();
+        let mut all = vec![
+            (self.cluster.url(), &self.cluster.servers[0]),
+            (self.watched.url(), &self.watched.servers[0]),
+            (format!("{}/3", self.watched.url()), &self.watched.servers[0]),
+        ];
+        for form in ["", "3", "?protocol=2", "3?protocol=2"] {
+            all.push((format!("{}{form}", self.single.url()), &self.single));
+            all.push((format!("redis://alice:sesame@127.0.0.1:{port}/{form}"), &self.single));
+        }
+        all
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn script_that_keeps_a_server_busy_is_waited_out_when_connecting_too() {
-    let (cluster, watched) = (Cluster::start(1, 0), SentinelGroup::start(0));
-    let single = Server::start();
-    for (url, server) in
-        [(single.url(), &single), (cluster.url(), &cluster.servers[0]), (watched.url(), &watched.servers[0])]
-    {
-        let mut wire = server.wire();
-        wire.call(&["CONFIG", "SET", "busy-reply-threshold", "1"]);
-        let mut script = server.wire();
-        let running = std::thread::spawn(move || script.call(&["EVAL", "while true do end", "0"]));
-        assert!(holds_within(CONNECT, || wire.call(&["PING"]).starts_with("-BUSY")));
-        let connecting = tokio::spawn(RedisBackend::builder(&url).connect_timeout(5 * CONNECT).connect());
+    let targets = Targets::start();
+    for (url, server) in targets.all() {
+        let script = Script::keeps_busy(server);
+        let builder = RedisBackend::builder(&url).connect_timeout(5 * CONNECT).client_name("patient");
+        let connecting = tokio::spawn(builder.connect());
         tokio::time::sleep(CONNECT / 4).await;
-        assert!(!connecting.is_finished(), "{url}");
-        assert_eq!(wire.call(&["SCRIPT", "KILL"]), "+OK\r\n");
-        connecting.await.unwrap().unwrap().put("o:t", b"one").await.unwrap();
-        running.join().unwrap();
+        let is_waiting = !connecting.is_finished();
+        script.kill();
+        let backend = connecting.await.unwrap().unwrap_or_else(|error| panic!("{url}: {error}"));
+        assert!(is_waiting, "{url}");
+        backend.put("o:t", b"one").await.unwrap();
+        // What the server did not do while it was busy, it did later.
+        let clients = server.wire().call(&["CLIENT", "LIST"]);
+        assert!(clients.contains(" name=patient "), "{url}: {clients}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn script_that_goes_on_for_too_long_is_named_as_what_keeps_the_server_busy_when_connecting_too() {
+    const LIMIT: Duration = Duration::from_secs(1);
+    let targets = Targets::start();
+    for (url, server) in targets.all() {
+        let script = Script::keeps_busy(server);
+        let started = Instant::now();
+        let connected = RedisBackend::builder(&url).connect_timeout(LIMIT).connect().await;
+        let waited = started.elapsed();
+        script.kill();
+        let error = connected.unwrap_err();
+        assert!(error.to_string().contains("BUSY"), "{url}: {error}");
+        assert!(reason(&error).is_transient(), "{url}: {error:?}");
+        assert_eq!(reason(&error).was_applied(), Applied::No, "{url}: {error:?}");
+        // To connect, and then to find out whether the server has the module.
+        assert!(waited < 2 * LIMIT + BUSY_MACHINE / 2, "{url}: {waited:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_connection_to_a_database_is_replaced_when_the_script_that_keeps_the_server_busy_ends() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let builder = |limit| RedisBackend::builder(format!("{}3", proxy.url())).connect_timeout(limit);
+    let [patient, hasty] = [5 * CONNECT, CONNECT / 2].map(builder);
+    let (patient, hasty) = (patient.connect().await.unwrap(), hasty.connect().await.unwrap());
+    patient.put("o:t", b"one").await.unwrap();
+    let script = Script::keeps_busy(&server);
+    proxy.cut();
+    let reading = tokio::spawn(async move { patient.get("o:t").await });
+    let error = hasty.get("o:t").await.unwrap_err();
+    assert!(error.to_string().contains("BUSY"), "{error}");
+    assert!(reason(&error).is_transient(), "{error:?}");
+    assert!(!reading.is_finished());
+    script.kill();
+    assert_eq!(reading.await.unwrap().unwrap().version, 1);
+    recovers(&hasty).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_loads_its_data_is_waited_out_when_connecting_too() {
+    // Loading takes about a second, and the server answers every few keys meanwhile.
+    let options = ServerOptions::default()
+        .set("key-load-delay", "2000")
+        .set("loading-process-events-interval-bytes", "1024")
+        .set("enable-debug-command", "yes");
+    let server = Server::start_with(&options);
+    let mut wire = server.wire();
+    wire.call(&["ACL", "SETUSER", "alice", "on", ">sesame", "~*", "+@all"]);
+    let mut filling = redis::pipe();
+    for n in 0..500 {
+        filling.cmd("PMCPTASK.PUT").arg(format!("pmcp:tasks:o:t{n}")).arg("pmcp:idx:o").arg("d".repeat(500));
+    }
+    filling.exec(&mut server.connection()).unwrap();
+    for form in ["", "3", "?protocol=2", "3?protocol=2"] {
+        let url = format!("redis://alice:sesame@127.0.0.1:{}/{form}", server.port());
+        let mut loader = server.wire();
+        let loading = thread::spawn(move || loader.call(&["DEBUG", "RELOAD"]));
+        assert!(holds_within(CONNECT, || wire.call(&["PING"]).starts_with("-LOADING")));
+        let builder = RedisBackend::builder(&url).connect_timeout(CONNECT / 20);
+        let error = builder.clone().connect().await.unwrap_err();
+        assert!(matches!(reason(&error), Error::Loading { .. }), "{url}: {error:?}");
+        builder.connect_timeout(5 * CONNECT).connect().await.unwrap().put("o:t", b"one").await.unwrap();
+        assert_eq!(loading.join().unwrap(), "+OK\r\n");
     }
 }
 
@@ -581,17 +695,12 @@ async fn script_that_keeps_a_server_busy_is_waited_out_when_connecting_too() {
 async fn script_that_goes_on_for_too_long_is_named_as_what_keeps_the_server_busy() {
     let server = Server::start();
     let backend = RedisBackend::builder(server.url()).connect_timeout(CONNECT / 4).connect().await.unwrap();
-    let mut wire = server.wire();
-    wire.call(&["CONFIG", "SET", "busy-reply-threshold", "1"]);
-    let mut script = server.wire();
-    let running = std::thread::spawn(move || script.call(&["EVAL", "while true do end", "0"]));
-    assert!(holds_within(CONNECT, || wire.call(&["PING"]).starts_with("-BUSY")));
+    let script = Script::keeps_busy(&server);
     let started = Instant::now();
     let error = backend.put("o:t", b"one").await.unwrap_err();
     assert!(started.elapsed() >= CONNECT / 4, "{:?}", started.elapsed());
     assert!(error.to_string().contains("BUSY") && !reason(&error).outcome_is_unknown(), "{error}");
-    assert_eq!(wire.call(&["SCRIPT", "KILL"]), "+OK\r\n");
-    running.join().unwrap();
+    script.kill();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -651,7 +760,7 @@ fn read_that_is_under_way_when_the_runtime_of_its_connection_ends_is_answered() 
         let backend = backend.clone();
         async move { backend.get("o:t").await }
     });
-    std::thread::sleep(Duration::from_millis(100));
+    thread::sleep(Duration::from_millis(100));
     drop(first);
     assert_eq!(second.block_on(reading).unwrap().unwrap().data, b"one");
 }

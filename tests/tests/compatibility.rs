@@ -314,17 +314,25 @@ async fn no_server_is_told_at_once_with_the_address() {
 #[tokio::test]
 async fn wrong_password_is_told_at_once() {
     let mut server = Server::start_with(&ServerOptions::default().set("requirepass", "right"));
-    for (login, words) in [(":sesame@", "WRONGPASS"), ("", "NOAUTH"), ("nobody:sesame@", "WRONGPASS")] {
-        let error = Native::new(&format!("redis://{login}127.0.0.1:{}/", server.port())).await.unwrap_err();
+    let logins = [(":sesame@", "WRONGPASS"), ("", "NOAUTH"), ("nobody:sesame@", "WRONGPASS")];
+    for ((login, words), end) in
+        logins.into_iter().flat_map(|login| ["", "3", "?protocol=2", "3?protocol=2"].map(|end| (login, end)))
+    {
+        let url = format!("redis://{login}127.0.0.1:{}/{end}", server.port());
+        let error = Native::new(&url).await.unwrap_err();
         let (message, source) = sentence(&error);
         let refuses = "refuses the user name or password, check them in the URL: ";
         let expected = format!("the Redis server at 127.0.0.1:{} {refuses}", server.port());
-        assert!(message.starts_with(&expected) && message.contains(words), "{login}: {message}");
-        assert!(matches!(source, Error::Authentication { .. }), "{login}");
-        assert!(!everything_shown(&error).contains("sesame"));
+        assert!(message.starts_with(&expected) && message.contains(words), "{url}: {message}");
+        assert!(matches!(source, Error::Authentication { .. }), "{url}");
+        assert!(!everything_shown(&error).contains("sesame"), "{url}");
+    }
+    for end in ["3", "?protocol=2"] {
+        let url = format!("redis://:right@127.0.0.1:{}/{end}", server.port());
+        assert_eq!(Native::new(&url).await.unwrap().put("alice:t", b"d").await.unwrap(), 1, "{url}");
     }
     let backend = Native::new(&format!("redis://:right@127.0.0.1:{}/", server.port())).await.unwrap();
-    assert_eq!(backend.put("alice:t", b"d").await.unwrap(), 1);
+    assert_eq!(backend.put("alice:t", b"d").await.unwrap(), 2);
     assert!(!format!("{backend:?}").contains("right"));
     // Without the password, the server cannot be asked to stop.
     server.kill();

@@ -8,12 +8,13 @@
 
 use std::cell::Cell;
 
+use chrono::DateTime;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 use pmcp_tasks::{RedisBackend as Lua, domain::TaskRecord};
 use pmcptask_client::RedisBackend as Native;
 use pmcptask_tests::conformance::Sample;
-use pmcptask_tests::{PROMISED, Server, ServerOptions, Wire, holds_within, now_ms, sleep_until};
+use pmcptask_tests::{PROMISED, Server, ServerOptions, Wire, holds_within, now_ms, sleep_until, timestamp};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest::{collection, sample};
@@ -82,8 +83,8 @@ impl Step {
                 let place = IDS.iter().position(|id| *id == self.id).unwrap();
                 // Two tasks share each creation time.
                 let created_ms = 1_700_000_000_000 - i64::try_from(place / 2).unwrap();
-                record.task.created_at = timestamp(created_ms).to_rfc3339();
-                record.expires_at = expiry.ms().map(timestamp);
+                record.task.created_at = timestamp(created_ms);
+                record.expires_at = expiry.ms().and_then(DateTime::from_timestamp_millis);
                 serde_json::to_vec(&record).unwrap()
             }
             Data::Expiring(expiry) if self.owner == TIMELESS => match expiry.ms() {
@@ -107,10 +108,6 @@ impl Expiry {
             Self::Later(ms) => Some(now_ms() + 3_600_000 + ms),
         }
     }
-}
-
-fn timestamp(ms: i64) -> chrono::DateTime<chrono::Utc> {
-    chrono::DateTime::from_timestamp_millis(ms).unwrap()
 }
 
 // Generated steps.
@@ -291,8 +288,8 @@ fn keys(list: Result<Vec<(String, VersionedRecord)>, StorageError>) -> Vec<Strin
 
 fn created_at(ms: i64, expires_ms: Option<i64>) -> Vec<u8> {
     let mut record = TaskRecord::new("alice".to_owned(), "tools/call".to_owned(), None);
-    record.task.created_at = timestamp(ms).to_rfc3339();
-    record.expires_at = expires_ms.map(timestamp);
+    record.task.created_at = timestamp(ms);
+    record.expires_at = expires_ms.and_then(DateTime::from_timestamp_millis);
     serde_json::to_vec(&record).unwrap()
 }
 

@@ -383,6 +383,9 @@ async fn servers_and_sentinels_have_passwords_of_their_own() {
     let error = RedisBackend::new(&url).await.unwrap_err();
     assert!(matches!(reason(&error), Error::NoPrimary { .. }), "{error}");
     assert!(error.to_string().contains("sentinel_login"), "{error}");
+    let error = RedisBackend::builder(&url).sentinel_login(None, "wrong").connect().await.unwrap_err();
+    assert!(matches!(reason(&error), Error::NoPrimary { .. }), "{error}");
+    assert!(error.to_string().contains("WRONGPASS"), "{error}");
     let wrong = url.replace(":servers", ":wrong");
     let error = RedisBackend::builder(wrong).sentinel_login(None, "sentinels").connect().await.unwrap_err();
     assert!(matches!(reason(&error), Error::Authentication { .. }), "{error}");

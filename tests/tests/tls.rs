@@ -229,19 +229,29 @@ async fn tls_error_names_the_node_and_the_names_in_its_certificate() {
 async fn port_with_tls_and_port_without_are_told_apart() {
     let authority = Authority::new();
     let Some(server) = start("told_apart", &authority.certifies(ServerOptions::default())) else { return };
-    let plain = server.port().to_string();
-    for (url, port, to_use) in [
-        (format!("rediss://localhost:{plain}"), plain.as_str(), "connect with redis://"),
-        (format!("redis://localhost:{}", server.tls_port()), server.tls_port(), "connect with rediss://"),
-        (format!("redis+cluster://localhost:{}", server.tls_port()), server.tls_port(), "rediss"),
+    let monitor = format!("tasks 127.0.0.1 {} 1", server.port());
+    let sentinel = ServerOptions::default().sentinel().set("sentinel monitor", &monitor);
+    let sentinel = Server::start_with(&authority.certifies(sentinel));
+    let (plain, plain_sentinel) = (server.port().to_string(), sentinel.port().to_string());
+    let (tls, tls_sentinel) = (server.tls_port(), sentinel.tls_port());
+    let [no_tls, has_tls] = ["answers without TLS", "speaks TLS"];
+    for (url, port, found) in [
+        (format!("rediss://localhost:{plain}"), plain.as_str(), no_tls),
+        (format!("redis://localhost:{tls}"), tls, has_tls),
+        (format!("redis://localhost:{tls}?protocol=2"), tls, has_tls),
+        (format!("redis+cluster://localhost:{tls}"), tls, has_tls),
+        (format!("rediss+sentinel://localhost:{plain_sentinel}/tasks"), &plain_sentinel, no_tls),
+        (format!("redis+sentinel://localhost:{tls_sentinel}/tasks"), tls_sentinel, has_tls),
     ] {
         let builder =
             if url.starts_with("rediss") { authority.known_to(&url) } else { RedisBackend::builder(&url) };
         let started = Instant::now();
         let error = builder.connect().await.unwrap_err();
-        let text = error.to_string();
+        let (expected, got) = if found == no_tls { ("redis", "rediss") } else { ("rediss", "redis") };
+        let expected =
+            format!("URL: localhost:{port} {found}: expected a URL that starts with {expected}, got {got}");
         assert!(matches!(reason(&error), Error::Settings(_)), "{url}: {error:?}");
-        assert!(text.contains(to_use) && text.contains(&format!("localhost:{port}")), "{url}: {text}");
+        assert!(error.to_string().ends_with(&expected), "{url}: {error}");
         // The client does not wait for the connect timeout.
         assert!(started.elapsed() < Duration::from_secs(2), "{url}: {:?}", started.elapsed());
     }

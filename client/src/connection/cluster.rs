@@ -20,7 +20,7 @@ use super::first_answer::first_answer;
 use super::node::Node;
 use super::replica_read;
 use super::request::{Attempt, Request};
-use super::retry::{pauses, retry};
+use super::retry::{pauses, retry, until_ready};
 use super::runtime::OnRuntime;
 use super::target::Target;
 use super::topology::{self, Location, SLOTS, Shard, slot_of};
@@ -399,30 +399,24 @@ fn no_seed() -> Error {
 async fn ask_seed(seed: &Endpoint, limit: Duration) -> Result<NodeAnswer, Error> {
     let of_connecting = |error| error::of_connecting(error, seed.address());
     let started = Instant::now();
-    let mut connection = seed.connect(limit, || ()).await?;
-    let left = || limit.saturating_sub(started.elapsed());
-    let mut pauses = pauses();
-    let asked = loop {
-        match timeout(left(), cmd("CLUSTER").arg("SLOTS").query_async(&mut connection)).await {
-            // The node runs a script.
-            Ok(Err(error)) if error::is_transient_reply(&error) && !left().is_zero() => {
-                sleep(pauses.next().unwrap_or_default().min(left())).await;
-            }
-            asked => break asked,
-        }
-    };
+    let connection = seed.connect(limit, || ()).await?;
+    let left = limit.saturating_sub(started.elapsed());
+    let asked = until_ready(left, || {
+        let mut connection = connection.clone();
+        async move { cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await }
+    })
+    .await;
     let not_a_cluster = |cause| Error::NotACluster { address: seed.address(), cause };
     match asked {
-        Ok(Ok(reply)) => {
+        Ok(reply) => {
             let shards = topology::read(&reply, &seed.host()).ok_or_else(|| not_a_cluster(None))?;
             Ok(NodeAnswer { shards, source: seed.address() })
         }
-        Ok(Err(error))
+        Err(error)
             if error.code().is_some_and(|code| code != "NOPERM") && !error::is_transient_reply(&error) =>
         {
             Err(not_a_cluster(Some(error)))
         }
-        Ok(Err(error)) => Err(of_connecting(error)),
-        Err(_) => Err(of_connecting(std::io::Error::from(std::io::ErrorKind::TimedOut).into())),
+        Err(error) => Err(of_connecting(error)),
     }
 }

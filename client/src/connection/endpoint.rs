@@ -9,12 +9,13 @@ use redis::io::tcp::TcpSettings;
 use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ProtocolVersion, PushInfo, PushKind,
-    RedisResult, Value, cmd, make_extension_error,
+    RedisConnectionInfo, RedisResult, Value, cmd, make_extension_error,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::diagnosis::{Diagnosis, diagnose};
 use super::live::Live;
+use super::retry::until_ready;
 use crate::address::{at, host_of};
 use crate::error::{self, Error};
 use crate::settings::Settings;
@@ -31,11 +32,13 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(1), Duration::from
 
 /// What else a URL with TLS needs, for errors.
 const NEEDS_FEATURE: &str =
-    if cfg!(feature = "tls") { "" } else { ", with the cargo feature `tls` of pmcptask-client" };
+    if cfg!(feature = "tls") { "" } else { " (with the cargo feature `tls` of pmcptask-client)" };
 
 /// Where and how to connect.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
+    info: ConnectionInfo,
+    /// Connects, but does only the part of [`Endpoint::introduce`] that must come first.
     client: Client,
     pub(super) settings: Arc<Settings>,
     /// Sends `READONLY`, for reads from a replica in a cluster. Not for a primary: if it becomes a replica,
@@ -47,13 +50,18 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     pub(crate) fn new(info: ConnectionInfo, settings: Arc<Settings>) -> Result<Self, Error> {
-        let redis =
-            info.redis_settings().clone().set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        let protocol = info.redis_settings().protocol();
+        let first = match protocol {
+            ProtocolVersion::RESP2 => RedisConnectionInfo::default().set_protocol(protocol),
+            // HELLO, which chooses the protocol, also logs in.
+            _ => info.redis_settings().clone().set_db(0),
+        };
+        let first = first.set_skip_set_lib_name();
         let silence = settings.timeouts.keep_alive.clamp(KEEP_ALIVE.0, KEEP_ALIVE.1);
         let keep_alive = TcpKeepalive::new().with_time(silence).with_interval(silence).with_retries(PROBES);
         let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keep_alive);
-        let client = client(info.set_redis_settings(redis).set_tcp_settings(tcp), &settings)?;
-        Ok(Self { client, settings, is_for_reads: false, announced_by: None })
+        let client = client(info.clone().set_redis_settings(first).set_tcp_settings(tcp), &settings)?;
+        Ok(Self { info, client, settings, is_for_reads: false, announced_by: None })
     }
 
     pub(super) fn for_reads(self) -> Self {
@@ -66,14 +74,13 @@ impl Endpoint {
 
     /// The same settings for another host, which `announced_by` names.
     pub(crate) fn at(&self, host: &str, port: u16, announced_by: &str) -> Result<Self, Error> {
-        let info = self.client.get_connection_info();
-        let addr = at(info.addr(), host, port);
-        let endpoint = Self::new(info.clone().set_addr(addr), self.settings.clone())?;
+        let addr = at(self.addr(), host, port);
+        let endpoint = Self::new(self.info.clone().set_addr(addr), self.settings.clone())?;
         Ok(Self { announced_by: Some(announced_by.into()), ..endpoint })
     }
 
     fn addr(&self) -> &ConnectionAddr {
-        self.client.get_connection_info().addr()
+        self.info.addr()
     }
 
     /// Host and port, or the path of the socket.
@@ -106,9 +113,8 @@ impl Endpoint {
         limit: Duration,
         on_loss: impl Fn() + Send + Sync + 'static,
     ) -> Result<Live, Error> {
-        let too_late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
         let connecting = async {
-            let connected = timeout(limit, self.open(limit, on_loss)).await.unwrap_or_else(too_late);
+            let connected = self.open(limit, on_loss).await;
             connected.map_err(|error| error::of_connecting(error, self.address_and_origin()))
         };
         tokio::select! {
@@ -146,18 +152,21 @@ impl Endpoint {
     fn other_protocol(&self) -> Error {
         let address = self.address_and_origin();
         Error::Settings(if self.is_tls() {
-            format!("URL: {address} answers without TLS: connect with redis:// instead of rediss://")
+            format!("URL: {address} answers without TLS: expected a URL that starts with redis, got rediss")
         } else {
-            format!("URL: {address} speaks TLS: connect with rediss:// instead of redis://{NEEDS_FEATURE}")
+            format!(
+                "URL: {address} speaks TLS: expected a URL that starts with rediss{NEEDS_FEATURE}, got redis"
+            )
         })
     }
 
     async fn open(&self, limit: Duration, on_loss: impl Fn() + Send + Sync + 'static) -> RedisResult<Live> {
+        let started = Instant::now();
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(limit))
             .set_response_timeout(None)
             .set_pipeline_buffer_size(CALLS_WAITING);
-        if self.client.get_connection_info().redis_settings().protocol() == ProtocolVersion::RESP3 {
+        if self.info.redis_settings().protocol() == ProtocolVersion::RESP3 {
             config = config.set_push_sender(move |push: PushInfo| {
                 if push.kind == PushKind::Disconnection {
                     on_loss();
@@ -165,20 +174,45 @@ impl Endpoint {
                 Ok::<(), redis::aio::SendError>(())
             });
         }
-        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let mut connection = Live::new(connection, self.settings.timeouts.response);
+        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
+        let too_late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
+        let connection = timeout(limit, connecting).await.unwrap_or_else(too_late)?;
+        let database = self.info.redis_settings().db();
+        let connection = Live::new(connection, self.settings.timeouts.response, database);
+        let left = limit.saturating_sub(started.elapsed());
+        until_ready(left, || self.introduce(connection.clone())).await?;
+        Ok(connection)
+    }
+
+    /// Logs in, unless `HELLO` did, selects the database, and says who the client is. The redis crate could
+    /// do this too, but would drop the server's error codes.
+    async fn introduce(&self, mut connection: Live) -> RedisResult<()> {
+        let (login, mut pipeline) = (self.info.redis_settings(), redis::pipe());
+        if let (ProtocolVersion::RESP2, Some(password)) = (login.protocol(), login.password()) {
+            pipeline.cmd("AUTH").arg(login.username().unwrap_or("default")).arg(password);
+        }
+        if login.db() != 0 {
+            pipeline.cmd("SELECT").arg(login.db());
+        }
+        let required = pipeline.len();
+        // A user may lack the permission for the rest, and old servers do not know CLIENT SETINFO.
+        for (name, value) in [("LIB-NAME", env!("CARGO_PKG_NAME")), ("LIB-VER", env!("CARGO_PKG_VERSION"))] {
+            pipeline.cmd("CLIENT").arg("SETINFO").arg(name).arg(value);
+        }
         if let Some(name) = &self.settings.client_name {
-            // If the user may not set a name, the connection has none.
-            let named = connection.req_packed_command(cmd("CLIENT").arg("SETNAME").arg(name)).await?;
-            drop(named);
+            pipeline.cmd("CLIENT").arg("SETNAME").arg(name);
         }
         if self.is_for_reads {
-            cmd("READONLY")
-                .exec_async(&mut connection)
-                .await
-                .or_else(|error| if error.code().is_some() { Ok(()) } else { Err(error) })?;
+            pipeline.cmd("READONLY");
         }
-        Ok(connection)
+        let replies = connection.req_packed_commands(&pipeline, 0, pipeline.len()).await?;
+        for (number, reply) in replies.into_iter().enumerate() {
+            match reply.extract_error() {
+                Err(error) if number < required || error::is_transient_reply(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }
 

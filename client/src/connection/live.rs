@@ -27,17 +27,20 @@ pub(crate) struct Live {
     redis: Arc<MultiplexedConnection>,
     /// How long a call waits for its reply.
     limit: Duration,
+    /// The database that was selected when connecting.
+    database: i64,
 }
 
 impl Live {
     /// Takes a connection without a response timeout of its own.
-    pub(super) fn new(redis: MultiplexedConnection, limit: Duration) -> Self {
-        Self { redis: Arc::new(redis), limit }
+    pub(super) fn new(redis: MultiplexedConnection, limit: Duration, database: i64) -> Self {
+        Self { redis: Arc::new(redis), limit, database }
     }
 
     /// Takes a caller's connection, which keeps its own response timeout.
     pub(crate) fn given(redis: MultiplexedConnection) -> Self {
-        Self::new(redis, Duration::MAX)
+        let database = redis.get_db();
+        Self::new(redis, Duration::MAX, database)
     }
 
     /// The same as `req_packed_command`, without a box.
@@ -102,7 +105,7 @@ impl ConnectionLike for Live {
     }
 
     fn get_db(&self) -> i64 {
-        self.redis.get_db()
+        self.database
     }
 }
 
@@ -123,7 +126,7 @@ mod tests {
             let (here, there) = tokio::io::duplex(64);
             let config = AsyncConnectionConfig::new().set_response_timeout(None);
             let (redis, driver) = MultiplexedConnection::new_with_config(&info, here, config).await.unwrap();
-            let live = Live::new(redis, RESPONSE);
+            let live = Live::new(redis, RESPONSE, 0);
             let driver = tokio::spawn(driver);
             let call = tokio::spawn(async move {
                 // Varies the time of the call.

@@ -199,7 +199,7 @@ fn answer_what_was_not_made(
             replies.next();
         }
         match replies.next().unwrap_or(Value::Nil).extract_error() {
-            Ok(value) if !replies::says_that_nothing_changed(&value) => made.push(Made { value, caller }),
+            Ok(value) if !replies::says_no_task_changed(&value) => made.push(Made { value, caller }),
             unmade => {
                 let attempt = Attempt::Replied(unmade.map(Reply::of_one_server));
                 connection.note(current, &attempt);

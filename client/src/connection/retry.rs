@@ -4,12 +4,15 @@
 //! sent again once after a lost connection. A second loss may be the fault of the read itself, and costs all
 //! callers the connection.
 
+use std::io;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use tokio::time::Instant;
+use redis::{RedisError, RedisResult};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::request::{Attempt, Request};
+use crate::error;
 
 /// The shortest pause between two attempts, without its jitter.
 pub(super) const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
@@ -30,6 +33,27 @@ pub(super) fn pauses_up_to(longest: Duration) -> impl Iterator<Item = Duration> 
         .without_max_times()
         .with_jitter()
         .build()
+}
+
+/// Asks again while the server replies that it is not ready, for example because it runs a script. After
+/// `limit`, the error is the server's last reply, or a timeout if there was none.
+pub(super) async fn until_ready<T, A>(limit: Duration, ask: impl Fn() -> A) -> RedisResult<T>
+where
+    A: Future<Output = RedisResult<T>>,
+{
+    let (started, mut pauses) = (Instant::now(), pauses());
+    let mut refusal = RedisError::from(io::Error::from(io::ErrorKind::TimedOut));
+    let left = || limit.saturating_sub(started.elapsed());
+    loop {
+        match timeout(left(), ask()).await {
+            Ok(Err(error)) if error::is_transient_reply(&error) => {
+                refusal = error;
+                sleep(pauses.next().unwrap_or(LONGEST_PAUSE).min(left())).await;
+            }
+            Ok(reply) => return reply,
+            Err(_) => return Err(refusal),
+        }
+    }
 }
 
 /// The attempts of one call.
@@ -95,7 +119,7 @@ impl<P: Iterator<Item = Duration>> Retry<P> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use redis::{Cmd, RedisError, make_extension_error};
+    use redis::{Cmd, make_extension_error};
 
     use super::*;
     use crate::connection::request::Reply;

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{ErrorKind, ProtocolVersion, RedisError, RedisResult, Value, cmd};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::endpoint::Endpoint;
 use super::live::Live;
-use super::retry::pauses;
+use super::retry::until_ready;
 use super::survey::{Answer, HostAndPort, NoAnswer, Survey};
 use crate::address::SentinelAddress;
 use crate::error::{self, Error};
@@ -117,17 +117,15 @@ impl Sentinels {
     ) -> Result<Live, Error> {
         let started = Instant::now();
         self.tried = None;
-        let answer = self.locate().await.map_err(|error| error::of_connecting(error, self.address()))?;
+        let answer = self.locate().await.map_err(|why| why.into_error(self.address()))?;
         let (host, port) = &answer.location;
         let what = if self.is_for_writes() { "the primary" } else { "a replica" };
         let announced_by = format!("the Sentinel {} as {what} of {}", answer.from, self.service);
         let endpoint = self.tried.insert(Box::new(self.server.at(host, *port, &announced_by)?));
         let left = || limit.saturating_sub(started.elapsed());
-        let mut connection = endpoint.connect(left(), on_loss).await?;
-        let too_late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
-        let has_role = timeout(left(), has_role(&mut connection, self.wanted)).await.unwrap_or_else(too_late);
+        let connection = endpoint.connect(left(), on_loss).await?;
         let of_role = |error| error::of_connecting(error, endpoint.address_and_origin());
-        if !has_role.map_err(of_role)? {
+        if !has_role(&connection, self.wanted, left()).await.map_err(of_role)? {
             let why = (
                 ErrorKind::MasterNameNotFoundBySentinel,
                 "the server does not have the role that the Sentinels announce",
@@ -147,11 +145,10 @@ impl Sentinels {
     }
 
     /// Whether the connected server is still the right one.
-    pub(super) async fn is_still_right(&mut self, mut connection: Live) -> bool {
-        let has_role = has_role(&mut connection, self.wanted);
+    pub(super) async fn is_still_right(&mut self, connection: &Live) -> bool {
         // Any replica will do, as long as it is a replica. The keep-alive finds a silent one.
         if self.wanted == Wanted::Replica {
-            return has_role.await.unwrap_or(true);
+            return has_role(connection, self.wanted, self.time_for_answers()).await.unwrap_or(true);
         }
         let (Ok(answer), Some(current)) = (self.locate().await, &self.current) else { return true };
         match answer.epoch.cmp(&current.epoch) {
@@ -164,13 +161,13 @@ impl Sentinels {
             Ordering::Equal => {
                 let busy = self.server.settings.acknowledgement.map_or(Duration::ZERO, |wait| wait.within);
                 let limit = self.time_for_answers().saturating_add(busy);
-                matches!(timeout(limit, has_role).await, Ok(Ok(true)))
+                matches!(has_role(connection, self.wanted, limit).await, Ok(true))
             }
         }
     }
 
     /// Asks all Sentinels where the server is.
-    async fn locate(&mut self) -> RedisResult<Answer> {
+    async fn locate(&mut self) -> Result<Answer, NoAnswer> {
         let (limit, wanted) = (self.time_for_answers(), self.wanted);
         let Self { survey, endpoints, service, .. } = self;
         let ask_one = |number: usize, connection| {
@@ -182,7 +179,7 @@ impl Sentinels {
                 }
             }
         };
-        Ok(survey.run(limit, ask_one).await?)
+        survey.run(limit, ask_one).await
     }
 }
 
@@ -200,7 +197,7 @@ async fn ask(
     };
     let mut connection = match connected {
         Ok(connection) => connection,
-        Err(error) => return (None, Err(of_login(&error))),
+        Err(failure) => return (None, Err(of_login(endpoint.explain(failure, limit).await))),
     };
     let from = endpoint.address();
     match timeout(limit, ask_for(&mut connection, service, wanted, from)).await {
@@ -214,8 +211,9 @@ async fn ask(
 }
 
 /// What a failure to connect to a Sentinel means.
-fn of_login(error: &Error) -> NoAnswer {
+fn of_login(error: Error) -> NoAnswer {
     match error {
+        Error::Settings(why) => NoAnswer::Settings(why),
         Error::Authentication { cause, .. }
         | Error::NoPermission { cause, .. }
         | Error::Refused { cause, .. } => NoAnswer::Refusal(cause.to_string()),
@@ -274,16 +272,12 @@ fn location_of_healthy_replica(replica: &HashMap<String, String>) -> Option<Host
 
 /// Asks the server itself for its role: Sentinels that have not heard of a failover still name the
 /// old primary.
-async fn has_role(connection: &mut Live, wanted: Wanted) -> RedisResult<bool> {
-    let mut pauses = pauses();
-    let role = loop {
-        match cmd("ROLE").query_async::<Vec<Value>>(connection).await {
-            // The server runs a script.
-            Err(error) if error.code() == Some("BUSY") => sleep(pauses.next().unwrap_or_default()).await,
-            role => break role,
-        }
+async fn has_role(connection: &Live, wanted: Wanted, limit: Duration) -> RedisResult<bool> {
+    let ask = || {
+        let mut connection = connection.clone();
+        async move { cmd("ROLE").query_async::<Vec<Value>>(&mut connection).await }
     };
-    match role {
+    match until_ready(limit, ask).await {
         Ok(role) => {
             let says = |place: usize, word: &str| matches!(role.get(place), Some(Value::BulkString(said)) if said == word.as_bytes());
             Ok(match wanted {

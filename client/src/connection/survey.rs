@@ -6,11 +6,12 @@
 
 use std::time::Duration;
 
-use redis::{ErrorKind, RedisError};
+use redis::ErrorKind;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::live::Live;
+use crate::error::Error;
 
 pub(super) type HostAndPort = (String, u16);
 
@@ -28,6 +29,8 @@ pub(super) struct Answer {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum NoAnswer {
     Silence(String),
+    /// The URL does not fit the Sentinel: only one of them has TLS.
+    Settings(String),
     UnknownService,
     NoHealthyReplica,
     NoSentinel,
@@ -38,22 +41,21 @@ impl NoAnswer {
     pub(super) fn too_late() -> Self {
         Self::Silence("no reply in time".to_owned())
     }
-}
 
-impl From<NoAnswer> for RedisError {
-    fn from(why: NoAnswer) -> Self {
+    /// The error for the service and its Sentinels.
+    pub(super) fn into_error(self, address: String) -> Error {
         let kind = ErrorKind::MasterNameNotFoundBySentinel;
-        match why {
-            NoAnswer::Silence(why) => (kind, "no Sentinel answers", why).into(),
-            NoAnswer::UnknownService => (kind, "the Sentinels know no service of this name").into(),
-            NoAnswer::NoHealthyReplica => (kind, "the Sentinels know no healthy replica").into(),
-            NoAnswer::NoSentinel => {
+        let cause = match self {
+            Self::Settings(why) => return Error::Settings(why),
+            Self::Silence(why) => (kind, "no Sentinel answers", why).into(),
+            Self::UnknownService => (kind, "the Sentinels know no service of this name").into(),
+            Self::NoHealthyReplica => (kind, "the Sentinels know no healthy replica").into(),
+            Self::NoSentinel => {
                 (kind, "this is not a Sentinel: connect to the server itself with redis://host:port").into()
             }
-            NoAnswer::Refusal(reply) => {
-                (kind, "a Sentinel refuses to answer, see sentinel_login", reply).into()
-            }
-        }
+            Self::Refusal(reply) => (kind, "a Sentinel refuses to answer, see sentinel_login", reply).into(),
+        };
+        Error::NoPrimary { address, cause }
     }
 }
 

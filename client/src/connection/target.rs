@@ -109,7 +109,7 @@ impl Target {
             Self::Server(_) => std::future::pending().await,
             Self::Monitored(sentinels) => loop {
                 sleep(SENTINEL_CHECK.min(keep_alive)).await;
-                if !sentinels.is_still_right(connection.clone()).await {
+                if !sentinels.is_still_right(connection).await {
                     break;
                 }
             },

@@ -12,7 +12,7 @@ use crate::connection::Request;
 use crate::error::{CallKind, Error};
 use crate::listing::{ListedTask, Order, TaskPosition};
 use crate::observe;
-use crate::replies::{self, Comparison};
+use crate::replies;
 
 /// How many tasks one `PMCPTASK.TRIM` removes, unless very many stay, so that it does not hold the server up.
 const TRIMMED_AT_ONCE: usize = 1_000;
@@ -54,26 +54,27 @@ const AT_ONCE: usize = 1_000;
 /// # }
 /// ```
 impl RedisBackend {
-    /// Gets many tasks in one round trip for each 1,000, in a cluster one for each node. The results have the order of the keys, and each
-    /// is that of its own `get`.
+    /// Gets many tasks in one round trip for each 1,000, in a cluster one for each node. The results have the
+    /// order of the keys, and each is that of its own `get`.
     pub async fn get_many(&self, keys: &[&str]) -> Vec<Result<VersionedRecord, StorageError>> {
         stream::iter(keys).map(|key| self.get(key)).buffered(AT_ONCE).collect().await
     }
 
-    /// Puts many records in one round trip for each 1,000, in a cluster one for each node. The results have the order of the records, and
-    /// each is that of its own `put`: some may be made and others not. Of two records with one key, either may be the last.
+    /// Puts many records in one round trip for each 1,000, in a cluster one for each node. The results have
+    /// the order of the records, and each is that of its own `put`: some may be made and others not. Of two
+    /// records with one key, either may be the last.
     pub async fn put_many(&self, records: &[(&str, &[u8])]) -> Vec<Result<u64, StorageError>> {
         stream::iter(records).map(|(key, data)| self.put(key, data)).buffered(AT_ONCE).collect().await
     }
 
-    /// Deletes many tasks in one round trip for each 1,000, in a cluster one for each node. The results have the order of the keys, and each
-    /// is that of its own `delete`.
+    /// Deletes many tasks in one round trip for each 1,000, in a cluster one for each node. The results have
+    /// the order of the keys, and each is that of its own `delete`.
     pub async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool, StorageError>> {
         stream::iter(keys).map(|key| self.delete(key)).buffered(AT_ONCE).collect().await
     }
 
-    /// Stores a new task, with `PMCPTASK.PUT … NX`. False if a live task with this key exists, which then stays as it
-    /// is. O(log n), n tasks of the owner.
+    /// Stores a new task, with `PMCPTASK.PUT … NX`. False if a live task with this key exists, which then
+    /// stays as it is. O(log n), n tasks of the owner.
     ///
     /// # Errors
     ///
@@ -89,7 +90,8 @@ impl RedisBackend {
         .await
     }
 
-    /// Deletes a task if it is at this version, with `PMCPTASK.DEL … VERSION`. O(log n), n tasks of the owner.
+    /// Deletes a task if it is at this version, with `PMCPTASK.DEL … VERSION`. O(log n), n tasks of the
+    /// owner.
     ///
     /// # Errors
     ///
@@ -99,21 +101,15 @@ impl RedisBackend {
             let keys = self.session().keys_of(key)?;
             let command = &commands::del_version(&keys.task, &keys.index, expected_version);
             let request = Request { command, kind: CallKind::Write, key, routed_by: &keys.task };
-            match self.session().call(&request, |reply| replies::comparison("PMCPTASK.DEL", reply)).await? {
-                Comparison::Won(_) => Ok(()),
-                Comparison::Lost(actual) => Err(StorageError::VersionConflict {
-                    key: key.to_owned(),
-                    expected: expected_version,
-                    actual,
-                }),
-            }
+            let read = |reply| replies::comparison("PMCPTASK.DEL", reply);
+            self.session().call(&request, read).await?.won(key, expected_version).map(drop)
         })
         .await
     }
 
-    /// Sets when a task expires, with `PMCPTASK.EXPIRE`; None: never. Version and record stay, so the next write sets the
-    /// expiry from its record again. A time that is past ends the task. False if there is no such task. Times are exact to
-    /// the millisecond, rounded up. O(1).
+    /// Sets when a task expires, with `PMCPTASK.EXPIRE`; None: never. Version and record stay, so the next
+    /// write sets the expiry from its record again. A time that is past ends the task. False if there is no
+    /// such task. Times are exact to the millisecond, rounded up. O(1).
     ///
     /// # Errors
     ///
@@ -128,14 +124,14 @@ impl RedisBackend {
         .await
     }
 
-    /// Keeps an owner's newest `keep` live tasks and removes the others, with one `PMCPTASK.TRIM` per 1,000 removed tasks
-    /// (a tenth of `keep`, if that is more, up to 10,000), oldest first. Returns how many tasks were removed. Each round is
-    /// O(keep + m), m removed tasks.
+    /// Keeps an owner's newest `keep` live tasks and removes the others, with one `PMCPTASK.TRIM` per 1,000
+    /// removed tasks (a tenth of `keep`, if that is more, up to 10,000), oldest first. Returns how many tasks
+    /// were removed. Each round is O(keep + m), m removed tasks.
     ///
     /// # Errors
     ///
-    /// Those of `delete`. What an error says of the outcome is said of the last round: tasks of earlier rounds are gone, and
-    /// others may be left. Calling again is safe.
+    /// Those of `delete`. What an error says of the outcome is said of the last round: tasks of earlier
+    /// rounds are gone, and others may be left. Calling again is safe.
     pub async fn trim(&self, owner: &str, keep: usize) -> Result<usize, StorageError> {
         observe::call("PMCPTASK.TRIM", owner, || async move {
             let index_key = self.session().index_key(owner)?;
@@ -157,8 +153,8 @@ impl RedisBackend {
         .await
     }
 
-    /// Lists up to `count` tasks of an owner, after a position if one is given, with one `PMCPTASK.LIST`. Each page is a
-    /// consistent snapshot. O(log n + count), n tasks of the owner.
+    /// Lists up to `count` tasks of an owner, after a position if one is given, with one `PMCPTASK.LIST`.
+    /// Each page is a consistent snapshot. O(log n + count), n tasks of the owner.
     ///
     /// # Errors
     ///
