@@ -7,6 +7,7 @@
 //! - [`Wire`]: replies byte by byte, as any client gets them.
 //! - [`Proxy`]: a connection to a server that fails on purpose.
 //! - [`Load`]: clients that write and read, and record what must be stored.
+//! - [`lua_backend`]: the backend that this project replaces.
 //! - [`conformance`]: the rules of `StorageBackend`.
 //! - [`model`]: what the contract says about every reply and every key.
 //! - [`refusals`]: the texts of errors.
@@ -20,6 +21,7 @@ mod cluster;
 pub mod conformance;
 mod dice;
 mod load;
+mod lua;
 pub mod model;
 mod outcome;
 mod port;
@@ -33,6 +35,7 @@ pub use agreement::{PROMISED, assert_hashes_and_entries_agree};
 pub use cluster::Cluster;
 pub use dice::Dice;
 pub use load::{A_WHILE, CLIENTS, Load};
+pub use lua::lua_backend;
 pub use outcome::{reason, show, skipped};
 pub use port::Port;
 pub use proxy::{Fault, Proxy};

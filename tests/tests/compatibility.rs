@@ -10,14 +10,14 @@ use pmcp_tasks::domain::TaskRecord;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcp_tasks::{GenericTaskStore, ListTasksOptions, RedisBackend as Lua, StorageError, TaskStatus};
 use pmcptask_client::{Error, RedisBackend as Native};
-use pmcptask_tests::{Port, Server, ServerOptions, now_ms, reason};
+use pmcptask_tests::{Port, Server, ServerOptions, lua_backend, now_ms, reason};
 use redis::Commands;
 use serde_json::json;
 
 const HOUR_MS: u64 = 3_600_000;
 
 async fn both(server: &Server) -> (Lua, Native) {
-    (Lua::new(&server.url()).await.unwrap(), Native::new(&server.url()).await.unwrap())
+    (lua_backend(&server.url()).await.unwrap(), Native::new(&server.url()).await.unwrap())
 }
 
 /// A record and its bytes, as `GenericTaskStore` writes it.
@@ -469,7 +469,7 @@ async fn prefix_of_ones_own_works_with_both() {
     for prefix in ["my-app", "a:b", "", "{x}"] {
         let native = Native::builder(server.url()).prefix(prefix).connect().await.unwrap();
         native.put("alice:t", prefix.as_bytes()).await.unwrap();
-        let lua = Lua::new(&server.url()).await.unwrap().with_prefix(prefix);
+        let lua = lua_backend(&server.url()).await.unwrap().with_prefix(prefix);
         assert_eq!(lua.get("alice:t").await.unwrap().data, prefix.as_bytes());
         assert_eq!(lua.list_by_prefix("alice:").await.unwrap().len(), 1);
     }

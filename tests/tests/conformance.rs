@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use pmcp_tasks::InMemoryBackend;
 use pmcptask_tests::conformance::{Difference, Subject};
-use pmcptask_tests::{Server, conformance_suite};
+use pmcptask_tests::{Server, conformance_suite, lua_backend};
 use uuid::Uuid;
 
 /// The user's server from `REDIS_URL`, or a server for each test, which stops with the test's thread.
@@ -63,7 +63,7 @@ impl Subject for Lua {
     type Backend = pmcp_tasks::RedisBackend;
 
     async fn backend() -> Self::Backend {
-        pmcp_tasks::RedisBackend::new(&url()).await.unwrap().with_prefix(prefix())
+        lua_backend(&url()).await.unwrap().with_prefix(prefix())
     }
 
     fn why_it_differs(difference: Difference) -> Option<&'static str> {

@@ -74,7 +74,7 @@ fn entry_of_an_expired_task_goes_and_the_index_with_its_last_task() {
     let server = Server::start();
     let mut wire = server.wire();
     put(&mut wire, "alice", "short", &["PXAT", &in_ms(200)]);
-    put(&mut wire, "alice", "long", &["PXAT", &in_ms(60_000)]);
+    put(&mut wire, "alice", "long", &["PXAT", &in_ms(3_600_000)]);
     put(&mut wire, "bob", "only", &["PXAT", &in_ms(200)]);
     // No client asks for the tasks: the server finds them.
     assert!(holds_within(Duration::from_secs(10), || wire.info_number("stats", "expired_keys") == 2));

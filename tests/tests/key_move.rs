@@ -16,7 +16,7 @@ use pmcptask_client::{Error, HashTags, RedisBackend};
 use pmcptask_hash_tags::{KeyMove, MoveError};
 use pmcptask_schema::Keyspace;
 use pmcptask_tests::{
-    Fault, Port, Proxy, SentinelGroup, Server, ServerOptions, hash_tags_program, now_ms, reason,
+    Fault, Port, Proxy, SentinelGroup, Server, ServerOptions, hash_tags_program, lua_backend, now_ms, reason,
 };
 
 const OWNERS: [&str; 12] =
@@ -128,7 +128,7 @@ async fn owner_in_braces_is_known_by_its_records() {
 #[tokio::test(flavor = "multi_thread")]
 async fn data_of_the_lua_scripts_moves_with_its_order() {
     let server = Server::start();
-    let old = pmcp_tasks::RedisBackend::new(&server.url()).await.unwrap();
+    let old = lua_backend(&server.url()).await.unwrap();
     let created = |n| format!(r#"{{"task":{{"createdAt":"2024-01-0{n}T00:00:00Z"}}}}"#).into_bytes();
     for (owner, task, n) in
         [("alice", "z", 1), ("alice", "a", 2), ("tenant:bob", "z", 3), ("tenant:bob", "a", 4)]
@@ -149,7 +149,7 @@ async fn data_of_the_lua_scripts_moves_with_its_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn server_needs_no_module_for_it() {
     let server = Server::start_with(&ServerOptions::default().without_module());
-    let old = pmcp_tasks::RedisBackend::new(&server.url()).await.unwrap();
+    let old = lua_backend(&server.url()).await.unwrap();
     for owner in ["alice", "tenant:bob"] {
         old.put(&format!("{owner}:t"), br#"{"task":{"createdAt":"2023-11-14T22:13:20Z"}}"#).await.unwrap();
     }

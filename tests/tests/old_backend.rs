@@ -14,7 +14,9 @@ use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 use pmcp_tasks::{RedisBackend as Lua, domain::TaskRecord};
 use pmcptask_client::RedisBackend as Native;
 use pmcptask_tests::conformance::Sample;
-use pmcptask_tests::{PROMISED, Server, ServerOptions, Wire, holds_within, now_ms, sleep_until, timestamp};
+use pmcptask_tests::{
+    PROMISED, Server, ServerOptions, Wire, holds_within, lua_backend, now_ms, sleep_until, timestamp,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest::{collection, sample};
@@ -268,7 +270,7 @@ fn answers_are_those_of_the_backend_it_replaces() {
 // The old defects: the only differences between the two.
 
 async fn both(server: &Server) -> (Lua, Native) {
-    let lua = Lua::new(&server.url()).await.unwrap().with_prefix("lua");
+    let lua = lua_backend(&server.url()).await.unwrap().with_prefix("lua");
     let native = Native::new(&server.url()).await.unwrap().with_prefix("native");
     (lua, native)
 }
@@ -277,7 +279,7 @@ async fn both(server: &Server) -> (Lua, Native) {
 async fn each_on_its_own() -> (Server, Lua, Server, Native) {
     let old = Server::start_with(&ServerOptions::default().without_module());
     let new = Server::start();
-    let lua = Lua::new(&old.url()).await.unwrap();
+    let lua = lua_backend(&old.url()).await.unwrap();
     let native = Native::new(&new.url()).await.unwrap();
     (old, lua, new, native)
 }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use pmcptask_tests::{
-    Dice, EMPTY, INDEX, NIL, PROMISED, Server, ServerOptions, TASK, Wire, holds_within, now_ms,
+    Dice, EMPTY, INDEX, NIL, PROMISED, Server, ServerOptions, TASK, Wire, holds_within, now_ms, slowness,
 };
 
 /// Only a broken server needs this long.
@@ -203,7 +203,7 @@ fn read_on_a_replica_finds_no_task_past_its_expiry() {
     let mut primary = Server::start_with(&comparable());
     let replica = Server::start_with(&comparable().replica_of(&primary));
     await_link(&replica);
-    let expires_at = now_ms() + 1_000;
+    let expires_at = now_ms() + 1_000 * i64::from(slowness());
     let mut wire = primary.wire();
     wire.call(&["PMCPTASK.PUT", TASK, INDEX, "data", "PXAT", &expires_at.to_string()]);
     await_all_of(&primary, &replica);

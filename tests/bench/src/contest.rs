@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 use pmcptask_client::RedisBackend;
-use pmcptask_tests::{Server, ServerOptions, Wire, holds_within};
+use pmcptask_tests::{Server, ServerOptions, Wire, holds_within, lua_backend};
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 
@@ -26,7 +26,7 @@ pub(crate) const LUA: &str = "Lua";
 pub(crate) const BARE: &str = "HSET / HGETALL";
 pub(crate) const TRIO: &str = "HSET + ZADD + PEXPIREAT";
 
-/// Enough for 256 records of 1 MB in flight. The Lua backend's own connection gives up after half a second.
+/// Enough for 256 records of 1 MB in flight.
 const RESPONSE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A server with the module, and one without it for the other contestants: the module hears of what they
@@ -94,7 +94,7 @@ pub(crate) async fn ours(server: &Server) -> Result<RedisBackend> {
 }
 
 pub(crate) async fn lua(server: &Server) -> Result<pmcp_tasks::RedisBackend> {
-    Ok(pmcp_tasks::RedisBackend::with_connection(connection(server).await?))
+    Ok(lua_backend(&server.url()).await?)
 }
 
 async fn connection(server: &Server) -> Result<MultiplexedConnection> {
