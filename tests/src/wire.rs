@@ -16,6 +16,9 @@ pub const TASK: &str = "pmcp:tasks:o:t";
 /// The index key that goes with [`TASK`].
 pub const INDEX: &str = "pmcp:idx:o";
 
+/// Much longer than any reply takes: if this time passes, the test has failed.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 /// The number in an integer reply.
 ///
 /// # Panics
@@ -25,6 +28,17 @@ pub const INDEX: &str = "pmcp:idx:o";
 pub fn integer(reply: &str) -> i64 {
     let number = reply.strip_prefix(':').and_then(|rest| rest.trim_end().parse().ok());
     number.unwrap_or_else(|| panic!("not an integer reply: {reply}"))
+}
+
+/// The words of a command line: see [`Wire::send_line`].
+#[must_use]
+pub fn words(line: &str) -> Vec<&str> {
+    let word = |word| match word {
+        "T" => TASK,
+        "I" => INDEX,
+        other => other,
+    };
+    line.split(' ').map(word).collect()
 }
 
 /// A connection that does not interpret replies.
@@ -42,8 +56,7 @@ impl Wire {
     pub fn open(port: u16) -> io::Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_nodelay(true)?;
-        // Much longer than any reply takes: if this time passes, the test has failed.
-        stream.set_read_timeout(Some(Duration::from_mins(1)))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 
@@ -56,15 +69,23 @@ impl Wire {
         self.try_call(arguments).expect("the server replies")
     }
 
-    /// Sends a command line and returns its reply. Words end at spaces; `T` and `I` alone stand for [`TASK`]
-    /// and [`INDEX`].
+    /// Sends a command line and returns its reply: see [`Wire::send_line`].
+    ///
+    /// # Panics
+    ///
+    /// If no reply comes.
     pub fn run(&mut self, line: &str) -> String {
-        let word = |word| match word {
-            "T" => TASK,
-            "I" => INDEX,
-            other => other,
-        };
-        self.call(&line.split(' ').map(word).collect::<Vec<_>>())
+        self.send_line(line);
+        self.receive().expect("the server replies")
+    }
+
+    /// Sends a command line. Words end at spaces; `T` and `I` alone stand for [`TASK`] and [`INDEX`].
+    ///
+    /// # Panics
+    ///
+    /// If the connection fails.
+    pub fn send_line(&mut self, line: &str) {
+        self.send(&words(line)).expect("the server takes commands");
     }
 
     /// Makes a key expire in 100 ms. With a time so short that it may be past when the server checks it, the server
@@ -133,6 +154,25 @@ impl Wire {
         let mut reply = Vec::new();
         self.read_value(&mut reply)?;
         Ok(String::from_utf8(reply).unwrap_or_else(|error| error.as_bytes().escape_ascii().to_string()))
+    }
+
+    /// The next reply, if it comes within `limit`.
+    ///
+    /// # Errors
+    ///
+    /// If the connection fails.
+    pub fn receive_within(&mut self, limit: Duration) -> io::Result<Option<String>> {
+        self.stream.get_ref().set_read_timeout(Some(limit))?;
+        let arrives = self.stream.fill_buf().map(<[u8]>::is_empty);
+        self.stream.get_ref().set_read_timeout(Some(PATIENCE))?;
+        match arrives {
+            Ok(true) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(false) => self.receive().map(Some),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Appends one value with all that it contains.
