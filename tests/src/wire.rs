@@ -16,9 +16,6 @@ pub const TASK: &str = "pmcp:tasks:o:t";
 /// The index key that goes with [`TASK`].
 pub const INDEX: &str = "pmcp:idx:o";
 
-/// Much longer than any reply takes: if this time passes, the test has failed.
-const PATIENCE: Duration = Duration::from_mins(1);
-
 /// The number in an integer reply.
 ///
 /// # Panics
@@ -56,7 +53,8 @@ impl Wire {
     pub fn open(port: u16) -> io::Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        // Much longer than any reply takes: if this time passes, the test has failed.
+        stream.set_read_timeout(Some(Duration::from_mins(1)))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 
@@ -156,21 +154,19 @@ impl Wire {
         Ok(String::from_utf8(reply).unwrap_or_else(|error| error.as_bytes().escape_ascii().to_string()))
     }
 
-    /// The next reply, if it comes within `limit`.
+    /// The next reply, if it has arrived.
     ///
     /// # Errors
     ///
     /// If the connection fails.
-    pub fn receive_within(&mut self, limit: Duration) -> io::Result<Option<String>> {
-        self.stream.get_ref().set_read_timeout(Some(limit))?;
-        let arrives = self.stream.fill_buf().map(<[u8]>::is_empty);
-        self.stream.get_ref().set_read_timeout(Some(PATIENCE))?;
-        match arrives {
-            Ok(true) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(false) => self.receive().map(Some),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                Ok(None)
-            }
+    pub fn received(&mut self) -> io::Result<Option<String>> {
+        self.stream.get_ref().set_nonblocking(true)?;
+        let arrived = self.stream.fill_buf().map(|bytes| !bytes.is_empty());
+        self.stream.get_ref().set_nonblocking(false)?;
+        match arrived {
+            Ok(true) => self.receive().map(Some),
+            Ok(false) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
     }
