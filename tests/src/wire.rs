@@ -38,6 +38,17 @@ pub fn words(line: &str) -> Vec<&str> {
     line.split(' ').map(word).collect()
 }
 
+fn encoded<A: AsRef<[u8]>>(arguments: &[A]) -> Vec<u8> {
+    let mut command = format!("*{}\r\n", arguments.len()).into_bytes();
+    for argument in arguments {
+        let argument = argument.as_ref();
+        command.extend_from_slice(format!("${}\r\n", argument.len()).as_bytes());
+        command.extend_from_slice(argument);
+        command.extend_from_slice(b"\r\n");
+    }
+    command
+}
+
 /// A connection that does not interpret replies.
 #[derive(Debug)]
 pub struct Wire {
@@ -83,7 +94,17 @@ impl Wire {
     ///
     /// If the connection fails.
     pub fn send_line(&mut self, line: &str) {
-        self.send(&words(line)).expect("the server takes commands");
+        self.send_lines(&[line]);
+    }
+
+    /// Sends command lines at once, so that the server runs them one after the other, with nothing in between.
+    ///
+    /// # Panics
+    ///
+    /// If the connection fails.
+    pub fn send_lines(&mut self, lines: &[&str]) {
+        let commands: Vec<u8> = lines.iter().flat_map(|line| encoded(&words(line))).collect();
+        self.stream.get_mut().write_all(&commands).expect("the server takes commands");
     }
 
     /// Makes a key expire in 100 ms. With a time so short that it may be past when the server checks it, the server
@@ -133,14 +154,7 @@ impl Wire {
     ///
     /// If the connection fails.
     pub fn send<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> io::Result<()> {
-        let mut command = format!("*{}\r\n", arguments.len()).into_bytes();
-        for argument in arguments {
-            let argument = argument.as_ref();
-            command.extend_from_slice(format!("${}\r\n", argument.len()).as_bytes());
-            command.extend_from_slice(argument);
-            command.extend_from_slice(b"\r\n");
-        }
-        self.stream.get_mut().write_all(&command)
+        self.stream.get_mut().write_all(&encoded(arguments))
     }
 
     /// Waits for the next reply.
