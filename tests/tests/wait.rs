@@ -94,6 +94,11 @@ fn has_no_answer(waiter: &mut Wire) -> bool {
     waiter.received().unwrap().is_none()
 }
 
+/// A time on the clock after this many ms, or later on a slow server.
+fn in_ms(ms: i64) -> i64 {
+    now_ms() + ms * i64::from(slowness())
+}
+
 fn client_id(wire: &mut Wire) -> String {
     integer(&wire.run("CLIENT ID")).to_string()
 }
@@ -406,17 +411,18 @@ fn expiry_wakes_at_its_millisecond_whether_or_not_the_server_has_reclaimed_the_t
     let mut stage = Stage::start();
     for active in ["0", "1"] {
         stage.run(&[&format!("DEBUG SET-ACTIVE-EXPIRE {active}")]);
-        for line in ["", "PMCPTASK.EXPIRE T I PXAT {at}", "PEXPIREAT T {at}", "PEXPIRE T 120"] {
+        for line in ["", "PMCPTASK.EXPIRE T I PXAT {at}", "PEXPIREAT T {at}", "PEXPIRE T {ms}"] {
             stage.renew();
-            let mut at = now_ms() + 120;
+            let mut at = in_ms(120);
             if line.is_empty() {
                 stage.run(&[&format!("PMCPTASK.PUT T I data PXAT {at}")]);
             }
             let version = if line.is_empty() { 2 } else { 1 };
             let mut waiter = stage.waiter(&format!("PMCPTASK.WAIT T {version} 0"));
             if !line.is_empty() {
-                at = now_ms() + 120;
-                stage.run(&[&line.replace("{at}", &at.to_string())]);
+                at = in_ms(120);
+                let ms = (at - now_ms()).to_string();
+                stage.run(&[&line.replace("{at}", &at.to_string()).replace("{ms}", &ms)]);
             }
             let reply = waiter.receive().unwrap();
             let late = now_ms() - at;
@@ -440,7 +446,7 @@ fn expiry_that_is_put_off_or_removed_does_not_wake() {
         "PEXPIRE T 900000",
     ] {
         stage.renew();
-        let at = now_ms() + 400;
+        let at = in_ms(400);
         stage.run(&[&format!("PEXPIREAT T {at}")]);
         let mut waiter = stage.waiter("PMCPTASK.WAIT T 1 0");
         // The module has seen when the task expires.
@@ -462,7 +468,7 @@ fn expiry_that_is_brought_forward_wakes_at_the_new_time() {
     stage.run(&["PEXPIRE T 900000"]);
     let mut waiter = stage.waiter("PMCPTASK.WAIT T 1 0");
     std::thread::sleep(Duration::from_millis(20));
-    let at = now_ms() + 150;
+    let at = in_ms(150);
     stage.run(&[&format!("PEXPIREAT T {at}")]);
     assert_eq!(answer(&mut waiter, "PEXPIREAT"), MISSING);
     assert!(now_ms() >= at);
@@ -473,7 +479,7 @@ fn hash_that_has_lost_its_expiry_wakes_at_its_expires_at() {
     let mut stage = Stage::start();
     stage.renew();
     // The field is in seconds: the task ends with that second.
-    let ends_s = now_ms() / 1_000 + 1;
+    let ends_s = in_ms(1_000) / 1_000 + 1;
     stage.run(&[&format!("HSET T expires_at {ends_s}")]);
     let mut waiter = stage.waiter("PMCPTASK.WAIT T 1 0");
     assert_eq!(waiter.receive().unwrap(), MISSING);
@@ -728,7 +734,7 @@ fn pause_of_writes_delays_the_change_and_a_pause_of_all_the_call() {
 fn task_that_expires_while_writes_are_paused_is_gone_for_who_waits() {
     let mut stage = Stage::start();
     stage.renew();
-    let at = now_ms() + 300;
+    let at = in_ms(300);
     stage.run(&[&format!("PEXPIREAT T {at}")]);
     let mut waiter = stage.waiter("PMCPTASK.WAIT T 1 0");
     stage.run(&["CLIENT PAUSE 60000 WRITE"]);
@@ -796,7 +802,7 @@ fn who_waits_at_a_replica_is_woken_by_what_the_primary_does() {
     }
     for _ in 0..2 {
         primary.renew();
-        let at = now_ms() + 200;
+        let at = in_ms(200);
         primary.run(&[&format!("PEXPIREAT T {at}")]);
         assert_eq!(primary.wire.run("WAIT 1 10000"), ":1\r\n");
         let mut waiter = replica.waiter("PMCPTASK.WAIT T 1 0");
