@@ -169,7 +169,7 @@ async fn task_that_ends_while_its_slot_moves_at_once_leaves_no_entry() {
         ends_ms.push(at_ms);
     }
     let started_ms = now_ms();
-    if move_at_once(HALF, first, second) {
+    if first.move_first_slots_at_once(HALF, second) {
         let moving = started_ms..now_ms();
         let meanwhile = ends_ms.iter().filter(|at_ms| moving.contains(at_ms)).count();
         assert!(meanwhile > 0, "none ended while the slots moved, {} ms", moving.end - moving.start);

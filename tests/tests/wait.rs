@@ -1114,7 +1114,7 @@ fn a_thousand_clients_that_wait_for_a_thousand_tasks_are_all_answered() {
 // Random changes.
 
 /// What a task is, as far as a client that waits is concerned: nothing, a version, or another value.
-fn state(wire: &mut Wire, database: usize, task: &str) -> Option<String> {
+fn state(wire: &mut Wire, database: u64, task: &str) -> Option<String> {
     wire.run(&format!("SELECT {database}"));
     let reply = wire.run(&format!("PMCPTASK.GET {task}"));
     match reply.as_str() {
@@ -1124,15 +1124,44 @@ fn state(wire: &mut Wire, database: usize, task: &str) -> Option<String> {
     }
 }
 
+const TASKS: [&str; 3] = ["pmcp:tasks:o:a", "pmcp:tasks:o:b", "pmcp:tasks:o:c"];
+
+/// A client that waits for a task of a database at a version.
+struct Waiter {
+    wire: Wire,
+    database: u64,
+    task: &'static str,
+    seen: i64,
+}
+
+/// A random call in a database. It may change `task` and `other`, and end tasks at `soon`, in ms since the epoch.
+fn random_change(dice: &mut Dice, database: u64, task: &str, other: &str, soon: i64) -> String {
+    match dice.roll(240) / 10 {
+        0..4 => format!("PMCPTASK.PUT {task} I new"),
+        4 => format!("PMCPTASK.PUT {task} I new PXAT {soon}"),
+        5 => format!("PMCPTASK.CAS {task} I 1 new"),
+        6 => format!("PMCPTASK.DEL {task} I"),
+        7 => "PMCPTASK.TRIM I KEEP 1".to_owned(),
+        8 => format!("PMCPTASK.EXPIRE {task} I PXAT {soon}"),
+        9 => format!("PMCPTASK.EXPIRE {task} I PERSIST"),
+        10 => format!("HSET {task} version {}", 1 + dice.roll(9)),
+        11 => format!("HSET {task} other x"),
+        12 => format!("HDEL {task} version"),
+        13 => format!("DEL {task}"),
+        14 => format!("RENAME {task} {other}"),
+        15 => format!("COPY {task} {other} REPLACE"),
+        16 => format!("MOVE {task} {}", 1 - database),
+        17 => format!("SET {task} text"),
+        18 => format!("PEXPIREAT {task} {soon}"),
+        19 => "FLUSHDB".to_owned(),
+        20 => "SWAPDB 0 1".to_owned(),
+        21 if dice.roll(10) == 0 => "FLUSHALL".to_owned(),
+        _ => format!("PMCPTASK.GET {task}"),
+    }
+}
+
 #[test]
 fn after_every_random_change_those_are_answered_whose_task_has_changed_and_no_others() {
-    const TASKS: [&str; 3] = ["pmcp:tasks:o:a", "pmcp:tasks:o:b", "pmcp:tasks:o:c"];
-    struct Waiter {
-        wire: Wire,
-        database: usize,
-        task: &'static str,
-        seen: i64,
-    }
     let mut stage = Stage::start();
     let tells = stage.tells_of_every_change();
     let mut dice = Dice::new(20_260_926);
@@ -1142,7 +1171,7 @@ fn after_every_random_change_those_are_answered_whose_task_has_changed_and_no_ot
     for step in 0..steps {
         // Clients come.
         while waiters.len() < 8 {
-            let database = usize::try_from(dice.roll(2)).unwrap();
+            let database = dice.roll(2);
             let task = *dice.pick::<&str>(&TASKS);
             stage.run(&[&format!("SELECT {database}")]);
             let reply = stage.wire.run(&format!("PMCPTASK.GET {task}"));
@@ -1164,28 +1193,7 @@ fn after_every_random_change_those_are_answered_whose_task_has_changed_and_no_ot
         let database = dice.roll(2);
         stage.run(&[&format!("SELECT {database}")]);
         let soon = now_ms() + 1 + i64::try_from(dice.roll(20)).unwrap();
-        let line = match dice.roll(24) {
-            0..4 => format!("PMCPTASK.PUT {task} I new"),
-            4 => format!("PMCPTASK.PUT {task} I new PXAT {soon}"),
-            5 => format!("PMCPTASK.CAS {task} I 1 new"),
-            6 => format!("PMCPTASK.DEL {task} I"),
-            7 => "PMCPTASK.TRIM I KEEP 1".to_owned(),
-            8 => format!("PMCPTASK.EXPIRE {task} I PXAT {soon}"),
-            9 => format!("PMCPTASK.EXPIRE {task} I PERSIST"),
-            10 => format!("HSET {task} version {}", 1 + dice.roll(9)),
-            11 => format!("HSET {task} other x"),
-            12 => format!("HDEL {task} version"),
-            13 => format!("DEL {task}"),
-            14 => format!("RENAME {task} {other}"),
-            15 => format!("COPY {task} {other} REPLACE"),
-            16 => format!("MOVE {task} {}", 1 - database),
-            17 => format!("SET {task} text"),
-            18 => format!("PEXPIREAT {task} {soon}"),
-            19 => "FLUSHDB".to_owned(),
-            20 => "SWAPDB 0 1".to_owned(),
-            21 if step % 10 == 0 => "FLUSHALL".to_owned(),
-            _ => format!("PMCPTASK.GET {task}"),
-        };
+        let line = random_change(&mut dice, database, task, other, soon);
         // Some calls fail, for example a RENAME of a missing task: they change nothing.
         match dice.roll(3) {
             0 => {
