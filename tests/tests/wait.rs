@@ -556,7 +556,9 @@ fn task_that_is_deleted_and_made_again_is_another_task() {
                 }
             }
             let reply = answer(&mut waiter, &lines.join("; "));
-            assert_eq!(reply, ok(1, "again"), "{lines:?}");
+            // Outside of a transaction, newer servers do other things until they have freed everything.
+            let is_flushed = !in_transaction && lines[0].starts_with("FLUSH") && reply == MISSING;
+            assert!(is_flushed || reply == ok(1, "again"), "{lines:?}: {reply}");
         }
     }
 }
