@@ -4,6 +4,9 @@
 //! waits for is noted, and a timer looks at the key soon after: a change may come in the middle of a transaction, when
 //! nothing may be decided. The timer also looks at a key when its task expires, because the server can reclaim an
 //! expired task much later.
+//!
+//! A client is answered if the version is not the version that it has seen, or if the task has ended since it waits: a
+//! task that was deleted and made again in one transaction may have the same version.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::c_int;
@@ -11,10 +14,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::failures::report;
-use crate::record::{self, Reading};
+use crate::record::{self, Presence, Reading};
 use crate::server::{
-    Context, Failed, Key, ServerEvent, ServerThread, StringRef, TimerId, WaiterId, start_timer, stop_timer,
-    subscribe_to_all_keys, unsubscribe_from_all_keys, wake,
+    Change, Context, Failed, Key, ServerEvent, ServerThread, StringRef, TimerId, Told, WaiterId, start_timer,
+    stop_timer, subscribe_to_all_keys, unsubscribe_from_all_keys, wake,
 };
 use crate::slots::{Role, Slots};
 use crate::{reclaim, settings, statistics};
@@ -25,6 +28,8 @@ const LONGEST_GO: Duration = Duration::from_millis(1);
 const PAUSE_MS: i64 = 1;
 /// Delay before a missing key is looked at again while its slot migrates, in ms.
 const MIGRATION_MS: i64 = 100;
+/// How often a key is looked at where the server does not tell of every change, in ms.
+const UNTOLD_MS: i64 = 100;
 
 /// Database and name of a key.
 type KeyName = (c_int, Arc<[u8]>);
@@ -39,9 +44,22 @@ struct Waiter {
 struct WaitedKey {
     /// The version that each client has seen.
     seen: BTreeMap<WaiterId, i64>,
+    /// The last client that waited when a task ended under this key. To this client and those before it, a task of the
+    /// version that they have seen is another task.
+    ended_for: Option<WaiterId>,
     is_noted: bool,
     /// When the key is due to be looked at, in ms since the epoch.
     due_ms: Option<i64>,
+}
+
+impl WaitedKey {
+    fn has_ended_for(&self, id: WaiterId) -> bool {
+        self.ended_for.is_some_and(|last| id <= last)
+    }
+
+    fn end(&mut self) {
+        self.ended_for = self.seen.last_key_value().map(|(id, _)| *id);
+    }
 }
 
 struct Waiters {
@@ -54,7 +72,8 @@ struct Waiters {
     due: BTreeSet<(i64, KeyName)>,
     /// The timer that has been started, and when it fires.
     timer: Option<(i64, TimerId)>,
-    is_subscribed: bool,
+    /// What the server tells of; None without a subscription.
+    told: Option<Told>,
 }
 
 static WAITERS: ServerThread<Waiters> = ServerThread::new(Waiters {
@@ -64,7 +83,7 @@ static WAITERS: ServerThread<Waiters> = ServerThread::new(Waiters {
     to_wake: VecDeque::new(),
     due: BTreeSet::new(),
     timer: None,
-    is_subscribed: false,
+    told: None,
 });
 
 impl Waiters {
@@ -73,16 +92,18 @@ impl Waiters {
     }
 
     /// Notes a key to be looked at, if clients wait for the key.
-    fn note(&mut self, context: &Context, database: c_int, name: &[u8]) {
+    fn note(&mut self, context: &Context, database: c_int, name: &[u8], change: Change) {
         let Some(keys) = self.keys.get_mut(&database) else { return };
         let Some((name, _)) = keys.get_key_value(name) else { return };
         let name = name.clone();
-        if let Some(key) = keys.get_mut(&name)
-            && !std::mem::replace(&mut key.is_noted, true)
-        {
-            self.noted.push_back((database, name));
-            self.start_timer(context, 0);
+        let Some(key) = keys.get_mut(&name) else { return };
+        if change == Change::End {
+            key.end();
         }
+        if !std::mem::replace(&mut key.is_noted, true) {
+            self.noted.push_back((database, name));
+        }
+        self.start_timer(context, 0);
     }
 
     fn next_noted(&mut self) -> Option<KeyName> {
@@ -93,14 +114,17 @@ impl Waiters {
         Some(name)
     }
 
-    fn note_all(&mut self) {
+    /// Notes all keys, and calls `change` with the database of each.
+    fn note_all(&mut self, context: &Context, change: impl Fn(c_int, &mut WaitedKey)) {
         for (database, keys) in &mut self.keys {
             for (name, key) in keys {
+                change(*database, key);
                 if !std::mem::replace(&mut key.is_noted, true) {
                     self.noted.push_back((*database, name.clone()));
                 }
             }
         }
+        self.start_timer(context, 0);
     }
 
     /// Notes the keys that are due.
@@ -113,7 +137,7 @@ impl Waiters {
             if let Some(key) = self.key(&name) {
                 key.due_ms = None;
             }
-            self.note(context, name.0, &name.1);
+            self.note(context, name.0, &name.1, Change::Any);
         }
     }
 
@@ -132,11 +156,12 @@ impl Waiters {
         }
     }
 
-    /// Makes the clients answered that have not seen this version; none have seen `None`.
+    /// Makes the clients answered that have not seen this task; none have seen `None`.
     fn wake_unless_seen(&mut self, name: &KeyName, version: Option<i64>) {
         let Some(key) = self.key(name) else { return };
+        let is_changed = |id, seen| Some(seen) != version || key.has_ended_for(id);
         let changed: Vec<_> =
-            key.seen.iter().filter(|(_, seen)| Some(**seen) != version).map(|(id, _)| *id).collect();
+            key.seen.iter().filter(|(id, seen)| is_changed(**id, **seen)).map(|(id, _)| *id).collect();
         self.to_wake.extend(changed);
     }
 
@@ -167,13 +192,12 @@ impl Waiters {
 /// The server refuses.
 pub(crate) fn subscribe(context: &Context) -> Result<(), Failed> {
     let Some(mut waiters) = WAITERS.borrow_mut(context) else { return Ok(()) };
-    if !waiters.is_subscribed {
-        subscribe_to_all_keys(context, |context, key| {
+    if waiters.told.is_none() {
+        waiters.told = Some(subscribe_to_all_keys(context, |context, key, change| {
             if let Some(mut waiters) = WAITERS.borrow_mut(context) {
-                waiters.note(context, context.selected_database(), key.bytes());
+                waiters.note(context, context.selected_database(), key.bytes(), change);
             }
-        })?;
-        waiters.is_subscribed = true;
+        })?);
     }
     Ok(())
 }
@@ -191,7 +215,7 @@ pub(crate) fn add(context: &Context, id: WaiterId, task_name: StringRef<'_>, ver
     waiters.by_id.insert(id, Waiter { key: (database, name), is_woken: false });
     statistics::WAITING_CLIENTS.set(waiters.by_id.len());
     // The first look finds out when the task expires.
-    waiters.note(context, database, task_name.bytes());
+    waiters.note(context, database, task_name.bytes(), Change::Any);
 }
 
 /// Removes a client that waits no more.
@@ -208,30 +232,58 @@ pub(crate) fn remove(context: &Context, id: WaiterId) {
             }
         }
     }
-    if waiters.by_id.is_empty() && waiters.is_subscribed {
-        waiters.is_subscribed = !unsubscribe_from_all_keys(context);
+    if waiters.by_id.is_empty()
+        && let Some(told) = waiters.told
+        && unsubscribe_from_all_keys(context, told)
+    {
+        waiters.told = None;
     }
 }
 
-/// Whether the client was woken because its task has changed.
-pub(crate) fn is_woken(context: &Context, id: WaiterId) -> bool {
-    let Some(waiters) = WAITERS.borrow_mut(context) else { return false };
-    waiters.by_id.get(&id).is_some_and(|waiter| waiter.is_woken)
+/// Whether the task that the client has seen has certainly changed or ended.
+pub(crate) fn has_changed_for(context: &Context, id: WaiterId) -> bool {
+    let Some(mut waiters) = WAITERS.borrow_mut(context) else { return false };
+    let Some(Waiter { key: name, is_woken }) = waiters.by_id.get(&id) else { return false };
+    let (name, is_woken) = (name.clone(), *is_woken);
+    is_woken || waiters.key(&name).is_some_and(|key| key.has_ended_for(id))
+}
+
+/// Whether the client's task is missing, and may be at another node of the cluster.
+pub(crate) fn may_be_gone_elsewhere(context: &Context, id: WaiterId, task_name: StringRef<'_>) -> bool {
+    let is_woken = WAITERS
+        .borrow_mut(context)
+        .is_some_and(|waiters| waiters.by_id.get(&id).is_some_and(|waiter| waiter.is_woken));
+    !is_woken
+        && record::presence(context, task_name, context.now_ms()) != Presence::Live
+        && may_be_elsewhere(context, &Slots::of(context), task_name.bytes())
+}
+
+/// Whether a task that is missing here may be at another node. A replica is not told of migrations; its primary
+/// deletes what has moved.
+fn may_be_elsewhere(context: &Context, slots: &Slots<'_>, task_name: &[u8]) -> bool {
+    context.is_settled_primary() && slots.role_for(task_name) != Role::Owner
 }
 
 /// Handles a server event.
 pub(crate) fn tell(context: &Context, event: ServerEvent) {
+    let Some(mut waiters) = WAITERS.borrow_mut(context) else { return };
     match event {
-        ServerEvent::Cron | ServerEvent::AppendOnlyFileLoads => {}
-        ServerEvent::DataLoaded
-        | ServerEvent::RoleChanged
-        | ServerEvent::Flushed
-        | ServerEvent::DatabasesSwapped { .. } => {
-            if let Some(mut waiters) = WAITERS.borrow_mut(context) {
-                waiters.note_all();
-                waiters.start_timer(context, 0);
+        ServerEvent::AppendOnlyFileLoads => {}
+        // After a panic in the timer, nothing else may start a timer.
+        ServerEvent::Cron => waiters.start_timer(context, 0),
+        // A replica that loads the data of its primary anew gets the same tasks again.
+        ServerEvent::DataLoaded => waiters.note_all(context, |_, key| key.ended_for = None),
+        ServerEvent::RoleChanged => waiters.note_all(context, |_, _| {}),
+        ServerEvent::Flushed { database: flushed } => waiters.note_all(context, |database, key| {
+            if flushed.is_none_or(|flushed| flushed == database) {
+                key.end();
             }
-        }
+        }),
+        ServerEvent::DatabasesSwapped { one, other } => waiters.note_all(context, |database, key| {
+            if database == one || database == other {
+                key.end();
+            }
+        }),
     }
 }
 
@@ -281,9 +333,8 @@ fn look_at(context: &Context, slots: &Slots<'_>, name: &KeyName) {
     let now_ms = context.now_ms();
     let hash = Key::open_unnoticed(context, task_name.as_ref());
     let reading = record::header_of(context, &hash, task_name.as_ref(), now_ms);
-    let may_be_elsewhere = matches!(reading, Ok(Reading::Nothing | Reading::Lapsed))
-        && context.is_settled_primary()
-        && slots.role_for(bytes) != Role::Owner;
+    let is_elsewhere =
+        matches!(reading, Ok(Reading::Nothing | Reading::Lapsed)) && may_be_elsewhere(context, slots, bytes);
     let (version, due_ms) = match reading {
         Ok(Reading::Live(header)) => {
             let expiry_ms = hash.expiry().or_else(|| header.expires_at.ms());
@@ -300,11 +351,12 @@ fn look_at(context: &Context, slots: &Slots<'_>, name: &KeyName) {
     };
     drop(hash);
     let Some(mut waiters) = WAITERS.borrow_mut(context) else { return };
-    if may_be_elsewhere {
+    let untold_ms = (waiters.told == Some(Told::NotGeneric)).then(|| now_ms.saturating_add(UNTOLD_MS));
+    if is_elsewhere {
         // The server redirects the client once the slot has left. If the slot stays, the task is gone.
         waiters.set_due(name, Some(now_ms.saturating_add(MIGRATION_MS)));
         return;
     }
-    waiters.set_due(name, due_ms);
+    waiters.set_due(name, due_ms.into_iter().chain(untold_ms).min());
     waiters.wake_unless_seen(name, version);
 }

@@ -464,7 +464,13 @@ mod tests {
             ["", "-1", "+1", " 1", "1 ", "01", "1.0", "1e3", "0x1", "9223372036854775808", "ten", "\0"]
         {
             assert!(put(&["PXAT", number]).is_err(), "{number:?}");
-            assert!(expected_version(number.as_bytes()).is_err(), "{number:?}");
+            for read in [expected_version, seen_version, timeout_ms] {
+                assert!(read(number.as_bytes()).is_err(), "{number:?}");
+            }
+        }
+        for read in [expected_version, seen_version, timeout_ms] {
+            assert_eq!(read(b"0"), Ok(0));
+            assert_eq!(read(b"9223372036854775807"), Ok(i64::MAX));
         }
         assert!(put(&["CREATED", "9007199254740991"]).is_ok());
         assert!(put(&["CREATED", "9007199254740992"]).is_err());
@@ -474,6 +480,14 @@ mod tests {
     fn error_names_the_argument_what_was_expected_and_what_was_got() {
         assert_eq!(put(&["PXAT"]).unwrap_err(), format!("PXAT: expected {MILLISECONDS}, got nothing"));
         assert_eq!(put(&["PXAT", "soon"]).unwrap_err(), format!("PXAT: expected {MILLISECONDS}, got 'soon'"));
+        assert_eq!(
+            seen_version(b"-1").unwrap_err().to_string(),
+            format!("version: expected {COUNT}, got '-1'")
+        );
+        assert_eq!(
+            timeout_ms(b"").unwrap_err().to_string(),
+            format!("timeout-ms: expected {TIMEOUT}, got an empty string")
+        );
         assert_eq!(
             put(&["TTL", "5"]).unwrap_err(),
             "option: expected PXAT, PERSIST, CREATED, MAXTASKS or NX, got 'TTL'"

@@ -43,7 +43,7 @@ pub use sentinel::SentinelGroup;
 pub use server::{
     FILE, Server, ServerOptions, StartError, calling_module, hash_tags_program, server_for_example,
 };
-pub use wire::{EMPTY, INDEX, NIL, OK, TASK, Wire, integer};
+pub use wire::{EMPTY, INDEX, NIL, OK, TASK, Wire, integer, words};
 
 /// The time of this machine, in ms since the epoch. The servers of the harness use the same clock.
 #[must_use]

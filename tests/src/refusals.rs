@@ -44,6 +44,9 @@ pub const LISTED_MS: &str = "ms since the epoch, from -9223372036854775808 to 92
 /// What `COUNT`, `KEEP`, `MAXTASKS`, `VERSION` and an expected version take.
 pub const INTEGER: &str = "an integer from 0 to 9223372036854775807";
 
+/// What the timeout of WAIT takes.
+pub const TIMEOUT: &str = "ms, from 0 (for ever) to 9223372036854775807";
+
 /// For a new task of an owner who has as many tasks as `MAXTASKS` allows.
 #[must_use]
 pub fn no_room(max_tasks: u32) -> String {

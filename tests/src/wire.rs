@@ -27,6 +27,28 @@ pub fn integer(reply: &str) -> i64 {
     number.unwrap_or_else(|| panic!("not an integer reply: {reply}"))
 }
 
+/// The words of a command line: see [`Wire::send_line`].
+#[must_use]
+pub fn words(line: &str) -> Vec<&str> {
+    let word = |word| match word {
+        "T" => TASK,
+        "I" => INDEX,
+        other => other,
+    };
+    line.split(' ').map(word).collect()
+}
+
+fn encoded<A: AsRef<[u8]>>(arguments: &[A]) -> Vec<u8> {
+    let mut command = format!("*{}\r\n", arguments.len()).into_bytes();
+    for argument in arguments {
+        let argument = argument.as_ref();
+        command.extend_from_slice(format!("${}\r\n", argument.len()).as_bytes());
+        command.extend_from_slice(argument);
+        command.extend_from_slice(b"\r\n");
+    }
+    command
+}
+
 /// A connection that does not interpret replies.
 #[derive(Debug)]
 pub struct Wire {
@@ -56,15 +78,33 @@ impl Wire {
         self.try_call(arguments).expect("the server replies")
     }
 
-    /// Sends a command line and returns its reply. Words end at spaces; `T` and `I` alone stand for [`TASK`]
-    /// and [`INDEX`].
+    /// Sends a command line and returns its reply: see [`Wire::send_line`].
+    ///
+    /// # Panics
+    ///
+    /// If no reply comes.
     pub fn run(&mut self, line: &str) -> String {
-        let word = |word| match word {
-            "T" => TASK,
-            "I" => INDEX,
-            other => other,
-        };
-        self.call(&line.split(' ').map(word).collect::<Vec<_>>())
+        self.send_line(line);
+        self.receive().expect("the server replies")
+    }
+
+    /// Sends a command line. Words end at spaces; `T` and `I` alone stand for [`TASK`] and [`INDEX`].
+    ///
+    /// # Panics
+    ///
+    /// If the connection fails.
+    pub fn send_line(&mut self, line: &str) {
+        self.send_lines(&[line]);
+    }
+
+    /// Sends command lines at once, so that the server runs them one after the other, with nothing in between.
+    ///
+    /// # Panics
+    ///
+    /// If the connection fails.
+    pub fn send_lines(&mut self, lines: &[&str]) {
+        let commands: Vec<u8> = lines.iter().flat_map(|line| encoded(&words(line))).collect();
+        self.stream.get_mut().write_all(&commands).expect("the server takes commands");
     }
 
     /// Makes a key expire in 100 ms. With a time so short that it may be past when the server checks it, the server
@@ -114,14 +154,7 @@ impl Wire {
     ///
     /// If the connection fails.
     pub fn send<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> io::Result<()> {
-        let mut command = format!("*{}\r\n", arguments.len()).into_bytes();
-        for argument in arguments {
-            let argument = argument.as_ref();
-            command.extend_from_slice(format!("${}\r\n", argument.len()).as_bytes());
-            command.extend_from_slice(argument);
-            command.extend_from_slice(b"\r\n");
-        }
-        self.stream.get_mut().write_all(&command)
+        self.stream.get_mut().write_all(&encoded(arguments))
     }
 
     /// Waits for the next reply.
@@ -133,6 +166,23 @@ impl Wire {
         let mut reply = Vec::new();
         self.read_value(&mut reply)?;
         Ok(String::from_utf8(reply).unwrap_or_else(|error| error.as_bytes().escape_ascii().to_string()))
+    }
+
+    /// The next reply, if it has arrived.
+    ///
+    /// # Errors
+    ///
+    /// If the connection fails.
+    pub fn received(&mut self) -> io::Result<Option<String>> {
+        self.stream.get_ref().set_nonblocking(true)?;
+        let arrived = self.stream.fill_buf().map(|bytes| !bytes.is_empty());
+        self.stream.get_ref().set_nonblocking(false)?;
+        match arrived {
+            Ok(true) => self.receive().map(Some),
+            Ok(false) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Appends one value with all that it contains.

@@ -16,7 +16,7 @@ use pmcptask_tests::{
 
 /// The rules that a user needs for the tasks of one owner.
 const ALICE: &str = "~pmcp:tasks:alice:* ~pmcp:idx:alice -@all +pmcptask.put +pmcptask.cas +pmcptask.get \
-                     +pmcptask.del +pmcptask.list +pmcptask.expire +pmcptask.trim";
+                     +pmcptask.del +pmcptask.list +pmcptask.expire +pmcptask.trim +pmcptask.wait";
 
 /// A server with one task each of `alice` and `bob`.
 struct Guarded {
@@ -84,11 +84,12 @@ fn random_rules(first: &str, more: &[&str], dice: &mut Dice) -> String {
 }
 
 /// Every command on the task `t` of an owner, reads first.
-fn all_commands(owner: &str) -> [String; 7] {
+fn all_commands(owner: &str) -> [String; 8] {
     let (task, index) = (format!("pmcp:tasks:{owner}:t"), format!("pmcp:idx:{owner}"));
     [
         format!("PMCPTASK.GET {task}"),
         format!("PMCPTASK.LIST {index}"),
+        format!("PMCPTASK.WAIT {task} 0 0"),
         format!("PMCPTASK.PUT {task} {index} data"),
         format!("PMCPTASK.CAS {task} {index} 2 data"),
         format!("PMCPTASK.EXPIRE {task} {index} PERSIST"),
@@ -122,6 +123,7 @@ fn user_of_one_owner_can_do_everything_with_that_owners_tasks() {
     let expected = [
         "*2\r\n:1\r\n$6\r\nalices\r\n",
         "*1\r\n*4\r\n$1\r\nt\r\n:1\r\n:5\r\n$6\r\nalices\r\n",
+        "*3\r\n+OK\r\n:1\r\n$6\r\nalices\r\n",
         ":2\r\n",
         "*2\r\n+OK\r\n:3\r\n",
         ":1\r\n",
@@ -175,7 +177,7 @@ fn user_cannot_reach_another_owner_through_one_key_of_each() {
 #[test]
 fn user_may_run_only_the_commands_that_the_acl_names() {
     let mut guarded = Guarded::start();
-    for allowed in ["put", "cas", "get", "del", "list", "expire", "trim"] {
+    for allowed in ["put", "cas", "get", "del", "list", "expire", "trim", "wait"] {
         let mut user = guarded.user(&format!("~* -@all +pmcptask.{allowed}"));
         for line in all_commands("alice") {
             let is_allowed = line.to_lowercase().starts_with(&format!("pmcptask.{allowed} "));
@@ -186,13 +188,14 @@ fn user_may_run_only_the_commands_that_the_acl_names() {
 }
 
 #[test]
-fn user_who_may_only_read_keys_can_get_and_list_and_not_write() {
+fn user_who_may_only_read_keys_can_get_list_and_wait_and_not_write() {
     let mut guarded = Guarded::start();
     let mut reader = guarded.user("%R~pmcp:* +@all");
     let before = guarded.everything();
-    let [get, list, writes @ ..] = all_commands("alice");
+    let [get, list, wait, writes @ ..] = all_commands("alice");
     assert_eq!(reader.run(&get), "*2\r\n:1\r\n$6\r\nalices\r\n");
     assert!(reader.run(&list).starts_with("*1\r\n"));
+    assert_eq!(reader.run(&wait), "*3\r\n+OK\r\n:1\r\n$6\r\nalices\r\n");
     for line in writes {
         let reply = reader.run(&line);
         assert!(is_denied(&reply), "{line}: {reply}");
@@ -204,8 +207,8 @@ fn user_who_may_only_read_keys_can_get_and_list_and_not_write() {
 fn user_who_may_only_write_keys_can_put_and_del_and_learns_no_version_or_record() {
     let mut guarded = Guarded::start();
     let mut writer = guarded.user("%W~pmcp:* +@all");
-    let [get, list, put, cas, expire, trim, del] = all_commands("alice");
-    for line in [get, list, cas] {
+    let [get, list, wait, put, cas, expire, trim, del] = all_commands("alice");
+    for line in [get, list, wait, cas] {
         let reply = writer.run(&line);
         assert!(is_denied(&reply), "{line}: {reply}");
     }
@@ -223,10 +226,11 @@ fn categories_cover_the_commands_where_the_server_has_them_for_modules() {
     let has_categories = !guarded.run("INFO server").contains("redis_version:7.0.");
     let all = all_commands("alice");
     for (category, allowed) in [
-        ("+@read", [true, true, false, false, false, false, false]),
-        ("+@write", [false, false, true, true, true, true, true]),
-        ("+@fast", [true, false, false, false, false, false, false]),
-        ("+@slow", [false, true, true, true, true, true, true]),
+        ("+@read", [true, true, true, false, false, false, false, false]),
+        ("+@write", [false, false, false, true, true, true, true, true]),
+        ("+@fast", [true, false, false, false, false, false, false, false]),
+        ("+@slow", [false, true, true, true, true, true, true, true]),
+        ("+@blocking", [false, false, true, false, false, false, false, false]),
     ] {
         let mut user = guarded.user(&format!("~* -@all {category}"));
         for (line, allowed) in all.iter().zip(allowed) {
@@ -235,7 +239,7 @@ fn categories_cover_the_commands_where_the_server_has_them_for_modules() {
             assert_eq!(!is_denied(&reply), allowed && has_categories, "{category}: {line}: {reply}");
         }
     }
-    let [get, _, put, ..] = all;
+    let [get, _, _, put, ..] = all;
     let mut user = guarded.user("~* -@all +@write -pmcptask.put +pmcptask.get");
     assert!(!is_denied(&user.run(&get)));
     assert!(is_denied(&user.run(&put)));

@@ -8,8 +8,8 @@ use std::iter;
 
 use pmcptask_tests::refusals::{
     CORRUPT_DATA, CORRUPT_VERSION, CREATED_MS, INTEGER, LARGEST_VERSION, LISTED_MS, MS, NO_INDEX_KEY,
-    NO_TASK_ID, NO_TASK_KEY, OF_CAS, OF_DEL, OF_EXPIRE, OF_LIST, OF_PUT, OF_TRIM, OTHER_INDEX, TWO_EXPIRIES,
-    WRONG_TYPE, no_room,
+    NO_TASK_ID, NO_TASK_KEY, OF_CAS, OF_DEL, OF_EXPIRE, OF_LIST, OF_PUT, OF_TRIM, OTHER_INDEX, TIMEOUT,
+    TWO_EXPIRIES, WRONG_TYPE, no_room,
 };
 use pmcptask_tests::{INDEX, Server, ServerOptions, TASK, Wire};
 
@@ -107,6 +107,7 @@ fn wrong_number_of_arguments() {
         ("list", &[""]),
         ("expire", &["", " T"]),
         ("trim", &[""]),
+        ("wait", &["", " T", " T 1", " T 1 0 0"]),
     ] {
         let error = format!("ERR wrong number of arguments for 'pmcptask.{command}' command");
         calls.extend(lines.iter().map(|line| bad(&format!("PMCPTASK.{command}{line}"), &error)));
@@ -276,6 +277,8 @@ fn text_that_is_not_a_number_and_number_out_of_range() {
         ("PMCPTASK.EXPIRE T I PXAT HERE", "PXAT", MS),
         ("PMCPTASK.TRIM I KEEP HERE", "KEEP", INTEGER),
         ("PMCPTASK.TRIM I KEEP 0 COUNT HERE", "COUNT", INTEGER),
+        ("PMCPTASK.WAIT T HERE 0", "version", INTEGER),
+        ("PMCPTASK.WAIT T 1 HERE", "timeout-ms", TIMEOUT),
     ];
     let mut calls = Vec::new();
     for (line, argument, expected) in places {
@@ -346,6 +349,7 @@ fn key_that_does_not_match_the_schema() {
         "DEL HERE I",
         "DEL HERE I VERSION 1",
         "EXPIRE HERE I PXAT 1",
+        "WAIT HERE 1 0",
     ];
     let of_index = [
         "LIST HERE",
@@ -494,6 +498,7 @@ fn key_of_another_type() {
             "DEL T I VERSION 1",
             "EXPIRE T I PERSIST",
             "EXPIRE T I PXAT 1",
+            "WAIT T 1 0",
         ] {
             calls.push(bad_after(&format!("DEL T; {make}"), &format!("PMCPTASK.{line}"), WRONG_TYPE));
         }
@@ -544,6 +549,7 @@ fn hash_that_others_have_made() {
     ] {
         for line in [
             "GET T",
+            "WAIT T 1 0",
             "PUT T I R",
             "PUT T I R PXAT 1",
             "PUT T I R NX",
@@ -568,6 +574,7 @@ fn hash_that_others_have_made() {
     ] {
         for line in [
             "GET T",
+            "WAIT T 1 0",
             "PUT T I R",
             "PUT T I R NX",
             "CAS T I 1 R",

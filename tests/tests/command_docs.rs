@@ -9,7 +9,7 @@ use pmcptask_tests::{Server, ServerOptions, StartError, Wire};
 use redis::{Client, Connection, Value};
 use serde_json::{Value as Json, json};
 
-const COMMANDS: [&str; 7] = [
+const COMMANDS: [&str; 8] = [
     "pmcptask.put",
     "pmcptask.cas",
     "pmcptask.get",
@@ -17,6 +17,7 @@ const COMMANDS: [&str; 7] = [
     "pmcptask.list",
     "pmcptask.expire",
     "pmcptask.trim",
+    "pmcptask.wait",
 ];
 
 /// A connection whose replies distinguish maps from arrays.
@@ -106,6 +107,13 @@ fn command_info_tells_arity_flags_and_keys() {
         ),
         ("pmcptask.expire", -4, &frees, [1, 2], json!([key(2, delete_from.clone()), key(1, update)])),
         ("pmcptask.trim", -4, &frees, [1, 1], json!([key(1, delete_from)])),
+        (
+            "pmcptask.wait",
+            4,
+            &json!(["blocking", "module", "readonly"]),
+            [1, 1],
+            json!([key(1, json!(["RO", "access"]))]),
+        ),
     ] {
         let info = &ask(&mut connection, &format!("COMMAND INFO {command}"))[0];
         assert_eq!(info[0], command);
@@ -133,6 +141,7 @@ fn commands_are_in_acl_categories_but_on_redis_7_0_which_has_none_for_modules() 
         ("pmcptask.list", json!(["@read", "@slow"])),
         ("pmcptask.expire", json!(["@slow", "@write"])),
         ("pmcptask.trim", json!(["@slow", "@write"])),
+        ("pmcptask.wait", json!(["@blocking", "@read", "@slow"])),
     ] {
         let expected = if is_redis_7_0 { json!([]) } else { categories };
         assert_eq!(ask(&mut connection, &format!("COMMAND INFO {command}"))[0][6], expected, "{command}");
@@ -156,6 +165,7 @@ fn command_getkeys_finds_the_keys() {
         ("PMCPTASK.EXPIRE p:tasks:o:t p:idx:o PERSIST", json!(["p:tasks:o:t", "p:idx:o"])),
         ("PMCPTASK.TRIM p:idx:o KEEP 5", json!(["p:idx:o"])),
         ("PMCPTASK.TRIM p:idx:o COUNT 1 KEEP 5", json!(["p:idx:o"])),
+        ("PMCPTASK.WAIT p:tasks:o:t 1 0", json!(["p:tasks:o:t"])),
     ] {
         assert_eq!(ask(&mut connection, &format!("COMMAND GETKEYS {line}")), keys, "{line}");
     }
@@ -217,6 +227,8 @@ fn command_docs_tell_every_argument() {
         json!({"name": "version", "type": "integer", "token": "VERSION", "flags": ["optional"]});
     let keep = json!({"name": "keep", "type": "integer", "token": "KEEP"});
     let count = json!({"name": "count", "type": "integer", "token": "COUNT", "flags": ["optional"]});
+    let seen = json!({"name": "version", "type": "integer"});
+    let timeout = json!({"name": "timeout-ms", "type": "integer"});
     let only_index_key = json!({"name": "index-key", "type": "key", "key_spec_index": 0});
     let list = json!([
         only_index_key,
@@ -236,6 +248,7 @@ fn command_docs_tell_every_argument() {
         ("pmcptask.list", list),
         ("pmcptask.expire", json!([task_key, index_key, new_expiry])),
         ("pmcptask.trim", json!([only_index_key, keep, count])),
+        ("pmcptask.wait", json!([task_key, seen, timeout])),
     ] {
         assert_eq!(docs(&mut connection, command)["arguments"], arguments, "{command}");
     }
@@ -266,6 +279,9 @@ fn person_at_redis_cli_can_read_every_reply() {
         ("PMCPTASK.EXPIRE pmcp:tasks:o:t pmcp:idx:o PXAT 4102444800123", "(integer) 1\n"),
         ("PMCPTASK.DEL pmcp:tasks:o:t pmcp:idx:o VERSION 1", "1) CONFLICT\n2) (integer) 2\n"),
         ("PMCPTASK.TRIM pmcp:idx:o KEEP 1", "(integer) 0\n"),
+        ("PMCPTASK.WAIT pmcp:tasks:o:t 1 0", "1) OK\n2) (integer) 2\n3) \"again\"\n"),
+        ("PMCPTASK.WAIT pmcp:tasks:o:t 2 1", "(nil)\n"),
+        ("PMCPTASK.WAIT pmcp:tasks:o:x 1 0", "1) MISSING\n2) (integer) 0\n"),
         ("PMCPTASK.DEL pmcp:tasks:o:t pmcp:idx:o", "(integer) 1\n"),
     ] {
         assert_eq!(typed(&server, line), seen, "{line}");
@@ -294,6 +310,7 @@ fn redis_cli_completes_and_explains_the_commands() {
         ("PMCPTASK.LIST", "index-key [REV] [AFTER created-ms task-id] [COUNT count] [NODATA]"),
         ("PMCPTASK.EXPIRE", "task-key index-key PXAT expires-at-ms|PERSIST"),
         ("PMCPTASK.TRIM", "index-key KEEP keep [COUNT count]"),
+        ("PMCPTASK.WAIT", "task-key version timeout-ms"),
     ] {
         let help = typed(&server, &format!("help {command}"));
         assert!(help.contains(command) && help.contains(syntax), "{help}");
@@ -475,6 +492,10 @@ fn info_counts_what_the_module_has_done() {
         ("PMCPTASK.TRIM p:idx:o KEEP 1", &[("trims", 1)]),
         ("PMCPTASK.TRIM p:idx:x KEEP 1", &[("trims", 1)]),
         ("PMCPTASK.TRIM p:idx:o KEEP -1", &[("refused_err", 1)]),
+        ("PMCPTASK.WAIT p:tasks:o:t 1 0", &[("waits", 1)]),
+        ("PMCPTASK.WAIT p:tasks:o:t 2 1", &[("waits", 1)]),
+        ("PMCPTASK.WAIT p:tasks:o:x 1 0", &[("waits", 1)]),
+        ("PMCPTASK.WAIT p:tasks:o:x 1 soon", &[("refused_err", 1)]),
         ("HDEL p:tasks:o:t data", &[]),
         ("PMCPTASK.GET p:tasks:o:t", &[("refused_corrupt", 1)]),
         ("PMCPTASK.LIST p:idx:o", &[("lists", 1), ("corrupt_records_skipped", 1)]),

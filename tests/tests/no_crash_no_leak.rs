@@ -24,6 +24,7 @@ fn panic_in_a_command_is_an_error_reply_and_the_server_goes_on() {
         &["PMCPTASK.EXPIRE", TASK, INDEX, "PXAT", "1"],
         &["PMCPTASK.TRIM", INDEX, "KEEP", "0"],
         &["PMCPTASK.DEL", TASK, INDEX, "VERSION", "1"],
+        &["PMCPTASK.WAIT", TASK, "1", "0"],
     ]
     .iter()
     .enumerate()
@@ -64,7 +65,7 @@ fn round(wire: &mut Wire, n: usize) -> usize {
     let (task, index) = (format!("pmcp:tasks:{owner}:t{}", n % 1_000), format!("pmcp:idx:{owner}"));
     let json = r#"{"task":{"createdAt":"2026-01-01T00:00:00Z"},"expiresAt":"2099-01-01T00:00:00Z"}"#;
     let soon = (now_ms() + 20).to_string();
-    let commands: [&[&str]; 26] = [
+    let commands: [&[&str]; 28] = [
         &["PMCPTASK.PUT", &task, &index, json],
         &["PMCPTASK.PUT", &task, &index, "data", "PXAT", &soon],
         &["PMCPTASK.GET", &task],
@@ -91,6 +92,8 @@ fn round(wire: &mut Wire, n: usize) -> usize {
         &["PMCPTASK.PUT", &task, &index, "data"],
         &["PMCPTASK.TRIM", &index, "KEEP", "0", "COUNT", "9"],
         &["PMCPTASK.TRIM", &index, "KEEP", "few"],
+        &["PMCPTASK.WAIT", &task, "1", "0"],
+        &["PMCPTASK.WAIT", &task, "1", "never"],
     ];
     for command in commands {
         wire.send(command).unwrap();
@@ -106,6 +109,13 @@ fn run(wire: &mut Wire, operations: usize) {
         for _ in 0..50 {
             n += 1;
             sent += round(wire, n);
+        }
+        // The wait takes 1 ms, too long for each round.
+        let waits =
+            ["PUT pmcp:tasks:w:t pmcp:idx:w x", "WAIT pmcp:tasks:w:t 1 1", "DEL pmcp:tasks:w:t pmcp:idx:w"];
+        for line in waits {
+            wire.send_line(&format!("PMCPTASK.{line}"));
+            sent += 1;
         }
         for _ in 0..sent {
             wire.receive().unwrap();

@@ -3,6 +3,13 @@
 //! Waits until the task's version is not `version`. Replies with `OK`, version and data, with `MISSING` and 0 if
 //! there is no such task, or with nil when the time is over. 0 ms waits for ever. Replies at once inside `MULTI` and
 //! scripts, where nothing blocks.
+//!
+//! The end of the task is a change too. If the task is deleted and made again before the client is answered, the reply
+//! is `OK` with the new task, whose version may be the version that the client has seen. A call that comes after
+//! that only compares versions. On Valkey 8.1 and 9.0 without their fix, the module notices that for its own commands
+//! only, and any change by `DEL`, `RENAME`, `EXPIRE` and other commands on keys of any type up to 100 ms late.
+//!
+//! In a cluster, a client whose task may be at another node waits for the server's redirect, or for the end of its time.
 
 use pmcptask_schema::TaskKey;
 use pmcptask_schema::arguments::{seen_version, timeout_ms};
@@ -83,9 +90,11 @@ impl<'c> Wanted<'c> {
 fn answer_waiter(context: &Context, arguments: &Arguments<'_>, id: WaiterId, is_over: bool) -> bool {
     settings::panic_if_asked();
     let answered = Wanted::parse(arguments).and_then(|Wanted { task_key, version, .. }| {
-        // A task that was deleted and made again since the client was woken may have the version that the client has
-        // seen. That task is another one all the same.
-        let seen = if waiters::is_woken(context, id) { None } else { Some(version) };
+        // The time is over before it is known whether the task is at another node.
+        if is_over && waiters::may_be_gone_elsewhere(context, id, task_key) {
+            return Ok(false);
+        }
+        let seen = if waiters::has_changed_for(context, id) { None } else { Some(version) };
         answer_with_permission(context, task_key, seen)
     });
     match answered {

@@ -40,7 +40,7 @@ pub(crate) fn tell(context: &Context, event: ServerEvent) {
     match event {
         ServerEvent::Cron => walk::step(context),
         ServerEvent::AppendOnlyFileLoads => {}
-        ServerEvent::DataLoaded | ServerEvent::RoleChanged | ServerEvent::Flushed => {
+        ServerEvent::DataLoaded | ServerEvent::RoleChanged | ServerEvent::Flushed { .. } => {
             walk::start_anew(context);
         }
         ServerEvent::DatabasesSwapped { one, other } => {

@@ -81,6 +81,7 @@ functions! {
             unsafe extern "C" fn(Ctx, *mut raw::RedisModuleServerInfoData),
         free_module_user: RedisModule_FreeModuleUser = unsafe extern "C" fn(*mut raw::RedisModuleUser),
         free_string: RedisModule_FreeString = unsafe extern "C" fn(Ctx, Str),
+        free_thread_safe_context: RedisModule_FreeThreadSafeContext = unsafe extern "C" fn(Ctx),
         get_abs_expire: RedisModule_GetAbsExpire = unsafe extern "C" fn(Key) -> raw::mstime_t,
         get_blocked_client_private_data: RedisModule_GetBlockedClientPrivateData =
             unsafe extern "C" fn(Ctx) -> *mut c_void,
@@ -93,6 +94,8 @@ functions! {
             unsafe extern "C" fn(Ctx, *mut Str, c_int, *mut c_int) -> *mut c_int,
         get_context_flags: RedisModule_GetContextFlags = unsafe extern "C" fn(Ctx) -> c_int,
         get_current_user_name: RedisModule_GetCurrentUserName = unsafe extern "C" fn(Ctx) -> Str,
+        get_detached_thread_safe_context: RedisModule_GetDetachedThreadSafeContext =
+            unsafe extern "C" fn(Ctx) -> Ctx,
         get_module_user_from_user_name: RedisModule_GetModuleUserFromUserName =
             unsafe extern "C" fn(Str) -> *mut raw::RedisModuleUser,
         get_server_info: RedisModule_GetServerInfo =

@@ -129,7 +129,7 @@ pub(crate) unsafe fn on_load<M: Module>(
 const VALKEY_OPTIONS_HANDLE_ATOMIC_SLOT_MIGRATION: u32 = 1 << 5;
 
 /// Valkey also offers its functions under its own names.
-fn is_valkey() -> bool {
+pub(super) fn is_valkey() -> bool {
     api::find(c"ValkeyModule_SetModuleOptions").is_some()
 }
 

@@ -27,7 +27,7 @@ pub(crate) use command::{
 pub(crate) use configuration::{NumericSetting, Switch, TextSetting, load_settings};
 pub(crate) use context::Context;
 pub(crate) use events::{
-    ServerEvent, subscribe_to_all_keys, subscribe_to_ended_keys, subscribe_to_server_events,
+    Change, ServerEvent, Told, subscribe_to_all_keys, subscribe_to_ended_keys, subscribe_to_server_events,
     unsubscribe_from_all_keys,
 };
 pub(crate) use info::{Info, register as register_info};

@@ -5,6 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use pmcptask_schema::arguments::{
     Expiry, ListOptions, TrimOptions, WriteOptions, deleted_version, expected_version, new_expiry,
+    seen_version, timeout_ms,
 };
 use pmcptask_schema::{IndexKey, TaskKey};
 
@@ -47,8 +48,10 @@ fuzz_target!(|line: &[u8]| {
     if let Ok(Some(version)) = deleted_version(words()) {
         assert_eq!(deleted_version(["version".as_bytes(), version.to_string().as_bytes()].into_iter()), Ok(Some(version)));
     }
-    if let Ok(version) = expected_version(line) {
-        assert_eq!(version.to_string().as_bytes(), line);
+    for read in [expected_version, seen_version, timeout_ms] {
+        if let Ok(number) = read(line) {
+            assert_eq!(number.to_string().as_bytes(), line);
+        }
     }
     if let Ok(key) = TaskKey::parse(line) {
         let index = IndexKey::of(&key);
