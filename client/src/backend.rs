@@ -1,6 +1,7 @@
 //! [`RedisBackend`]: the storage backend.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use pmcp_tasks::StorageError;
@@ -134,7 +135,8 @@ impl RedisBackend {
     #[must_use]
     pub fn with_connection(connection: MultiplexedConnection) -> Self {
         let connection = Connection::Given(Live::given(connection));
-        let session = Session::new(connection, Breaker::default(), Keyspace::default(), HashTags::default());
+        let (keyspace, hash_tags) = (Keyspace::default(), HashTags::default());
+        let session = Session::new(connection, Arc::default(), Breaker::default(), keyspace, hash_tags);
         Self::from_parts(session, LIST_PAGE)
     }
 

@@ -39,6 +39,7 @@ mod replies;
 mod session;
 mod settings;
 mod task_calls;
+mod waiting;
 
 pub use backend::RedisBackend;
 #[cfg(feature = "circuit-breaker")]

@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use super::diagnosis::{Diagnosis, diagnose};
 use super::live::Live;
+use super::waiters::Waiters;
 use crate::address::{at, host_of};
 use crate::error::{self, Error};
 use crate::settings::Settings;
@@ -38,6 +39,8 @@ const NEEDS_FEATURE: &str =
 pub(crate) struct Endpoint {
     client: Client,
     pub(super) settings: Arc<Settings>,
+    /// Who is woken when the server tells of a change.
+    pub(super) waiters: Arc<Waiters>,
     /// Sends `READONLY`, for reads from a replica in a cluster. Not for a primary: if it becomes a replica,
     /// it must redirect its clients.
     is_for_reads: bool,
@@ -46,14 +49,18 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) fn new(info: ConnectionInfo, settings: Arc<Settings>) -> Result<Self, Error> {
+    pub(crate) fn new(
+        info: ConnectionInfo,
+        settings: Arc<Settings>,
+        waiters: Arc<Waiters>,
+    ) -> Result<Self, Error> {
         let redis =
             info.redis_settings().clone().set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
         let silence = settings.timeouts.keep_alive.clamp(KEEP_ALIVE.0, KEEP_ALIVE.1);
         let keep_alive = TcpKeepalive::new().with_time(silence).with_interval(silence).with_retries(PROBES);
         let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keep_alive);
         let client = client(info.set_redis_settings(redis).set_tcp_settings(tcp), &settings)?;
-        Ok(Self { client, settings, is_for_reads: false, announced_by: None })
+        Ok(Self { client, settings, waiters, is_for_reads: false, announced_by: None })
     }
 
     pub(super) fn for_reads(self) -> Self {
@@ -68,7 +75,7 @@ impl Endpoint {
     pub(crate) fn at(&self, host: &str, port: u16, announced_by: &str) -> Result<Self, Error> {
         let info = self.client.get_connection_info();
         let addr = at(info.addr(), host, port);
-        let endpoint = Self::new(info.clone().set_addr(addr), self.settings.clone())?;
+        let endpoint = Self::new(info.clone().set_addr(addr), self.settings.clone(), self.waiters.clone())?;
         Ok(Self { announced_by: Some(announced_by.into()), ..endpoint })
     }
 
@@ -157,16 +164,24 @@ impl Endpoint {
             .set_connection_timeout(Some(limit))
             .set_response_timeout(None)
             .set_pipeline_buffer_size(CALLS_WAITING);
-        if self.client.get_connection_info().redis_settings().protocol() == ProtocolVersion::RESP3 {
+        let has_pushes =
+            self.client.get_connection_info().redis_settings().protocol() == ProtocolVersion::RESP3;
+        if has_pushes {
+            let waiters = self.waiters.clone();
             config = config.set_push_sender(move |push: PushInfo| {
-                if push.kind == PushKind::Disconnection {
-                    on_loss();
+                match push.kind {
+                    PushKind::Disconnection => on_loss(),
+                    PushKind::Invalidate => waiters.invalidated(&push.data),
+                    _ => {}
                 }
                 Ok::<(), redis::aio::SendError>(())
             });
         }
         let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut connection = Live::new(connection, self.settings.timeouts.response);
+        if has_pushes {
+            connection = connection.with_invalidations();
+        }
         if let Some(name) = &self.settings.client_name {
             // If the user may not set a name, the connection has none.
             let named = connection.req_packed_command(cmd("CLIENT").arg("SETNAME").arg(name)).await?;
