@@ -85,30 +85,11 @@ async fn slots_that_move_at_once_lose_nothing() {
     let cluster = Cluster::start(3, 1);
     let load = Load::start(&builder(&cluster)).await;
     let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
-    let moved = move_at_once(SLOTS, first, second);
+    let moved = first.move_at_once(0..SLOTS, second);
     end("slots moved at once", load, &cluster, CALL).await;
     if !moved {
         skipped("slots_that_move_at_once_lose_nothing", "the server has no atomic slot migration");
     }
-}
-
-/// Moves the first slots from one node to another atomically; false if the server cannot do that.
-fn move_at_once(slots: usize, from: &Server, to: &Server) -> bool {
-    let last = (slots - 1).to_string();
-    let id = to.node_id();
-    let valkey = from.wire().call(&["CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", "0", &last, "NODE", &id]);
-    if valkey != "+OK\r\n" {
-        assert!(valkey.contains("nknown subcommand"), "{valkey}");
-        let redis = to.wire().call(&["CLUSTER", "MIGRATION", "IMPORT", "0", &last]);
-        if redis.starts_with('-') {
-            assert!(redis.contains("nknown subcommand"), "{redis}");
-            return false;
-        }
-    }
-    let has =
-        || to.nodes().lines().any(|line| line.contains("myself") && line.contains(&format!(" 0-{last}")));
-    assert!(holds_within(Duration::from_secs(30), has), "{}", to.nodes());
-    true
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,7 +169,7 @@ async fn task_that_ends_while_its_slot_moves_at_once_leaves_no_entry() {
         ends_ms.push(at_ms);
     }
     let started_ms = now_ms();
-    if move_at_once(HALF, first, second) {
+    if first.move_at_once(0..HALF, second) {
         let moving = started_ms..now_ms();
         let meanwhile = ends_ms.iter().filter(|at_ms| moving.contains(at_ms)).count();
         assert!(meanwhile > 0, "none ended while the slots moved, {} ms", moving.end - moving.start);
