@@ -1,7 +1,7 @@
 //! Waiting for a change of a task: no change is missed whatever happens to the connection, nobody returns for nothing, and
 //! waiting costs no requests.
 #![cfg(feature = "redis-tests")]
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::time::{Duration, Instant, SystemTime};
@@ -25,6 +25,8 @@ const RECOVERY: Duration = Duration::from_secs(10);
 
 /// The task whose key on one server is [`TASK`].
 const KEY: &str = "o:t";
+/// The same in a cluster.
+const TASK_IN_CLUSTER: &str = "pmcp:tasks:{o}:t";
 
 type Changed = Result<Option<VersionedRecord>, StorageError>;
 
@@ -33,7 +35,7 @@ fn version(changed: Changed) -> Option<u64> {
 }
 
 /// Starts to wait. Returns once the server has replied to the waiter's read.
-async fn wait_for(server: &Server, backend: &RedisBackend, key: &str, version: u64) -> JoinHandle<Changed> {
+fn wait_for(server: &Server, backend: &RedisBackend, key: &str, version: u64) -> JoinHandle<Changed> {
     let before = reads(server);
     let waiting = tokio::spawn({
         let (backend, key) = (backend.clone(), key.to_owned());
@@ -90,7 +92,7 @@ async fn whoever_changes_a_task_wakes_its_waiter() {
     for number in 0..6 {
         backend.put(KEY, b"one").await.unwrap();
         let from = backend.get(KEY).await.unwrap().version;
-        let waiting = wait_for(&server, &backend, KEY, from).await;
+        let waiting = wait_for(&server, &backend, KEY, from);
         match number {
             0 => drop(backend.put(KEY, b"two").await.unwrap()),
             1 => drop(backend.put_if_version(KEY, b"two", from).await.unwrap()),
@@ -125,16 +127,16 @@ async fn whoever_changes_a_task_wakes_its_waiter() {
         backend.delete(KEY).await.unwrap();
         backend.put(KEY, b"one").await.unwrap();
         other("DEL more; HSET other version 7 data seven");
-        let waiting = wait_for(&server, &backend, KEY, 1).await;
+        let waiting = wait_for(&server, &backend, KEY, 1);
         other(line);
         assert!(is_right(within(AT_ONCE, waiting).await), "{line}");
     }
     backend.put(KEY, b"one").await.unwrap();
-    let waiting = wait_for(&server, &backend, KEY, 1).await;
+    let waiting = wait_for(&server, &backend, KEY, 1);
     redis::cmd("RESTORE").arg(TASK).arg(0).arg(dump).arg("REPLACE").exec(&mut server.connection()).unwrap();
     assert!(seven(within(AT_ONCE, waiting).await));
     // What is no task any more is an error, as for any read.
-    let waiting = wait_for(&server, &backend, KEY, 7).await;
+    let waiting = wait_for(&server, &backend, KEY, 7);
     other("SET T text");
     let error = within(AT_ONCE, waiting).await.unwrap_err();
     assert!(error.to_string().contains("WRONGTYPE"), "{error}");
@@ -179,7 +181,7 @@ async fn change_of_the_expiry_alone_returns_nothing() {
     let server = Server::start();
     let backend = RedisBackend::new(&server.url()).await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
-    let waiting = wait_for(&server, &backend, KEY, 1).await;
+    let waiting = wait_for(&server, &backend, KEY, 1);
     let before = reads(&server);
     for (changes, seconds) in (1..).zip([1, 100, 1_000]) {
         let at = SystemTime::now() + Duration::from_secs(seconds);
@@ -204,7 +206,7 @@ async fn change_between_a_read_and_its_reply_is_not_missed() {
     let backend = RedisBackend::new(&proxy.url()).await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
     proxy.set(Fault::Delay(DELAY));
-    let waiting = wait_for(&server, &backend, KEY, 1).await;
+    let waiting = wait_for(&server, &backend, KEY, 1);
     server.wire().run("HSET T version 2");
     assert_eq!(version(within(4 * DELAY, waiting).await), Some(2));
 }
@@ -231,7 +233,7 @@ async fn change_while_the_connection_is_away_is_not_missed() {
     for round in 0..10 {
         backend.put(KEY, b"one").await.unwrap();
         let from = backend.get(KEY).await.unwrap().version;
-        let waiting = wait_for(&server, &backend, KEY, from).await;
+        let waiting = wait_for(&server, &backend, KEY, from);
         proxy.cut();
         // From before the client notices to after it has reconnected.
         sleep(Duration::from_millis(round * 5)).await;
@@ -249,7 +251,7 @@ async fn connection_that_is_lost_before_the_reply_to_the_read_loses_no_change() 
     backend.put(KEY, b"one").await.unwrap();
     for fault in [Fault::LoseReply(1), Fault::LoseRequest] {
         proxy.set(fault);
-        let waiting = wait_for(&server, &backend, KEY, 1).await;
+        let waiting = wait_for(&server, &backend, KEY, 1);
         server.wire().run("HSET T version 2");
         assert_eq!(version(within(AT_ONCE, waiting).await), Some(2));
         server.wire().run("HSET T version 1");
@@ -266,7 +268,7 @@ async fn half_open_connection_delays_a_wake_up_by_keep_alive_and_response_timeou
     let builder = RedisBackend::builder(proxy.url()).keep_alive(KEEP_ALIVE).response_timeout(RESPONSE);
     let backend = builder.connect().await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
-    let waiting = wait_for(&server, &backend, KEY, 1).await;
+    let waiting = wait_for(&server, &backend, KEY, 1);
     let connections = proxy.accepted();
     proxy.set(Fault::Silence);
     server.wire().run("HSET T version 2");
@@ -288,8 +290,8 @@ async fn change_during_a_restart_of_the_server_is_not_missed() {
     for key in ["owner:changes", "owner:stays"] {
         backend.put(key, b"one").await.unwrap();
     }
-    let changes = wait_for(&server, &backend, "owner:changes", 1).await;
-    let stays = wait_for(&server, &backend, "owner:stays", 1).await;
+    let changes = wait_for(&server, &backend, "owner:changes", 1);
+    let stays = wait_for(&server, &backend, "owner:stays", 1);
     server.kill();
     server.restart();
     // Whether before the client is back or after.
@@ -306,7 +308,7 @@ async fn server_that_stays_away_is_an_error_in_time_and_the_next_wait_misses_not
     let mut server = Server::start_with(&ServerOptions::default().with_aof());
     let backend = RedisBackend::builder(server.url()).connect_timeout(CONNECT).connect().await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
-    let waiting = wait_for(&server, &backend, KEY, 1).await;
+    let waiting = wait_for(&server, &backend, KEY, 1);
     server.stop();
     let error = within(CONNECT + A_SECOND, waiting).await.unwrap_err();
     assert!(matches!(reason(&error), Error::NotConnected { .. }), "{error}");
@@ -329,7 +331,8 @@ fn waiter_outlives_the_runtime_of_the_connections() {
     let waiters = [(&server, server.url()), (&cluster.servers[0], cluster.url())].map(|(server, url)| {
         let backend = first.block_on(RedisBackend::new(&url)).unwrap();
         first.block_on(backend.put(KEY, b"one")).unwrap();
-        second.block_on(wait_for(server, &backend, KEY, 1))
+        let _inside = second.enter();
+        wait_for(server, &backend, KEY, 1)
     });
     drop(first);
     for (waiting, server) in waiters.into_iter().zip([&server, &cluster.servers[0]]) {
@@ -349,7 +352,7 @@ async fn failover_by_sentinels_loses_no_change() {
     backend.put(KEY, b"one").await.unwrap();
     let [old, new] = [0, 1].map(|number| &watched.servers[number]);
     assert!(holds_within(RECOVERY, || new.wire().exists(TASK)));
-    let waiting = wait_for(old, &backend, KEY, 1).await;
+    let waiting = wait_for(old, &backend, KEY, 1);
     // The old primary stays one and keeps its clients for a while: only the Sentinels tell of the new one.
     watched.fail_over();
     watched.make_primary(0);
@@ -358,35 +361,27 @@ async fn failover_by_sentinels_loses_no_change() {
     assert_eq!(version(within(Duration::from_secs(5), waiting).await), Some(2));
 }
 
-/// The cluster's first node has all slots, the second none. Returns the task's key and its slot.
-async fn task_in(cluster: &Cluster, backend: &RedisBackend) -> (String, String) {
-    backend.put(KEY, b"one").await.unwrap();
-    let key = "pmcp:tasks:{o}:t".to_owned();
-    let slot = cluster.servers[0].slot_of(&key);
-    (key, slot)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn change_of_a_task_whose_slot_moves_key_by_key_is_not_missed() {
     let cluster = Cluster::start_lopsided(2);
     let [from, to] = [0, 1].map(|number| &cluster.servers[number]);
     let backend = RedisBackend::new(&cluster.url()).await.unwrap();
-    let (key, slot) = task_in(&cluster, &backend).await;
-    let index = "pmcp:idx:{o}";
-    let waiting = wait_for(from, &backend, KEY, 1).await;
+    backend.put(KEY, b"one").await.unwrap();
+    let slot = from.slot_of(TASK_IN_CLUSTER);
+    let waiting = wait_for(from, &backend, KEY, 1);
     from.start_moving(&slot, to);
-    from.migrate(&[&key, index], to);
+    from.migrate(&[TASK_IN_CLUSTER, "pmcp:idx:{o}"], to);
     // The waiter follows, and polls there.
     assert!(holds_within(RECOVERY, || reads(to) > 0));
     assert!(!waiting.is_finished());
     let mut wire = to.wire();
     let change = |wire: &mut pmcptask_tests::Wire, version: &str| {
         assert_eq!(wire.run("ASKING"), OK);
-        assert_eq!(wire.call(&["HSET", &key, "version", version]), ":0\r\n");
+        assert_eq!(wire.call(&["HSET", TASK_IN_CLUSTER, "version", version]), ":0\r\n");
     };
     change(&mut wire, "2");
     assert_eq!(version(within(A_SECOND, waiting).await), Some(2));
-    let waiting = wait_for(to, &backend, KEY, 2).await;
+    let waiting = wait_for(to, &backend, KEY, 2);
     from.stop_moving(&slot, to);
     // No more polling once the slot has arrived.
     let tracks = || to.wire().info_number("stats", "tracking_total_keys") == 1;
@@ -402,17 +397,40 @@ async fn change_of_a_task_whose_slot_has_moved_at_once_is_not_missed_by_an_idle_
     let cluster = Cluster::start_lopsided(2);
     let [from, to] = [0, 1].map(|number| &cluster.servers[number]);
     let backend = RedisBackend::new(&cluster.url()).await.unwrap();
-    let (key, slot) = task_in(&cluster, &backend).await;
-    let waiting = wait_for(from, &backend, KEY, 1).await;
+    backend.put(KEY, b"one").await.unwrap();
+    let slot = from.slot_of(TASK_IN_CLUSTER);
+    let waiting = wait_for(from, &backend, KEY, 1);
     let slot: usize = slot.parse().unwrap();
     if !from.move_at_once(slot..slot + 1, to) {
         skipped("change_of_a_task_whose_slot_has_moved_at_once", "the server has no atomic slot migration");
         return;
     }
     let started = Instant::now();
-    assert_eq!(to.wire().call(&["HSET", &key, "version", "2"]), ":0\r\n");
+    assert_eq!(to.wire().call(&["HSET", TASK_IN_CLUSTER, "version", "2"]), ":0\r\n");
     assert_eq!(version(within(BOUND, waiting).await), Some(2));
     pmcptask_tests::show(&format!("seen {:?} after the slot had moved at once", started.elapsed()));
+}
+
+/// The node that has had the slot tells nothing, as if its connection were half open: only the new map of slots tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_client_learns_from_the_slot_map_that_a_slot_has_moved() {
+    /// The client asks for the slots every 10 s, and one node for up to 1 s.
+    const BOUND: Duration = Duration::from_secs(12);
+    let cluster = Cluster::start(2, 0);
+    let proxies = cluster.put_behind_proxies();
+    let builder = RedisBackend::builder(cluster.url()).keep_alive(6 * BOUND).response_timeout(6 * BOUND);
+    let backend = builder.connect().await.unwrap();
+    backend.put(KEY, b"one").await.unwrap();
+    let source = cluster.servers.iter().position(|server| server.has_slot_of(TASK_IN_CLUSTER)).unwrap();
+    let [from, to] = [source, 1 - source].map(|number| &cluster.servers[number]);
+    let waiting = wait_for(from, &backend, KEY, 1);
+    proxies[source].set(Fault::Silence);
+    let slot = from.slot_of(TASK_IN_CLUSTER);
+    from.start_moving(&slot, to);
+    from.migrate(&[TASK_IN_CLUSTER, "pmcp:idx:{o}"], to);
+    from.stop_moving(&slot, to);
+    assert_eq!(to.wire().call(&["HSET", TASK_IN_CLUSTER, "version", "2"]), ":0\r\n");
+    assert_eq!(version(within(BOUND, waiting).await), Some(2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -420,12 +438,12 @@ async fn failover_in_a_cluster_loses_no_change() {
     let cluster = Cluster::start(1, 1);
     let [old, new] = [0, 1].map(|number| &cluster.servers[number]);
     let backend = RedisBackend::new(&cluster.url()).await.unwrap();
-    let (key, _) = task_in(&cluster, &backend).await;
+    backend.put(KEY, b"one").await.unwrap();
     assert!(holds_within(RECOVERY, || new.wire().call(&["DBSIZE"]) == ":2\r\n"));
-    let waiting = wait_for(old, &backend, KEY, 1).await;
+    let waiting = wait_for(old, &backend, KEY, 1);
     assert_eq!(new.wire().call(&["CLUSTER", "FAILOVER"]), OK);
     assert!(holds_within(RECOVERY, || new.is_primary()));
-    assert_eq!(new.wire().call(&["HSET", &key, "version", "2"]), ":0\r\n");
+    assert_eq!(new.wire().call(&["HSET", TASK_IN_CLUSTER, "version", "2"]), ":0\r\n");
     assert_eq!(version(within(Duration::from_secs(11), waiting).await), Some(2));
 }
 
@@ -436,7 +454,7 @@ async fn waiters_read_from_the_primary_even_where_other_reads_go_to_replicas() {
     let backend = RedisBackend::builder(cluster.url()).read_from_replicas(true).connect().await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
     let before = reads(replica);
-    let waiting = wait_for(primary, &backend, KEY, 1).await;
+    let waiting = wait_for(primary, &backend, KEY, 1);
     backend.put(KEY, b"two").await.unwrap();
     assert_eq!(version(within(AT_ONCE, waiting).await), Some(2));
     assert_eq!(reads(replica), before);
@@ -491,7 +509,7 @@ async fn all_wake(backend: &RedisBackend, waiting: Vec<JoinHandle<Changed>>, lim
 /// Checks that a waiter reads its task every second, and whenever the task is known to end.
 async fn polls_every_second(server: &Server, backend: &RedisBackend) {
     backend.put(KEY, b"one").await.unwrap();
-    let waiting = wait_for(server, backend, KEY, 1).await;
+    let waiting = wait_for(server, backend, KEY, 1);
     let before = reads(server);
     sleep(Duration::from_millis(2_500)).await;
     let polls = reads(server) - before;
@@ -500,7 +518,7 @@ async fn polls_every_second(server: &Server, backend: &RedisBackend) {
     assert_eq!(version(within(A_SECOND, waiting).await), Some(2));
     let ends = now_ms() + 300;
     server.wire().run(&format!("PEXPIREAT T {ends}"));
-    let waiting = wait_for(server, backend, KEY, 2).await;
+    let waiting = wait_for(server, backend, KEY, 2);
     assert_eq!(version(within(AT_ONCE, waiting).await), None);
     assert!(now_ms() > ends);
     assert_eq!(server.wire().info_number("stats", "tracking_total_keys"), 0);
@@ -540,14 +558,14 @@ async fn waiter_polls_without_a_permission_and_is_woken_with_exactly_those_of_th
         let rules: Vec<_> = (0..3).filter(|rule| *rule != left_out).map(|rule| all[rule]).collect();
         may(&rules);
         backend.put(KEY, b"one").await.unwrap();
-        let waiting = wait_for(&server, &backend, KEY, 1).await;
+        let waiting = wait_for(&server, &backend, KEY, 1);
         server.wire().run("HSET T version 2");
         assert_eq!(version(within(A_SECOND, waiting).await), Some(2), "{rules:?}");
         server.wire().run("DEL T");
     }
     may(&all);
     backend.put(KEY, b"one").await.unwrap();
-    let waiting = wait_for(&server, &backend, KEY, 1).await;
+    let waiting = wait_for(&server, &backend, KEY, 1);
     let before = reads(&server);
     sleep(Duration::from_millis(2_500)).await;
     assert_eq!(reads(&server), before);
@@ -600,8 +618,8 @@ async fn waiter_that_is_dropped_makes_no_more_requests() {
     let proxy = Proxy::to(server.port());
     let backend = RedisBackend::new(&proxy.url()).await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
-    let waiting = wait_for(&server, &backend, KEY, 1).await;
-    let stays = wait_for(&server, &backend, KEY, 1).await;
+    let waiting = wait_for(&server, &backend, KEY, 1);
+    let stays = wait_for(&server, &backend, KEY, 1);
     waiting.abort();
     assert!(waiting.await.unwrap_err().is_cancelled());
     let before = reads(&server);
@@ -621,7 +639,7 @@ async fn server_tracks_what_is_waited_for_and_no_other_reads_of_the_connection()
     let server = Server::start();
     let backend = RedisBackend::new(&server.url()).await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
-    let waiting = wait_for(&server, &backend, KEY, 1).await;
+    let waiting = wait_for(&server, &backend, KEY, 1);
     for number in 0..100 {
         let key = format!("owner:{number}");
         backend.put(&key, b"one").await.unwrap();
