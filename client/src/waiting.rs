@@ -25,9 +25,9 @@ const MOST_COUNTED: f32 = 6.0;
 
 /// Waiting for changes.
 impl RedisBackend {
-    /// Waits until the stored version of a task is another than `version`, and returns the task; none if it is gone or
-    /// was never there. Returns at once if that is so already. To stop waiting, drop the future, for example with
-    /// `tokio::time::timeout`.
+    /// Waits until the stored version of a task is another than `version`, and returns the task. None: the task
+    /// is gone, or was never there. Returns at once if that is so already. To stop waiting, drop the future,
+    /// for example with `tokio::time::timeout`.
     ///
     /// ```
     /// use std::time::Duration;
@@ -58,32 +58,32 @@ impl RedisBackend {
     /// # }
     /// ```
     ///
-    /// The server tells of changes (`CLIENT TRACKING` of RESP3) on the connections that calls share, so waiting costs
-    /// neither connections nor requests, and any number of waiters is fine. Whoever changes the task wakes the waiter:
-    /// this backend, others, plain commands such as `DEL`, `FLUSHALL`, eviction. So does its expiry, even if the server
-    /// reclaims the task late. A waiter reads the task again whenever a change may have escaped it: after a lost
-    /// connection, a failover, a move of slots.
+    /// The server tells of changes (RESP3 `CLIENT TRACKING`) on the connections that calls share. So waiting
+    /// needs no connection, makes no requests, and can have any number of waiters. Every change of the task
+    /// wakes its waiters: by this backend, by others, by plain commands such as `DEL` and `FLUSHALL`, by
+    /// eviction. The task's expiry wakes them too, even if the server reclaims the task late. Where a change
+    /// may have escaped a waiter, it reads the task again: after a lost connection, a failover, a move of slots.
     ///
     /// # Limits
     ///
-    /// - A half-open connection, which the server or something between has given up without a word, delays a wake-up by
-    ///   at most [`keep_alive`](crate::RedisBackendBuilder::keep_alive) and
+    /// - A half-open connection, which was closed without the client being told, delays a wake-up by at most
+    ///   [`keep_alive`](crate::RedisBackendBuilder::keep_alive) and
     ///   [`response_timeout`](crate::RedisBackendBuilder::response_timeout) together.
-    /// - The server can wake a waiter for nothing: when only the expiry changes, or when more keys are tracked than its
-    ///   setting `tracking-table-max-keys` allows. The waiter then reads the task again. If that happens more than once
-    ///   a second, the waiter pauses before it reads, and sees a change up to 1 s late.
-    /// - A task that has ended and was created again may be at the same version again. Nothing has changed then.
+    /// - The server also wakes a waiter when only the expiry changes, and when more keys are tracked than its
+    ///   setting `tracking-table-max-keys` allows. The waiter then reads the task again, and waits on. If that
+    ///   happens more than once a second, the waiter pauses before it reads, and sees a change up to 1 s late.
+    /// - A task that has ended and was created again may be at the same version again. The waiter then waits on.
     /// - `SWAPDB` wakes nobody, because servers do not tell of it.
-    /// - A waiter reads the task once a second if the server cannot tell of changes: with RESP2 (`protocol=2` in the
-    ///   URL), with [`with_connection`](Self::with_connection), if the user lacks permission for `CLIENT TRACKING`,
-    ///   `CLIENT CACHING` or `PTTL`, and while the task's slot is on its way to another node.
-    /// - A waiter that is dropped leaves nothing at the client, and at the server the name of the key in the table of
-    ///   tracked keys, until the task changes or ends.
+    /// - If the server cannot tell of changes, a waiter reads the task once a second: with RESP2 (`protocol=2`
+    ///   in the URL), with [`with_connection`](Self::with_connection), without permission for
+    ///   `CLIENT TRACKING`, `CLIENT CACHING` or `PTTL`, and while the task is on its way to another node.
+    /// - A waiter that was dropped leaves nothing at the client. At the server, the name of the key stays in the
+    ///   table of tracked keys until the task changes or ends.
     ///
     /// # Errors
     ///
-    /// Those of `get`. While the server is away, a waiter waits for it as long as any call does, and then fails. Calling
-    /// again with the same version misses nothing.
+    /// Those of `get`. While the server is away, a waiter waits for it as long as any call does, and then
+    /// fails. Calling again with the same version misses nothing.
     pub async fn changed(&self, key: &str, version: u64) -> Result<Option<VersionedRecord>, StorageError> {
         let waiter = self.session().add_waiter(key)?;
         let mut pauses = Pauses::default();

@@ -4,13 +4,15 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 use pmcptask_client::{Error, RedisBackend};
 use pmcptask_tests::{
-    Cluster, Dice, Fault, OK, Proxy, SentinelGroup, Server, ServerOptions, TASK, holds_within, now_ms,
+    Cluster, Dice, Fault, OK, Proxy, SentinelGroup, Server, ServerOptions, TASK, Wire, holds_within, now_ms,
     reason, skipped,
 };
 use tokio::task::JoinHandle;
@@ -61,12 +63,13 @@ async fn waiter_returns_at_once_where_the_version_differs_or_the_task_is_gone() 
     for url in [server.url(), cluster.url()] {
         let backend = RedisBackend::builder(url).prefix("at-once").connect().await.unwrap();
         for version in [0, 1, u64::MAX] {
-            assert!(backend.changed(KEY, version).await.unwrap().is_none());
+            assert!(timeout(AT_ONCE, backend.changed(KEY, version)).await.unwrap().unwrap().is_none());
         }
         backend.put(KEY, b"one").await.unwrap();
         backend.put(KEY, b"two").await.unwrap();
         for version in [0, 1, 3, u64::MAX] {
-            let task = backend.changed(KEY, version).await.unwrap().unwrap();
+            let task = timeout(AT_ONCE, backend.changed(KEY, version)).await.unwrap();
+            let task = task.unwrap().unwrap();
             assert_eq!((task.version, task.data.as_slice()), (2, &b"two"[..]));
         }
         let error = backend.changed("no-owner", 1).await.unwrap_err();
@@ -156,13 +159,13 @@ async fn expiry_wakes_at_its_millisecond_although_the_server_does_not_reclaim() 
             let at = SystemTime::UNIX_EPOCH + Duration::from_millis(ends.unsigned_abs());
             backend.put(&key, b"data").await.unwrap();
             // While they wait, every other one gets its expiry; before, the others.
-            let wait = backend.changed(&key, 1);
+            let wait = timeout(RECOVERY, backend.changed(&key, 1));
             let expire = async {
                 sleep(Duration::from_millis(if number % 2 == 0 { 100 } else { 0 })).await;
                 assert!(backend.expire(&key, Some(at)).await.unwrap());
             };
             let (changed, ()) = tokio::join!(wait, expire);
-            assert_eq!(version(changed), None);
+            assert_eq!(version(changed.unwrap()), None);
             now_ms() - ends
         })
     });
@@ -197,18 +200,26 @@ async fn change_of_the_expiry_alone_returns_nothing() {
     assert_eq!(version(within(A_SECOND, waiting).await), Some(2));
 }
 
-/// The reply to the read is on its way when another client changes the task.
-#[tokio::test(flavor = "multi_thread")]
+/// The client gets both at once: the reply to the read, and the news that the task has changed since.
+#[tokio::test(flavor = "current_thread")]
 async fn change_between_a_read_and_its_reply_is_not_missed() {
-    const DELAY: Duration = Duration::from_millis(200);
     let server = Server::start();
-    let proxy = Proxy::to(server.port());
-    let backend = RedisBackend::new(&proxy.url()).await.unwrap();
+    let backend = RedisBackend::new(&server.url()).await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
-    proxy.set(Fault::Delay(DELAY));
-    let waiting = wait_for(&server, &backend, KEY, 1);
+    let before = reads(&server);
+    let waiting = tokio::spawn({
+        let backend = backend.clone();
+        async move { backend.changed(KEY, 1).await }
+    });
+    // The client runs on this thread only: while this test blocks the thread, the client takes nothing in.
+    while reads(&server) == before {
+        tokio::task::yield_now().await;
+        std::thread::sleep(Duration::from_millis(20));
+    }
     server.wire().run("HSET T version 2");
-    assert_eq!(version(within(4 * DELAY, waiting).await), Some(2));
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!waiting.is_finished());
+    assert_eq!(version(within(AT_ONCE, waiting).await), Some(2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -316,7 +327,7 @@ async fn server_that_stays_away_is_an_error_in_time_and_the_next_wait_misses_not
     server.wire().run("HSET T version 2");
     let started = Instant::now();
     let changed = loop {
-        match backend.changed(KEY, 1).await {
+        match timeout(RECOVERY, backend.changed(KEY, 1)).await.unwrap() {
             Err(error) => assert!(started.elapsed() < RECOVERY, "{error}"),
             changed => break changed,
         }
@@ -375,7 +386,7 @@ async fn change_of_a_task_whose_slot_moves_key_by_key_is_not_missed() {
     assert!(holds_within(RECOVERY, || reads(to) > 0));
     assert!(!waiting.is_finished());
     let mut wire = to.wire();
-    let change = |wire: &mut pmcptask_tests::Wire, version: &str| {
+    let change = |wire: &mut Wire, version: &str| {
         assert_eq!(wire.run("ASKING"), OK);
         assert_eq!(wire.call(&["HSET", TASK_IN_CLUSTER, "version", version]), ":0\r\n");
     };
@@ -453,6 +464,12 @@ async fn waiters_read_from_the_primary_even_where_other_reads_go_to_replicas() {
     let [primary, replica] = [0, 1].map(|number| &cluster.servers[number]);
     let backend = RedisBackend::builder(cluster.url()).read_from_replicas(true).connect().await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
+    let before = reads(replica);
+    let started = Instant::now();
+    while reads(replica) == before {
+        assert!(started.elapsed() < RECOVERY, "the replica is never asked");
+        backend.get(KEY).await.unwrap();
+    }
     let before = reads(replica);
     let waiting = wait_for(primary, &backend, KEY, 1);
     backend.put(KEY, b"two").await.unwrap();
@@ -559,6 +576,8 @@ async fn waiter_polls_without_a_permission_and_is_woken_with_exactly_those_of_th
         may(&rules);
         backend.put(KEY, b"one").await.unwrap();
         let waiting = wait_for(&server, &backend, KEY, 1);
+        let before = reads(&server);
+        assert!(holds_within(A_SECOND, || reads(&server) > before), "no polls with {rules:?}");
         server.wire().run("HSET T version 2");
         assert_eq!(version(within(A_SECOND, waiting).await), Some(2), "{rules:?}");
         server.wire().run("DEL T");
@@ -652,61 +671,67 @@ async fn server_tracks_what_is_waited_for_and_no_other_reads_of_the_connection()
 
 // Anything, in any order.
 
-/// Tasks change, end and come back while connections are cut and flushed. Whoever returns has a reason, and nobody sleeps on
-/// once things are quiet.
+/// Tasks change, end and come back while connections are cut and keys are flushed. Whoever returns has a reason, and time and
+/// again, once things are quiet, everybody has seen the last change.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiters_return_for_every_change_and_never_without_one_whatever_happens() {
-    const TASKS: u64 = 8;
-    const STEPS: usize = 400;
+    const TASKS: usize = 8;
+    const ROUNDS: usize = 40;
+    /// A reconnect after many losses, and a pause after many wake-ups.
+    const BOUND: Duration = Duration::from_millis(2_200);
     let server = Server::start();
     let proxy = Proxy::to(server.port());
     let backend = RedisBackend::builder(proxy.url()).connect_timeout(RECOVERY).connect().await.unwrap();
     let mut dice = Dice::new(0x5EED_0016);
     let mut wire = server.wire();
-    // Versions never come back: each task has its own count, across its ends.
-    let mut versions = vec![0_u64; usize::try_from(TASKS).unwrap()];
+    let seen: Arc<[AtomicU64]> = (0..TASKS).map(|_| AtomicU64::new(0)).collect();
     let followers: Vec<_> = (0..TASKS)
-        .map(|task| {
-            let backend = backend.clone();
-            tokio::spawn(async move { follow(&backend, &format!("owner:{task}")).await })
-        })
+        .map(|task| tokio::spawn(follow(backend.clone(), format!("owner:{task}"), Arc::clone(&seen), task)))
         .collect();
-    for _ in 0..STEPS {
-        let task = usize::try_from(dice.roll(TASKS)).unwrap();
-        let key = format!("pmcp:tasks:owner:{task}");
-        match dice.roll(20) {
-            0 => proxy.cut(),
-            1 => assert_eq!(wire.run("FLUSHALL"), OK),
-            2 => drop(wire.run(&format!("DEL {key}"))),
-            3 => drop(wire.run(&format!("PEXPIRE {key} {}", 1 + dice.roll(30)))),
-            4 => drop(wire.run(&format!("PEXPIRE {key} 100000"))),
-            5 => sleep(Duration::from_millis(dice.roll(40))).await,
-            _ => {
-                versions[task] += 1;
-                wire.run(&format!("HSET {key} version {} data x", versions[task]));
+    // One count for all tasks, so that no version comes back.
+    let mut version = 0;
+    let mut put = |wire: &mut Wire, task: usize| {
+        version += 1;
+        wire.run(&format!("HSET pmcp:tasks:owner:{task} version {version} data x"));
+        version
+    };
+    for round in 0..ROUNDS {
+        for _ in 0..1 + dice.roll(20) {
+            let task = usize::try_from(dice.roll(TASKS as u64)).unwrap();
+            let key = format!("pmcp:tasks:owner:{task}");
+            match dice.roll(20) {
+                0 => proxy.cut(),
+                1 => assert_eq!(wire.run("FLUSHALL"), OK),
+                2 => drop(wire.run(&format!("DEL {key}"))),
+                3 => drop(wire.run(&format!("PEXPIRE {key} {}", 1 + dice.roll(30)))),
+                4 => drop(wire.run(&format!("PEXPIRE {key} 100000"))),
+                5 => sleep(Duration::from_millis(dice.roll(40))).await,
+                _ => drop(put(&mut wire, task)),
             }
         }
+        let last: Vec<_> = (0..TASKS)
+            .map(|task| {
+                wire.run(&format!("PERSIST pmcp:tasks:owner:{task}"));
+                put(&mut wire, task)
+            })
+            .collect();
+        let all_see = || (0..TASKS).all(|task| seen[task].load(Ordering::SeqCst) == last[task]);
+        assert!(holds_within(BOUND, all_see), "round {round}: {last:?}, {seen:?}");
     }
-    // The last change of each task ends its follower.
-    for (task, follower) in followers.into_iter().enumerate() {
-        wire.run(&format!("HSET pmcp:tasks:owner:{task} version 1000000 data end"));
-        wire.run(&format!("PERSIST pmcp:tasks:owner:{task}"));
-        let seen = timeout(A_SECOND + AT_ONCE, follower).await.expect("it sees the last change").unwrap();
-        assert!(seen.is_sorted_by(|one, other| one < other), "{task}: {seen:?}");
-        assert!(!seen.is_empty());
+    for follower in followers {
+        assert!(!follower.is_finished(), "{:?}", follower.await);
+        follower.abort();
     }
 }
 
-/// Waits for one change after another until the last one. Returns the versions seen.
-async fn follow(backend: &RedisBackend, key: &str) -> Vec<u64> {
-    let (mut seen, mut last) = (Vec::new(), 0);
+/// Waits for one change after another, and tells the version that it has seen last.
+async fn follow(backend: RedisBackend, key: String, seen: Arc<[AtomicU64]>, task: usize) {
     loop {
-        match backend.changed(key, last).await.unwrap() {
-            Some(task) if task.version == 1_000_000 => return seen,
-            Some(task) => {
-                assert_ne!(task.version, last, "nothing has changed");
-                last = task.version;
-                seen.push(last);
+        let last = seen[task].load(Ordering::SeqCst);
+        match backend.changed(&key, last).await.unwrap() {
+            Some(task_now) => {
+                assert!(task_now.version > last, "{key}: {} after {last}", task_now.version);
+                seen[task].store(task_now.version, Ordering::SeqCst);
             }
             // There is nothing to wait for.
             None => sleep(Duration::from_millis(1)).await,
