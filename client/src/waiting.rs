@@ -25,9 +25,9 @@ const MOST_COUNTED: f32 = 6.0;
 
 /// Waiting for changes.
 impl RedisBackend {
-    /// Waits until the stored version of a task is another than `version`, and returns the task. None: the task
-    /// is gone, or was never there. Returns at once if that is so already. To stop waiting, drop the future,
-    /// for example with `tokio::time::timeout`.
+    /// Waits until the stored version of a task is another than `version`, and returns the task. None: the
+    /// task is gone, or was never there. Returns at once if that is so already. To stop waiting, drop the
+    /// future, for example with `tokio::time::timeout`.
     ///
     /// ```
     /// use std::time::Duration;
@@ -62,7 +62,8 @@ impl RedisBackend {
     /// needs no connection, makes no requests, and can have any number of waiters. Every change of the task
     /// wakes its waiters: by this backend, by others, by plain commands such as `DEL` and `FLUSHALL`, by
     /// eviction. The task's expiry wakes them too, even if the server reclaims the task late. Where a change
-    /// may have escaped a waiter, it reads the task again: after a lost connection, a failover, a move of slots.
+    /// may have escaped a waiter, it reads the task again: after a lost connection, a failover, a move of
+    /// slots.
     ///
     /// # Limits
     ///
@@ -70,15 +71,17 @@ impl RedisBackend {
     ///   [`keep_alive`](crate::RedisBackendBuilder::keep_alive) and
     ///   [`response_timeout`](crate::RedisBackendBuilder::response_timeout) together.
     /// - The server also wakes a waiter when only the expiry changes, and when more keys are tracked than its
-    ///   setting `tracking-table-max-keys` allows. The waiter then reads the task again, and waits on. If that
-    ///   happens more than once a second, the waiter pauses before it reads, and sees a change up to 1 s late.
-    /// - A task that has ended and was created again may be at the same version again. The waiter then waits on.
+    ///   setting `tracking-table-max-keys` allows. The waiter then reads the task again, and waits on. If
+    ///   that happens more than once a second, the waiter pauses before it reads, and sees a change up to 1 s
+    ///   late.
+    /// - A task that has ended and was created again may be at the same version again. The waiter then waits
+    ///   on.
     /// - `SWAPDB` wakes nobody, because servers do not tell of it.
-    /// - If the server cannot tell of changes, a waiter reads the task once a second: with RESP2 (`protocol=2`
-    ///   in the URL), with [`with_connection`](Self::with_connection), without permission for
+    /// - If the server cannot tell of changes, a waiter reads the task once a second: with RESP2
+    ///   (`protocol=2` in the URL), with [`with_connection`](Self::with_connection), without permission for
     ///   `CLIENT TRACKING`, `CLIENT CACHING` or `PTTL`, and while the task is on its way to another node.
-    /// - A waiter that was dropped leaves nothing at the client. At the server, the name of the key stays in the
-    ///   table of tracked keys until the task changes or ends.
+    /// - A waiter that was dropped leaves nothing at the client. At the server, the name of the key stays in
+    ///   the table of tracked keys until the task changes or ends.
     ///
     /// # Errors
     ///
@@ -158,7 +161,8 @@ mod tests {
 
     use super::*;
 
-    /// Wakes a waiter for nothing, `every` so often from the end of its pause on, for as long. Returns the pauses.
+    /// Wakes a waiter for nothing, each `every` after its pause, for `long`. Returns the
+    /// pauses.
     async fn pauses(pauses: &mut Pauses, every: Duration, long: Duration) -> Vec<Duration> {
         let started = Instant::now();
         let mut all = Vec::new();
@@ -170,8 +174,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn wake_ups_for_nothing_in_quick_succession_cost_less_than_two_reads_a_second_and_no_pause_exceeds_one_second()
-     {
+    async fn frequent_wake_ups_for_nothing_cost_less_than_two_reads_a_second_and_pauses_of_a_second_at_most()
+    {
         let all = pauses(&mut Pauses::default(), Duration::from_millis(1), Duration::from_mins(1)).await;
         assert!(all.iter().all(|pause| *pause <= LONGEST_PAUSE), "{all:?}");
         assert!(all.len() < 60 * 3 / 2, "{}", all.len());

@@ -1,4 +1,5 @@
-//! What waiting for changes costs: memory, the time from a write to the wake-up, and requests while nothing changes.
+//! What waiting for changes costs: memory, the time from a write to the wake-up, and requests while nothing
+//! changes.
 
 use std::fmt::Write as _;
 use std::fs;
