@@ -200,6 +200,22 @@ async fn change_of_the_expiry_alone_returns_nothing() {
     assert_eq!(version(within(A_SECOND, waiting).await), Some(2));
 }
 
+/// Servers tell of keys without their database.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiter_in_another_database_is_woken_there_and_returns_for_no_other() {
+    let server = Server::start();
+    let backend = RedisBackend::new(&format!("{}3", server.url())).await.unwrap();
+    backend.put(KEY, b"one").await.unwrap();
+    let waiting = wait_for(&server, &backend, KEY, 1);
+    let (mut wire, before) = (server.wire(), reads(&server));
+    wire.run("HSET T version 9 data x");
+    wire.run("FLUSHDB");
+    assert!(holds_within(RECOVERY, || reads(&server) > before) && !waiting.is_finished());
+    assert_eq!(wire.run("SELECT 3"), OK);
+    wire.run("HSET T version 2");
+    assert_eq!(version(within(AT_ONCE, waiting).await), Some(2));
+}
+
 /// The client gets both at once: the reply to the read, and the news that the task has changed since.
 #[tokio::test(flavor = "current_thread")]
 async fn change_between_a_read_and_its_reply_is_not_missed() {
@@ -697,7 +713,7 @@ async fn waiters_return_for_every_change_and_never_without_one_whatever_happens(
         version
     };
     for round in 0..ROUNDS {
-        for _ in 0..1 + dice.roll(20) {
+        for _ in 0..=dice.roll(20) {
             let task = usize::try_from(dice.roll(TASKS as u64)).unwrap();
             let key = format!("pmcp:tasks:owner:{task}");
             match dice.roll(20) {

@@ -25,9 +25,9 @@ const IDLE: Duration = Duration::from_secs(5);
 /// What was measured.
 #[derive(Default)]
 struct Figures {
-    client_bytes: f64,
-    server_bytes: f64,
-    idle_requests: f64,
+    client_bytes: u64,
+    server_bytes: u64,
+    idle_commands: u64,
     /// From the start of a write to the waiter's return, in ms.
     latencies: Vec<f64>,
 }
@@ -38,7 +38,7 @@ struct Figures {
 ///
 /// If a step fails.
 pub(crate) async fn measure(folder: &Path) -> Result<()> {
-    let mut table = "| waiters | tasks | client, bytes per waiter | server, bytes per waiter | commands per second while idle | \
+    let mut table = "| waiters | tasks | client, bytes per waiter | server, bytes per waiter | commands in 5 s without a change | \
                      write to wake-up, median | p99 | longest |\n|---|---|---|---|---|---|---|---|\n"
         .to_owned();
     let mut machine = None;
@@ -46,16 +46,16 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
         let server = Server::start();
         let mut figures = of(&server, waiters, tasks).await?;
         figures.latencies.sort_by(f64::total_cmp);
-        let latency = |part: f64| figures.latencies[(part * (figures.latencies.len() - 1) as f64) as usize];
+        let latency = |percent: usize| figures.latencies[(figures.latencies.len() - 1) * percent / 100];
         writeln!(
             table,
             "| {waiters} | {tasks} | {} | {} | {} | {} ms | {} ms | {} ms |",
-            short(figures.client_bytes),
-            short(figures.server_bytes),
-            short(figures.idle_requests),
-            short(latency(0.5)),
-            short(latency(0.99)),
-            short(latency(1.0)),
+            figures.client_bytes,
+            figures.server_bytes,
+            figures.idle_commands,
+            short(latency(50)),
+            short(latency(99)),
+            short(latency(100)),
         )?;
         machine.get_or_insert_with(|| machine::described(&server));
     }
@@ -85,15 +85,15 @@ async fn of(server: &Server, waiters: usize, tasks: usize) -> Result<Figures> {
     }
     sleep(Duration::from_millis(500)).await;
     let mut figures = Figures {
-        client_bytes: (resident()? - client) / waiters as f64,
-        server_bytes: (memory_of(server) - served) / waiters as f64,
+        client_bytes: resident()?.saturating_sub(client) / waiters as u64,
+        server_bytes: memory_of(server).saturating_sub(served) / waiters as u64,
         ..Figures::default()
     };
     let commands = || server.wire().info_number("stats", "total_commands_processed");
     let before = commands();
     sleep(IDLE).await;
     // Without the two counts themselves.
-    figures.idle_requests = (commands() - before).saturating_sub(1) as f64 / IDLE.as_secs_f64();
+    figures.idle_commands = (commands() - before).saturating_sub(1);
     if tasks == 1 && waiters > 1 {
         let started = Instant::now();
         writing.put(&keys[0], &data).await?;
@@ -128,12 +128,12 @@ fn wait(woken: &mut JoinSet<Woken>, backend: &RedisBackend, key: &'static str, v
 }
 
 /// Memory of this process, in bytes.
-fn resident() -> Result<f64> {
+fn resident() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1024.0)
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
-fn memory_of(server: &Server) -> f64 {
-    server.wire().info_number("memory", "used_memory") as f64
+fn memory_of(server: &Server) -> u64 {
+    server.wire().info_number("memory", "used_memory")
 }
