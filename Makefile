@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-servers build build-hash-tags install url-is-given hash-tags lint public-api fuzz valgrind bench bench-instructions bench-growth bench-micro prerequisites
+.PHONY: help run demo test test-servers build build-hash-tags install url-is-given hash-tags lint public-api fuzz valgrind bench bench-instructions bench-growth bench-waiting bench-micro prerequisites
 
 # The server to run or test with, its port and data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -117,6 +117,9 @@ bench-instructions: build ## Count the server's instructions per command (instal
 
 bench-growth: build ## Measure memory per task, a day of churn, and time per command with up to a million tasks
 	$(bench) growth $(bench_folder)
+
+bench-waiting: build ## Measure what waiting for changes costs: memory, time to wake up, requests while idle
+	$(bench) waiting $(bench_folder)
 
 bench-micro: prerequisites ## Time only the record envelope and the argument grammar
 	cargo bench --locked --package pmcptask-bench

@@ -1,6 +1,7 @@
 //! [`RedisBackend`]: the storage backend.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use pmcp_tasks::StorageError;
@@ -40,6 +41,7 @@ pub(crate) const LIST_PAGE: usize = 1_000;
 /// | `expire` | `PMCPTASK.EXPIRE` | O(1) |
 /// | `trim` | `PMCPTASK.TRIM` | O(n), one round trip for each 1,000 removed tasks |
 /// | `list_page` | `PMCPTASK.LIST` | O(log n + count) |
+/// | [`changed`](Self::changed) | `PMCPTASK.GET`, tracked | nothing while the task stays as it is |
 ///
 /// ```
 /// use pmcp_tasks::store::backend::StorageBackend;
@@ -134,7 +136,8 @@ impl RedisBackend {
     #[must_use]
     pub fn with_connection(connection: MultiplexedConnection) -> Self {
         let connection = Connection::Given(Live::given(connection));
-        let session = Session::new(connection, Breaker::default(), Keyspace::default(), HashTags::default());
+        let (keyspace, hash_tags) = (Keyspace::default(), HashTags::default());
+        let session = Session::new(connection, Arc::default(), Breaker::default(), keyspace, hash_tags);
         Self::from_parts(session, LIST_PAGE)
     }
 

@@ -1,6 +1,7 @@
 //! [`RedisBackendBuilder`]: the settings of a backend.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pmcp_tasks::StorageError;
@@ -278,8 +279,9 @@ impl RedisBackendBuilder {
         };
         #[cfg(not(feature = "circuit-breaker"))]
         let breaker = Breaker::default();
-        let connection = Connection::open(address, settings).await?;
-        let session = Session::new(connection, breaker, keyspace, hash_tags);
+        let waiters = Arc::default();
+        let connection = Connection::open(address, settings, &waiters).await?;
+        let session = Session::new(connection, waiters, breaker, keyspace, hash_tags);
         let backend = RedisBackend::from_parts(session, self.list_page_size);
         backend.check_health().await?;
         Ok(backend)

@@ -435,13 +435,15 @@ pub(crate) enum CallKind {
     Write,
     /// A read that must not go to a replica.
     PrimaryRead,
+    /// The same, and the server is to tell of the next change of the key.
+    TrackedRead,
 }
 
 /// What a lost reply means.
 pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str, address: String) -> Error {
     match kind {
         CallKind::Write => Error::OutcomeUnknown { address, key: key.to_owned(), cause: error },
-        CallKind::Read | CallKind::PrimaryRead => {
+        CallKind::Read | CallKind::PrimaryRead | CallKind::TrackedRead => {
             Error::NoReply { address, key: key.to_owned(), cause: error }
         }
     }

@@ -49,6 +49,7 @@ mod observe;
 mod replies;
 mod session;
 mod settings;
+mod waiting;
 
 pub use backend::RedisBackend;
 #[cfg(feature = "circuit-breaker")]

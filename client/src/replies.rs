@@ -1,5 +1,7 @@
 //! Decodes the module's replies. Records are moved, not copied.
 
+use std::time::Duration;
+
 use pmcp_tasks::{StorageError, VersionedRecord};
 use redis::Value;
 
@@ -68,6 +70,32 @@ pub(crate) fn record(reply: Value) -> Result<Option<VersionedRecord>, Error> {
         },
         other => Err(unexpected(COMMAND, &other)),
     }
+}
+
+/// What a read says that is to be tracked.
+pub(crate) struct TrackedRecord {
+    pub(crate) record: Option<VersionedRecord>,
+    /// The server tells of the next change.
+    pub(crate) is_tracked: bool,
+    /// How long the task lives, if it is known to expire.
+    pub(crate) expires_in: Option<Duration>,
+}
+
+/// The reply to a tracked read.
+pub(crate) fn tracked_record(reply: Value) -> Result<TrackedRecord, Error> {
+    const COMMAND: &str = "PMCPTASK.GET";
+    let Value::Array(parts) = reply else { return Err(unexpected(COMMAND, &reply)) };
+    let Ok([Value::Boolean(is_tracked), read, pttl]) = <[Value; 3]>::try_from(parts) else {
+        return Err(malformed(COMMAND));
+    };
+    let (is_tracked, expires_in) = match pttl {
+        Value::Int(-1) => (is_tracked, None),
+        // Negative: it has expired since.
+        Value::Int(ms) => (is_tracked, Some(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))),
+        // Without its expiry, the read does not tell enough to wait.
+        _ => (false, None),
+    };
+    Ok(TrackedRecord { record: record(read)?, is_tracked, expires_in })
 }
 
 /// The reply to a command that expects a version.

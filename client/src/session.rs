@@ -2,6 +2,7 @@
 //! to call.
 
 use std::fmt;
+use std::sync::Arc;
 
 use pmcp_tasks::StorageError;
 use pmcptask_schema::{Keyspace, PrefixError, split_composite};
@@ -9,7 +10,7 @@ use redis::{Cmd, Value};
 
 use crate::breaker::Breaker;
 use crate::commands;
-use crate::connection::{Connection, Reply, Request};
+use crate::connection::{Connection, Reply, Request, Waiter, Waiters};
 use crate::error::{CallKind, Error};
 use crate::hash_tags::HashTags;
 use crate::replies;
@@ -18,6 +19,7 @@ use crate::replies;
 #[derive(Clone)]
 pub(crate) struct Session {
     connection: Connection,
+    waiters: Arc<Waiters>,
     breaker: Breaker,
     keyspace: Result<Keyspace, PrefixError>,
     hash_tags: HashTags,
@@ -32,11 +34,12 @@ pub(crate) struct TaskKeys {
 impl Session {
     pub(crate) fn new(
         connection: Connection,
+        waiters: Arc<Waiters>,
         breaker: Breaker,
         keyspace: Keyspace,
         hash_tags: HashTags,
     ) -> Self {
-        Self { connection, breaker, keyspace: Ok(keyspace), hash_tags }
+        Self { connection, waiters, breaker, keyspace: Ok(keyspace), hash_tags }
     }
 
     /// With a prefix that no key can have, every call fails with [`Error::Settings`].
@@ -53,6 +56,11 @@ impl Session {
         let keyspace = self.keyspace()?;
         let (owner, task_id) = split_composite(key)?;
         Ok(TaskKeys { task: keyspace.task_key(owner, task_id), index: keyspace.index_key(owner) })
+    }
+
+    /// Adds a waiter for a change of the task with this composite key, until the returned value is dropped.
+    pub(crate) fn add_waiter(&self, key: &str) -> Result<Waiter, Error> {
+        Ok(self.waiters.add(self.keys_of(key)?.task))
     }
 
     pub(crate) fn index_key(&self, owner: &str) -> Result<String, Error> {

@@ -1,5 +1,6 @@
 //! Clusters of real servers.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -249,36 +250,39 @@ impl Server {
         }
     }
 
-    /// Moves the first slots of the cluster to another node atomically; false if the server cannot do that.
-    ///
-    /// # Panics
-    ///
-    /// If the slots do not arrive within half a minute.
-    #[must_use]
-    pub fn move_first_slots_at_once(&self, slots: usize, to: &Self) -> bool {
-        let last = (slots - 1).to_string();
-        let id = to.node_id();
-        let valkey = self.wire().call(&["CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", "0", &last, "NODE", &id]);
-        if valkey != "+OK\r\n" {
-            assert!(valkey.contains("nknown subcommand"), "{valkey}");
-            let redis = to.wire().call(&["CLUSTER", "MIGRATION", "IMPORT", "0", &last]);
-            if redis.starts_with('-') {
-                assert!(redis.contains("nknown subcommand"), "{redis}");
-                return false;
-            }
-        }
-        let has =
-            || to.nodes().lines().any(|line| line.contains("myself") && line.contains(&format!(" 0-{last}")));
-        assert!(holds_within(Duration::from_secs(30), has), "{}", to.nodes());
-        true
-    }
-
     /// Tells both nodes that a slot has arrived.
     pub fn stop_moving(&self, slot: &str, to: &Self) {
         let id = to.node_id();
         for server in [to, self] {
             assert_eq!(server.wire().call(&["CLUSTER", "SETSLOT", slot, "NODE", &id]), "+OK\r\n");
         }
+    }
+
+    /// Moves slots atomically; false if the server cannot do that. The other node's own slots must not adjoin these.
+    ///
+    /// # Panics
+    ///
+    /// If the move fails.
+    #[must_use]
+    pub fn move_at_once(&self, slots: Range<usize>, to: &Self) -> bool {
+        let [first, last] = [slots.start, slots.end - 1].map(|slot| slot.to_string());
+        let id = to.node_id();
+        let valkey = self.wire().call(&["CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", &first, &last, "NODE", &id]);
+        if valkey != "+OK\r\n" {
+            assert!(valkey.contains("nknown subcommand"), "{valkey}");
+            let redis = to.wire().call(&["CLUSTER", "MIGRATION", "IMPORT", &first, &last]);
+            if redis.starts_with('-') {
+                assert!(redis.contains("nknown subcommand"), "{redis}");
+                return false;
+            }
+        }
+        let range = if first == last { first } else { format!("{first}-{last}") };
+        let has = || {
+            let nodes = to.nodes();
+            nodes.lines().any(|line| line.contains("myself") && line.split(' ').any(|word| word == range))
+        };
+        assert!(holds_within(Duration::from_secs(30), has), "{}", to.nodes());
+        true
     }
 
     /// Which node has which slots, as this node sees it; none while this node is not healthy.

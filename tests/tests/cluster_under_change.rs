@@ -85,7 +85,7 @@ async fn slots_that_move_at_once_lose_nothing() {
     let cluster = Cluster::start(3, 1);
     let load = Load::start(&builder(&cluster)).await;
     let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
-    let moved = first.move_first_slots_at_once(SLOTS, second);
+    let moved = first.move_at_once(0..SLOTS, second);
     end("slots moved at once", load, &cluster, CALL).await;
     if !moved {
         skipped("slots_that_move_at_once_lose_nothing", "the server has no atomic slot migration");
@@ -169,7 +169,7 @@ async fn task_that_ends_while_its_slot_moves_at_once_leaves_no_entry() {
         ends_ms.push(at_ms);
     }
     let started_ms = now_ms();
-    if first.move_first_slots_at_once(HALF, second) {
+    if first.move_at_once(0..HALF, second) {
         let moving = started_ms..now_ms();
         let meanwhile = ends_ms.iter().filter(|at_ms| moving.contains(at_ms)).count();
         assert!(meanwhile > 0, "none ended while the slots moved, {} ms", moving.end - moving.start);

@@ -955,7 +955,7 @@ fn task_that_is_deleted_while_its_slot_moves_is_asked_for_at_the_new_node() {
 fn slot_that_leaves_at_once_takes_who_waits_along() {
     let mut pair = Pair::start();
     let slot = pair.first.server.slot_of(ALICES);
-    if !pair.first.server.move_first_slots_at_once(SLOTS, &pair.second) {
+    if !pair.first.server.move_at_once(0..SLOTS, &pair.second) {
         return skipped(
             "slot_that_leaves_at_once_takes_who_waits_along",
             "the server has no atomic slot migration",

@@ -24,6 +24,7 @@ use super::retry::{pauses, retry, until_ready};
 use super::runtime::OnRuntime;
 use super::target::Target;
 use super::topology::{self, Location, SLOTS, Shard, slot_of};
+use super::waiters::Waiters;
 use crate::error::{self, CallKind, Error};
 use crate::settings::Settings;
 
@@ -61,6 +62,8 @@ struct Shared {
     outdated: Notify,
     /// There is a new view.
     renewed: Notify,
+    /// Are woken when there is a new view, because the slot of their task may have moved.
+    waiters: Arc<Waiters>,
 }
 
 /// What a connection to a node is for.
@@ -106,7 +109,11 @@ impl Drop for Cluster {
 
 impl Cluster {
     /// Connects to the first seed that answers, and asks it for the other nodes.
-    pub(super) async fn open(seeds: Vec<Endpoint>, settings: Arc<Settings>) -> Result<Self, Error> {
+    pub(super) async fn open(
+        seeds: Vec<Endpoint>,
+        settings: Arc<Settings>,
+        waiters: Arc<Waiters>,
+    ) -> Result<Self, Error> {
         let limit = settings.timeouts.connect;
         let attempts = seeds.iter().cloned().map(|seed| async move {
             match ask_seed(&seed, limit).await {
@@ -115,10 +122,16 @@ impl Cluster {
             }
         });
         let answer = first_answer(attempts, no_seed()).await?;
-        Ok(Self::on(&Handle::current(), seeds, settings, answer))
+        Ok(Self::on(&Handle::current(), seeds, settings, waiters, answer))
     }
 
-    fn on(runtime: &Handle, seeds: Vec<Endpoint>, settings: Arc<Settings>, answer: NodeAnswer) -> Self {
+    fn on(
+        runtime: &Handle,
+        seeds: Vec<Endpoint>,
+        settings: Arc<Settings>,
+        waiters: Arc<Waiters>,
+        answer: NodeAnswer,
+    ) -> Self {
         let shared = Arc::new(Shared {
             settings,
             runtime: runtime.clone(),
@@ -127,6 +140,7 @@ impl Cluster {
             nodes: Mutex::default(),
             outdated: Notify::new(),
             renewed: Notify::new(),
+            waiters,
         });
         shared.adopt(answer);
         let surveyor = runtime.spawn(survey(shared.clone())).abort_handle();
@@ -241,8 +255,9 @@ impl OnRuntime for Cluster {
     }
 
     fn restarted_on(&self, runtime: &Handle) -> Self {
-        let view = self.shared.view.load();
-        Self::on(runtime, self.shared.seeds.clone(), self.shared.settings.clone(), view.answer.clone())
+        let Shared { seeds, settings, waiters, view, .. } = &*self.shared;
+        let answer = view.load().answer.clone();
+        Self::on(runtime, seeds.clone(), settings.clone(), waiters.clone(), answer)
     }
 }
 
@@ -341,6 +356,7 @@ impl Shared {
         self.view.store(Arc::new(view));
         if is_new {
             self.renewed.notify_waiters();
+            self.waiters.wake_all();
         }
         is_new
     }

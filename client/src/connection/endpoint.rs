@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::diagnosis::{Diagnosis, diagnose};
 use super::live::Live;
 use super::retry::until_ready;
+use super::waiters::Waiters;
 use crate::address::{at, host_of};
 use crate::error::{self, Error};
 use crate::settings::Settings;
@@ -41,6 +42,8 @@ pub(crate) struct Endpoint {
     /// Connects, but does only the part of [`Endpoint::introduce`] that must come first.
     client: Client,
     pub(super) settings: Arc<Settings>,
+    /// Who is woken when the server tells of a change.
+    pub(super) waiters: Arc<Waiters>,
     /// Sends `READONLY`, for reads from a replica in a cluster. Not for a primary: if it becomes a replica,
     /// it must redirect its clients.
     is_for_reads: bool,
@@ -49,7 +52,11 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) fn new(info: ConnectionInfo, settings: Arc<Settings>) -> Result<Self, Error> {
+    pub(crate) fn new(
+        info: ConnectionInfo,
+        settings: Arc<Settings>,
+        waiters: Arc<Waiters>,
+    ) -> Result<Self, Error> {
         let protocol = info.redis_settings().protocol();
         let first = match protocol {
             ProtocolVersion::RESP2 => RedisConnectionInfo::default().set_protocol(protocol),
@@ -61,7 +68,7 @@ impl Endpoint {
         let keep_alive = TcpKeepalive::new().with_time(silence).with_interval(silence).with_retries(PROBES);
         let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keep_alive);
         let client = client(info.clone().set_redis_settings(first).set_tcp_settings(tcp), &settings)?;
-        Ok(Self { info, client, settings, is_for_reads: false, announced_by: None })
+        Ok(Self { info, client, settings, waiters, is_for_reads: false, announced_by: None })
     }
 
     pub(super) fn for_reads(self) -> Self {
@@ -75,7 +82,8 @@ impl Endpoint {
     /// The same settings for another host, which `announced_by` names.
     pub(crate) fn at(&self, host: &str, port: u16, announced_by: &str) -> Result<Self, Error> {
         let addr = at(self.addr(), host, port);
-        let endpoint = Self::new(self.info.clone().set_addr(addr), self.settings.clone())?;
+        let info = self.info.clone().set_addr(addr);
+        let endpoint = Self::new(info, self.settings.clone(), self.waiters.clone())?;
         Ok(Self { announced_by: Some(announced_by.into()), ..endpoint })
     }
 
@@ -166,10 +174,14 @@ impl Endpoint {
             .set_connection_timeout(Some(limit))
             .set_response_timeout(None)
             .set_pipeline_buffer_size(CALLS_WAITING);
-        if self.info.redis_settings().protocol() == ProtocolVersion::RESP3 {
+        let has_pushes = self.info.redis_settings().protocol() == ProtocolVersion::RESP3;
+        if has_pushes {
+            let waiters = self.waiters.clone();
             config = config.set_push_sender(move |push: PushInfo| {
-                if push.kind == PushKind::Disconnection {
-                    on_loss();
+                match push.kind {
+                    PushKind::Disconnection => on_loss(),
+                    PushKind::Invalidate => waiters.invalidated(&push.data),
+                    _ => {}
                 }
                 Ok::<(), redis::aio::SendError>(())
             });
@@ -178,7 +190,10 @@ impl Endpoint {
         let too_late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
         let connection = timeout(limit, connecting).await.unwrap_or_else(too_late)?;
         let database = self.info.redis_settings().db();
-        let connection = Live::new(connection, self.settings.timeouts.response, database);
+        let mut connection = Live::new(connection, self.settings.timeouts.response, database);
+        if has_pushes {
+            connection = connection.with_invalidations();
+        }
         let left = limit.saturating_sub(started.elapsed());
         until_ready(left, || self.introduce(connection.clone())).await?;
         Ok(connection)

@@ -29,12 +29,23 @@ pub(crate) struct Live {
     limit: Duration,
     /// The database that was selected when connecting.
     database: i64,
+    /// Whether the server's `invalidate` messages reach the waiters.
+    has_invalidations: bool,
 }
 
 impl Live {
     /// Takes a connection without a response timeout of its own.
     pub(super) fn new(redis: MultiplexedConnection, limit: Duration, database: i64) -> Self {
-        Self { redis: Arc::new(redis), limit, database }
+        Self { redis: Arc::new(redis), limit, database, has_invalidations: false }
+    }
+
+    /// Says that the server's `invalidate` messages reach the waiters.
+    pub(super) fn with_invalidations(self) -> Self {
+        Self { has_invalidations: true, ..self }
+    }
+
+    pub(super) fn has_invalidations(&self) -> bool {
+        self.has_invalidations
     }
 
     /// Takes a caller's connection, which keeps its own response timeout.
@@ -49,7 +60,8 @@ impl Live {
         self.in_time(pin!(redis.send_packed_command(command))).await
     }
 
-    async fn send_packed_commands(
+    /// The same as `req_packed_commands`, without a box.
+    pub(super) async fn send_packed_commands(
         &self,
         pipeline: &Pipeline,
         offset: usize,

@@ -17,6 +17,7 @@ mod sentinel;
 mod survey;
 mod target;
 mod topology;
+mod waiters;
 
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ use crate::settings::Settings;
 
 pub(crate) use live::Live;
 pub(crate) use request::{Reply, Request};
+pub(crate) use waiters::{Waiter, Waiters};
 
 /// Connections that all clones of a backend share. Concurrent calls are pipelined on them.
 #[derive(Clone)]
@@ -59,19 +61,24 @@ pub(crate) struct Monitored {
 }
 
 impl Connection {
-    /// Connects once, so that a wrong address or password is an error at once.
-    pub(crate) async fn open(address: Address, settings: Settings) -> Result<Self, Error> {
+    /// Connects once, so that a wrong address or password is an error at once. `waiters` are woken when their
+    /// tasks change.
+    pub(crate) async fn open(
+        address: Address,
+        settings: Settings,
+        waiters: &Arc<Waiters>,
+    ) -> Result<Self, Error> {
         let settings = Arc::new(settings);
         match address {
             Address::Server(_) if settings.reads_from_replicas => Err(Error::Settings(
                 "reads from replicas: expected a cluster or Sentinels, got one server".to_owned(),
             )),
             Address::Server(info) => {
-                let target = Target::Server(Endpoint::new(info, settings)?);
+                let target = Target::Server(Endpoint::new(info, settings, waiters.clone())?);
                 Ok(Self::Server(Arc::new(Revived::new(Node::open(target).await?))))
             }
             Address::Sentinel(address) => {
-                let to = |wanted| Sentinels::new(&address, wanted, settings.clone());
+                let to = |wanted| Sentinels::new(&address, wanted, settings.clone(), waiters);
                 let primary = Node::open(Target::Monitored(to(Wanted::Primary)?)).await?;
                 let replica = if settings.reads_from_replicas {
                     Some(Node::start(Target::Monitored(to(Wanted::Replica)?), &Handle::current()))
@@ -81,9 +88,11 @@ impl Connection {
                 Ok(Self::Sentinel(Arc::new(Revived::new(Monitored { primary, replica }))))
             }
             Address::Cluster(seeds) => {
-                let seeds = seeds.into_iter().map(|seed| Endpoint::new(seed, settings.clone()));
+                let seeds = seeds.into_iter();
+                let seeds = seeds.map(|seed| Endpoint::new(seed, settings.clone(), waiters.clone()));
                 let seeds = seeds.collect::<Result<_, _>>()?;
-                Ok(Self::Cluster(Arc::new(Revived::new(Cluster::open(seeds, settings).await?))))
+                let cluster = Cluster::open(seeds, settings, waiters.clone()).await?;
+                Ok(Self::Cluster(Arc::new(Revived::new(cluster))))
             }
         }
     }
@@ -96,10 +105,11 @@ impl Connection {
     pub(crate) async fn open_once(address: Address, settings: Settings) -> Result<Live, Error> {
         settings.check()?;
         let (limit, settings) = (settings.timeouts.connect, Arc::new(settings));
+        let nobody = Arc::default();
         let mut target = match address {
-            Address::Server(info) => Target::Server(Endpoint::new(info, settings)?),
+            Address::Server(info) => Target::Server(Endpoint::new(info, settings, nobody)?),
             Address::Sentinel(address) => {
-                Target::Monitored(Sentinels::new(&address, Wanted::Primary, settings)?)
+                Target::Monitored(Sentinels::new(&address, Wanted::Primary, settings, &nobody)?)
             }
             Address::Cluster(_) => {
                 return Err(Error::Settings(

@@ -15,6 +15,7 @@ use super::live::Live;
 use super::request::{Attempt, says_is_replica};
 use super::retry::{self, SHORTEST_PAUSE};
 use super::target::Target;
+use super::waiters::Waiters;
 use crate::error::Error;
 use crate::observe;
 use crate::settings::Settings;
@@ -53,8 +54,9 @@ pub(super) struct Connected {
 }
 
 /// Signals between calls and the task that reconnects.
-#[derive(Default)]
 struct Signals {
+    /// Are woken when a connection is lost, because it takes what the server tracks along.
+    waiters: Arc<Waiters>,
     /// The number of the last connection that is known to be lost.
     last_lost: AtomicU64,
     loss: Notify,
@@ -65,10 +67,23 @@ struct Signals {
 }
 
 impl Signals {
+    fn new(waiters: Arc<Waiters>) -> Arc<Self> {
+        let (loss, change) = (Notify::new(), Notify::new());
+        Arc::new(Self {
+            waiters,
+            last_lost: AtomicU64::new(0),
+            loss,
+            change,
+            has_ended: AtomicBool::new(false),
+        })
+    }
+
     fn lost(&self, number: u64) {
         // Many calls notice the same loss, some of them much later.
         if self.last_lost.fetch_max(number, Ordering::Relaxed) < number {
             self.loss.notify_one();
+            // Not before: they must not read from the lost connection again.
+            self.waiters.wake_all();
         }
     }
 
@@ -84,6 +99,7 @@ impl Drop for End {
     fn drop(&mut self) {
         self.0.has_ended.store(true, Ordering::Release);
         self.0.change.notify_waiters();
+        self.0.waiters.wake_all();
     }
 }
 
@@ -106,7 +122,7 @@ impl Drop for Reconnecting {
 impl Reconnecting {
     /// Connects once, so that a failure is an error at once. Returns the first connection as well.
     pub(super) async fn open(mut target: Target) -> Result<(Self, Live), Error> {
-        let signals = Arc::new(Signals::default());
+        let signals = Signals::new(target.waiters());
         let (limit, on_loss) = (target.settings().timeouts.connect, signals.clone());
         let connection = target.connect_or_explain(limit, move || on_loss.lost(1)).await?;
         let state = State::new(1, Some(connection.clone()), None);
@@ -115,7 +131,8 @@ impl Reconnecting {
 
     /// Connects in the background, on a runtime that lasts as long as the connection is wanted.
     pub(super) fn start(target: Target, runtime: &Handle) -> Self {
-        Self::with(target, State::new(0, None, None), Arc::default(), runtime)
+        let signals = Signals::new(target.waiters());
+        Self::with(target, State::new(0, None, None), signals, runtime)
     }
 
     fn with(target: Target, state: State, signals: Arc<Signals>, runtime: &Handle) -> Self {

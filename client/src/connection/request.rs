@@ -1,6 +1,5 @@
 //! One call: the request and its outcome.
 
-use redis::aio::ConnectionLike as _;
 use redis::{Cmd, RedisError, RedisResult, Value};
 
 use super::live::Live;
@@ -90,11 +89,15 @@ impl Request<'_> {
 
     /// Sends the command. `asking`: an `ASK` redirect led here, while the slot moves.
     pub(super) async fn send(&self, connection: &Live, asking: bool) -> Attempt {
+        if self.kind == CallKind::TrackedRead {
+            // Boxed, so that the future of other calls stays small.
+            return Box::pin(self.send_tracked(connection, asking)).await;
+        }
         let reply = if asking {
             // One pipeline, so that no other call's command comes between the two.
             let mut pipeline = redis::pipe();
             pipeline.cmd("ASKING").add_command(self.command.clone());
-            let replies = connection.clone().req_packed_commands(&pipeline, 0, 2).await;
+            let replies = connection.send_packed_commands(&pipeline, 0, 2).await;
             replies.map(|mut replies| replies.pop().unwrap_or(Value::Nil))
         } else {
             connection.send_packed_command(self.command).await
@@ -103,6 +106,36 @@ impl Request<'_> {
             Err(error) => Attempt::Lost(error),
             Ok(value) => Attempt::Replied(value.extract_error().map(Reply::of_one_server)),
         }
+    }
+
+    /// Sends a read whose key the server tracks from then on, and asks when the key expires. The reply is an
+    /// array: whether the key is tracked, the reply to the read, the reply to `PTTL`. An error reply to the
+    /// read is that of the request.
+    ///
+    /// The key is not tracked if the server's messages would not come, or if it refuses. It is not tracked
+    /// after an `ASK` redirect either, because `ASKING` and `CLIENT CACHING` both hold for the next command.
+    async fn send_tracked(&self, connection: &Live, asking: bool) -> Attempt {
+        let mut pipeline = redis::pipe();
+        if asking {
+            pipeline.cmd("ASKING");
+        } else if connection.has_invalidations() {
+            // With OPTIN, other reads of this connection stay untracked. Repeating it changes nothing.
+            pipeline.cmd("CLIENT").arg("TRACKING").arg("ON").arg("OPTIN");
+            pipeline.cmd("CLIENT").arg("CACHING").arg("YES");
+        }
+        // PTTL comes last: a later change of the expiry invalidates the key.
+        pipeline.add_command(self.command.clone()).cmd("PTTL").arg(self.routed_by);
+        let mut replies = match connection.send_packed_commands(&pipeline, 0, pipeline.len()).await {
+            Err(error) => return Attempt::Lost(error),
+            Ok(replies) => replies,
+        };
+        let (expiry, read) = (replies.pop().unwrap_or(Value::Nil), replies.pop().unwrap_or(Value::Nil));
+        let is_tracked = !asking && !replies.is_empty() && replies.iter().all(|reply| *reply == Value::Okay);
+        Attempt::Replied(
+            read.extract_error().map(|read| {
+                Reply::of_one_server(Value::Array(vec![Value::Boolean(is_tracked), read, expiry]))
+            }),
+        )
     }
 }
 

@@ -15,6 +15,7 @@ use super::endpoint::Endpoint;
 use super::live::Live;
 use super::retry::until_ready;
 use super::survey::{Answer, HostAndPort, NoAnswer, Survey};
+use super::waiters::Waiters;
 use crate::address::SentinelAddress;
 use crate::error::{self, Error};
 use crate::settings::Settings;
@@ -63,6 +64,7 @@ impl Sentinels {
         address: &SentinelAddress,
         wanted: Wanted,
         settings: Arc<Settings>,
+        waiters: &Arc<Waiters>,
     ) -> Result<Self, Error> {
         let endpoints = address.sentinels.iter().map(|info| {
             let mut login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
@@ -72,12 +74,13 @@ impl Sentinels {
                     login = login.set_username(user);
                 }
             }
-            Endpoint::new(info.clone().set_redis_settings(login), settings.clone())
+            Endpoint::new(info.clone().set_redis_settings(login), settings.clone(), waiters.clone())
         });
         let endpoints: Vec<_> = endpoints.collect::<Result<_, Error>>()?;
         let no_sentinel = || Error::Settings("URL: expected at least one Sentinel, got none".to_owned());
         let like = address.sentinels.first().ok_or_else(no_sentinel)?;
-        let server = Endpoint::new(like.clone().set_redis_settings(address.login.clone()), settings)?;
+        let server = like.clone().set_redis_settings(address.login.clone());
+        let server = Endpoint::new(server, settings, waiters.clone())?;
         Ok(Self {
             service: address.service.as_str().into(),
             survey: Survey::of(endpoints.len()),
@@ -95,6 +98,10 @@ impl Sentinels {
 
     pub(super) fn settings(&self) -> Arc<Settings> {
         self.server.settings.clone()
+    }
+
+    pub(super) fn waiters(&self) -> Arc<Waiters> {
+        self.server.waiters.clone()
     }
 
     /// The service and its Sentinels, for errors.

@@ -8,6 +8,7 @@ use tokio::time::sleep;
 use super::endpoint::Endpoint;
 use super::live::Live;
 use super::sentinel::Sentinels;
+use super::waiters::Waiters;
 use crate::error::Error;
 use crate::settings::Settings;
 
@@ -29,6 +30,13 @@ impl Target {
         match self {
             Self::Server(endpoint) => endpoint.settings.clone(),
             Self::Monitored(sentinels) => sentinels.settings(),
+        }
+    }
+
+    pub(super) fn waiters(&self) -> Arc<Waiters> {
+        match self {
+            Self::Server(endpoint) => endpoint.waiters.clone(),
+            Self::Monitored(sentinels) => sentinels.waiters(),
         }
     }
 

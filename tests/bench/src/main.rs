@@ -17,13 +17,14 @@ mod placement;
 mod plot;
 mod records;
 mod versus;
+mod waiting;
 mod watched;
 
 use std::path::Path;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-const USAGE: &str = "usage: pmcptask-bench instructions|throughput|placement|growth FOLDER";
+const USAGE: &str = "usage: pmcptask-bench instructions|throughput|placement|growth|waiting FOLDER";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -35,6 +36,7 @@ async fn main() -> Result<()> {
         "throughput" => versus::measure(folder).await,
         "placement" => placement::measure(folder).await,
         "growth" => growth::measure(folder).await,
+        "waiting" => waiting::measure(folder).await,
         _ => Err(USAGE.into()),
     }
 }

@@ -1,0 +1,139 @@
+//! Who waits for a change of which task, on all connections of a backend.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use redis::Value;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+/// The tasks with waiters, by their full key names.
+#[derive(Default)]
+pub(crate) struct Waiters {
+    tasks: Mutex<HashMap<Arc<str>, Awaited>>,
+}
+
+/// A task that somebody waits for.
+struct Awaited {
+    wake_up: Arc<Notify>,
+    waiters: usize,
+}
+
+impl Waiters {
+    fn tasks(&self) -> MutexGuard<'_, HashMap<Arc<str>, Awaited>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a waiter, until the returned value is dropped.
+    pub(crate) fn add(self: &Arc<Self>, task_key: String) -> Waiter {
+        let task_key = Arc::<str>::from(task_key);
+        let mut tasks = self.tasks();
+        let awaited = tasks
+            .entry(task_key.clone())
+            .or_insert_with(|| Awaited { wake_up: Arc::new(Notify::new()), waiters: 0 });
+        awaited.waiters = awaited.waiters.saturating_add(1);
+        Waiter { all: self.clone(), task_key, wake_up: awaited.wake_up.clone() }
+    }
+
+    /// Wakes whom an `invalidate` of the server concerns: the waiters of the keys that it names, or everybody
+    /// if it names none, as after a `FLUSHALL`.
+    pub(super) fn invalidated(&self, what: &[Value]) {
+        let Some(Value::Array(keys)) = what.first() else { return self.wake_all() };
+        for key in keys {
+            let Value::BulkString(key) = key else { continue };
+            let Ok(key) = std::str::from_utf8(key) else { continue };
+            let wake_up = self.tasks().get(key).map(|awaited| awaited.wake_up.clone());
+            if let Some(wake_up) = wake_up {
+                wake_up.notify_waiters();
+            }
+        }
+    }
+
+    /// Wakes everybody: an invalidation may have been lost.
+    pub(super) fn wake_all(&self) {
+        // Not notified under the lock, because a waiter that is woken may drop itself.
+        let all: Vec<_> = self.tasks().values().map(|awaited| awaited.wake_up.clone()).collect();
+        for wake_up in all {
+            wake_up.notify_waiters();
+        }
+    }
+}
+
+/// One waiter for a change of a task.
+pub(crate) struct Waiter {
+    all: Arc<Waiters>,
+    task_key: Arc<str>,
+    wake_up: Arc<Notify>,
+}
+
+impl Waiter {
+    /// The full name of the task's key.
+    pub(crate) fn task_key(&self) -> &str {
+        &self.task_key
+    }
+
+    /// The next wake-up. None is missed once the future is enabled.
+    pub(crate) fn wake_up(&self) -> Notified<'_> {
+        self.wake_up.notified()
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut task) = self.all.tasks().entry(self.task_key.clone()) {
+            let awaited = task.get_mut();
+            awaited.waiters = awaited.waiters.saturating_sub(1);
+            if awaited.waiters == 0 {
+                task.remove();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    fn names(keys: &[&str]) -> [Value; 1] {
+        [Value::Array(keys.iter().map(|key| Value::BulkString(key.as_bytes().to_vec())).collect())]
+    }
+
+    #[test]
+    fn waiters_of_the_named_tasks_are_woken_and_no_others_and_all_where_none_is_named() {
+        let all = Arc::new(Waiters::default());
+        let (one, same, other) = (all.add("a".into()), all.add("a".into()), all.add("b".into()));
+        for (invalidated, woken) in [
+            (&names(&["a", "c"]), [true, true, false]),
+            (&names(&["b"]), [false, false, true]),
+            (&names(&["c"]), [false; 3]),
+            (&[Value::Nil], [true; 3]),
+        ] {
+            let mut wake_ups = [&one, &same, &other].map(|waiter| Box::pin(waiter.wake_up()));
+            for wake_up in &mut wake_ups {
+                wake_up.as_mut().enable();
+            }
+            all.invalidated(invalidated);
+            assert_eq!(wake_ups.map(|wake_up| wake_up.now_or_never().is_some()), woken);
+        }
+    }
+
+    #[test]
+    fn the_last_waiter_of_a_task_takes_the_task_along() {
+        let all = Arc::new(Waiters::default());
+        let (one, same) = (all.add("a".into()), all.add("a".into()));
+        drop(one);
+        {
+            let mut wake_up = pin!(same.wake_up());
+            wake_up.as_mut().enable();
+            all.invalidated(&names(&["a"]));
+            assert!(wake_up.now_or_never().is_some());
+        }
+        drop(same);
+        assert!(all.tasks().is_empty());
+    }
+}

@@ -1,0 +1,198 @@
+//! Waits for changes of tasks, without polling.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use pmcp_tasks::StorageError;
+use pmcp_tasks::store::backend::VersionedRecord;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::backend::RedisBackend;
+use crate::commands;
+use crate::connection::{Request, Waiter};
+use crate::error::CallKind;
+use crate::observe;
+use crate::replies::{self, TrackedRecord};
+
+/// How often a task is read that the server does not track.
+const POLL: Duration = Duration::from_secs(1);
+/// The shortest pause after wake-ups for nothing, without its jitter.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause. As much time without a wake-up makes up for one of them.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// No more wake-ups than this count: with them, the pause has its full length.
+const MOST_COUNTED: f32 = 6.0;
+
+/// Waiting for changes.
+impl RedisBackend {
+    /// Waits until the stored version of a task is another than `version`, and returns the task. None: the
+    /// task is gone, or was never there. Returns at once if that is so already. To stop waiting, drop the
+    /// future, for example with `tokio::time::timeout`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pmcp_tasks::store::backend::StorageBackend;
+    /// use pmcptask_client::RedisBackend;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let Some(server) = pmcptask_tests::server_for_example() else { return Ok(()) };
+    /// # let url = server.url();
+    /// let backend = RedisBackend::new(&url).await?;
+    /// let version = backend.put("alice:t1", b"working").await?;
+    ///
+    /// let waiting = tokio::spawn({
+    ///     let backend = backend.clone();
+    ///     async move { backend.changed("alice:t1", version).await }
+    /// });
+    /// backend.put("alice:t1", b"completed").await?;
+    /// let task = waiting.await??.expect("the task is there");
+    /// assert_eq!((task.version, task.data), (2, b"completed".to_vec()));
+    ///
+    /// let limit = Duration::from_millis(10);
+    /// assert!(tokio::time::timeout(limit, backend.changed("alice:t1", 2)).await.is_err());
+    /// backend.delete("alice:t1").await?;
+    /// assert!(backend.changed("alice:t1", 2).await?.is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// The server tells of changes (RESP3 `CLIENT TRACKING`) on the connections that calls share. So waiting
+    /// needs no connection, makes no requests, and can have any number of waiters. Every change of the task
+    /// wakes its waiters: by this backend, by others, by plain commands such as `DEL` and `FLUSHALL`, by
+    /// eviction. The task's expiry wakes them too, even if the server reclaims the task late. Where a change
+    /// may have escaped a waiter, it reads the task again: after a lost connection, a failover, a move of
+    /// slots.
+    ///
+    /// # Limits
+    ///
+    /// - A half-open connection, which was closed without the client being told, delays a wake-up by at most
+    ///   [`keep_alive`](crate::RedisBackendBuilder::keep_alive) and
+    ///   [`response_timeout`](crate::RedisBackendBuilder::response_timeout) together.
+    /// - The server also wakes a waiter when only the expiry changes, and when more keys are tracked than its
+    ///   setting `tracking-table-max-keys` allows. The waiter then reads the task again, and waits on. If
+    ///   that happens more than once a second, the waiter pauses before it reads, and sees a change up to 1 s
+    ///   late.
+    /// - A task that has ended and was created again may be at the same version again. The waiter then waits
+    ///   on.
+    /// - `SWAPDB` wakes nobody, because servers do not tell of it.
+    /// - If the server cannot tell of changes, a waiter reads the task once a second: with RESP2
+    ///   (`protocol=2` in the URL), with [`with_connection`](Self::with_connection), without permission for
+    ///   `CLIENT TRACKING`, `CLIENT CACHING` or `PTTL`, and while the task is on its way to another node.
+    /// - A waiter that was dropped leaves nothing at the client. At the server, the name of the key stays in
+    ///   the table of tracked keys until the task changes or ends.
+    ///
+    /// # Errors
+    ///
+    /// Those of `get`. While the server is away, a waiter waits for it as long as any call does, and then
+    /// fails. Calling again with the same version misses nothing.
+    pub async fn changed(&self, key: &str, version: u64) -> Result<Option<VersionedRecord>, StorageError> {
+        let waiter = self.session().add_waiter(key)?;
+        let mut pauses = Pauses::default();
+        loop {
+            let mut wake_up = pin!(waiter.wake_up());
+            // From here on, no wake-up is missed: neither during the read nor after it.
+            wake_up.as_mut().enable();
+            // Boxed, so that a future that waits takes little memory.
+            let read = Box::pin(self.read_tracked(key, &waiter)).await?;
+            if read.record.as_ref().is_none_or(|record| record.version != version) {
+                return Ok(read.record);
+            }
+            // Until the first millisecond at which the task is gone.
+            let until_gone = read.expires_in.map(|left| left.saturating_add(Duration::from_millis(1)));
+            if !read.is_tracked && until_gone.is_none_or(|left| left > POLL) {
+                let _ = timeout(POLL, wake_up).await;
+                continue;
+            }
+            match until_gone {
+                // Too late is as good as a wake-up.
+                Some(left) => drop(timeout(left, wake_up).await),
+                None => wake_up.await,
+            }
+            let pause = pauses.next();
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
+        }
+    }
+
+    async fn read_tracked(&self, key: &str, waiter: &Waiter) -> Result<TrackedRecord, StorageError> {
+        observe::call("PMCPTASK.GET", key, || async move {
+            let command = &commands::get(waiter.task_key());
+            let request = Request { command, kind: CallKind::TrackedRead, key, routed_by: waiter.task_key() };
+            self.session().call(&request, replies::tracked_record).await
+        })
+        .await
+    }
+}
+
+/// The pauses of a waiter that is often woken for nothing.
+struct Pauses {
+    /// How many wake-ups for nothing count, less one for each second since.
+    count: f32,
+    last: Instant,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { count: 0.0, last: Instant::now() }
+    }
+}
+
+impl Pauses {
+    /// The pause after a wake-up. What it was for is not known yet, but all before were for nothing.
+    fn next(&mut self) -> Duration {
+        let forgotten = self.last.elapsed().div_duration_f32(LONGEST_PAUSE);
+        let before = (self.count - forgotten).max(0.0);
+        (self.count, self.last) = ((before + 1.0).min(MOST_COUNTED), Instant::now());
+        if before <= 1.0 {
+            return Duration::ZERO;
+        }
+        let pause = SHORTEST_PAUSE.mul_f32((before - 1.0).exp2()).min(LONGEST_PAUSE);
+        // Many waiters that were woken at once do not all read at once.
+        pause.mul_f32(1.0 - fastrand::f32() / 4.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    /// Wakes a waiter for nothing, each `every` after its pause, for `long`. Returns the
+    /// pauses.
+    async fn pauses(pauses: &mut Pauses, every: Duration, long: Duration) -> Vec<Duration> {
+        let started = Instant::now();
+        let mut all = Vec::new();
+        while started.elapsed() < long {
+            all.push(pauses.next());
+            advance(all.last().copied().unwrap_or_default().saturating_add(every)).await;
+        }
+        all
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frequent_wake_ups_for_nothing_cost_less_than_two_reads_a_second_and_pauses_of_a_second_at_most()
+    {
+        let all = pauses(&mut Pauses::default(), Duration::from_millis(1), Duration::from_mins(1)).await;
+        assert!(all.iter().all(|pause| *pause <= LONGEST_PAUSE), "{all:?}");
+        assert!(all.len() < 60 * 3 / 2, "{}", all.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_wake_up_a_second_is_never_followed_by_a_pause() {
+        let all = pauses(&mut Pauses::default(), Duration::from_secs(1), Duration::from_mins(1)).await;
+        assert!(all.iter().all(Duration::is_zero), "{all:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn quiet_time_ends_the_pauses() {
+        let mut of_one = Pauses::default();
+        let all = pauses(&mut of_one, Duration::from_millis(1), Duration::from_secs(20)).await;
+        assert!(all.iter().take(2).all(Duration::is_zero), "{all:?}");
+        advance(Duration::from_secs(6)).await;
+        assert!(of_one.next().is_zero() && of_one.next().is_zero() && !of_one.next().is_zero());
+    }
+}
