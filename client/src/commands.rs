@@ -103,7 +103,7 @@ pub(crate) fn list(index_key: &str, count: usize, after: Option<&TaskPosition>, 
 }
 
 /// A `WAIT` that returns at once. The reply shows whether the user may call `WAIT`.
-pub(crate) fn wait() -> Cmd {
+pub(crate) fn probe_wait() -> Cmd {
     command("WAIT", &[b"0", b"1"], 0)
 }
 

@@ -96,7 +96,7 @@ impl Session {
                 replies::record(reply.value)?;
             }
             if self.connection.waits_for_replicas()
-                && self.check(&commands::wait(), &task_key).await?.is_none()
+                && self.check(&commands::probe_wait(), &task_key).await?.is_none()
             {
                 let expected = "wait_for_replicas: expected a user with permission for WAIT, got one without";
                 return Err(Error::Settings(expected.to_owned()).into());

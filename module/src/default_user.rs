@@ -20,7 +20,7 @@ const MOST_WRITTEN: usize = 100;
 static LAST_LOOK: ServerThread<Option<Instant>> = ServerThread::new(None);
 
 /// Handles a server event.
-pub(crate) fn tell(context: &Context, event: ServerEvent) {
+pub(crate) fn on_server_event(context: &Context, event: ServerEvent) {
     match event {
         ServerEvent::AppendOnlyFileLoads => look(context),
         ServerEvent::Cron => {

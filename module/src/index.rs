@@ -142,9 +142,9 @@ pub(crate) fn list<'c>(
             Ok::<_, Refusal>(reading.map(|header| (header.version, None)))
         }
     };
-    let mut walk = Walk::new(index, after, newest_first);
+    let mut chunks = EntryChunks::new(index, after, newest_first);
     while listed.len() < count
-        && let Some(entries) = walk.next_entries(count.saturating_sub(listed.len()))
+        && let Some(entries) = chunks.next_chunk(count.saturating_sub(listed.len()))
     {
         listed.reserve(entries.len().min(count.saturating_sub(listed.len())));
         for entry in entries {
@@ -176,12 +176,11 @@ pub(crate) fn list<'c>(
     Ok(listed)
 }
 
-/// A walk through the entries of an index, several at a time.
+/// The entries of an index, chunk by chunk.
 ///
-/// A walk can start only at a score, so continuing passes all entries of the last score again. So each step returns at
-/// least as many entries as all steps before: then all steps together pass at most twice as many entries as they
-/// return.
-pub(crate) struct Walk<'k, 'c> {
+/// A chunk can start only at a score, so it passes all entries of the last score again. So each chunk has at least as
+/// many entries as all chunks before it: then all chunks together pass at most twice as many entries as they have.
+pub(crate) struct EntryChunks<'k, 'c> {
     index: &'k Key<'c>,
     after: Option<Position>,
     newest_first: bool,
@@ -189,13 +188,13 @@ pub(crate) struct Walk<'k, 'c> {
     is_done: bool,
 }
 
-impl<'k, 'c> Walk<'k, 'c> {
+impl<'k, 'c> EntryChunks<'k, 'c> {
     pub(crate) fn new(index: &'k Key<'c>, after: Option<Position>, newest_first: bool) -> Self {
         Self { index, after, newest_first, returned: 0, is_done: false }
     }
 
     /// The next entries: at least `wanted`, or all that are left. None if none are left.
-    pub(crate) fn next_entries(&mut self, wanted: usize) -> Option<Vec<Entry<'c>>> {
+    pub(crate) fn next_chunk(&mut self, wanted: usize) -> Option<Vec<Entry<'c>>> {
         if self.is_done {
             return None;
         }
@@ -273,8 +272,8 @@ pub(crate) fn nth_newest_live<'c>(
     let wanted = n.min(allowed_dead.saturating_add(1));
     let mut keys = key.task_keys();
     let (mut live_count, mut dead_count): (usize, usize) = (0, 0);
-    let mut walk = Walk::new(index, None, true);
-    while let Some(entries) = walk.next_entries(wanted) {
+    let mut chunks = EntryChunks::new(index, None, true);
+    while let Some(entries) = chunks.next_chunk(wanted) {
         for entry in entries {
             let mut presence = Presence::Gone;
             if let Some(name) = keys.of_task(entry.task_id.bytes()) {

@@ -20,12 +20,12 @@ mod default_user;
 mod effects;
 mod failures;
 mod fields;
-mod housekeeping;
 mod index;
 mod reclaim;
 mod record;
 mod refusal;
 mod server;
+mod server_events;
 mod settings;
 mod slots;
 mod statistics;
@@ -60,14 +60,14 @@ impl Module for Pmcptask {
         }
         // This comes last: if the load fails, Redis 7.0 does not undo a subscription and would call into the
         // unloaded module.
-        if !housekeeping::start(context) {
+        if !server_events::start(context) {
             return Err("the server takes no subscription to its events".to_owned());
         }
         Ok(())
     }
 
     fn may_unload() -> bool {
-        housekeeping::may_unload()
+        server_events::may_unload()
     }
 }
 

@@ -8,15 +8,15 @@ use std::collections::BTreeSet;
 
 use crate::server::Context;
 
-/// This node's relation to the slot of a key.
+/// Where the slot of a key is, as seen from this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
+pub(crate) enum SlotState {
     /// The slot is here and stays here.
-    Owner,
+    Settled,
     /// The slot is migrating from this node or to it.
     Moving,
     /// The slot belongs to another node.
-    Stranger,
+    Elsewhere,
 }
 
 /// The slots of this node, read on first use. Valid for one call of the server, during which no slot
@@ -31,19 +31,19 @@ impl<'c> Slots<'c> {
         Self { context, table: OnceCell::new() }
     }
 
-    pub(crate) fn role_for(&self, key: &[u8]) -> Role {
+    pub(crate) fn state_of(&self, key: &[u8]) -> SlotState {
         if !self.context.is_cluster() {
-            return Role::Owner;
+            return SlotState::Settled;
         }
         let table = self.table.get_or_init(|| Table::read(&self.context.cluster_nodes()));
-        self.context.cluster_slot(key).map_or(Role::Stranger, |slot| table.role_for(slot))
+        self.context.cluster_slot(key).map_or(SlotState::Elsewhere, |slot| table.state_of(slot))
     }
 
     /// Whether a task that is missing here may be at another node of the cluster: while its slot migrates or
     /// belongs to another node, and always on a replica, which is not told of migrations.
     pub(crate) fn may_be_elsewhere(&self, task_name: &[u8]) -> bool {
         self.context.is_cluster()
-            && (!self.context.is_settled_primary() || self.role_for(task_name) != Role::Owner)
+            && (!self.context.is_settled_primary() || self.state_of(task_name) != SlotState::Settled)
     }
 }
 
@@ -82,13 +82,13 @@ impl Table {
         table
     }
 
-    fn role_for(&self, slot: i64) -> Role {
+    fn state_of(&self, slot: i64) -> SlotState {
         if self.moving.contains(&slot) {
-            Role::Moving
+            SlotState::Moving
         } else if self.own.iter().any(|(first, last)| (*first..=*last).contains(&slot)) {
-            Role::Owner
+            SlotState::Settled
         } else {
-            Role::Stranger
+            SlotState::Elsewhere
         }
     }
 }
@@ -103,8 +103,13 @@ mod tests {
         let other = "b2 127.0.0.1:3@4 master - 0 0 2 connected 6-8 [77->-a1]";
         let table = Table::read(format!("{other}\n{own}\n").as_bytes());
         assert_eq!(table, Table { own: vec![(0, 5), (9, 9), (100, 16_383)], moving: BTreeSet::new() });
-        for (slot, role) in [(0, Role::Owner), (6, Role::Stranger), (9, Role::Owner), (99, Role::Stranger)] {
-            assert_eq!(table.role_for(slot), role, "{slot}");
+        for (slot, state) in [
+            (0, SlotState::Settled),
+            (6, SlotState::Elsewhere),
+            (9, SlotState::Settled),
+            (99, SlotState::Elsewhere),
+        ] {
+            assert_eq!(table.state_of(slot), state, "{slot}");
         }
         assert_eq!(Table::read(b""), Table::default());
     }
@@ -113,8 +118,13 @@ mod tests {
     fn slot_on_its_way_is_no_reason_to_leave_others_alone() {
         let own = "a1 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-5 [93-<-b2] [5->-b2]\n";
         let table = Table::read(own.as_bytes());
-        for (slot, role) in [(4, Role::Owner), (5, Role::Moving), (93, Role::Moving), (6, Role::Stranger)] {
-            assert_eq!(table.role_for(slot), role, "{slot}");
+        for (slot, state) in [
+            (4, SlotState::Settled),
+            (5, SlotState::Moving),
+            (93, SlotState::Moving),
+            (6, SlotState::Elsewhere),
+        ] {
+            assert_eq!(table.state_of(slot), state, "{slot}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use pmcptask_schema::IndexKey;
 
-use crate::index::{self, Walk};
+use crate::index::{self, EntryChunks};
 use crate::record::{self, Presence};
 use crate::refusal::Refusal;
 use crate::server::{CommandName, Context, Key, OwnedString, Permissions, StringRef};
@@ -65,8 +65,8 @@ pub(crate) fn remove_oldest(
     Ok(removed)
 }
 
-/// The entries of the oldest tasks, at most `count` live ones, oldest first, that are older than the newest `keep` live
-/// tasks; and up to [`DEAD_AT_ONCE`] dead entries among them, so that later calls pass fewer of them.
+/// The entries to remove, oldest first: at most `count` live tasks that are older than the newest `keep` live tasks. The
+/// dead entries among them are included, up to [`DEAD_AT_ONCE`], so that later calls pass fewer dead entries.
 ///
 /// # Errors
 ///
@@ -102,9 +102,9 @@ fn surplus<'c>(
     let mut keys = key.task_keys();
     let mut surplus: Vec<Surplus<'_>> = Vec::new();
     let mut live: usize = 0;
-    let mut walk = Walk::new(index, None, false);
+    let mut chunks = EntryChunks::new(index, None, false);
     while live < count
-        && let Some(entries) = walk.next_entries(count.saturating_sub(live))
+        && let Some(entries) = chunks.next_chunk(count.saturating_sub(live))
     {
         for entry in entries {
             // By its place: the entry itself may be gone by now, if another module removes entries.

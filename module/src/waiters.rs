@@ -19,7 +19,7 @@ use crate::server::{
     Change, Context, Failed, Key, ServerEvent, ServerThread, StringRef, TimerId, Told, WaiterId, start_timer,
     stop_timer, subscribe_to_all_keys, unsubscribe_from_all_keys, wake,
 };
-use crate::slots::{Role, Slots};
+use crate::slots::{SlotState, Slots};
 use crate::{reclaim, settings, statistics};
 
 /// Time limit of one run of the timer, because commands wait for it.
@@ -156,7 +156,8 @@ impl Waiters {
         }
     }
 
-    /// Makes the clients answered that have not seen this task; none have seen `None`.
+    /// Queues each client to be woken that has seen another version, or another task of that version. No client has seen
+    /// `None`, a missing task.
     fn wake_unless_seen(&mut self, name: &KeyName, version: Option<i64>) {
         let Some(key) = self.key(name) else { return };
         let is_changed = |id, seen| Some(seen) != version || key.has_ended_for(id);
@@ -261,11 +262,11 @@ pub(crate) fn may_be_gone_elsewhere(context: &Context, id: WaiterId, task_name: 
 /// Whether a task that is missing here may be at another node. A replica is not told of migrations; its primary
 /// deletes what has moved.
 fn may_be_elsewhere(context: &Context, slots: &Slots<'_>, task_name: &[u8]) -> bool {
-    context.is_settled_primary() && slots.role_for(task_name) != Role::Owner
+    context.is_settled_primary() && slots.state_of(task_name) != SlotState::Settled
 }
 
 /// Handles a server event.
-pub(crate) fn tell(context: &Context, event: ServerEvent) {
+pub(crate) fn on_server_event(context: &Context, event: ServerEvent) {
     let Some(mut waiters) = WAITERS.borrow_mut(context) else { return };
     match event {
         ServerEvent::AppendOnlyFileLoads => {}

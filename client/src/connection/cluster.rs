@@ -29,13 +29,13 @@ use crate::error::{self, CallKind, Error};
 use crate::settings::Settings;
 
 /// How often a node is asked for the slots without a reason: replicas come and go without redirects.
-const SURVEY: Duration = Duration::from_secs(10);
-/// The minimum pause between surveys. The pause grows while surveys find nothing new.
-const SURVEY_PAUSE: Duration = Duration::from_millis(50);
-/// After this long without a survey, the pauses start over.
-const SURVEYS_FORGOTTEN: Duration = Duration::from_secs(1);
+const SLOT_MAP_AGE: Duration = Duration::from_secs(10);
+/// The minimum pause between two questions for the slots. The pause grows while the answers are nothing new.
+const SLOT_MAP_PAUSE: Duration = Duration::from_millis(50);
+/// After this long without a question, the pauses start over.
+const PAUSES_FORGOTTEN: Duration = Duration::from_secs(1);
 /// How long one node may take to say which node has which slots.
-const SURVEY_ANSWER: Duration = Duration::from_secs(1);
+const SLOT_MAP_ANSWER: Duration = Duration::from_secs(1);
 /// How long a call waits for the connection to a node before it looks the slot up again.
 const NODE_WAIT: Duration = Duration::from_millis(200);
 /// How many redirects in a row a call follows without a pause. Nodes that disagree about a slot soon agree.
@@ -46,7 +46,7 @@ const KEPT_WITHOUT_SLOTS: Duration = Duration::from_mins(1);
 /// The connections to a cluster's nodes.
 pub(crate) struct Cluster {
     shared: Arc<Shared>,
-    surveyor: AbortHandle,
+    slot_map_task: AbortHandle,
 }
 
 struct Shared {
@@ -103,7 +103,7 @@ impl View {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.surveyor.abort();
+        self.slot_map_task.abort();
     }
 }
 
@@ -143,8 +143,8 @@ impl Cluster {
             waiters,
         });
         shared.adopt(answer);
-        let surveyor = runtime.spawn(survey(shared.clone())).abort_handle();
-        Self { shared, surveyor }
+        let slot_map_task = runtime.spawn(keep_slot_map(shared.clone())).abort_handle();
+        Self { shared, slot_map_task }
     }
 
     /// The nodes that the URL names, for errors.
@@ -251,7 +251,7 @@ impl Cluster {
 
 impl OnRuntime for Cluster {
     fn has_ended(&self) -> bool {
-        self.surveyor.is_finished()
+        self.slot_map_task.is_finished()
     }
 
     fn restarted_on(&self, runtime: &Handle) -> Self {
@@ -322,7 +322,7 @@ impl Shared {
             known.named = Instant::now();
             return Some(known.node.clone());
         }
-        // An invalid host cannot be connected to. The next survey may find a valid one.
+        // An invalid host cannot be connected to. The next answer may name a valid one.
         let endpoint =
             self.seeds.first()?.at(&location.host, location.port, &format!("the node {announced_by}"));
         let endpoint = endpoint.ok()?;
@@ -372,25 +372,25 @@ impl Shared {
             return Some(answer);
         }
         let seeds = self.seeds.iter().cloned();
-        let attempts = seeds.map(|seed| async move { ask_seed(&seed, SURVEY_ANSWER).await });
+        let attempts = seeds.map(|seed| async move { ask_seed(&seed, SLOT_MAP_ANSWER).await });
         first_answer(attempts, no_seed()).await.ok()
     }
 }
 
 /// Keeps the view up to date.
-async fn survey(shared: Arc<Shared>) {
+async fn keep_slot_map(shared: Arc<Shared>) {
     let (mut pauses, mut last) = (pauses(), Instant::now());
     loop {
         // Either ends the wait: a call has found the view outdated, or it is time.
-        let _ = timeout(SURVEY, shared.outdated.notified()).await;
-        let is_first = last.elapsed() >= SURVEYS_FORGOTTEN;
+        let _ = timeout(SLOT_MAP_AGE, shared.outdated.notified()).await;
+        let is_first = last.elapsed() >= PAUSES_FORGOTTEN;
         let finds_news = shared.ask().await.is_some_and(|answer| shared.adopt(answer));
         if is_first || finds_news {
             pauses = self::pauses();
         }
         last = Instant::now();
         // All clients ask a cluster that is in trouble, so they must not ask too often.
-        sleep(pauses.next().unwrap_or(SURVEY_PAUSE).max(SURVEY_PAUSE)).await;
+        sleep(pauses.next().unwrap_or(SLOT_MAP_PAUSE).max(SLOT_MAP_PAUSE)).await;
     }
 }
 
@@ -398,7 +398,7 @@ async fn survey(shared: Arc<Shared>) {
 async fn ask_node(node: Arc<Node>) -> Result<NodeAnswer, ()> {
     let slots = cmd("CLUSTER").arg("SLOTS").to_owned();
     let request = Request { command: &slots, kind: CallKind::Read, key: "", routed_by: "" };
-    match timeout(SURVEY_ANSWER, node.attempt(&request, false, Duration::ZERO)).await {
+    match timeout(SLOT_MAP_ANSWER, node.attempt(&request, false, Duration::ZERO)).await {
         Ok(Attempt::Replied(Ok(reply))) => {
             let shards = topology::read(&reply.value, node.host()).ok_or(())?;
             Ok(NodeAnswer { shards, source: node.address() })

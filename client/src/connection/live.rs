@@ -1,9 +1,9 @@
 //! A connection that tells its callers when it ends.
 //!
-//! The redis crate hands each call to the task that drives the connection, through a tokio channel. A call
-//! that is handed over just as that task ends gets no reply: it stays in the channel until the last clone of
-//! the connection is dropped, and its caller holds one ([tokio's issue 7714]). Only the response timeout
-//! would end the wait. So a waiting call checks from time to time that the task still runs.
+//! The redis crate hands each call to the task that drives the connection, through a tokio channel. If
+//! the task ends just when a call is handed over, the call gets no reply. The call stays in the channel until the last
+//! clone of the connection is dropped, and the waiting caller itself holds a clone ([tokio's issue 7714]). Only the
+//! response timeout would end the wait. So a waiting call checks from time to time that the task still runs.
 //!
 //! [tokio's issue 7714]: https://github.com/tokio-rs/tokio/issues/7714
 

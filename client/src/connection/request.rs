@@ -89,16 +89,11 @@ impl Request<'_> {
 
     /// Sends the command. `asking`: an `ASK` redirect led here, while the slot moves.
     pub(super) async fn send(&self, connection: &Live, asking: bool) -> Attempt {
-        if self.kind == CallKind::TrackedRead {
-            // Boxed, so that the future of other calls stays small.
+        // Boxed, so that the future of other calls stays small.
+        let reply = if self.kind == CallKind::TrackedRead {
             return Box::pin(self.send_tracked(connection, asking)).await;
-        }
-        let reply = if asking {
-            // One pipeline, so that no other call's command comes between the two.
-            let mut pipeline = redis::pipe();
-            pipeline.cmd("ASKING").add_command(self.command.clone());
-            let replies = connection.send_packed_commands(&pipeline, 0, 2).await;
-            replies.map(|mut replies| replies.pop().unwrap_or(Value::Nil))
+        } else if asking {
+            Box::pin(self.send_asking(connection)).await
         } else {
             connection.send_packed_command(self.command).await
         };
@@ -106,6 +101,14 @@ impl Request<'_> {
             Err(error) => Attempt::Lost(error),
             Ok(value) => Attempt::Replied(value.extract_error().map(Reply::of_one_server)),
         }
+    }
+
+    async fn send_asking(&self, connection: &Live) -> RedisResult<Value> {
+        // One pipeline, so that no other call's command comes between the two.
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("ASKING").add_command(self.command.clone());
+        let mut replies = connection.send_packed_commands(&pipeline, 0, 2).await?;
+        Ok(replies.pop().unwrap_or(Value::Nil))
     }
 
     /// Sends a read whose key the server tracks from then on, and asks when the key expires. The reply is an

@@ -106,8 +106,8 @@ impl<P: Iterator<Item = Duration>> Retry<P> {
         }
     }
 
-    /// The outcome of the call. If there was no connection in the end, an error reply before that says more.
-    /// A lost connection says less than the reason why there is no new one.
+    /// The outcome of the call: the last attempt, or, if the last attempt found no connection, an earlier error reply. That
+    /// says more. An earlier loss of the connection says less than the reason why there is no new one.
     pub(super) fn outcome(self, last: Attempt) -> Attempt {
         match (last, self.refusal) {
             (Attempt::NotSent(_), Some(refusal)) => refusal,

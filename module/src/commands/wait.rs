@@ -118,7 +118,8 @@ fn answer_with_permission(
     answer_if_changed(context, task_key, seen)
 }
 
-/// Replies if there is no task at the version that the client has seen. Returns false if there is one.
+/// Returns false without a reply if the task still has the version that the client has seen. Otherwise replies with the
+/// task, or with `MISSING`, and returns true.
 fn answer_if_changed(context: &Context, task_key: StringRef<'_>, seen: Option<i64>) -> Result<bool, Refusal> {
     let now_ms = context.now_ms();
     if let Some(seen) = seen

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use pmcptask_schema::TaskKey;
 
 use super::in_use::is_in_use;
-use super::removal::{may_write, remove_entries, remove_hash};
+use super::removal::{may_reclaim, reclaim_entries, remove_hash};
 use crate::failures::report;
 use crate::record::{Presence, presence};
 use crate::server::{Context, Failed, ServerThread, StringRef, start_timer};
 use crate::settings::{RECLAIM, panic_if_asked};
-use crate::slots::{Role, Slots};
+use crate::slots::{SlotState, Slots};
 
 /// Maximum number of queued keys. The entries of further keys are left to the walk.
 const MOST: usize = 250_000;
@@ -87,8 +87,8 @@ fn remove_some(context: &Context) {
         }
     }
     panic_if_asked();
-    let may_write = may_write(context);
-    if may_write {
+    let may_reclaim = may_reclaim(context);
+    if may_reclaim {
         let (started, slots) = (Instant::now(), Slots::of(context));
         while started.elapsed() < LONGEST_GO {
             let next = ENDED.borrow_mut(context).and_then(|mut ended| ended.keys.pop_front());
@@ -99,7 +99,7 @@ fn remove_some(context: &Context) {
         }
     }
     if let Some(mut ended) = ENDED.borrow_mut(context) {
-        ended.start_timer(context, if may_write { PAUSE_MS } else { RETRY_MS });
+        ended.start_timer(context, if may_reclaim { PAUSE_MS } else { RETRY_MS });
     }
 }
 
@@ -111,9 +111,9 @@ fn remove_if_ended(context: &Context, slots: &Slots<'_>, name: &[u8]) -> Result<
     match presence(context, task_name.as_ref(), context.now_ms()) {
         Presence::Live => return Ok(()),
         // The key itself may be migrating.
-        Presence::Lapsed if slots.role_for(name) != Role::Owner => return Ok(()),
+        Presence::Lapsed if slots.state_of(name) != SlotState::Settled => return Ok(()),
         Presence::Lapsed => remove_hash(context, task_name.as_ref())?,
         Presence::Gone => {}
     }
-    remove_entries(context, &key)
+    reclaim_entries(context, &key)
 }

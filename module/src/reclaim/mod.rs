@@ -36,7 +36,7 @@ pub(crate) fn note_lapsed(context: &Context, task_name: StringRef<'_>) {
 }
 
 /// Handles a server event.
-pub(crate) fn tell(context: &Context, event: ServerEvent) {
+pub(crate) fn on_server_event(context: &Context, event: ServerEvent) {
     match event {
         ServerEvent::Cron => walk::step(context),
         ServerEvent::AppendOnlyFileLoads => {}

@@ -7,7 +7,7 @@ use crate::{effects, index, settings, statistics};
 
 /// False with `reclaim no`, on a replica, which gets removals from its primary, while data is loading, and
 /// while a failover or CLIENT PAUSE forbids writes.
-pub(super) fn may_write(context: &Context) -> bool {
+pub(super) fn may_reclaim(context: &Context) -> bool {
     settings::RECLAIM.get() && context.is_settled_primary() && !context.writes_are_paused()
 }
 
@@ -21,15 +21,15 @@ pub(super) fn remove_hash(context: &Context, task_name: StringRef<'_>) -> Result
 }
 
 /// Removes a task's entry, and the entry that `pmcp_tasks::RedisBackend` made for the task.
-pub(super) fn remove_entries(context: &Context, key: &TaskKey<'_>) -> Result<(), Failed> {
-    remove_entry(context, &IndexKey::of(key), key.task_id)?;
+pub(super) fn reclaim_entries(context: &Context, key: &TaskKey<'_>) -> Result<(), Failed> {
+    reclaim_entry(context, &IndexKey::of(key), key.task_id)?;
     if let Some((index, member)) = key.old_entry() {
-        remove_entry(context, &index, &member)?;
+        reclaim_entry(context, &index, &member)?;
     }
     Ok(())
 }
 
-pub(super) fn remove_entry(context: &Context, index: &IndexKey<'_>, member: &[u8]) -> Result<(), Failed> {
+pub(super) fn reclaim_entry(context: &Context, index: &IndexKey<'_>, member: &[u8]) -> Result<(), Failed> {
     let mut name = Vec::new();
     index.write(&mut name);
     let name = context.create_string(&name);

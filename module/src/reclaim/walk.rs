@@ -11,11 +11,11 @@ use pmcptask_schema::IndexKey;
 use super::dead_entries::DeadEntries;
 use super::ended;
 use super::in_use::is_in_use;
-use super::removal::{may_write, remove_entry};
+use super::removal::{may_reclaim, reclaim_entry};
 use crate::failures::report;
 use crate::record::{Presence, presence};
 use crate::server::{Context, Key, Kind, ScanCursor, ServerThread};
-use crate::slots::{Role, Slots};
+use crate::slots::{SlotState, Slots};
 use crate::{settings, statistics};
 
 /// Minimum time between steps, however often the server calls: even the smallest step takes longer than its
@@ -48,7 +48,7 @@ pub(super) fn step(context: &Context) {
         start_anew(context);
         return;
     }
-    if !may_write(context) {
+    if !may_reclaim(context) {
         return;
     }
     let Some(mut walks) = WALKS.borrow_mut(context) else { return };
@@ -161,10 +161,10 @@ fn look_at_entries(
             // While a slot migrates, a task that is missing here may be at another node.
             Presence::Gone
                 if dead.had_no_task(database, name, &member)
-                    && slots.role_for(name) == Role::Owner
-                    && slots.role_for(task_name) == Role::Owner =>
+                    && slots.state_of(name) == SlotState::Settled
+                    && slots.state_of(task_name) == SlotState::Settled =>
             {
-                report(context, remove_entry(context, &key, &member), "an index entry was removed");
+                report(context, reclaim_entry(context, &key, &member), "an index entry was removed");
             }
             Presence::Gone => dead.note(database, name, &member),
         }

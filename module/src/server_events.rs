@@ -22,7 +22,7 @@ pub(crate) fn may_unload() -> bool {
 fn on_event(context: &Context, event: ServerEvent) {
     IS_SETTLED.store(true, Ordering::Relaxed);
     settings::panic_if_asked();
-    default_user::tell(context, event);
-    reclaim::tell(context, event);
-    waiters::tell(context, event);
+    default_user::on_server_event(context, event);
+    reclaim::on_server_event(context, event);
+    waiters::on_server_event(context, event);
 }
