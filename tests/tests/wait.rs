@@ -378,8 +378,8 @@ fn clients_wait_in_their_own_databases() {
 
 #[test]
 fn move_and_copy_leave_the_client_in_its_database() {
-    // Valkey 8.1 and 9.0 leave the client in the other database while a module is told of events of class generic,
-    // until they are fixed.
+    // From 8.1 until a fix, Valkey leaves the client in the other database while a module is told of events of class
+    // generic.
     let mut stage = Stage::start();
     for database in [0, 3] {
         stage.run(&[&format!("SELECT {database}"), "PMCPTASK.PUT T I data"]);

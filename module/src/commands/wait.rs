@@ -5,11 +5,17 @@
 //! scripts, where nothing blocks.
 //!
 //! The end of the task is a change too. If the task is deleted and made again before the client is answered, the reply
-//! is `OK` with the new task, whose version may be the version that the client has seen. A call that comes after
-//! that only compares versions. On Valkey 8.1 and 9.0 without their fix, the module notices that for its own commands
-//! only, and any change by `DEL`, `RENAME`, `EXPIRE` and other commands on keys of any type up to 100 ms late.
+//! is `OK` with the new task, whose version may be the version that the client has seen. A call that comes after that
+//! only compares versions.
+//!
+//! The server looks for times that are over when it has something to do, and ten times a second: a nil can come 100 ms
+//! late, as that of `BLPOP` can.
 //!
 //! In a cluster, a client whose task may be at another node waits for the server's redirect, or for the end of its time.
+//!
+//! On a server that must not tell of all changes ([`crate::server::Told::NotGeneric`]), changes by `DEL`, `RENAME`,
+//! `EXPIRE` and other commands on keys of any type are noticed up to 100 ms late. A task that such commands delete and
+//! make again is not noticed there, if the version is the same.
 
 use pmcptask_schema::TaskKey;
 use pmcptask_schema::arguments::{seen_version, timeout_ms};

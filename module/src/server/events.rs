@@ -157,9 +157,9 @@ unsafe extern "C" fn change_event(
     OK
 }
 
-/// Whether a client is left in the database of the event when the server tells a module of an event. Valkey 8.1 and 9.0
-/// do so until their fix (valkey-io/valkey#4024): after `MOVE` and `COPY … DB`, whose events of class *generic* are in
-/// the other database, the client would write into that database.
+/// Whether a client is left in the database of the event when the server tells a module of an event. Valkey does so
+/// from 8.1 until the fix of valkey-io/valkey#4024 (seen with 8.1.1, not with 8.0.1 and 9.1.2). The events of `MOVE` and
+/// `COPY … DB`, of class *generic*, are in the other database, so the client would go on in that database.
 ///
 /// Asks once, with an event that nobody else gets. Must run in a command of a client.
 fn events_move_clients(context: &Context) -> Result<bool, Failed> {
