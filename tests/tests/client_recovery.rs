@@ -665,7 +665,7 @@ async fn lost_connection_to_a_database_is_replaced_when_the_script_that_keeps_th
 
 #[tokio::test(flavor = "multi_thread")]
 async fn server_that_loads_its_data_is_waited_out_when_connecting_too() {
-    // Loading takes about a second, and the server answers every few keys meanwhile.
+    // Loading takes about two seconds, and the server answers every few keys meanwhile.
     let options = ServerOptions::default()
         .set("key-load-delay", "2000")
         .set("loading-process-events-interval-bytes", "1024")
@@ -674,7 +674,7 @@ async fn server_that_loads_its_data_is_waited_out_when_connecting_too() {
     let mut wire = server.wire();
     wire.call(&["ACL", "SETUSER", "alice", "on", ">sesame", "~*", "+@all"]);
     let mut filling = redis::pipe();
-    for n in 0..500 {
+    for n in 0..1_000 {
         filling.cmd("PMCPTASK.PUT").arg(format!("pmcp:tasks:o:t{n}")).arg("pmcp:idx:o").arg("d".repeat(500));
     }
     filling.exec(&mut server.connection()).unwrap();
@@ -683,7 +683,8 @@ async fn server_that_loads_its_data_is_waited_out_when_connecting_too() {
         let mut loader = server.wire();
         let loading = thread::spawn(move || loader.call(&["DEBUG", "RELOAD"]));
         assert!(holds_within(CONNECT, || wire.call(&["PING"]).starts_with("-LOADING")));
-        let builder = RedisBackend::builder(&url).connect_timeout(CONNECT / 20);
+        // Enough for a few answers, and over before the data is loaded.
+        let builder = RedisBackend::builder(&url).connect_timeout(Duration::from_secs(1));
         let error = builder.clone().connect().await.unwrap_err();
         assert!(matches!(reason(&error), Error::Loading { .. }), "{url}: {error:?}");
         builder.connect_timeout(5 * CONNECT).connect().await.unwrap().put("o:t", b"one").await.unwrap();
