@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use pmcptask_client::RedisBackend;
 use pmcptask_schema::Keyspace;
-use pmcptask_tests::{Server, ServerOptions, Wire, holds_within};
+use pmcptask_tests::{INDEX, Server, ServerOptions, TASK, Wire, holds_within};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -214,6 +214,11 @@ fn ratios_of(rows: &[Row]) -> Vec<Ratio> {
         ratio("PUT 1 MB : HSET", get("PUT 1 MB") / get("HSET 1 MB"), "1.15"),
         ratio("GET : Lua backend's HGETALL", get("GET") / get("Lua get"), "-"),
         ratio("DEL : Lua", get("DEL") / get("Lua delete"), "-"),
+        ratio(
+            "HSET of others : without the module",
+            get("HSET of others, with the module") / get("HSET of others"),
+            "1",
+        ),
     ]
 }
 
@@ -245,6 +250,35 @@ impl Counting<'_> {
         }
         self.rows.push(Row { name, instructions });
         Ok(())
+    }
+}
+
+impl Counting<'_> {
+    /// Counts an `HSET` of a key that no command of the module touches, without emptying the server before.
+    fn count_as_it_is(&mut self, name: &'static str) -> Result<()> {
+        let commands = vec![words(&["HSET", "other", "field", "value"]); COMMANDS];
+        let mut instructions = f64::INFINITY;
+        for _ in 0..REPEATS {
+            instructions = instructions.min(self.server.count(&commands)?);
+        }
+        self.rows.push(Row { name, instructions });
+        Ok(())
+    }
+
+    /// The same while a client waits for a task, and when it waits no more.
+    fn count_beside_a_waiter(&mut self) -> Result<()> {
+        let waiting = |server: &Server, clients: u64| {
+            assert!(holds_within(Duration::from_mins(1), || server.counter("waiting_clients") == clients));
+        };
+        self.server.wire.call(&["CONFIG", "SET", "appendonly", "no"]);
+        self.server.run(&[words(&["PMCPTASK.PUT", TASK, INDEX, "data"])])?;
+        let mut waiter = self.server.server.wire();
+        waiter.send(&["PMCPTASK.WAIT", TASK, "1", "0"])?;
+        waiting(&self.server.server, 1);
+        self.count_as_it_is("HSET of others, a client waits")?;
+        self.server.run(&[words(&["DEL", TASK])])?;
+        waiting(&self.server.server, 0);
+        self.count_as_it_is("HSET of others, after the last waiter")
     }
 }
 
@@ -283,6 +317,7 @@ fn count_bare(server: &mut CountingServer) -> Result<Vec<Row>> {
     let mut bare = Counting { server, tasks, rows: Vec::new() };
 
     bare.count("PING", |_| words(&["PING"]))?;
+    bare.count_as_it_is("HSET of others")?;
     bare.count("HSET over", |n| hset(&there(n), &data))?;
     bare.count("HSET new", |n| hset(&new(n), &data))?;
     bare.count("ZADD NX, member there", |n| zadd(&there(n)))?;
@@ -327,6 +362,7 @@ async fn count_ours(server: &mut CountingServer) -> Result<Vec<Row>> {
     let tasks = (0..TASKS).map(|n| ours.put.fill(&id(n), 0)).collect();
     let mut counting = Counting { server, tasks, rows: Vec::new() };
 
+    counting.count_as_it_is("HSET of others, with the module")?;
     counting.count("PUT over", |n| ours.put.fill(&there(n), 0))?;
     counting.count("PUT new", |n| ours.put.fill(&new(n), 0))?;
     counting.count("PUT over, JSON", |n| put_json.fill(&there(n), 0))?;
@@ -351,6 +387,9 @@ async fn count_ours(server: &mut CountingServer) -> Result<Vec<Row>> {
         on_task("PMCPTASK.EXPIRE", n, &["PXAT", &at_ms.to_string()])
     })?;
     counting.count("PUT NX, task there", |n| on_task("PMCPTASK.PUT", n, &["a record", "NX"]))?;
+    counting.count("WAIT, another version", |n| {
+        words(&["PMCPTASK.WAIT", &keys.task_key(OWNER, &there(n)), "7", "0"])
+    })?;
     counting.count_times(TASKS, "DEL VERSION", |n| on_task("PMCPTASK.DEL", n, &["VERSION", "1"]))?;
     for (bytes, name) in [(100_000, "PUT 100 KB"), (1_000_000, "PUT 1 MB")] {
         let large = Commands::of(&backend, port, &record(OWNER, bytes)).await?.put;
@@ -363,5 +402,7 @@ async fn count_ours(server: &mut CountingServer) -> Result<Vec<Row>> {
     // The server encodes a short index differently from a long one.
     counting.tasks.truncate(100);
     counting.count_times(100, "LIST of 100", |_| list.clone())?;
+    // Last, because some servers tell the module of every change from then on.
+    counting.count_beside_a_waiter()?;
     Ok(counting.rows)
 }
