@@ -1263,7 +1263,7 @@ fn after_every_random_change_those_are_answered_whose_task_has_changed_and_no_ot
 fn panic_in_an_answer_is_an_error_reply_and_others_wait_on() {
     let mut stage = Stage::start();
     stage.renew();
-    let mut waiter = stage.waiter("PMCPTASK.WAIT T 1 100");
+    let mut waiter = stage.waiter(&format!("PMCPTASK.WAIT T 1 {}", 100 * slowness()));
     let mut other = stage.waiter("PMCPTASK.WAIT T 1 0");
     stage.run(&["CONFIG SET pmcptask.debug-panic 1"]);
     let reply = waiter.receive().unwrap();
