@@ -754,9 +754,8 @@ fn client_that_uses_too_much_memory_goes_and_one_that_must_not_be_evicted_waits_
     safe.run("CLIENT NO-EVICT on");
     let mut safe = stage.wait(safe, &format!("PMCPTASK.WAIT {long} 1 0"));
     let mut large = stage.waiter(&format!("PMCPTASK.WAIT {long} 1 0"));
-    // One that has not sent the long name.
-    stage.wire = stage.server.wire();
-    stage.run(&["CONFIG SET maxmemory-clients 12mb"]);
+    stage.run(&["CLIENT NO-EVICT on"]);
+    stage.run(&["CONFIG SET maxmemory-clients 1mb"]);
     assert!(holds_within(PATIENCE, || stage.waiting() == 1));
     large.receive().unwrap_err();
     stage.run(&["CONFIG SET maxmemory-clients 0"]);
