@@ -754,9 +754,8 @@ fn client_that_uses_too_much_memory_goes_and_one_that_must_not_be_evicted_waits_
     safe.run("CLIENT NO-EVICT on");
     let mut safe = stage.wait(safe, &format!("PMCPTASK.WAIT {long} 1 0"));
     let mut large = stage.waiter(&format!("PMCPTASK.WAIT {long} 1 0"));
-    // One that has not sent the long name.
-    stage.wire = stage.server.wire();
-    stage.run(&["CONFIG SET maxmemory-clients 12mb"]);
+    stage.run(&["CLIENT NO-EVICT on"]);
+    stage.run(&["CONFIG SET maxmemory-clients 1mb"]);
     assert!(holds_within(PATIENCE, || stage.waiting() == 1));
     large.receive().unwrap_err();
     stage.run(&["CONFIG SET maxmemory-clients 0"]);
@@ -1263,7 +1262,7 @@ fn after_every_random_change_those_are_answered_whose_task_has_changed_and_no_ot
 fn panic_in_an_answer_is_an_error_reply_and_others_wait_on() {
     let mut stage = Stage::start();
     stage.renew();
-    let mut waiter = stage.waiter("PMCPTASK.WAIT T 1 100");
+    let mut waiter = stage.waiter(&format!("PMCPTASK.WAIT T 1 {}", 100 * slowness()));
     let mut other = stage.waiter("PMCPTASK.WAIT T 1 0");
     stage.run(&["CONFIG SET pmcptask.debug-panic 1"]);
     let reply = waiter.receive().unwrap();
