@@ -50,7 +50,7 @@ impl Node {
         let replicated_writes = acknowledgement.map(|acknowledgement| {
             let reads = connection.clone();
             // The connection for reads must follow the primary too.
-            let on_demotion = move || reads.lose_current();
+            let on_demotion = move || reads.replace_current();
             let writes = Reconnecting::start(target, runtime);
             ReplicatedWrites::new(writes, acknowledgement, on_demotion, runtime)
         });
@@ -98,7 +98,7 @@ impl Node {
             let attempt = Box::pin(writes.attempt(request, asking, wait)).await;
             // The connection for reads must follow the primary too.
             if let (true, Some(reads)) = (says_is_replica(&attempt), reads) {
-                self.connection.note(&reads, &attempt);
+                self.connection.replace_if_useless(&reads, &attempt);
             }
             return attempt;
         }
@@ -107,7 +107,7 @@ impl Node {
             Err(attempt) => return attempt,
         };
         let attempt = request.send(&current.connection, asking).await;
-        self.connection.note(&current, &attempt);
+        self.connection.replace_if_useless(&current, &attempt);
         attempt
     }
 
@@ -120,7 +120,7 @@ impl Node {
     /// Replaces a connection whose server is too slow, and does not ask the server for a while.
     pub(super) fn avoid(&self, connection: &Connected) {
         self.slow_since.store(Some(Arc::new(Instant::now())));
-        self.connection.lose(connection);
+        self.connection.replace_connection(connection);
     }
 
     pub(super) fn is_connected(&self) -> bool {

@@ -214,7 +214,7 @@ impl Reconnecting {
     }
 
     /// Replaces the connection if an attempt shows that it is useless.
-    pub(super) fn note(&self, current: &Connected, attempt: &Attempt) {
+    pub(super) fn replace_if_useless(&self, current: &Connected, attempt: &Attempt) {
         let is_useless = match attempt {
             // A late or unreadable reply makes the next replies as unlikely as a lost connection does.
             Attempt::Lost(_) => true,
@@ -226,17 +226,17 @@ impl Reconnecting {
             _ => false,
         };
         if is_useless {
-            self.lose(current);
+            self.replace_connection(current);
         }
     }
 
     /// Replaces the connection.
-    pub(super) fn lose(&self, current: &Connected) {
+    pub(super) fn replace_connection(&self, current: &Connected) {
         self.signals.lost(current.number);
     }
 
     /// Replaces the current connection.
-    pub(super) fn lose_current(&self) {
+    pub(super) fn replace_current(&self) {
         self.signals.lost(self.state.load().number);
     }
 

@@ -162,7 +162,7 @@ async fn send_group(
     let acknowledged = acknowledged.and_then(Value::extract_error);
     // A server that has become a replica says so, and closes the connection.
     if acknowledged.as_ref().is_err_and(|error| error.code().is_none_or(|code| code == BECAME_REPLICA)) {
-        connection.lose(current);
+        connection.replace_connection(current);
     }
     let count = match &acknowledged {
         Ok(Value::Int(replicas)) => *replicas,
@@ -186,7 +186,7 @@ fn answer_what_was_not_made(
     let mut replies = match replies {
         Ok(replies) => replies.into_iter(),
         Err(error) => {
-            connection.note(current, &Attempt::Lost(error.clone()));
+            connection.replace_if_useless(current, &Attempt::Lost(error.clone()));
             for (_, caller) in callers {
                 answer(caller, Attempt::Lost(error.clone()));
             }
@@ -202,7 +202,7 @@ fn answer_what_was_not_made(
             Ok(value) if !replies::says_no_task_changed(&value) => made.push(Made { value, caller }),
             unmade => {
                 let attempt = Attempt::Replied(unmade.map(Reply::of_one_server));
-                connection.note(current, &attempt);
+                connection.replace_if_useless(current, &attempt);
                 answer(caller, attempt);
             }
         }

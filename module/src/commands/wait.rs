@@ -93,18 +93,18 @@ impl<'c> Wanted<'c> {
 }
 
 /// Answers a client that waits. Returns false if the client goes on waiting.
-fn answer_waiter(context: &Context, arguments: &Arguments<'_>, id: WaiterId, is_over: bool) -> bool {
+fn answer_waiter(context: &Context, arguments: &Arguments<'_>, id: WaiterId, must_answer: bool) -> bool {
     settings::panic_if_asked();
     let answered = Wanted::parse(arguments).and_then(|Wanted { task_key, version, .. }| {
         // The time is over before it is known whether the task is at another node.
-        if is_over && waiters::may_be_gone_elsewhere(context, id, task_key) {
+        if must_answer && waiters::may_be_gone_elsewhere(context, id, task_key) {
             return Ok(false);
         }
         let seen = if waiters::has_changed_for(context, id) { None } else { Some(version) };
         answer_with_permission(context, task_key, seen)
     });
     match answered {
-        Ok(false) if is_over => context.reply_null(),
+        Ok(false) if must_answer => context.reply_null(),
         Ok(answered) => return answered,
         Err(refusal) => reply_refusal(context, &refusal),
     }

@@ -24,8 +24,9 @@ pub(crate) struct WaiterId(usize);
 /// What the module does with blocked clients.
 #[derive(Clone, Copy)]
 pub(crate) struct Waiting {
-    /// Answers a client with the arguments of its command. If the flag is false, the time is not over, and the client
-    /// goes on waiting if the function returns false without a reply.
+    /// Answers a client with the arguments of its command. The flag says that this is the last chance: the time is over, or
+    /// the client was woken. Without the flag, the function may return false without a reply, and the client goes on
+    /// waiting.
     pub(crate) answer: fn(&Context, &Arguments<'_>, WaiterId, bool) -> bool,
     /// The client waits no more, for whatever reason.
     pub(crate) ended: fn(&Context, WaiterId),
@@ -67,7 +68,7 @@ pub(crate) fn block_on_key(
         (context.api.block_client_on_keys)(
             context.raw(),
             Some(key_is_ready),
-            Some(time_is_over),
+            Some(last_chance),
             Some(ended),
             timeout_ms,
             keys.as_mut_ptr(),
@@ -104,7 +105,7 @@ unsafe extern "C" fn key_is_ready(
     if unsafe { answer(raw, argv, argc, false) } { OK } else { ERR }
 }
 
-unsafe extern "C" fn time_is_over(
+unsafe extern "C" fn last_chance(
     raw: *mut raw::RedisModuleCtx,
     argv: *mut *mut raw::RedisModuleString,
     argc: c_int,
@@ -121,7 +122,7 @@ unsafe fn answer(
     raw: *mut raw::RedisModuleCtx,
     argv: *mut *mut raw::RedisModuleString,
     argc: c_int,
-    is_over: bool,
+    must_answer: bool,
 ) -> bool {
     // SAFETY: the server passes the context of this call.
     let (Some(context), Some(waiting)) = (unsafe { Context::enter(raw) }, WAITING.get()) else {
@@ -132,7 +133,7 @@ unsafe fn answer(
     // SAFETY: the server passes the arguments of the blocked client's command, alive for this call.
     let arguments = unsafe { Arguments::from_raw(&context, argv, argc) };
     let answered =
-        catch_unwind(AssertUnwindSafe(|| (waiting.answer)(&context, &arguments, WaiterId(id), is_over)));
+        catch_unwind(AssertUnwindSafe(|| (waiting.answer)(&context, &arguments, WaiterId(id), must_answer)));
     if answered.is_err() {
         (waiting.panicked)();
         if !context.has_replied() {
