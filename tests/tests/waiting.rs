@@ -479,6 +479,10 @@ async fn failover_in_a_cluster_loses_no_change() {
 async fn waiters_read_from_the_primary_even_where_other_reads_go_to_replicas() {
     let cluster = Cluster::start(1, 1);
     let [primary, replica] = [0, 1].map(|number| &cluster.servers[number]);
+    // The primary tells clients of the replica once it has heard of the replica's data.
+    let port = format!(":{}\r\n", replica.port());
+    let tells = || primary.wire().call(&["CLUSTER", "SLOTS"]).contains(&port);
+    assert!(holds_within(Duration::from_secs(20), tells));
     let backend = RedisBackend::builder(cluster.url()).read_from_replicas(true).connect().await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
     // A young replica is in the node's answer only after a while, and the client asks every ten seconds.
