@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use pmcp_tasks::StorageError;
-use redis::{ErrorKind, RedisError};
+use redis::{ErrorKind, RedisError, make_extension_error};
 
 /// Why a call failed. Every [`StorageError::Backend`] of this crate holds one; [`Error::of`] returns it.
 ///
@@ -515,6 +515,16 @@ fn is_of_certificate(error: &RedisError) -> bool {
     matches!(tls_error(error), Some(rustls::Error::InvalidCertificate(_)))
 }
 
+/// The error without the arguments of an unknown command, which a server repeats: those of `HELLO` and `AUTH` have the
+/// password. The redis crate may quote the server, so the place in the text does not matter.
+pub(crate) fn without_arguments(error: RedisError) -> RedisError {
+    let text = error.to_string();
+    let Some((before, _)) = text.split_once(", with args beginning with") else { return error };
+    let (_, told) = before.split_once("unknown command").unwrap_or_default();
+    let code = error.code().unwrap_or("ERR").to_owned();
+    make_extension_error(code, Some(format!("unknown command{told}")))
+}
+
 /// What an error reply means. The server sends every error before it changes anything, except DEFECT.
 fn of_server(error: RedisError, address: String) -> Error {
     let unknown_command = error.detail().and_then(|detail| detail.strip_prefix("unknown command"));
@@ -545,12 +555,25 @@ fn of_server(error: RedisError, address: String) -> Error {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::indexing_slicing)]
-    use redis::make_extension_error;
-
     use super::*;
 
     fn server_error(code: &str, detail: &str) -> RedisError {
         make_extension_error(code.to_owned(), Some(detail.to_owned()))
+    }
+
+    #[test]
+    fn password_in_an_unknown_command_is_not_shown() {
+        for text in [
+            "unknown command 'AUTH', with args beginning with: 'default' 'hunter2' ",
+            "unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `default`, `hunter2`, ",
+        ] {
+            let error = without_arguments(server_error("ERR", text));
+            let error = of_connecting(error, "h:1".to_owned());
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+            assert!(error.to_string().contains("unknown command"), "{error}");
+        }
+        let other = without_arguments(server_error("ERR", "max number of clients reached"));
+        assert_eq!(other.detail(), Some("max number of clients reached"));
     }
 
     #[test]

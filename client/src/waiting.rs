@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::VersionedRecord;
+use redis::Value;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backend::RedisBackend;
 use crate::commands;
 use crate::connection::{Request, Waiter};
-use crate::error::CallKind;
+use crate::error::{CallKind, Error};
 use crate::observe;
-use crate::replies::{self, TrackedRecord};
+use crate::replies;
 
 /// How often a task is read that the server does not track.
 const POLL: Duration = Duration::from_secs(1);
@@ -69,7 +70,7 @@ impl RedisBackend {
     ///
     /// - A half-open connection, which was closed without the client being told, delays a wake-up by at most
     ///   [`keep_alive`](crate::RedisBackendBuilder::keep_alive) and
-    ///   [`response_timeout`](crate::RedisBackendBuilder::response_timeout) together.
+    ///   [`response_timeout`](crate::RedisBackendBuilder::response_timeout) together, and the time to reconnect.
     /// - The server also wakes a waiter when only the expiry changes, and when more keys are tracked than its
     ///   setting `tracking-table-max-keys` allows. The waiter then reads the task again, and waits on. If
     ///   that happens more than once a second, the waiter pauses before it reads, and sees a change up to 1 s
@@ -80,6 +81,8 @@ impl RedisBackend {
     /// - If the server cannot tell of changes, a waiter reads the task once a second: with RESP2
     ///   (`protocol=2` in the URL), with [`with_connection`](Self::with_connection), without permission for
     ///   `CLIENT TRACKING`, `CLIENT CACHING` or `PTTL`, and while the task is on its way to another node.
+    /// - Each waiter reads for itself, also if many wait for the same task. With the circuit breaker, a waiter
+    ///   that reads while the breaker is open fails with [`Error::CircuitOpen`](crate::Error).
     /// - A waiter that was dropped leaves nothing at the client. At the server, the name of the key stays in
     ///   the table of tracked keys until the task changes or ends.
     ///
@@ -89,25 +92,22 @@ impl RedisBackend {
     /// fails. Calling again with the same version misses nothing.
     pub async fn changed(&self, key: &str, version: u64) -> Result<Option<VersionedRecord>, StorageError> {
         let waiter = self.session().add_waiter(key)?;
-        let mut pauses = Pauses::default();
+        let (mut pauses, mut is_tracked) = (Pauses::default(), true);
         loop {
             let mut wake_up = pin!(waiter.wake_up());
-            // From here on, no wake-up is missed: neither during the read nor after it.
+            // From here on, no wake-up is missed: neither during the reads nor after them.
             wake_up.as_mut().enable();
             // Boxed, so that a future that waits takes little memory.
-            let read = Box::pin(self.read_tracked(key, &waiter)).await?;
-            if read.record.as_ref().is_none_or(|record| record.version != version) {
-                return Ok(read.record);
-            }
-            // Until the first millisecond at which the task is gone.
-            let until_gone = read.expires_in.map(|left| left.saturating_add(Duration::from_millis(1)));
-            if !read.is_tracked && until_gone.is_none_or(|left| left > POLL) {
-                let _ = timeout(POLL, wake_up).await;
-                continue;
-            }
-            match until_gone {
+            let limit = match Box::pin(self.look(key, version, &waiter, is_tracked)).await? {
+                Look::Changed(record) => return Ok(record),
+                Look::Unchanged { limit, is_tracked: now } => {
+                    is_tracked = now;
+                    limit
+                }
+            };
+            match limit {
                 // Too late is as good as a wake-up.
-                Some(left) => drop(timeout(left, wake_up).await),
+                Some(limit) => drop(timeout(limit, wake_up).await),
                 None => wake_up.await,
             }
             let pause = pauses.next();
@@ -117,14 +117,59 @@ impl RedisBackend {
         }
     }
 
-    async fn read_tracked(&self, key: &str, waiter: &Waiter) -> Result<TrackedRecord, StorageError> {
+    /// Reads the task, and has the server track the key if there is nothing new. Where that can be had, the first read
+    /// is not tracked: the server would keep the name of a key that is gone for ever.
+    async fn look(
+        &self,
+        key: &str,
+        version: u64,
+        waiter: &Waiter,
+        can_be_tracked: bool,
+    ) -> Result<Look, StorageError> {
+        let is_news =
+            |record: &Option<VersionedRecord>| record.as_ref().is_none_or(|record| record.version != version);
+        if can_be_tracked {
+            let record = self.read(key, waiter, CallKind::PrimaryRead, replies::record).await?;
+            if is_news(&record) {
+                return Ok(Look::Changed(record));
+            }
+        }
+        let read = self.read(key, waiter, CallKind::TrackedRead, replies::tracked_record).await?;
+        if is_news(&read.record) {
+            return Ok(Look::Changed(read.record));
+        }
+        // Until the first millisecond at which the task is gone.
+        let until_gone = read.expires_in.map(|left| left.saturating_add(Duration::from_millis(1)));
+        let poll = (!read.is_tracked).then_some(POLL);
+        let limit = until_gone.into_iter().chain(poll).min();
+        Ok(Look::Unchanged { limit, is_tracked: read.is_tracked })
+    }
+
+    async fn read<T>(
+        &self,
+        key: &str,
+        waiter: &Waiter,
+        kind: CallKind,
+        read_reply: fn(Value) -> Result<T, Error>,
+    ) -> Result<T, StorageError> {
         observe::call("PMCPTASK.GET", key, || async move {
             let command = &commands::get(waiter.task_key());
-            let request = Request { command, kind: CallKind::TrackedRead, key, routed_by: waiter.task_key() };
-            self.session().call(&request, replies::tracked_record).await
+            let request = Request { command, kind, key, routed_by: waiter.task_key() };
+            self.session().call(&request, read_reply).await
         })
         .await
     }
+}
+
+/// What a waiter finds.
+enum Look {
+    /// Another version, or no task.
+    Changed(Option<VersionedRecord>),
+    Unchanged {
+        /// How long to wait for a wake-up at most.
+        limit: Option<Duration>,
+        is_tracked: bool,
+    },
 }
 
 /// The pauses of a waiter that is often woken for nothing.

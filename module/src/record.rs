@@ -143,6 +143,25 @@ pub(crate) fn presence(context: &Context, name: StringRef<'_>, now_ms: i64) -> P
     if ExpiresAt::of(expires_at.as_ref()).is_past(now_ms) { Presence::Lapsed } else { Presence::Live }
 }
 
+/// Whether a key holds nothing, or a task that has ended. A server may hold an expired key for a while: Redis 7.0 even
+/// shows it to a timer on a replica. This does not count as a use of the key.
+pub(crate) fn has_ended(context: &Context, name: StringRef<'_>, now_ms: i64) -> bool {
+    let hash = Key::open_unnoticed(context, name);
+    match hash.kind() {
+        Kind::Nothing => true,
+        Kind::Hash => {
+            let [expires_at] = hash.hash_fields([EXPIRES_AT.get(context)]);
+            ExpiresAt::of(expires_at.as_ref()).is_past(now_ms) || has_expired(&hash, now_ms)
+        }
+        _ => false,
+    }
+}
+
+/// Whether a key's own expiry is past. The key has to exist. A key lives through the millisecond of its expiry.
+pub(crate) fn has_expired(key: &Key<'_>, now_ms: i64) -> bool {
+    key.expiry().is_some_and(|at_ms| at_ms < now_ms)
+}
+
 /// The field `expires_at` of a hash.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExpiresAt {

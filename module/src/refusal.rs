@@ -97,7 +97,7 @@ impl fmt::Display for Refusal {
                 write!(f, "No permissions to {action} the key '{}'", printable(key))
             }
             Self::MayBeElsewhere { key } => {
-                write!(f, "the key '{}' that the index names may be at another node", printable(key))
+                write!(f, "the key '{}' may be at another node", printable(key))
             }
             Self::Failed(failed) => write!(f, "{failed}; a part of the write may have been made"),
         }

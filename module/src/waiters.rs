@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::failures::report;
-use crate::record::{self, Presence, Reading};
+use crate::record::{self, Reading};
 use crate::server::{
     Change, Context, Failed, Key, ServerEvent, ServerThread, StringRef, TimerId, Told, WaiterId, start_timer,
     stop_timer, subscribe_to_all_keys, unsubscribe_from_all_keys, wake,
@@ -28,6 +28,8 @@ const LONGEST_GO: Duration = Duration::from_millis(1);
 const PAUSE_MS: i64 = 1;
 /// Delay before a missing key is looked at again while its slot migrates, in ms.
 const MIGRATION_MS: i64 = 100;
+/// Maximum delay of the timer, in ms.
+const LONGEST_DELAY_MS: i64 = 60_000;
 /// How often a key is looked at where the server does not tell of every change, in ms.
 const UNTOLD_MS: i64 = 100;
 
@@ -71,22 +73,26 @@ struct Waiters {
     /// Keys by the time when they are due to be looked at.
     due: BTreeSet<(i64, KeyName)>,
     /// The timer that has been started, and when it fires.
-    timer: Option<(i64, TimerId)>,
+    timer: Option<(Instant, TimerId)>,
     /// What the server tells of; None without a subscription.
     told: Option<Told>,
 }
 
-static WAITERS: ServerThread<Waiters> = ServerThread::new(Waiters {
-    by_id: BTreeMap::new(),
-    keys: BTreeMap::new(),
-    noted: VecDeque::new(),
-    to_wake: VecDeque::new(),
-    due: BTreeSet::new(),
-    timer: None,
-    told: None,
-});
+static WAITERS: ServerThread<Waiters> = ServerThread::new(Waiters::new());
 
 impl Waiters {
+    const fn new() -> Self {
+        Self {
+            by_id: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            noted: VecDeque::new(),
+            to_wake: VecDeque::new(),
+            due: BTreeSet::new(),
+            timer: None,
+            told: None,
+        }
+    }
+
     fn key(&mut self, (database, name): &KeyName) -> Option<&mut WaitedKey> {
         self.keys.get_mut(database)?.get_mut(name)
     }
@@ -100,10 +106,12 @@ impl Waiters {
         if change == Change::End {
             key.end();
         }
+        // Work that waits for the end of a pause keeps the pause.
+        let pause_ms = if self.noted.is_empty() && self.to_wake.is_empty() { 0 } else { PAUSE_MS };
         if !std::mem::replace(&mut key.is_noted, true) {
             self.noted.push_back((database, name));
         }
-        self.start_timer(context, 0);
+        self.start_timer(context, pause_ms);
     }
 
     fn next_noted(&mut self) -> Option<KeyName> {
@@ -136,8 +144,10 @@ impl Waiters {
         {
             if let Some(key) = self.key(&name) {
                 key.due_ms = None;
+                if !std::mem::replace(&mut key.is_noted, true) {
+                    self.noted.push_back(name);
+                }
             }
-            self.note(context, name.0, &name.1, Change::Any);
         }
     }
 
@@ -175,14 +185,17 @@ impl Waiters {
         } else {
             now_ms.saturating_add(pause_ms)
         };
-        if let Some((fires_ms, timer)) = self.timer {
-            if fires_ms <= next_ms {
+        // The server's clock may be set, and the server miscounts delays of weeks: the timer comes back in time.
+        let delay_ms = next_ms.saturating_sub(now_ms).clamp(0, LONGEST_DELAY_MS);
+        let now = Instant::now();
+        let fires = now.checked_add(Duration::from_millis(delay_ms.unsigned_abs())).unwrap_or(now);
+        if let Some((fires_before, timer)) = self.timer {
+            if fires_before <= fires {
                 return;
             }
             stop_timer(context, timer);
         }
-        let delay_ms = next_ms.saturating_sub(now_ms).max(0);
-        self.timer = Some((next_ms, start_timer(context, delay_ms, look)));
+        self.timer = Some((fires, start_timer(context, delay_ms, look)));
     }
 }
 
@@ -212,11 +225,15 @@ pub(crate) fn add(context: &Context, id: WaiterId, task_name: StringRef<'_>, ver
         Some((name, _)) => name.clone(),
         None => task_name.bytes().into(),
     };
-    keys.entry(name.clone()).or_default().seen.insert(id, version);
+    let key = keys.entry(name.clone()).or_default();
+    let is_first = key.seen.is_empty();
+    key.seen.insert(id, version);
     waiters.by_id.insert(id, Waiter { key: (database, name), is_woken: false });
     statistics::WAITING_CLIENTS.set(waiters.by_id.len());
-    // The first look finds out when the task expires.
-    waiters.note(context, database, task_name.bytes(), Change::Any);
+    if is_first {
+        // This look finds out when the task expires.
+        waiters.note(context, database, task_name.bytes(), Change::Any);
+    }
 }
 
 /// Removes a client that waits no more.
@@ -233,11 +250,13 @@ pub(crate) fn remove(context: &Context, id: WaiterId) {
             }
         }
     }
-    if waiters.by_id.is_empty()
-        && let Some(told) = waiters.told
-        && unsubscribe_from_all_keys(context, told)
-    {
-        waiters.told = None;
+    if waiters.by_id.is_empty() {
+        let told = waiters.told.filter(|told| !unsubscribe_from_all_keys(context, *told));
+        if let Some((_, timer)) = waiters.timer {
+            stop_timer(context, timer);
+        }
+        // Frees the memory that many clients took.
+        *waiters = Waiters { told, ..Waiters::new() };
     }
 }
 
@@ -249,18 +268,14 @@ pub(crate) fn has_changed_for(context: &Context, id: WaiterId) -> bool {
     is_woken || waiters.key(&name).is_some_and(|key| key.has_ended_for(id))
 }
 
-/// Whether the client's task is missing, and may be at another node of the cluster.
-pub(crate) fn may_be_gone_elsewhere(context: &Context, id: WaiterId, task_name: StringRef<'_>) -> bool {
-    let is_woken = WAITERS
-        .borrow_mut(context)
-        .is_some_and(|waiters| waiters.by_id.get(&id).is_some_and(|waiter| waiter.is_woken));
-    !is_woken
-        && record::presence(context, task_name, context.now_ms()) != Presence::Live
-        && may_be_elsewhere(context, &Slots::of(context), task_name.bytes())
+/// Whether the client was woken.
+pub(crate) fn is_woken(context: &Context, id: WaiterId) -> bool {
+    let waiters = WAITERS.borrow_mut(context);
+    waiters.is_some_and(|waiters| waiters.by_id.get(&id).is_some_and(|waiter| waiter.is_woken))
 }
 
-/// Whether a task that is missing here may be at another node. A replica is not told of migrations; its primary
-/// deletes what has moved.
+/// Whether a task that is missing here may be at another node, and the server will redirect the client. A replica is not
+/// told of migrations: its primary deletes what has moved, and the answer says that the task may be elsewhere.
 fn may_be_elsewhere(context: &Context, slots: &Slots<'_>, task_name: &[u8]) -> bool {
     context.is_settled_primary() && slots.state_of(task_name) != SlotState::Settled
 }
@@ -337,6 +352,8 @@ fn look_at(context: &Context, slots: &Slots<'_>, name: &KeyName) {
     let is_elsewhere =
         matches!(reading, Ok(Reading::Nothing | Reading::Lapsed)) && may_be_elsewhere(context, slots, bytes);
     let (version, due_ms) = match reading {
+        // A replica of Redis 7.0 shows an expired key to a timer.
+        Ok(Reading::Live(_)) if record::has_expired(&hash, now_ms) => (None, None),
         Ok(Reading::Live(header)) => {
             let expiry_ms = hash.expiry().or_else(|| header.expires_at.ms());
             // The server deletes a key only after the millisecond of its expiry.

@@ -312,6 +312,19 @@ async fn no_server_is_told_at_once_with_the_address() {
 }
 
 #[tokio::test]
+async fn server_that_repeats_the_password_does_not_make_the_client_show_it() {
+    for (renamed, end) in [("HELLO", ""), ("AUTH", "?protocol=2")] {
+        let server =
+            Server::start_with(&ServerOptions::default().set("rename-command", &format!("{renamed} none")));
+        let url = format!("redis://:sesame@127.0.0.1:{}/{end}", server.port());
+        let error = Native::new(&url).await.unwrap_err();
+        let shown = everything_shown(&error);
+        assert!(shown.contains("unknown command") && shown.contains(renamed), "{shown}");
+        assert!(!shown.contains("sesame"), "{shown}");
+    }
+}
+
+#[tokio::test]
 async fn wrong_password_is_told_at_once() {
     let mut server = Server::start_with(&ServerOptions::default().set("requirepass", "right"));
     let logins = [(":sesame@", "WRONGPASS"), ("", "NOAUTH"), ("nobody:sesame@", "WRONGPASS")];

@@ -62,7 +62,7 @@ struct Shared {
     outdated: Notify,
     /// There is a new view.
     renewed: Notify,
-    /// Are woken when there is a new view, because the slot of their task may have moved.
+    /// Are woken when a slot has another primary.
     waiters: Arc<Waiters>,
 }
 
@@ -96,6 +96,11 @@ struct ShardNodes {
 }
 
 impl View {
+    /// Who has which slots.
+    fn primaries(&self) -> Vec<(&Location, &[(u16, u16)])> {
+        self.answer.shards.iter().map(|shard| (&shard.primary, shard.slots.as_slice())).collect()
+    }
+
     fn shard(&self, slot: u16) -> Option<&ShardNodes> {
         self.shards.get(self.shard_of_slot.get(usize::from(slot)).copied().flatten()?)
     }
@@ -352,10 +357,14 @@ impl Shared {
         }
         // Calls in flight keep the connection of a removed node until they are done.
         nodes.retain(|_, known| known.named.elapsed() < KEPT_WITHOUT_SLOTS);
-        let is_new = self.view.load().answer.shards != view.answer.shards;
+        let before = self.view.load();
+        let is_new = before.answer.shards != view.answer.shards;
+        let has_moved = before.primaries() != view.primaries();
         self.view.store(Arc::new(view));
         if is_new {
             self.renewed.notify_waiters();
+        }
+        if has_moved {
             self.waiters.wake_all();
         }
         is_new

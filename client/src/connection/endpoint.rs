@@ -72,7 +72,12 @@ impl Endpoint {
     }
 
     pub(super) fn for_reads(self) -> Self {
-        Self { is_for_reads: true, ..self }
+        Self { is_for_reads: true, ..self.without_waiters() }
+    }
+
+    /// For connections whose loss wakes nobody, because no waiter reads from them.
+    pub(super) fn without_waiters(self) -> Self {
+        Self { waiters: Arc::default(), ..self }
     }
 
     pub(super) fn is_for_reads(&self) -> bool {
@@ -122,7 +127,7 @@ impl Endpoint {
         on_loss: impl Fn() + Send + Sync + 'static,
     ) -> Result<Live, Error> {
         let connecting = async {
-            let connected = self.open(limit, on_loss).await;
+            let connected = self.open(limit, on_loss).await.map_err(error::without_arguments);
             connected.map_err(|error| error::of_connecting(error, self.address_and_origin()))
         };
         tokio::select! {

@@ -81,7 +81,8 @@ impl Connection {
                 let to = |wanted| Sentinels::new(&address, wanted, settings.clone(), waiters);
                 let primary = Node::open(Target::Monitored(to(Wanted::Primary)?)).await?;
                 let replica = if settings.reads_from_replicas {
-                    Some(Node::start(Target::Monitored(to(Wanted::Replica)?), &Handle::current()))
+                    let replica = Target::Monitored(to(Wanted::Replica)?).without_waiters();
+                    Some(Node::start(replica, &Handle::current()))
                 } else {
                     None
                 };

@@ -51,7 +51,7 @@ impl Node {
             let reads = connection.clone();
             // The connection for reads must follow the primary too.
             let on_demotion = move || reads.replace_current();
-            let writes = Reconnecting::start(target, runtime);
+            let writes = Reconnecting::start(target.without_waiters(), runtime);
             ReplicatedWrites::new(writes, acknowledgement, on_demotion, runtime)
         });
         Self { connection, replicated_writes, slow_since: ArcSwapOption::empty() }

@@ -100,6 +100,11 @@ impl Sentinels {
         self.server.settings.clone()
     }
 
+    /// For connections whose loss wakes nobody, because no waiter reads from them.
+    pub(super) fn without_waiters(self) -> Self {
+        Self { server: self.server.without_waiters(), ..self }
+    }
+
     pub(super) fn waiters(&self) -> Arc<Waiters> {
         self.server.waiters.clone()
     }

@@ -40,6 +40,14 @@ impl Target {
         }
     }
 
+    /// For connections whose loss wakes nobody, because no waiter reads from them.
+    pub(super) fn without_waiters(self) -> Self {
+        match self {
+            Self::Server(endpoint) => Self::Server(endpoint.without_waiters()),
+            Self::Monitored(sentinels) => Self::Monitored(sentinels.without_waiters()),
+        }
+    }
+
     pub(super) fn takes_writes(&self) -> bool {
         match self {
             Self::Server(endpoint) => !endpoint.is_for_reads(),

@@ -27,7 +27,11 @@ use crate::server::{
     Access, ArgumentKind, Arguments, CommandInfo, CommandName, Context, KeySpec, Permissions, StringRef,
     WaiterId, Waiting, block_on_key,
 };
+use crate::slots::Slots;
 use crate::{reclaim, settings, statistics, waiters};
+
+/// Longer times, of a million centuries, are for ever.
+const LONGEST_TIMEOUT_MS: i64 = i64::MAX / 2;
 
 pub(super) struct Wait;
 
@@ -60,9 +64,8 @@ impl TaskCommand for Wait {
             context.reply_null();
             return Ok(());
         }
-        // The server refuses a time that is too long for its clock, and 0 is for ever.
-        let is_too_long = context.now_ms().checked_add(timeout_ms).is_none();
-        let timeout_ms = if is_too_long { 0 } else { timeout_ms };
+        // The server fails to block a client for a time that is too long for its clock. 0 is for ever.
+        let timeout_ms = if timeout_ms > LONGEST_TIMEOUT_MS { 0 } else { timeout_ms };
         let waiting = Waiting {
             answer: answer_waiter,
             ended: waiters::remove,
@@ -95,13 +98,13 @@ impl<'c> Wanted<'c> {
 /// Answers a client that waits. Returns false if the client goes on waiting.
 fn answer_waiter(context: &Context, arguments: &Arguments<'_>, id: WaiterId, must_answer: bool) -> bool {
     settings::panic_if_asked();
+    let is_woken = waiters::is_woken(context, id);
+    // `CLIENT UNBLOCK` can come in the middle of another client's transaction, or while data is loaded, when nothing
+    // may be decided.
+    let can_tell = is_woken || (context.may_block() && !context.is_loading());
     let answered = Wanted::parse(arguments).and_then(|Wanted { task_key, version, .. }| {
-        // The time is over before it is known whether the task is at another node.
-        if must_answer && waiters::may_be_gone_elsewhere(context, id, task_key) {
-            return Ok(false);
-        }
         let seen = if waiters::has_changed_for(context, id) { None } else { Some(version) };
-        answer_with_permission(context, task_key, seen)
+        if can_tell { answer_if_certain(context, task_key, seen, is_woken) } else { Ok(false) }
     });
     match answered {
         Ok(false) if must_answer => context.reply_null(),
@@ -111,17 +114,30 @@ fn answer_waiter(context: &Context, arguments: &Arguments<'_>, id: WaiterId, mus
     true
 }
 
-/// The server has checked the user's permission when the command came, perhaps long ago.
-fn answer_with_permission(
+/// Answers a client, unless the task is missing and may be at another node: then a client that was woken is refused, and
+/// another is not answered.
+fn answer_if_certain(
     context: &Context,
     task_key: StringRef<'_>,
     seen: Option<i64>,
+    is_woken: bool,
 ) -> Result<bool, Refusal> {
     static WAIT: CommandName = CommandName::waiting("pmcptask.wait");
+    // The server has checked the user's permission when the command came, perhaps long ago.
     if !Permissions::of(context, &WAIT).allow(task_key, task_key.bytes()) {
         return Err(Refusal::NoPermission { action: "read", key: task_key.bytes().to_vec() });
     }
-    answer_if_changed(context, task_key, seen)
+    if !record::has_ended(context, task_key, context.now_ms()) {
+        return answer_if_changed(context, task_key, seen);
+    }
+    match Slots::of(context).may_be_elsewhere(task_key.bytes()) {
+        true if is_woken => Err(Refusal::MayBeElsewhere { key: task_key.bytes().to_vec() }),
+        true => Ok(false),
+        false => {
+            reply_outcome(context, c"MISSING", 0);
+            Ok(true)
+        }
+    }
 }
 
 /// Returns false without a reply if the task still has the version that the client has seen. Otherwise replies with the

@@ -228,6 +228,11 @@ impl Context {
             && !self.has_flag(raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING)
     }
 
+    /// True while data is loaded that clients cannot see yet.
+    pub(crate) fn is_loading(&self) -> bool {
+        self.has_flag(raw::REDISMODULE_CTX_FLAGS_LOADING)
+    }
+
     /// Whether the client of this call may be blocked: not in a transaction or a script.
     pub(crate) fn may_block(&self) -> bool {
         !self.has_flag(
