@@ -168,6 +168,51 @@ fn zero_and_a_time_beyond_the_clock_are_for_ever() {
     }
 }
 
+/// The server compares a long time with its clock, too, a moment later than a module could.
+#[test]
+fn longest_times_that_fit_on_the_clock_are_waited_for() {
+    const ROUNDS: usize = 10_000;
+    let mut stage = Stage::start();
+    stage.renew();
+    let mut waiter = stage.server.wire();
+    let id = client_id(&mut waiter);
+    for _ in 0..ROUNDS {
+        let timeout_ms = (i64::MAX - now_ms()).to_string();
+        waiter.send_line(&format!("PMCPTASK.WAIT T 1 {timeout_ms}"));
+        while stage.wire.run(&format!("CLIENT UNBLOCK {id}")) == ":0\r\n" {}
+        assert_eq!(waiter.receive().unwrap(), NIL);
+    }
+    stage.nobody_waits();
+    stage.run(&["PMCPTASK.PUT T I more"]);
+}
+
+#[test]
+fn who_waits_for_a_task_of_an_hour_or_of_ages_costs_the_server_nothing_nor_does_a_waiter_that_has_gone() {
+    let mut stage = Stage::start();
+    stage.renew();
+    let is_idle = |stage: &mut Stage| {
+        let (busy, started) = (cpu_time(&mut stage.wire), Instant::now());
+        std::thread::sleep(Duration::from_secs(1));
+        cpu_time(&mut stage.wire) - busy < started.elapsed().as_secs_f64() / 5.0
+    };
+    for at in [now_ms() + 3_600_000, now_ms() + 40 * 86_400_000, i64::MAX / 2] {
+        stage.run(&[&format!("PEXPIREAT T {at}")]);
+        let waiter = stage.waiter("PMCPTASK.WAIT T 1 0");
+        assert!(is_idle(&mut stage), "{at}: with a waiter");
+        drop(waiter);
+        stage.nobody_waits();
+        assert!(is_idle(&mut stage), "{at}: after the waiter has gone");
+    }
+}
+
+/// Processor time of the server, in s.
+fn cpu_time(wire: &mut Wire) -> f64 {
+    ["used_cpu_user", "used_cpu_sys"]
+        .map(|field| wire.info("cpu", field).trim().parse::<f64>().unwrap())
+        .iter()
+        .sum()
+}
+
 #[test]
 fn answer_to_who_has_waited_is_the_same_in_resp3() {
     let mut stage = Stage::start();
@@ -637,6 +682,20 @@ fn client_unblock_ends_a_wait_as_it_ends_blpop() {
 }
 
 #[test]
+fn client_that_is_unblocked_in_the_middle_of_a_transaction_is_told_nothing_of_it() {
+    let mut stage = Stage::start();
+    stage.renew();
+    let mut waiter = stage.server.wire();
+    let id = client_id(&mut waiter);
+    let mut waiter = stage.wait(waiter, "PMCPTASK.WAIT T 1 0");
+    for line in ["MULTI", "PMCPTASK.PUT T I half", &format!("CLIENT UNBLOCK {id}"), "DEL T"] {
+        stage.run(&[line]);
+    }
+    assert_eq!(stage.wire.run("EXEC"), "*3\r\n:2\r\n:1\r\n:1\r\n");
+    assert_eq!(answer(&mut waiter, "CLIENT UNBLOCK"), NIL);
+}
+
+#[test]
 fn client_list_shows_who_waits_and_for_what() {
     let mut stage = Stage::start();
     stage.renew();
@@ -926,6 +985,25 @@ fn change_wakes_while_the_slot_moves() {
     pair.start_moving();
     pair.first.run(&[&format!("PMCPTASK.PUT {ALICES} {ALICES_INDEX} new")]);
     assert_eq!(answer(&mut pair.waiter, "PUT"), ok(2, "new"));
+}
+
+#[test]
+fn task_that_moves_while_its_change_wakes_many_is_missing_for_none_of_them() {
+    const WAITERS: usize = 300;
+    let mut pair = Pair::start();
+    let waiters: Vec<_> =
+        (0..WAITERS).map(|_| pair.first.waiter(&format!("PMCPTASK.WAIT {ALICES} 1 0"))).collect();
+    let slot = pair.start_moving();
+    pair.first.run(&[&format!("PMCPTASK.PUT {ALICES} {ALICES_INDEX} new")]);
+    pair.first.server.migrate(&[ALICES, ALICES_INDEX], &pair.second);
+    pair.first.server.stop_moving(&slot, &pair.second);
+    for mut waiter in waiters {
+        let reply = waiter.receive().unwrap();
+        assert!(
+            reply == ok(2, "new") || reply.starts_with("-TRYAGAIN ") || reply.starts_with("-MOVED "),
+            "{reply}"
+        );
+    }
 }
 
 #[test]

@@ -531,7 +531,8 @@ async fn wait_for_many(server: &Server, backend: &RedisBackend, count: u64) -> V
     };
     let keys: &'static [String] = keys.leak();
     let waiting = keys.iter().map(|key| wait(key)).collect();
-    assert!(holds_within(RECOVERY, || reads(server) >= before + 2 * count));
+    // No promise: ten thousand waiters of a test build may take long to begin on a busy machine.
+    assert!(holds_within(Duration::from_mins(1), || reads(server) >= before + 2 * count));
     waiting
 }
 
@@ -671,8 +672,8 @@ async fn ten_thousand_waiters_cost_no_requests_and_all_wake() {
     assert!(meanwhile <= 3, "{meanwhile} commands in {WATCHED:?}");
     assert_eq!(server.wire().info_number("clients", "connected_clients"), 2);
     all_wake(&backend, waiting, RECOVERY).await;
-    // Each has read once at first, and once when it was woken.
-    assert!(reads(&server) <= 2 * WAITERS + 10, "{}", reads(&server));
+    // Each has read twice at first, and once when it was woken.
+    assert!(reads(&server) <= 3 * WAITERS + 10, "{}", reads(&server));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -707,7 +708,7 @@ async fn waiter_that_is_dropped_makes_no_more_requests() {
     backend.put(KEY, b"two").await.unwrap();
     assert_eq!(version(within(AT_ONCE, stays).await), Some(2));
     assert_eq!(reads(&server), before + 1);
-    assert_eq!(server.wire().info_number("stats", "tracking_total_keys"), 1, "that of the last read");
+    assert_eq!(server.wire().info_number("stats", "tracking_total_keys"), 0);
     // Nobody waits any more: neither a flush nor a lost connection makes anybody read.
     assert_eq!(server.wire().run("FLUSHALL"), OK);
     proxy.cut();
