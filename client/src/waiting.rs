@@ -81,7 +81,8 @@ impl RedisBackend {
     /// - If the server cannot tell of changes, a waiter reads the task once a second: with RESP2
     ///   (`protocol=2` in the URL), with [`with_connection`](Self::with_connection), without permission for
     ///   `CLIENT TRACKING`, `CLIENT CACHING` or `PTTL`, and while the task is on its way to another node.
-    /// - Each waiter reads for itself, also if many wait for the same task. With the circuit breaker, a waiter
+    /// - Each waiter reads for itself, also if many wait for the same task. 1,000 of a backend read at once; in a
+    ///   cluster, a node that does not answer can take these turns until its reads time out. With the circuit breaker, a waiter
     ///   that reads while the breaker is open fails with [`Error::CircuitOpen`](crate::Error).
     /// - A waiter that was dropped leaves nothing at the client. At the server, the name of the key stays in
     ///   the table of tracked keys until the task changes or ends.
@@ -128,6 +129,7 @@ impl RedisBackend {
     ) -> Result<Look, StorageError> {
         let is_news =
             |record: &Option<VersionedRecord>| record.as_ref().is_none_or(|record| record.version != version);
+        let _turn = waiter.turn_to_read().await;
         if can_be_tracked {
             let record = self.read(key, waiter, CallKind::PrimaryRead, replies::record).await?;
             if is_news(&record) {

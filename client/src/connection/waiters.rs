@@ -5,13 +5,23 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redis::Value;
-use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+
+/// How many waiters read at once. A loss of the connection wakes all waiters: if all read at once, the last replies
+/// could come after the response timeout.
+const READS_AT_ONCE: usize = 1_000;
 
 /// The tasks with waiters, by their full key names.
-#[derive(Default)]
 pub(crate) struct Waiters {
     tasks: Mutex<HashMap<Arc<str>, Awaited>>,
+    reads: Semaphore,
+}
+
+impl Default for Waiters {
+    fn default() -> Self {
+        Self { tasks: Mutex::default(), reads: Semaphore::new(READS_AT_ONCE) }
+    }
 }
 
 /// A task that somebody waits for.
@@ -71,6 +81,12 @@ impl Waiter {
     /// The full name of the task's key.
     pub(crate) fn task_key(&self) -> &str {
         &self.task_key
+    }
+
+    /// Waits until few enough others read. The turn is over when the returned value is dropped.
+    pub(crate) async fn turn_to_read(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes the semaphore.
+        self.all.reads.acquire().await.ok()
     }
 
     /// The next wake-up. None is missed once the future is enabled.
