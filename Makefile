@@ -86,7 +86,7 @@ valgrind_suites := access atomicity bad_input cluster_slots command_docs command
 
 # Left out: walks over very many keys, because valgrind leaves too little time for the walk's share of time; the
 # server's count of its memory, which is different under valgrind; and the Lua backend, which calls no command of the
-# module and waits only half a second for a reply.
+# module.
 valgrind_skips := an_unlink_of_a_quarter_of_a_million_tasks what_the_server_has_expired a_hundred_thousand_owners \
   whatever_hz no_command_takes_longer a_million_operations_leave_used_memory_where_it_was \
   redis_lua::

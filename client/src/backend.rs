@@ -41,7 +41,7 @@ pub(crate) const LIST_PAGE: usize = 1_000;
 /// | `expire` | `PMCPTASK.EXPIRE` | O(1) |
 /// | `trim` | `PMCPTASK.TRIM` | O(n), one round trip for each 1,000 removed tasks |
 /// | `list_page` | `PMCPTASK.LIST` | O(log n + count) |
-/// | [`changed`](Self::changed) | `PMCPTASK.GET`, tracked | nothing while the task stays as it is |
+/// | [`changed`](Self::changed) | `PMCPTASK.GET` twice, the second tracked | nothing while the task stays as it is |
 ///
 /// ```
 /// use pmcp_tasks::store::backend::StorageBackend;

@@ -22,6 +22,7 @@
 //! - [`expire`](RedisBackend::expire) changes when a task expires, and nothing else.
 //! - [`trim`](RedisBackend::trim) keeps an owner's newest tasks and removes the others.
 //! - [`list_page`](RedisBackend::list_page) lists some of an owner's tasks, from either end.
+//! - [`changed`](RedisBackend::changed) waits until a task has another version or is gone, without polling.
 //! - [`get_many`](RedisBackend::get_many), [`put_many`](RedisBackend::put_many) and
 //!   [`delete_many`](RedisBackend::delete_many) send many calls at once, and return a result for each.
 //!

@@ -77,8 +77,10 @@ pub(crate) struct TrackedRecord {
     pub(crate) record: Option<VersionedRecord>,
     /// The server tells of the next change.
     pub(crate) is_tracked: bool,
-    /// How long the task lives, if it is known to expire.
+    /// How long the task lives, if it expires.
     pub(crate) expires_in: Option<Duration>,
+    /// False if the server does not say whether the task expires.
+    pub(crate) is_expiry_known: bool,
 }
 
 /// The reply to a tracked read.
@@ -88,14 +90,13 @@ pub(crate) fn tracked_record(reply: Value) -> Result<TrackedRecord, Error> {
     let Ok([Value::Boolean(is_tracked), read, pttl]) = <[Value; 3]>::try_from(parts) else {
         return Err(malformed(COMMAND));
     };
-    let (is_tracked, expires_in) = match pttl {
-        Value::Int(-1) => (is_tracked, None),
+    let (is_expiry_known, expires_in) = match pttl {
+        Value::Int(-1) => (true, None),
         // Negative: it has expired since.
-        Value::Int(ms) => (is_tracked, Some(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))),
-        // Without its expiry, the read does not tell enough to wait.
+        Value::Int(ms) => (true, Some(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))),
         _ => (false, None),
     };
-    Ok(TrackedRecord { record: record(read)?, is_tracked, expires_in })
+    Ok(TrackedRecord { record: record(read)?, is_tracked, expires_in, is_expiry_known })
 }
 
 /// The reply to a command that expects a version.
@@ -194,6 +195,7 @@ mod tests {
                 record(reply.clone()).err(),
                 comparison("PMCPTASK.CAS", reply.clone()).err(),
                 list(reply.clone()).err(),
+                tracked_record(reply.clone()).err(),
             ];
             for error in errors {
                 let text = error.map(|error| error.to_string());

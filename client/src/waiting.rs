@@ -75,6 +75,10 @@ impl RedisBackend {
     ///   setting `tracking-table-max-keys` allows. The waiter then reads the task again, and waits on. If
     ///   that happens more than once a second, the waiter pauses before it reads, and sees a change up to 1 s
     ///   late.
+    /// - If a slot or the primary moves, and the old server is silent, the client learns of the new one after up to
+    ///   ten seconds in a cluster, and one with Sentinels.
+    /// - A task whose key has lost its expiry (`PERSIST`) wakes its waiters when a command or a walk of the module
+    ///   removes it.
     /// - A task that has ended and was created again may be at the same version again. The waiter then waits
     ///   on.
     /// - `SWAPDB` wakes nobody, because servers do not tell of it.
@@ -89,8 +93,8 @@ impl RedisBackend {
     ///
     /// # Errors
     ///
-    /// Those of `get`. While the server is away, a waiter waits for it as long as any call does, and then
-    /// fails. Calling again with the same version misses nothing.
+    /// Those of `get`. While the server is away, a waiter waits for it as long as any call does once its turn has
+    /// come, and then fails. Calling again with the same version misses nothing.
     pub async fn changed(&self, key: &str, version: u64) -> Result<Option<VersionedRecord>, StorageError> {
         let waiter = self.session().add_waiter(key)?;
         let (mut pauses, mut is_tracked) = (Pauses::default(), true);
@@ -118,8 +122,8 @@ impl RedisBackend {
         }
     }
 
-    /// Reads the task, and has the server track the key if there is nothing new. Where that can be had, the first read
-    /// is not tracked: the server would keep the name of a key that is gone for ever.
+    /// Reads the task, and has the server track the key if there is nothing new. If the server tracks keys, the first read
+    /// is not tracked: otherwise the server would keep the name of each task that has ended, for ever.
     async fn look(
         &self,
         key: &str,
@@ -142,7 +146,7 @@ impl RedisBackend {
         }
         // Until the first millisecond at which the task is gone.
         let until_gone = read.expires_in.map(|left| left.saturating_add(Duration::from_millis(1)));
-        let poll = (!read.is_tracked).then_some(POLL);
+        let poll = (!read.is_tracked || !read.is_expiry_known).then_some(POLL);
         let limit = until_gone.into_iter().chain(poll).min();
         Ok(Look::Unchanged { limit, is_tracked: read.is_tracked })
     }
@@ -221,8 +225,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn frequent_wake_ups_for_nothing_cost_less_than_two_reads_a_second_and_pauses_of_a_second_at_most()
-    {
+    async fn frequent_wake_ups_for_nothing_cost_less_than_three_looks_in_two_seconds_and_pauses_of_a_second_at_most()
+     {
         let all = pauses(&mut Pauses::default(), Duration::from_millis(1), Duration::from_mins(1)).await;
         assert!(all.iter().all(|pause| *pause <= LONGEST_PAUSE), "{all:?}");
         assert!(all.len() < 60 * 3 / 2, "{}", all.len());

@@ -294,7 +294,7 @@ async fn server_that_wants_more_replicas_says_so_at_once() {
     let started = Instant::now();
     let error = backend.put("owner:t", b"data").await.unwrap_err();
     assert!(matches!(reason(&error), Error::TooFewReplicas { .. }), "{error}");
-    // Diagnosis Sentinels, the client would wait for replicas.
+    // Behind Sentinels, the client would wait for replicas.
     assert!(!reason(&error).outcome_is_unknown() && started.elapsed() < LIMIT / 2);
 }
 

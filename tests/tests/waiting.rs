@@ -39,12 +39,14 @@ fn version(changed: Changed) -> Option<u64> {
 /// Starts to wait. Returns once the server has replied to the waiter's two reads, of which the second is tracked.
 fn wait_for(server: &Server, backend: &RedisBackend, key: &str, version: u64) -> JoinHandle<Changed> {
     let before = reads(server);
-    let waiting = tokio::spawn({
-        let (backend, key) = (backend.clone(), key.to_owned());
-        async move { backend.changed(&key, version).await }
-    });
+    let waiting = start(backend, key, version);
     assert!(holds_within(RECOVERY, || reads(server) > before + 1), "the waiter does not read");
     waiting
+}
+
+fn start(backend: &RedisBackend, key: &str, version: u64) -> JoinHandle<Changed> {
+    let (backend, key) = (backend.clone(), key.to_owned());
+    tokio::spawn(async move { backend.changed(&key, version).await })
 }
 
 fn reads(server: &Server) -> u64 {
@@ -159,10 +161,15 @@ async fn expiry_wakes_although_the_server_does_not_reclaim_and_not_before_its_mi
             let at = SystemTime::UNIX_EPOCH + Duration::from_millis(ends.unsigned_abs());
             backend.put(&key, b"data").await.unwrap();
             // While they wait, every other one gets its expiry; before, the others.
+            if number % 2 != 0 {
+                assert!(backend.expire(&key, Some(at)).await.unwrap());
+            }
             let wait = timeout(RECOVERY, backend.changed(&key, 1));
             let expire = async {
-                sleep(Duration::from_millis(if number % 2 == 0 { 100 } else { 0 })).await;
-                assert!(backend.expire(&key, Some(at)).await.unwrap());
+                if number % 2 == 0 {
+                    sleep(Duration::from_millis(100)).await;
+                    assert!(backend.expire(&key, Some(at)).await.unwrap());
+                }
             };
             let (changed, ()) = tokio::join!(wait, expire);
             assert_eq!(version(changed.unwrap()), None);
@@ -175,9 +182,8 @@ async fn expiry_wakes_although_the_server_does_not_reclaim_and_not_before_its_mi
     }
     late.sort_unstable();
     assert!(late[0] > 0, "before the expiry: {late:?}");
-    // Without active expiry, nothing else wakes them. How late they are is the machine's business.
-    let median = late[late.len() / 2];
-    assert!(median < 500, "{late:?} ms late");
+    // Without active expiry, nothing else wakes them. A client that polled each second would be late by up to a second.
+    assert!(late[late.len() / 4] < 150, "{late:?} ms late");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,15 +193,15 @@ async fn change_of_the_expiry_alone_returns_nothing() {
     backend.put(KEY, b"one").await.unwrap();
     let waiting = wait_for(&server, &backend, KEY, 1);
     let before = reads(&server);
-    for (changes, seconds) in (1..).zip([1, 100, 1_000]) {
+    for (changes, seconds) in (1..).zip([3, 100, 1_000]) {
         let at = SystemTime::now() + Duration::from_secs(seconds);
         assert!(backend.expire(KEY, Some(at)).await.unwrap());
-        // The waiter has looked.
-        assert!(holds_within(RECOVERY, || reads(&server) >= before + changes));
+        // The waiter has looked, with two reads.
+        assert!(holds_within(RECOVERY, || reads(&server) >= before + 2 * changes));
     }
     assert!(backend.expire(KEY, None).await.unwrap());
     // Past the first expiry.
-    sleep(Duration::from_millis(1_100)).await;
+    sleep(Duration::from_millis(3_100)).await;
     assert!(!waiting.is_finished());
     backend.put(KEY, b"two").await.unwrap();
     assert_eq!(version(within(A_SECOND, waiting).await), Some(2));
@@ -224,12 +230,10 @@ async fn change_between_a_read_and_its_reply_is_not_missed() {
     let backend = RedisBackend::new(&server.url()).await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
     let before = reads(&server);
-    let waiting = tokio::spawn({
-        let backend = backend.clone();
-        async move { backend.changed(KEY, 1).await }
-    });
-    // The client runs on this thread only: while this test blocks the thread, the client takes nothing in.
-    while reads(&server) == before {
+    let waiting = start(&backend, KEY, 1);
+    // The client runs on this thread only: while this test blocks the thread, the client takes nothing in. The second read
+    // is the tracked one.
+    while reads(&server) < before + 2 {
         tokio::task::yield_now().await;
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -245,9 +249,13 @@ async fn change_just_before_a_read_is_seen_by_it() {
     let proxy = Proxy::to(server.port());
     let backend = RedisBackend::new(&proxy.url()).await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
-    let other = ["HSET", TASK, "version", "2"].map(str::to_owned).to_vec();
-    proxy.set(Fault::Before { command: "PMCPTASK.GET", other });
-    assert_eq!(version(timeout(AT_ONCE, backend.changed(KEY, 1)).await.unwrap()), Some(2));
+    // The first read, and what begins the tracked one.
+    for command in ["PMCPTASK.GET", "CLIENT"] {
+        server.wire().run("HSET T version 1");
+        let other = ["HSET", TASK, "version", "2"].map(str::to_owned).to_vec();
+        proxy.set(Fault::Before { command, other });
+        assert_eq!(version(timeout(AT_ONCE, backend.changed(KEY, 1)).await.unwrap()), Some(2), "{command}");
+    }
 }
 
 // Connections that are lost.
@@ -277,7 +285,7 @@ async fn connection_that_is_lost_before_the_reply_to_the_read_loses_no_change() 
     let proxy = Proxy::to(server.port());
     let backend = RedisBackend::new(&proxy.url()).await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
-    for fault in [Fault::LoseReply(1), Fault::LoseRequest] {
+    for fault in [Fault::LoseReply(1), Fault::LoseReply(2), Fault::LoseRequest] {
         proxy.set(fault);
         let waiting = wait_for(&server, &backend, KEY, 1);
         server.wire().run("HSET T version 2");
@@ -325,7 +333,8 @@ async fn change_during_a_restart_of_the_server_is_not_missed() {
     // Whether before the client is back or after.
     server.wire().run("HSET pmcp:tasks:owner:changes version 2");
     assert_eq!(version(within(RECOVERY, changes).await), Some(2));
-    assert!(holds_within(RECOVERY, || reads(&server) >= 2) && !stays.is_finished());
+    // One read of the waiter that returns, two of the other.
+    assert!(holds_within(RECOVERY, || reads(&server) >= 3) && !stays.is_finished());
     server.wire().run("DEL pmcp:tasks:owner:stays");
     assert_eq!(version(within(A_SECOND, stays).await), None);
 }
@@ -526,12 +535,7 @@ async fn wait_for_many(server: &Server, backend: &RedisBackend, count: u64) -> V
     let records: Vec<_> = keys.iter().map(|key| (key.as_str(), &b"one"[..])).collect();
     assert!(backend.put_many(&records).await.iter().all(Result::is_ok));
     let before = reads(server);
-    let wait = |key| {
-        let backend = backend.clone();
-        tokio::spawn(async move { backend.changed(key, 1).await })
-    };
-    let keys: &'static [String] = keys.leak();
-    let waiting = keys.iter().map(|key| wait(key)).collect();
+    let waiting = keys.iter().map(|key| start(backend, key, 1)).collect();
     // No promise: ten thousand waiters of a test build may take long to begin on a busy machine.
     assert!(holds_within(Duration::from_mins(1), || reads(server) >= before + 2 * count));
     waiting
@@ -564,7 +568,6 @@ async fn polls_every_second(server: &Server, backend: &RedisBackend) {
     let waiting = wait_for(server, backend, KEY, 2);
     assert_eq!(version(within(AT_ONCE, waiting).await), None);
     assert!(now_ms() > ends);
-    assert_eq!(server.wire().info_number("stats", "tracking_total_keys"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -619,7 +622,7 @@ async fn waiter_polls_without_a_permission_and_is_woken_with_exactly_those_of_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waiter_that_polls_reads_no_more_often_while_the_task_changes_in_other_ways() {
+async fn waiter_that_polls_pauses_while_the_task_changes_often_in_other_ways() {
     const CHANGES: u64 = 300;
     let server = Server::start();
     let mut wire = server.wire();
@@ -650,6 +653,11 @@ async fn tasks_that_were_waited_for_until_they_ended_leave_nothing_at_the_server
     let waiting = wait_for_many(&server, &backend, TASKS).await;
     let tracked = || server.wire().info_number("stats", "tracking_total_keys");
     assert_eq!(tracked(), TASKS);
+    for task in 0..TASKS / 2 {
+        let end = if task % 2 == 0 { "DEL" } else { "PEXPIREAT" };
+        let at = if task % 2 == 0 { "" } else { " 1" };
+        assert_eq!(server.wire().run(&format!("{end} pmcp:tasks:owner-{task}:t{at}")), ":1\r\n");
+    }
     server.wire().run("FLUSHALL");
     for waiting in waiting {
         assert_eq!(version(within(RECOVERY, waiting).await), None);
@@ -683,12 +691,8 @@ async fn all_waiters_of_one_task_wake() {
     let server = Server::start();
     let backend = RedisBackend::new(&server.url()).await.unwrap();
     backend.put(KEY, b"one").await.unwrap();
-    let wait = |_| {
-        let backend = backend.clone();
-        tokio::spawn(async move { backend.changed(KEY, 1).await })
-    };
-    let waiting: Vec<_> = (0..WAITERS).map(wait).collect();
-    assert!(holds_within(RECOVERY, || reads(&server) > WAITERS as u64));
+    let waiting: Vec<_> = (0..WAITERS).map(|_| start(&backend, KEY, 1)).collect();
+    assert!(holds_within(RECOVERY, || reads(&server) >= 2 * WAITERS as u64));
     backend.put(KEY, b"two").await.unwrap();
     for waiting in waiting {
         assert_eq!(version(within(RECOVERY, waiting).await), Some(2));
@@ -792,7 +796,12 @@ async fn waiters_return_for_every_change_and_never_without_one_whatever_happens(
 async fn follow(backend: RedisBackend, key: String, seen: Arc<[AtomicU64]>, task: usize) {
     loop {
         let last = seen[task].load(Ordering::SeqCst);
-        match backend.changed(&key, last).await.unwrap() {
+        let changed = match backend.changed(&key, last).await {
+            // Two connections in a row were lost while their reply was on its way.
+            Err(error) if reason(&error).is_transient() => continue,
+            changed => changed.unwrap(),
+        };
+        match changed {
             Some(task_now) => {
                 assert!(task_now.version > last, "{key}: {} after {last}", task_now.version);
                 seen[task].store(task_now.version, Ordering::SeqCst);

@@ -139,6 +139,18 @@ mod tests {
     }
 
     #[test]
+    fn so_many_read_at_once_and_the_next_takes_the_turn_of_one_that_has_read() {
+        let all = Arc::new(Waiters::default());
+        let waiter = all.add("a".into());
+        let mut turns: Vec<_> =
+            (0..READS_AT_ONCE).map(|_| waiter.turn_to_read().now_or_never().flatten()).collect();
+        assert!(turns.iter().all(Option::is_some));
+        assert!(waiter.turn_to_read().now_or_never().is_none());
+        turns.pop();
+        assert!(waiter.turn_to_read().now_or_never().flatten().is_some());
+    }
+
+    #[test]
     fn the_last_waiter_of_a_task_takes_the_task_along() {
         let all = Arc::new(Waiters::default());
         let (one, same) = (all.add("a".into()), all.add("a".into()));

@@ -90,10 +90,9 @@ pub(crate) fn wake(context: &Context, WaiterId(id): WaiterId) -> Result<(), Fail
     let Some(handle) = handle else { return Ok(()) };
     // SAFETY: the server frees the handle after it has called `ended`, which removes it from the list. For a client that
     // has been answered already, the server does nothing.
-    done(
-        unsafe { (context.api.unblock_client)(handle.as_ptr(), std::ptr::without_provenance_mut(id)) },
-        "UnblockClient",
-    )
+    let woken =
+        unsafe { (context.api.unblock_client)(handle.as_ptr(), std::ptr::without_provenance_mut(id)) };
+    done(woken, "UnblockClient")
 }
 
 unsafe extern "C" fn key_is_ready(

@@ -173,9 +173,8 @@ impl Context {
     /// A new string; the caller owns its only reference.
     pub(super) fn create_raw_string(&self, bytes: &[u8]) -> NonNull<raw::RedisModuleString> {
         // SAFETY: the context belongs to the running call. The pointer is valid for the length, and the server copies
-        // the bytes. The server aborts
-        // when it is out of memory, so it returns a string. The string is not bound to the call: automatic
-        // memory is never turned on.
+        // the bytes. The server aborts when it is out of memory, so it returns a string. The string is not bound to
+        // the call: automatic memory is never turned on.
         unsafe {
             NonNull::new_unchecked((self.api.create_string)(self.raw, bytes.as_ptr().cast(), bytes.len()))
         }
