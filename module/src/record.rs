@@ -139,8 +139,12 @@ pub(crate) fn presence(context: &Context, name: StringRef<'_>, now_ms: i64) -> P
     if hash.kind() != Kind::Hash {
         return Presence::Gone;
     }
+    if has_lapsed(context, &hash, now_ms) { Presence::Lapsed } else { Presence::Live }
+}
+
+fn has_lapsed(context: &Context, hash: &Key<'_>, now_ms: i64) -> bool {
     let [expires_at] = hash.hash_fields([EXPIRES_AT.get(context)]);
-    if ExpiresAt::of(expires_at.as_ref()).is_past(now_ms) { Presence::Lapsed } else { Presence::Live }
+    ExpiresAt::of(expires_at.as_ref()).is_past(now_ms)
 }
 
 /// Whether a key holds nothing, or a task that has ended. A server may hold an expired key for a while: Redis 7.0 even
@@ -149,10 +153,7 @@ pub(crate) fn has_ended(context: &Context, name: StringRef<'_>, now_ms: i64) -> 
     let hash = Key::open_unnoticed(context, name);
     match hash.kind() {
         Kind::Nothing => true,
-        Kind::Hash => {
-            let [expires_at] = hash.hash_fields([EXPIRES_AT.get(context)]);
-            ExpiresAt::of(expires_at.as_ref()).is_past(now_ms) || has_expired(&hash, now_ms)
-        }
+        Kind::Hash => has_lapsed(context, &hash, now_ms) || has_expired(&hash, now_ms),
         _ => false,
     }
 }

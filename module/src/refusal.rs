@@ -31,7 +31,7 @@ pub(crate) enum Refusal {
     Corrupt { key: Vec<u8>, what: &'static str },
     /// The user may not do this to a task's key.
     NoPermission { action: &'static str, key: Vec<u8> },
-    /// A task of the index is missing here and may be at another node of the cluster.
+    /// A task is missing here and may be at another node of the cluster.
     MayBeElsewhere { key: Vec<u8> },
     /// A server function failed unexpectedly.
     Failed(Failed),
@@ -99,7 +99,7 @@ impl fmt::Display for Refusal {
             Self::MayBeElsewhere { key } => {
                 write!(f, "the key '{}' may be at another node", printable(key))
             }
-            Self::Failed(failed) => write!(f, "{failed}; a part of the write may have been made"),
+            Self::Failed(failed) => write!(f, "{failed}; a part of a write may have been made"),
         }
     }
 }

@@ -75,7 +75,7 @@ counters! {
     TRIMS: c"trims",
     /// Tasks that TRIM has removed.
     TASKS_TRIMMED: c"tasks_trimmed",
-    /// WAITs that were not refused.
+    /// WAITs that were not refused when they came.
     WAITS: c"waits",
     /// Clients that wait now.
     WAITING_CLIENTS: c"waiting_clients",

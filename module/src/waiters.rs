@@ -30,6 +30,8 @@ const PAUSE_MS: i64 = 1;
 const MIGRATION_MS: i64 = 100;
 /// Maximum delay of the timer, in ms.
 const LONGEST_DELAY_MS: i64 = 60_000;
+/// How late a timer may be. A busy server is late, too.
+const OVERDUE: Duration = Duration::from_millis(100);
 /// How often a key is looked at where the server does not tell of every change, in ms.
 const UNTOLD_MS: i64 = 100;
 
@@ -108,9 +110,7 @@ impl Waiters {
         }
         // Work that waits for the end of a pause keeps the pause.
         let pause_ms = if self.noted.is_empty() && self.to_wake.is_empty() { 0 } else { PAUSE_MS };
-        if !std::mem::replace(&mut key.is_noted, true) {
-            self.noted.push_back((database, name));
-        }
+        enqueue(&mut self.noted, key, (database, name));
         self.start_timer(context, pause_ms);
     }
 
@@ -127,9 +127,7 @@ impl Waiters {
         for (database, keys) in &mut self.keys {
             for (name, key) in keys {
                 change(*database, key);
-                if !std::mem::replace(&mut key.is_noted, true) {
-                    self.noted.push_back((*database, name.clone()));
-                }
+                enqueue(&mut self.noted, key, (*database, name.clone()));
             }
         }
         self.start_timer(context, 0);
@@ -142,11 +140,10 @@ impl Waiters {
             && *at_ms <= now_ms
             && let Some((_, name)) = self.due.pop_first()
         {
-            if let Some(key) = self.key(&name) {
+            let (database, bytes) = &name;
+            if let Some(key) = self.keys.get_mut(database).and_then(|keys| keys.get_mut(bytes)) {
                 key.due_ms = None;
-                if !std::mem::replace(&mut key.is_noted, true) {
-                    self.noted.push_back(name);
-                }
+                enqueue(&mut self.noted, key, name);
             }
         }
     }
@@ -185,17 +182,25 @@ impl Waiters {
         } else {
             now_ms.saturating_add(pause_ms)
         };
-        // The server's clock may be set, and the server miscounts delays of weeks: the timer comes back in time.
+        // The server miscounts delays of weeks. The timer comes back in time.
         let delay_ms = next_ms.saturating_sub(now_ms).clamp(0, LONGEST_DELAY_MS);
         let now = Instant::now();
         let fires = now.checked_add(Duration::from_millis(delay_ms.unsigned_abs())).unwrap_or(now);
         if let Some((fires_before, timer)) = self.timer {
-            if fires_before <= fires {
+            // The server's timers go by its clock, which may be set back: a timer that is overdue is started anew.
+            let is_overdue = now.saturating_duration_since(fires_before) > OVERDUE;
+            if fires_before <= fires && !is_overdue {
                 return;
             }
             stop_timer(context, timer);
         }
         self.timer = Some((fires, start_timer(context, delay_ms, look)));
+    }
+}
+
+fn enqueue(noted: &mut VecDeque<KeyName>, key: &mut WaitedKey, name: KeyName) {
+    if !std::mem::replace(&mut key.is_noted, true) {
+        noted.push_back(name);
     }
 }
 
@@ -274,9 +279,9 @@ pub(crate) fn is_woken(context: &Context, id: WaiterId) -> bool {
     waiters.is_some_and(|waiters| waiters.by_id.get(&id).is_some_and(|waiter| waiter.is_woken))
 }
 
-/// Whether a task that is missing here may be at another node, and the server will redirect the client. A replica is not
-/// told of migrations: its primary deletes what has moved, and the answer says that the task may be elsewhere.
-fn may_be_elsewhere(context: &Context, slots: &Slots<'_>, task_name: &[u8]) -> bool {
+/// Whether the server may soon redirect a client whose task is missing here. A replica is not told of migrations: its
+/// primary deletes what has moved, and the answer says that the task may be elsewhere.
+fn may_be_redirected(context: &Context, slots: &Slots<'_>, task_name: &[u8]) -> bool {
     context.is_settled_primary() && slots.state_of(task_name) != SlotState::Settled
 }
 
@@ -349,8 +354,8 @@ fn look_at(context: &Context, slots: &Slots<'_>, name: &KeyName) {
     let now_ms = context.now_ms();
     let hash = Key::open_unnoticed(context, task_name.as_ref());
     let reading = record::header_of(context, &hash, task_name.as_ref(), now_ms);
-    let is_elsewhere =
-        matches!(reading, Ok(Reading::Nothing | Reading::Lapsed)) && may_be_elsewhere(context, slots, bytes);
+    let is_redirected =
+        matches!(reading, Ok(Reading::Nothing | Reading::Lapsed)) && may_be_redirected(context, slots, bytes);
     let (version, due_ms) = match reading {
         // A replica of Redis 7.0 shows an expired key to a timer.
         Ok(Reading::Live(_)) if record::has_expired(&hash, now_ms) => (None, None),
@@ -370,7 +375,7 @@ fn look_at(context: &Context, slots: &Slots<'_>, name: &KeyName) {
     drop(hash);
     let Some(mut waiters) = WAITERS.borrow_mut(context) else { return };
     let untold_ms = (waiters.told == Some(Told::NotGeneric)).then(|| now_ms.saturating_add(UNTOLD_MS));
-    if is_elsewhere {
+    if is_redirected {
         // The server redirects the client once the slot has left. If the slot stays, the task is gone.
         waiters.set_due(name, Some(now_ms.saturating_add(MIGRATION_MS)));
         return;

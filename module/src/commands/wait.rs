@@ -8,14 +8,15 @@
 //! is `OK` with the new task, whose version may be the version that the client has seen. A call that comes after that
 //! only compares versions.
 //!
-//! The server looks for times that are over when it has something to do, and ten times a second: a nil can come 100 ms
-//! late, as that of `BLPOP` can.
+//! The server looks for times that are over when it has something to do, and ten times a second unless `hz` says
+//! otherwise: a nil can come 100 ms late, as that of `BLPOP` can.
 //!
 //! In a cluster, a client whose task may be at another node waits for the server's redirect, or for the end of its time.
+//! If the task moves just when its change has woken the client, or at a replica, the reply is `TRYAGAIN`.
 //!
 //! On a server that must not tell of all changes ([`crate::server::Told::NotGeneric`]), changes by `DEL`, `RENAME`,
-//! `EXPIRE` and other commands on keys of any type are noticed up to 100 ms late. A task that such commands delete and
-//! make again is not noticed there, if the version is the same.
+//! `EXPIRE` and other commands on keys of any type are noticed up to 100 ms late. If such
+//! a command ends a task, and the task is made again at the same version before the next look, nobody notices.
 
 use pmcptask_schema::TaskKey;
 use pmcptask_schema::arguments::{seen_version, timeout_ms};
@@ -41,8 +42,8 @@ impl TaskCommand for Wait {
         flags: c"readonly blocking",
         acl_categories: c"read slow blocking",
         arity: 4,
-        summary: c"Returns a task's version and record once the version is another. Blocks until then.",
-        complexity: c"O(log(N)) with N keys that clients wait for.",
+        summary: c"Waits until a task's version is another or the task is gone, at most for the given time.",
+        complexity: c"O(log(N)) with N waiting clients.",
         since: c"0.1.0",
         key_specs: &[KeySpec { position: 1, access: Access::Read }],
         arguments: &[
@@ -101,7 +102,7 @@ fn answer_waiter(context: &Context, arguments: &Arguments<'_>, id: WaiterId, mus
     let is_woken = waiters::is_woken(context, id);
     // `CLIENT UNBLOCK` can come in the middle of another client's transaction, or while data is loaded, when nothing
     // may be decided.
-    let can_tell = is_woken || (context.may_block() && !context.is_loading());
+    let can_tell = is_woken || !(context.is_in_transaction() || context.is_loading());
     let answered = Wanted::parse(arguments).and_then(|Wanted { task_key, version, .. }| {
         let seen = if waiters::has_changed_for(context, id) { None } else { Some(version) };
         if can_tell { answer_if_certain(context, task_key, seen, is_woken) } else { Ok(false) }
@@ -115,7 +116,7 @@ fn answer_waiter(context: &Context, arguments: &Arguments<'_>, id: WaiterId, mus
 }
 
 /// Answers a client, unless the task is missing and may be at another node: then a client that was woken is refused, and
-/// another is not answered.
+/// another goes on waiting, or gets nil at its last chance.
 fn answer_if_certain(
     context: &Context,
     task_key: StringRef<'_>,

@@ -24,8 +24,8 @@ pub(crate) struct WaiterId(usize);
 /// What the module does with blocked clients.
 #[derive(Clone, Copy)]
 pub(crate) struct Waiting {
-    /// Answers a client with the arguments of its command. The flag says that this is the last chance: the time is over, or
-    /// the client was woken. Without the flag, the function may return false without a reply, and the client goes on
+    /// Answers a client with the arguments of its command. The flag says that this is the last chance: the time is over, the
+    /// client was woken, or `CLIENT UNBLOCK` ends the wait. Without the flag, the function may return false without a reply, and the client goes on
     /// waiting.
     pub(crate) answer: fn(&Context, &Arguments<'_>, WaiterId, bool) -> bool,
     /// The client waits no more, for whatever reason.

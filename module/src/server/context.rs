@@ -227,18 +227,19 @@ impl Context {
             && !self.has_flag(raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING)
     }
 
-    /// True while data is loaded that clients cannot see yet.
+    /// True while data is loaded and most commands are refused. False while a replica loads data beside the old data.
     pub(crate) fn is_loading(&self) -> bool {
         self.has_flag(raw::REDISMODULE_CTX_FLAGS_LOADING)
     }
 
     /// Whether the client of this call may be blocked: not in a transaction or a script.
     pub(crate) fn may_block(&self) -> bool {
-        !self.has_flag(
-            raw::REDISMODULE_CTX_FLAGS_DENY_BLOCKING
-                | raw::REDISMODULE_CTX_FLAGS_MULTI
-                | raw::REDISMODULE_CTX_FLAGS_LUA,
-        )
+        !self.is_in_transaction() && !self.has_flag(raw::REDISMODULE_CTX_FLAGS_DENY_BLOCKING)
+    }
+
+    /// Whether a transaction or a script runs, of whichever client.
+    pub(crate) fn is_in_transaction(&self) -> bool {
+        self.has_flag(raw::REDISMODULE_CTX_FLAGS_MULTI | raw::REDISMODULE_CTX_FLAGS_LUA)
     }
 
     pub(crate) fn has_append_only_file(&self) -> bool {

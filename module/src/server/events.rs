@@ -1,4 +1,4 @@
-//! Events from the server: keys that it has ended, and changes of the server itself.
+//! Events from the server: keys that have ended or changed, and changes of the server itself.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
