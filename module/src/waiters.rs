@@ -11,27 +11,21 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::c_int;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::failures::report;
 use crate::record::{self, Reading};
 use crate::server::{
-    Change, Context, Failed, Key, ServerEvent, ServerThread, StringRef, TimerId, Told, WaiterId, start_timer,
-    stop_timer, subscribe_to_all_keys, unsubscribe_from_all_keys, wake,
+    Change, Context, Failed, Key, LONGEST_RUN, PAUSE_MS, ServerEvent, ServerThread, StringRef, Timer, Told,
+    WaiterId, subscribe_to_all_keys, unsubscribe_from_all_keys, wake,
 };
 use crate::slots::{SlotState, Slots};
 use crate::{reclaim, settings, statistics};
 
-/// Time limit of one run of the timer, because commands wait for it.
-const LONGEST_GO: Duration = Duration::from_millis(1);
-/// Pause between two runs, in ms, so that commands get at least half of the server's time.
-const PAUSE_MS: i64 = 1;
 /// Delay before a missing key is looked at again while its slot migrates, in ms.
 const MIGRATION_MS: i64 = 100;
 /// Maximum delay of the timer, in ms.
 const LONGEST_DELAY_MS: i64 = 60_000;
-/// How late a timer may be. A busy server is late, too.
-const OVERDUE: Duration = Duration::from_millis(100);
 /// How often a key is looked at where the server does not tell of every change, in ms.
 const UNTOLD_MS: i64 = 100;
 
@@ -74,8 +68,7 @@ struct Waiters {
     to_wake: VecDeque<WaiterId>,
     /// Keys by the time when they are due to be looked at.
     due: BTreeSet<(i64, KeyName)>,
-    /// The timer that has been started, and when it fires.
-    timer: Option<(Instant, TimerId)>,
+    timer: Timer,
     /// What the server tells of; None without a subscription.
     told: Option<Told>,
 }
@@ -90,7 +83,7 @@ impl Waiters {
             noted: VecDeque::new(),
             to_wake: VecDeque::new(),
             due: BTreeSet::new(),
-            timer: None,
+            timer: Timer::new(look),
             told: None,
         }
     }
@@ -183,18 +176,7 @@ impl Waiters {
             now_ms.saturating_add(pause_ms)
         };
         // The server miscounts delays of weeks. The timer comes back in time.
-        let delay_ms = next_ms.saturating_sub(now_ms).clamp(0, LONGEST_DELAY_MS);
-        let now = Instant::now();
-        let fires = now.checked_add(Duration::from_millis(delay_ms.unsigned_abs())).unwrap_or(now);
-        if let Some((fires_before, timer)) = self.timer {
-            // The server's timers go by its clock, which may be set back: a timer that is overdue is started anew.
-            let is_overdue = now.saturating_duration_since(fires_before) > OVERDUE;
-            if fires_before <= fires && !is_overdue {
-                return;
-            }
-            stop_timer(context, timer);
-        }
-        self.timer = Some((fires, start_timer(context, delay_ms, look)));
+        self.timer.run_within(context, next_ms.saturating_sub(now_ms).clamp(0, LONGEST_DELAY_MS));
     }
 }
 
@@ -257,20 +239,17 @@ pub(crate) fn remove(context: &Context, id: WaiterId) {
     }
     if waiters.by_id.is_empty() {
         let told = waiters.told.filter(|told| !unsubscribe_from_all_keys(context, *told));
-        if let Some((_, timer)) = waiters.timer {
-            stop_timer(context, timer);
-        }
+        waiters.timer.stop(context);
         // Frees the memory that many clients took.
         *waiters = Waiters { told, ..Waiters::new() };
     }
 }
 
-/// Whether the task that the client has seen has certainly changed or ended.
-pub(crate) fn has_changed_for(context: &Context, id: WaiterId) -> bool {
+/// Whether the task that the client has seen has ended, even if there is such a task again.
+pub(crate) fn has_ended_for(context: &Context, id: WaiterId) -> bool {
     let Some(mut waiters) = WAITERS.borrow_mut(context) else { return false };
-    let Some(Waiter { key: name, is_woken }) = waiters.by_id.get(&id) else { return false };
-    let (name, is_woken) = (name.clone(), *is_woken);
-    is_woken || waiters.key(&name).is_some_and(|key| key.has_ended_for(id))
+    let Some(name) = waiters.by_id.get(&id).map(|waiter| waiter.key.clone()) else { return false };
+    waiters.key(&name).is_some_and(|key| key.has_ended_for(id))
 }
 
 /// Whether the client was woken.
@@ -290,7 +269,7 @@ pub(crate) fn on_server_event(context: &Context, event: ServerEvent) {
     let Some(mut waiters) = WAITERS.borrow_mut(context) else { return };
     match event {
         ServerEvent::AppendOnlyFileLoads => {}
-        // After a panic in the timer, nothing else may start a timer.
+        // Starts a timer that has not fired in time, or whose work panicked.
         ServerEvent::Cron => waiters.start_timer(context, 0),
         // A replica that loads the data of its primary anew gets the same tasks again.
         ServerEvent::DataLoaded => waiters.note_all(context, |_, key| key.ended_for = None),
@@ -308,16 +287,15 @@ pub(crate) fn on_server_event(context: &Context, event: ServerEvent) {
     }
 }
 
-/// Called by the server's timer: looks at the noted keys, and wakes clients.
+/// Called by the timer: looks at the noted keys, and wakes clients.
 fn look(context: &Context) {
-    // This comes first: if anything below panics, the next change still starts a timer.
     if let Some(mut waiters) = WAITERS.borrow_mut(context) {
-        waiters.timer = None;
+        waiters.timer.has_fired();
         waiters.note_due(context);
     }
     settings::panic_if_asked();
     let (started, slots) = (Instant::now(), Slots::of(context));
-    while started.elapsed() < LONGEST_GO {
+    while started.elapsed() < LONGEST_RUN {
         // Nothing is borrowed while the server is called: opening an expired key is an event.
         if let Some(id) = next_to_wake(context) {
             report(context, wake(context, id), "a waiting client was woken");

@@ -1,6 +1,7 @@
 //! The harness for suites that need a real server, and what several suites share.
 //!
 //! - [`Server`]: a Redis or Valkey server with the module, in a temporary folder.
+//! - [`Clock`]: the clock of a server, which a test sets back.
 //! - [`Cluster`]: several servers that share the keys.
 //! - [`SentinelGroup`]: a primary and its replicas, watched by Sentinels.
 //! - [`Port`]: a port that nobody else gets.
@@ -17,6 +18,7 @@
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod agreement;
+mod clock;
 mod cluster;
 pub mod conformance;
 mod dice;
@@ -32,6 +34,7 @@ mod server;
 mod wire;
 
 pub use agreement::{PROMISED, assert_hashes_and_entries_agree};
+pub use clock::Clock;
 pub use cluster::Cluster;
 pub use dice::Dice;
 pub use load::{A_WHILE, CLIENTS, Load};

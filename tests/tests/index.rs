@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use pmcptask_tests::{
-    PROMISED, Server, ServerOptions, Wire, holds_within, integer, now_ms, sleep_until, slowness,
+    Clock, PROMISED, Server, ServerOptions, Wire, holds_within, integer, now_ms, sleep_until, slowness,
 };
 
 fn put(wire: &mut Wire, owner: &str, task: &str, options: &[&str]) {
@@ -284,6 +284,22 @@ fn task_whose_key_lost_its_expiry_is_hidden_and_removed_by_whoever_meets_it() {
             assert!(holds_within(PROMISED, || wire.call(&["DBSIZE"]) == ":0\r\n"), "{lose}, {meet}");
         }
     }
+}
+
+#[test]
+fn clock_that_is_set_back_delays_no_removal() {
+    let clock = Clock::new();
+    let server = Server::start_with(&clock.of(ServerOptions::default()));
+    let mut wire = server.wire();
+    put(&mut wire, "alice", "t", &["PERSIST"]);
+    // While writes are paused, the module has a timer that tries again.
+    call(&mut wire, "HSET pmcp:tasks:alice:t expires_at 1");
+    call(&mut wire, "CLIENT PAUSE 600000 WRITE");
+    assert_eq!(call(&mut wire, "PMCPTASK.GET pmcp:tasks:alice:t"), "$-1\r\n");
+    std::thread::sleep(Duration::from_millis(300));
+    clock.set_back(60);
+    call(&mut wire, "CLIENT UNPAUSE");
+    assert!(holds_within(PROMISED, || wire.call(&["DBSIZE"]) == ":0\r\n"));
 }
 
 // Tasks that another client ends: their entries go at the walk's second look.

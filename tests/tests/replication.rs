@@ -23,8 +23,7 @@ fn comparable() -> ServerOptions {
 }
 
 fn await_link(replica: &Server) {
-    let mut wire = replica.wire();
-    let up = holds_within(PATIENCE, || wire.info("replication", "master_link_status") == "up");
+    let up = holds_within(PATIENCE, || replica.follows_or_leads());
     assert!(up, "the replica does not reach its primary:\n{}", replica.log());
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pmcptask_tests::refusals::{CORRUPT_VERSION, WRONG_TYPE};
 use pmcptask_tests::{
-    Cluster, Dice, NIL, OK, PROMISED, Server, ServerOptions, TASK, Wire, calling_module, holds_within,
+    Clock, Cluster, Dice, NIL, OK, PROMISED, Server, ServerOptions, TASK, Wire, calling_module, holds_within,
     integer, now_ms, skipped, sleep_until, slowness, words,
 };
 
@@ -539,6 +539,23 @@ fn hash_that_has_lost_its_expiry_wakes_at_its_expires_at() {
 }
 
 #[test]
+fn clock_that_is_set_back_delays_no_wake_up() {
+    let clock = Clock::new();
+    let mut stage = Stage::start_with(clock.of(ServerOptions::default()));
+    stage.renew();
+    // The module has a timer for the expiry of the other task, which the server now puts off for a minute.
+    stage.run(&[&format!("PMCPTASK.PUT pmcp:tasks:o:other I data PXAT {}", in_ms(500))]);
+    let _other = stage.waiter("PMCPTASK.WAIT pmcp:tasks:o:other 1 0");
+    let mut waiter = stage.waiter("PMCPTASK.WAIT T 1 0");
+    std::thread::sleep(A_MOMENT);
+    clock.set_back(60);
+    // Until the timer is overdue.
+    std::thread::sleep(Duration::from_millis(700) * slowness());
+    stage.run(&["DEL T"]);
+    assert_eq!(answer(&mut waiter, "DEL"), MISSING);
+}
+
+#[test]
 fn field_that_expires_wakes() {
     let mut stage = Stage::start();
     stage.renew();
@@ -851,9 +868,8 @@ fn demotion_ends_the_wait_with_the_servers_error() {
 // Replicas.
 
 fn replica_of(primary: &Server, options: ServerOptions) -> Stage {
-    let mut stage = Stage::start_with(options.replica_of(primary));
-    let is_up = || stage.wire.info("replication", "master_link_status") == "up";
-    assert!(holds_within(PATIENCE, is_up), "{}", stage.server.log());
+    let stage = Stage::start_with(options.replica_of(primary));
+    assert!(holds_within(PATIENCE, || stage.server.follows_or_leads()), "{}", stage.server.log());
     stage
 }
 

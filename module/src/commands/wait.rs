@@ -104,7 +104,7 @@ fn answer_waiter(context: &Context, arguments: &Arguments<'_>, id: WaiterId, mus
     // may be decided.
     let can_tell = is_woken || !(context.is_in_transaction() || context.is_loading());
     let answered = Wanted::parse(arguments).and_then(|Wanted { task_key, version, .. }| {
-        let seen = if waiters::has_changed_for(context, id) { None } else { Some(version) };
+        let seen = if is_woken || waiters::has_ended_for(context, id) { None } else { Some(version) };
         if can_tell { answer_if_certain(context, task_key, seen, is_woken) } else { Ok(false) }
     });
     match answered {

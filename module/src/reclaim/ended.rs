@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::c_int;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pmcptask_schema::TaskKey;
 
@@ -14,16 +14,12 @@ use super::in_use::is_in_use;
 use super::removal::{may_reclaim, reclaim_entries, remove_hash};
 use crate::failures::report;
 use crate::record::{Presence, presence};
-use crate::server::{Context, Failed, ServerThread, StringRef, start_timer};
+use crate::server::{Context, Failed, LONGEST_RUN, PAUSE_MS, ServerThread, StringRef, Timer};
 use crate::settings::{RECLAIM, panic_if_asked};
 use crate::slots::{SlotState, Slots};
 
 /// Maximum number of queued keys. The entries of further keys are left to the walk.
 const MOST: usize = 250_000;
-/// Time limit of one run of the timer, because commands wait for it.
-const LONGEST_GO: Duration = Duration::from_millis(1);
-/// Pause between two runs, in ms, so that commands get at least half of the server's time.
-const PAUSE_MS: i64 = 1;
 /// Delay from the first key of a burst to its removal, in ms, so that keys that end together are
 /// one transaction.
 const DELAY_MS: i64 = 10;
@@ -33,19 +29,19 @@ const RETRY_MS: i64 = 100;
 struct Ended {
     /// Database and name of each key.
     keys: VecDeque<(c_int, Box<[u8]>)>,
-    timer_runs: bool,
+    timer: Timer,
 }
 
-static ENDED: ServerThread<Ended> = ServerThread::new(Ended { keys: VecDeque::new(), timer_runs: false });
+static ENDED: ServerThread<Ended> =
+    ServerThread::new(Ended { keys: VecDeque::new(), timer: Timer::new(remove_some) });
 
 impl Ended {
     fn start_timer(&mut self, context: &Context, delay_ms: i64) {
         if self.keys.is_empty() {
             // Frees the memory that a burst took.
             self.keys = VecDeque::new();
-        } else if !self.timer_runs {
-            self.timer_runs = true;
-            start_timer(context, delay_ms, remove_some);
+        } else {
+            self.timer.run_within(context, delay_ms);
         }
     }
 }
@@ -77,11 +73,19 @@ pub(super) fn swap(context: &Context, one: c_int, other: c_int) {
     }
 }
 
-/// Called by the server's timer.
+/// Called by the server `hz` times a second: starts a timer that has not fired in time, or whose work panicked.
+pub(super) fn check_timer(context: &Context) {
+    if let Some(mut ended) = ENDED.borrow_mut(context)
+        && !ended.keys.is_empty()
+    {
+        ended.start_timer(context, RETRY_MS);
+    }
+}
+
+/// Called by the timer.
 fn remove_some(context: &Context) {
-    // This comes first: if anything below panics, the next key still starts a timer.
     if let Some(mut ended) = ENDED.borrow_mut(context) {
-        ended.timer_runs = false;
+        ended.timer.has_fired();
         if !context.is_settled_primary() || !RECLAIM.get() {
             ended.keys.clear();
         }
@@ -90,7 +94,7 @@ fn remove_some(context: &Context) {
     let may_reclaim = may_reclaim(context);
     if may_reclaim {
         let (started, slots) = (Instant::now(), Slots::of(context));
-        while started.elapsed() < LONGEST_GO {
+        while started.elapsed() < LONGEST_RUN {
             let next = ENDED.borrow_mut(context).and_then(|mut ended| ended.keys.pop_front());
             let Some((database, name)) = next else { break };
             if context.select_database(database) {

@@ -38,7 +38,10 @@ pub(crate) fn note_lapsed(context: &Context, task_name: StringRef<'_>) {
 /// Handles a server event.
 pub(crate) fn on_server_event(context: &Context, event: ServerEvent) {
     match event {
-        ServerEvent::Cron => walk::step(context),
+        ServerEvent::Cron => {
+            ended::check_timer(context);
+            walk::step(context);
+        }
         ServerEvent::AppendOnlyFileLoads => {}
         ServerEvent::DataLoaded | ServerEvent::RoleChanged | ServerEvent::Flushed { .. } => {
             walk::start_anew(context);

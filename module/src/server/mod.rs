@@ -37,4 +37,4 @@ pub(crate) use permissions::{AclUser, CommandName, Permissions};
 pub(crate) use scan::ScanCursor;
 pub(crate) use state::ServerThread;
 pub(crate) use string::{Literal, OwnedString, StringRef};
-pub(crate) use timer::{TimerId, start as start_timer, stop as stop_timer};
+pub(crate) use timer::{LONGEST_RUN, PAUSE_MS, Timer};
