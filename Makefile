@@ -82,7 +82,7 @@ fuzz: prerequisites ## Fuzz the argument grammar and the record envelope for FUZ
 
 valgrind_logs := $(abspath $(target))/valgrind
 valgrind_suites := access atomicity bad_input cluster_slots command_docs commands compatibility conformance index \
-  model no_crash_no_leak old_backend replication wait
+  model no_crash_no_leak old_backend replication wait_command
 
 # Left out: walks over very many keys, because valgrind leaves too little time for the walk's share of time; the
 # server's count of its memory, which is different under valgrind; and the Lua backend, which calls no command of the
