@@ -120,6 +120,7 @@ bench-growth: build ## Measure memory per task, a day of churn, and time per com
 
 bench-waiting: build ## Measure what waiting for changes costs: memory, time to wake up, requests while idle
 	$(bench) waiting $(bench_folder)
+	$(bench) wait-command $(bench_folder)
 
 bench-micro: prerequisites ## Time only the record envelope and the argument grammar
 	cargo bench --locked --package pmcptask-bench

@@ -35,6 +35,12 @@ impl std::fmt::Display for Spread {
     }
 }
 
+/// The figure that so many percent of the figures do not exceed.
+pub(crate) fn percentile(figures: &mut [f64], percent: usize) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len().saturating_sub(1) * percent / 100).copied().unwrap_or(f64::NAN)
+}
+
 /// Three significant digits.
 pub(crate) fn short(figure: f64) -> String {
     match figure.abs() {

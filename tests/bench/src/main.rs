@@ -17,6 +17,7 @@ mod placement;
 mod plot;
 mod records;
 mod versus;
+mod wait_command;
 mod waiting;
 mod watched;
 
@@ -24,7 +25,8 @@ use std::path::Path;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-const USAGE: &str = "usage: pmcptask-bench instructions|throughput|placement|growth|waiting FOLDER";
+const USAGE: &str =
+    "usage: pmcptask-bench instructions|throughput|placement|growth|waiting|wait-command FOLDER";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -37,6 +39,7 @@ async fn main() -> Result<()> {
         "placement" => placement::measure(folder).await,
         "growth" => growth::measure(folder).await,
         "waiting" => waiting::measure(folder).await,
+        "wait-command" => wait_command::measure(folder),
         _ => Err(USAGE.into()),
     }
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::Result;
-use crate::figures::{short, write};
+use crate::figures::{percentile, short, write};
 use crate::machine;
 use crate::records::record;
 
@@ -45,17 +45,16 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     for (waiters, tasks) in [(1, 1), (WAITERS, WAITERS), (WAITERS, 1)] {
         let server = Server::start();
         let mut figures = of(&server, waiters, tasks).await?;
-        figures.latencies.sort_by(f64::total_cmp);
-        let latency = |percent: usize| figures.latencies[(figures.latencies.len() - 1) * percent / 100];
+        let mut latency = |percent| short(percentile(&mut figures.latencies, percent));
         writeln!(
             table,
             "| {waiters} | {tasks} | {} | {} | {} | {} ms | {} ms | {} ms |",
             figures.client_bytes,
             figures.server_bytes,
             figures.idle_commands,
-            short(latency(50)),
-            short(latency(99)),
-            short(latency(100)),
+            latency(50),
+            latency(99),
+            latency(100),
         )?;
         machine.get_or_insert_with(|| machine::described(&server));
     }
