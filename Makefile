@@ -26,6 +26,9 @@ run: build ## Run a server with the module on 127.0.0.1:6380; PORT=, DATA= and S
 demo: prerequisites ## Show that MCP tasks outlive the MCP server that runs them
 	cargo run --locked --quiet --package pmcptask-client --example mcp_task_demo
 
+# Tests mostly wait for their servers, so more run at once than there are processors.
+test test-servers: export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+
 test: prerequisites ## Run all tests against real servers
 # A test runs this program. Building it then would disturb the other tests.
 	@cargo build --locked --quiet --workspace --all-features --bin pmcptask-hash-tags
