@@ -726,7 +726,9 @@ fn task_ends_at_the_millisecond_that_expire_has_set() {
     session.run(&format!("PMCPTASK.PUT T I d PXAT {FUTURE}"));
     let at_ms = now_ms() + 100;
     assert_eq!(session.run(&format!("PMCPTASK.EXPIRE T I PXAT {at_ms}")), int(1));
-    assert_eq!(session.run("PMCPTASK.GET T"), record(1, "d"));
+    let found = session.run("PMCPTASK.GET T");
+    // A read that a busy machine answers after the task's end says nothing.
+    assert!(found == record(1, "d") || now_ms() > at_ms, "{found}");
     sleep_until(at_ms + 1);
     assert_eq!(session.run("PMCPTASK.GET T"), NIL);
     assert_eq!(session.run(&format!("PMCPTASK.EXPIRE T I PXAT {FUTURE}")), int(0));
