@@ -249,8 +249,8 @@ pub mod rules {
     pub async fn expired_task_is_neither_read_nor_listed<S: Subject>() {
         let backend = S::backend().await;
         // Two seconds, because a backend may cut the expiry to whole seconds.
-        let mut sample = Sample::new(OWNER, Some(2_000));
         let ends = now_ms() + 2_000;
+        let mut sample = Sample::new(OWNER, Some(2_000));
         backend.put(&key(&sample.task_id), &sample.bytes).await.unwrap();
         let is_there = backend.get(&key(&sample.task_id)).await.is_ok();
         // A read that a busy machine answers after the task's end says nothing.
