@@ -157,7 +157,11 @@ impl RedisBackend {
     }
 
     /// Reads a task.
-    pub(crate) async fn read_record(&self, key: &str, kind: CallKind) -> Result<VersionedRecord, StorageError> {
+    pub(crate) async fn read_record(
+        &self,
+        key: &str,
+        kind: CallKind,
+    ) -> Result<VersionedRecord, StorageError> {
         observe::call("PMCPTASK.GET", key, || async move {
             let keys = self.session.keys_of(key)?;
             let command = &commands::get(&keys.task);

@@ -469,7 +469,9 @@ impl CallKind {
 /// What a lost reply means.
 pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str, address: String) -> Error {
     match kind {
-        CallKind::Write | CallKind::Replace { .. } => Error::OutcomeUnknown { address, key: key.to_owned(), cause: error },
+        CallKind::Write | CallKind::Replace { .. } => {
+            Error::OutcomeUnknown { address, key: key.to_owned(), cause: error }
+        }
         CallKind::Read | CallKind::PrimaryRead | CallKind::TrackedRead => {
             Error::NoReply { address, key: key.to_owned(), cause: error }
         }

@@ -48,7 +48,9 @@ impl Attempt {
     fn noted<T>(&self, result: Result<T, StorageError>) -> Result<T, StorageError> {
         let obstacle = match &result {
             Err(StorageError::VersionConflict { .. }) => Some(Obstacle::Conflict),
-            Err(error) if matches!(Error::of(error), Some(Error::Outdated { .. })) => Some(Obstacle::Conflict),
+            Err(error) if matches!(Error::of(error), Some(Error::Outdated { .. })) => {
+                Some(Obstacle::Conflict)
+            }
             Err(error) if says_owner_is_full(error) => Some(Obstacle::OwnerIsFull),
             Err(StorageError::Backend { .. }) => Some(Obstacle::Failure),
             _ => None,

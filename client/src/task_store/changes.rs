@@ -38,7 +38,8 @@ pub(super) async fn of_owner(
         Err(error) => return Err(refused(&store, error.into()).await),
     };
     let alarm = watch.alarm();
-    let mut lists = stream::unfold(watch, |mut watch| async move { Some((watch.next().await, watch)) }).boxed();
+    let mut lists =
+        stream::unfold(watch, |mut watch| async move { Some((watch.next().await, watch)) }).boxed();
     let versions = match lists.next().await {
         Some(Ok(versions)) => versions,
         Some(Err(error)) => return Err(refused(&store, error).await),

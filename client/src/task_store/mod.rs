@@ -189,7 +189,8 @@ impl TaskStore {
     }
 
     fn configured(mut self) -> Self {
-        self.server_config = self.upstream(Found::nothing(), self.security.max_tasks_per_owner).config().clone();
+        self.server_config =
+            self.upstream(Found::nothing(), self.security.max_tasks_per_owner).config().clone();
         self
     }
 

@@ -45,7 +45,13 @@ impl server::TaskStore for TaskStore {
         self.over_task(task_id, owner_id).await.get(task_id, owner_id).await
     }
 
-    async fn update_status(&self, task_id: &str, owner_id: &str, status: ServerStatus, message: Option<String>) -> Result<Task, TaskStoreError> {
+    async fn update_status(
+        &self,
+        task_id: &str,
+        owner_id: &str,
+        status: ServerStatus,
+        message: Option<String>,
+    ) -> Result<Task, TaskStoreError> {
         self.change(|store| {
             let message = message.clone();
             async move { store.update_status(task_id, owner_id, status, message).await }
@@ -64,10 +70,7 @@ impl server::TaskStore for TaskStore {
     }
 
     async fn cancel(&self, task_id: &str, owner_id: &str) -> Result<Task, TaskStoreError> {
-        self.change(|store| {
-            async move { store.cancel(task_id, owner_id).await }
-        })
-        .await
+        self.change(|store| async move { store.cancel(task_id, owner_id).await }).await
     }
 
     /// Always 0: the server expires tasks.
@@ -79,7 +82,12 @@ impl server::TaskStore for TaskStore {
         &self.server_config
     }
 
-    async fn set_result(&self, task_id: &str, owner_id: &str, result: CallToolResult) -> Result<(), TaskStoreError> {
+    async fn set_result(
+        &self,
+        task_id: &str,
+        owner_id: &str,
+        result: CallToolResult,
+    ) -> Result<(), TaskStoreError> {
         self.change(|store| {
             let result = result.clone();
             async move { store.set_result(task_id, owner_id, result).await }
@@ -95,7 +103,12 @@ impl server::TaskStore for TaskStore {
         true
     }
 
-    async fn deliver_task_inputs(&self, task_id: &str, owner_id: &str, responses: InputResponses) -> Result<TaskInputDelivery, TaskStoreError> {
+    async fn deliver_task_inputs(
+        &self,
+        task_id: &str,
+        owner_id: &str,
+        responses: InputResponses,
+    ) -> Result<TaskInputDelivery, TaskStoreError> {
         self.change(|store| {
             let responses = responses.clone();
             async move { store.deliver_task_inputs(task_id, owner_id, responses).await }
@@ -103,11 +116,20 @@ impl server::TaskStore for TaskStore {
         .await
     }
 
-    async fn task_input_snapshot(&self, task_id: &str, owner_id: &str) -> Result<TaskInputSnapshot, TaskStoreError> {
+    async fn task_input_snapshot(
+        &self,
+        task_id: &str,
+        owner_id: &str,
+    ) -> Result<TaskInputSnapshot, TaskStoreError> {
         self.over_task(task_id, owner_id).await.task_input_snapshot(task_id, owner_id).await
     }
 
-    async fn record_input_requests(&self, task_id: &str, owner_id: &str, requests: InputRequests) -> Result<Task, TaskStoreError> {
+    async fn record_input_requests(
+        &self,
+        task_id: &str,
+        owner_id: &str,
+        requests: InputRequests,
+    ) -> Result<Task, TaskStoreError> {
         self.change(|store| {
             let requests = requests.clone();
             async move { store.record_input_requests(task_id, owner_id, requests).await }
@@ -131,7 +153,12 @@ impl server::TaskStore for TaskStore {
         true
     }
 
-    async fn set_status_message(&self, task_id: &str, owner_id: &str, message: Option<String>) -> Result<Task, TaskStoreError> {
+    async fn set_status_message(
+        &self,
+        task_id: &str,
+        owner_id: &str,
+        message: Option<String>,
+    ) -> Result<Task, TaskStoreError> {
         self.change(|store| {
             let message = message.clone();
             async move { store.set_status_message(task_id, owner_id, message).await }
@@ -155,7 +182,13 @@ impl pmcp_tasks::TaskStore for TaskStore {
         self.over_task(task_id, owner_id).await.inner().get(task_id, owner_id).await
     }
 
-    async fn update_status(&self, task_id: &str, owner_id: &str, new_status: TaskStatus, status_message: Option<String>) -> Result<TaskRecord, TaskError> {
+    async fn update_status(
+        &self,
+        task_id: &str,
+        owner_id: &str,
+        new_status: TaskStatus,
+        status_message: Option<String>,
+    ) -> Result<TaskRecord, TaskError> {
         self.change(|store| {
             let status_message = status_message.clone();
             async move { store.inner().update_status(task_id, owner_id, new_status, status_message).await }
@@ -163,7 +196,12 @@ impl pmcp_tasks::TaskStore for TaskStore {
         .await
     }
 
-    async fn set_variables(&self, task_id: &str, owner_id: &str, variables: HashMap<String, Value>) -> Result<TaskRecord, TaskError> {
+    async fn set_variables(
+        &self,
+        task_id: &str,
+        owner_id: &str,
+        variables: HashMap<String, Value>,
+    ) -> Result<TaskRecord, TaskError> {
         self.change(|store| {
             let variables = variables.clone();
             async move { store.inner().set_variables(task_id, owner_id, variables).await }
@@ -183,11 +221,20 @@ impl pmcp_tasks::TaskStore for TaskStore {
         self.over_result(task_id, owner_id).await.inner().get_result(task_id, owner_id).await
     }
 
-    async fn complete_with_result(&self, task_id: &str, owner_id: &str, status: TaskStatus, status_message: Option<String>, result: Value) -> Result<TaskRecord, TaskError> {
+    async fn complete_with_result(
+        &self,
+        task_id: &str,
+        owner_id: &str,
+        status: TaskStatus,
+        status_message: Option<String>,
+        result: Value,
+    ) -> Result<TaskRecord, TaskError> {
         self.change(|store| {
             let status_message = status_message.clone();
             let result = result.clone();
-            async move { store.inner().complete_with_result(task_id, owner_id, status, status_message, result).await }
+            async move {
+                store.inner().complete_with_result(task_id, owner_id, status, status_message, result).await
+            }
         })
         .await
     }
@@ -196,15 +243,13 @@ impl pmcp_tasks::TaskStore for TaskStore {
         let ListTasksOptions { owner_id, cursor, limit } = options;
         let limit = limit.unwrap_or(PAGE);
         let (store, next_cursor) = self.over_page(&owner_id, cursor.as_deref(), limit).await;
-        let page = store.inner().list(ListTasksOptions { owner_id, cursor: None, limit: Some(limit) }).await?;
+        let page =
+            store.inner().list(ListTasksOptions { owner_id, cursor: None, limit: Some(limit) }).await?;
         Ok(TaskPage { next_cursor, ..page })
     }
 
     async fn cancel(&self, task_id: &str, owner_id: &str) -> Result<TaskRecord, TaskError> {
-        self.change(|store| {
-            async move { store.inner().cancel(task_id, owner_id).await }
-        })
-        .await
+        self.change(|store| async move { store.inner().cancel(task_id, owner_id).await }).await
     }
 
     /// Always 0: the server expires tasks.
@@ -216,7 +261,12 @@ impl pmcp_tasks::TaskStore for TaskStore {
         &self.config
     }
 
-    async fn deliver_inputs(&self, task_id: &str, owner_id: &str, responses: Value) -> Result<Value, TaskError> {
+    async fn deliver_inputs(
+        &self,
+        task_id: &str,
+        owner_id: &str,
+        responses: Value,
+    ) -> Result<Value, TaskError> {
         self.change(|store| {
             let responses = responses.clone();
             async move { store.inner().deliver_inputs(task_id, owner_id, responses).await }
@@ -228,7 +278,12 @@ impl pmcp_tasks::TaskStore for TaskStore {
         self.over_task(task_id, owner_id).await.inner().task_input_snapshot(task_id, owner_id).await
     }
 
-    async fn record_input_requests(&self, task_id: &str, owner_id: &str, requests: Value) -> Result<Value, TaskError> {
+    async fn record_input_requests(
+        &self,
+        task_id: &str,
+        owner_id: &str,
+        requests: Value,
+    ) -> Result<Value, TaskError> {
         self.change(|store| {
             let requests = requests.clone();
             async move { store.inner().record_input_requests(task_id, owner_id, requests).await }
