@@ -89,6 +89,7 @@ const MEMORY: usize = 16 << 20;
 /// - A cursor that no list of this store returned is an error; there, the list starts over. Cursors outlive their task.
 /// - A page is shorter where records cannot be read, and a list may end with an empty page.
 /// - Tasks that were created in the same millisecond are listed in the order of their ids.
+/// - Of a TTL that is too long and an owner who has too many tasks, the TTL is named.
 /// - A list has the tasks of its owner only: not those of `alice:x` for `alice`.
 ///
 /// # Limits
