@@ -4,9 +4,13 @@
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
+use pmcp::server::builder::ServerCoreBuilder;
+use pmcp::server::core::ProtocolHandler as _;
 use pmcp::server::task_store as server;
 use pmcp::server::task_store::TaskStoreError;
 use pmcp::types::tasks::{Task, TaskStatus as ServerStatus};
@@ -17,7 +21,7 @@ use pmcp_tasks::{
     TaskStore as _,
 };
 use pmcptask_client::{RedisBackend, TaskStore};
-use pmcptask_tests::{Cluster, Fault, Proxy, Server, lua_backend};
+use pmcptask_tests::{Cluster, Fault, Proxy, SentinelGroup, Server, holds_within, lua_backend};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -695,6 +699,38 @@ async fn result_is_waited_for_and_a_cancel_ends_the_wait() {
     assert!(matches!(error, TaskError::NotReady { .. }), "{error}");
 }
 
+/// `ServerCore` has no lock around its requests, unlike pmcp's server over HTTP.
+#[tokio::test(flavor = "multi_thread")]
+async fn server_core_answers_other_requests_while_one_waits_for_a_result() {
+    let redis = Server::start();
+    let anybody = TaskSecurityConfig::default().with_allow_anonymous(true);
+    let store = store(&redis.url()).await.with_security(anybody).wait_for_results(RECOVERY);
+    let core = ServerCoreBuilder::new().name("tasks").version("1").task_store(Arc::new(store.clone()));
+    let core = Arc::new(core.build().unwrap());
+    let ask = |method: &str, params: Value| {
+        let request = serde_json::from_value(json!({"method": method, "params": params})).unwrap();
+        let core = core.clone();
+        async move { json!(core.handle_request("1".into(), request, None).await) }
+    };
+    let version = "2025-11-25";
+    let client =
+        json!({"protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}});
+    let answer = ask("initialize", client).await;
+    assert_eq!(answer["result"]["protocolVersion"], version, "{answer}");
+    let id = store.create("local", "tools/call", None).await.unwrap().task.task_id;
+    let waiting = tokio::spawn(ask("tasks/result", json!({"taskId": id})));
+    for step in 0..3 {
+        store.set_variables(&id, "local", variables(&[("step", json!(step))])).await.unwrap();
+        let answer = timeout(AT_ONCE, ask("tasks/get", json!({"taskId": id}))).await.unwrap();
+        assert_eq!(answer["result"]["task"]["status"], "working", "{answer}");
+    }
+    assert!(!waiting.is_finished());
+    let (done, result) = (TaskStatus::Completed, json!(text("42")));
+    store.complete_with_result(&id, "local", done, None, result).await.unwrap();
+    let answer = timeout(AT_ONCE, waiting).await.unwrap().unwrap();
+    assert_eq!(answer["result"]["content"][0]["text"], "42", "{answer}");
+}
+
 /// Takes what the stream yields until `is_last` is true of it.
 async fn until(
     changes: &mut (impl futures_util::Stream<Item = Result<TaskRecord, TaskError>> + Unpin),
@@ -822,6 +858,26 @@ async fn streams_and_waiters_cost_nothing_while_nothing_changes_and_nothing_once
     assert_eq!(cost(&server, changed).await.1, "cas 20, put 1");
 }
 
+/// Servers tell nothing over RESP2: the client polls.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_are_seen_within_seconds_if_the_server_cannot_tell() {
+    let server = Server::start();
+    let old_protocol = store(&format!("{}?protocol=resp2", server.url())).await;
+    let other = store(&server.url()).await;
+    let old = new_task(&other).await;
+    let mut changes = old_protocol.changes("o").await.unwrap();
+    let new = new_task(&other).await;
+    other.cancel(&old, "o").await.unwrap();
+    let started = Instant::now();
+    let mut missing = BTreeSet::from([old, new]);
+    while !missing.is_empty() {
+        for record in until(&mut changes, |_| true).await {
+            missing.remove(&record.task.task_id);
+        }
+    }
+    assert!(started.elapsed() < RECOVERY / 2, "{:?}", started.elapsed());
+}
+
 // Expiry.
 
 #[tokio::test(flavor = "multi_thread")]
@@ -871,5 +927,97 @@ async fn store_in_a_cluster_is_the_same() {
         assert_eq!((tasks.len(), next), (1, None));
         let error = b.cancel(&id, owner).await.unwrap_err();
         assert!(matches!(error, TaskError::InvalidTransition { .. }), "{error}");
+    }
+}
+
+/// After a failover in a cluster, a primary that was cut off may redirect to one with another history of the task.
+#[tokio::test(flavor = "multi_thread")]
+async fn same_version_of_another_record_is_not_overwritten_after_a_redirect() {
+    let cluster = Cluster::start_lopsided(2);
+    let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
+    let [store, witness] = stores(&cluster.url()).await;
+    let id = new_task(&store).await;
+    let (task, index) = (format!("pmcp:tasks:{{o}}:{id}"), "pmcp:idx:{o}");
+    let slot = first.slot_of(index);
+    first.start_moving(&slot, second);
+    first.migrate(&[&task, index], second);
+    first.stop_moving(&slot, second);
+    let mut record = json!(witness.get(&id, "o").await.unwrap());
+    record["variables"]["theirs"] = json!(1);
+    assert_eq!(second.wire().call(&["HSET", &task, "data", &record.to_string()]), ":0\r\n");
+    store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await.unwrap();
+    let task = witness.get(&id, "o").await.unwrap();
+    assert_eq!((task.variables.len(), task.version), (2, 2), "{:?}", task.variables);
+}
+
+/// The slot moves key by key, and is half moved for a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_go_on_while_the_slot_moves_and_none_is_lost() {
+    let cluster = Cluster::start(2, 0);
+    let (here, there): (Vec<_>, Vec<_>) =
+        cluster.servers.iter().partition(|server| server.has_slot_of("pmcp:idx:{o}"));
+    let (first, second) = (here[0], there[0]);
+    let [store, witness] = stores(&cluster.url()).await;
+    let id = new_task(&store).await;
+    let (task, index) = (format!("pmcp:tasks:{{o}}:{id}"), "pmcp:idx:{o}");
+    let slot = first.slot_of(index);
+    let written = Arc::new(AtomicU64::new(0));
+    let writing = tokio::spawn({
+        let (id, written) = (id.clone(), written.clone());
+        async move {
+            loop {
+                let name = format!("v{}", written.load(Ordering::SeqCst));
+                store.set_variables(&id, "o", variables(&[(&name, json!(1))])).await.unwrap();
+                written.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    let more = |count| {
+        let now = written.load(Ordering::SeqCst);
+        assert!(
+            holds_within(RECOVERY, || written.load(Ordering::SeqCst) >= now + count),
+            "writes stand still"
+        );
+    };
+    for (from, to) in [(first, second), (second, first)] {
+        more(20);
+        from.start_moving(&slot, to);
+        more(20);
+        from.migrate(&[&task, index], to);
+        more(20);
+        from.stop_moving(&slot, to);
+        more(20);
+    }
+    writing.abort();
+    assert!(writing.await.unwrap_err().is_cancelled(), "a write failed");
+    let task = witness.get(&id, "o").await.unwrap();
+    let (written, found) = (written.load(Ordering::SeqCst), task.variables.len() as u64);
+    // The last one may have been made, or not.
+    assert!(found == written || found == written + 1, "{found} of {written}");
+    assert_eq!(task.version, 1 + found);
+}
+
+// Sentinels.
+
+/// The primary becomes a replica. The new one has another record with the same version, as after an asynchronous failover.
+#[tokio::test(flavor = "multi_thread")]
+async fn same_version_of_another_record_is_not_overwritten_after_a_failover() {
+    let watched = SentinelGroup::start(1);
+    for waits_for_replicas in [false, true] {
+        let mut builder = RedisBackend::builder(watched.url());
+        if waits_for_replicas {
+            builder = builder.wait_for_replicas(1, Duration::from_secs(5));
+        }
+        let store = TaskStore::new(builder.connect().await.unwrap());
+        let id = new_task(&store).await;
+        store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await.unwrap();
+        watched.fail_over();
+        let primary = watched.primary();
+        let primary = watched.servers.iter().find(|server| server.port().to_string() == primary).unwrap();
+        rewrite(primary, &id, |record| record["variables"]["theirs"] = json!(1));
+        watched.wait_until_settled();
+        store.set_variables(&id, "o", variables(&[("more", json!(1))])).await.unwrap();
+        let task = store.get(&id, "o").await.unwrap();
+        assert_eq!((task.variables.len(), task.version), (3, 3), "{:?}", task.variables);
     }
 }
