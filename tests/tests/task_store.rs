@@ -420,21 +420,30 @@ async fn same_version_of_another_record_is_not_overwritten_after_the_connection_
 async fn write_that_waited_for_another_connection_does_not_overwrite_what_is_there_now() {
     let server = Server::start();
     let proxy = Proxy::to(server.port());
-    let (store, witness) = (store(&proxy.url()).await, store(&server.url()).await);
-    for is_remembered in [true, false] {
-        let id = new_task(if is_remembered { &store } else { &witness }).await;
-        proxy.set(Fault::Answer { command: "PMCPTASK.CAS", reply: b"-LOADING is loading\r\n".to_vec() });
-        let writing = tokio::spawn({
-            let (store, id) = (store.clone(), id.clone());
-            async move { store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await }
-        });
-        sleep(Duration::from_millis(200)).await;
-        rewrite(&server, &id, |record| record["variables"]["theirs"] = json!(1));
-        proxy.set(Fault::None);
-        proxy.cut();
-        writing.await.unwrap().unwrap();
-        let task = witness.get(&id, "o").await.unwrap();
-        assert_eq!(task.variables.len(), 2, "{is_remembered}: {:?}", task.variables);
+    let witness = store(&server.url()).await;
+    // Writes that wait for replicas have a connection of their own. There is no replica, which is no matter here.
+    let waiting = RedisBackend::builder(proxy.url()).wait_for_replicas(1, Duration::from_millis(10));
+    let waiting = TaskStore::new(waiting.connect().await.unwrap());
+    for store in [store(&proxy.url()).await, waiting] {
+        for is_remembered in [true, false] {
+            let id = new_task(&witness).await;
+            if is_remembered {
+                store.set_variables(&id, "o", variables(&[("mine", json!(0))])).await.ok();
+            }
+            proxy.set(Fault::Answer { command: "PMCPTASK.CAS", reply: b"-LOADING is loading\r\n".to_vec() });
+            let writing = tokio::spawn({
+                let (store, id) = (store.clone(), id.clone());
+                async move { store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await }
+            });
+            sleep(Duration::from_millis(200)).await;
+            rewrite(&server, &id, |record| record["variables"]["theirs"] = json!(1));
+            proxy.set(Fault::None);
+            proxy.cut();
+            let written = writing.await.unwrap();
+            let task = witness.get(&id, "o").await.unwrap();
+            assert_eq!(task.variables.len(), 2, "{is_remembered}: {written:?}, {:?}", task.variables);
+            assert_eq!(task.variables["mine"], 1);
+        }
     }
 }
 
@@ -1020,4 +1029,25 @@ async fn same_version_of_another_record_is_not_overwritten_after_a_failover() {
         let task = store.get(&id, "o").await.unwrap();
         assert_eq!((task.variables.len(), task.version), (3, 3), "{:?}", task.variables);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_are_asked_for_reads_and_never_for_changes() {
+    let watched = SentinelGroup::start(1);
+    let backend = RedisBackend::builder(watched.url()).read_from_replicas(true).connect().await.unwrap();
+    let store = TaskStore::new(backend).with_memory(0);
+    let (primary, replica): (Vec<_>, Vec<_>) = watched.servers.iter().partition(|server| server.is_primary());
+    let id = new_task(&store).await;
+    let started = Instant::now();
+    while replica[0].calls_of("pmcptask.get") == 0 {
+        assert!(started.elapsed() < RECOVERY, "the replica is not asked");
+        store.get(&id, "o").await.unwrap();
+    }
+    let (_, on_replica) = cost(replica[0], async {
+        let (_, on_primary) = cost(primary[0], say(&store, &id, "…")).await;
+        assert_eq!(on_primary, "cas 1, get 1");
+    })
+    .await;
+    // The replica gets the write as plain commands.
+    assert_eq!(on_replica, "");
 }
