@@ -836,6 +836,25 @@ async fn no_change_of_an_owner_is_missed_while_the_connection_or_the_server_is_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn change_of_a_task_is_not_missed_after_its_read_failed() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let (a, b) = (store(&proxy.url()).await, store(&server.url()).await);
+    let id = new_task(&b).await;
+    let mut changes = a.changes("o").await.unwrap();
+    assert!(timeout(Duration::from_millis(300), changes.next()).await.is_err());
+    proxy.set(Fault::Answer { command: "PMCPTASK.GET", reply: b"-ERR not now\r\n".to_vec() });
+    b.cancel(&id, "o").await.unwrap();
+    for _ in 0..2 {
+        let error = timeout(RECOVERY, changes.next()).await.unwrap().unwrap().unwrap_err();
+        assert!(error.to_string().contains("not now"), "{error}");
+    }
+    proxy.set(Fault::None);
+    let seen = until(&mut changes, |_| true).await;
+    assert_eq!(seen[0].task.status, TaskStatus::Cancelled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn streams_and_waiters_cost_nothing_while_nothing_changes_and_nothing_once_dropped() {
     let server = Server::start();
     let [a, b] = stores(&server.url()).await;
@@ -942,8 +961,14 @@ async fn store_in_a_cluster_is_the_same() {
 /// After a failover in a cluster, a primary that was cut off may redirect to one with another history of the task.
 #[tokio::test(flavor = "multi_thread")]
 async fn same_version_of_another_record_is_not_overwritten_after_a_redirect() {
-    let cluster = Cluster::start_lopsided(2);
-    let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
+    // With a connection to the second node, and without one.
+    for cluster in [Cluster::start(2, 0), Cluster::start_lopsided(2)] {
+        overwrite_after_a_redirect(&cluster).await;
+    }
+}
+
+async fn overwrite_after_a_redirect(cluster: &Cluster) {
+    let (first, second) = nodes(cluster);
     let [store, witness] = stores(&cluster.url()).await;
     let id = new_task(&store).await;
     let (task, index) = (format!("pmcp:tasks:{{o}}:{id}"), "pmcp:idx:{o}");
@@ -959,13 +984,18 @@ async fn same_version_of_another_record_is_not_overwritten_after_a_redirect() {
     assert_eq!((task.variables.len(), task.version), (2, 2), "{:?}", task.variables);
 }
 
+/// The node that has the owner's slot, and the other one.
+fn nodes(cluster: &Cluster) -> (&Server, &Server) {
+    let (here, there): (Vec<_>, Vec<_>) =
+        cluster.servers.iter().partition(|server| server.has_slot_of("pmcp:idx:{o}"));
+    (here[0], there[0])
+}
+
 /// The slot moves key by key, and is half moved for a while.
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_go_on_while_the_slot_moves_and_none_is_lost() {
     let cluster = Cluster::start(2, 0);
-    let (here, there): (Vec<_>, Vec<_>) =
-        cluster.servers.iter().partition(|server| server.has_slot_of("pmcp:idx:{o}"));
-    let (first, second) = (here[0], there[0]);
+    let (first, second) = nodes(&cluster);
     let [store, witness] = stores(&cluster.url()).await;
     let id = new_task(&store).await;
     let (task, index) = (format!("pmcp:tasks:{{o}}:{id}"), "pmcp:idx:{o}");
