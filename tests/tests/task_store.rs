@@ -835,6 +835,39 @@ async fn no_change_of_an_owner_is_missed_while_the_connection_or_the_server_is_a
     }
 }
 
+/// The client gets both at once: the list, and the news that a task has come since.
+#[tokio::test(flavor = "current_thread")]
+async fn task_that_comes_between_a_list_and_its_reply_is_not_missed() {
+    let server = Server::start();
+    let store = store(&server.url()).await;
+    let mut changes = store.changes("o").await.unwrap();
+    let mut connection = server.connection();
+    let mut create = || {
+        let record = TaskRecord::new("o".to_owned(), "tools/call".to_owned(), None);
+        let mut put = redis::cmd("PMCPTASK.PUT");
+        put.arg(task_key(&record.task.task_id)).arg("pmcp:idx:o").arg(json!(record).to_string());
+        put.exec(&mut connection).unwrap();
+        record.task.task_id
+    };
+    let mut created = BTreeSet::from([create()]);
+    let lists = server.calls_of("pmcptask.list");
+    let seeing = tokio::spawn(async move {
+        let mut seen = BTreeSet::new();
+        while seen.len() < 2 {
+            seen.extend(until(&mut changes, |_| true).await.into_iter().map(|record| record.task.task_id));
+        }
+        seen
+    });
+    // The client runs on this thread only: while this test blocks the thread, the client takes nothing in.
+    while server.calls_of("pmcptask.list") == lists {
+        tokio::task::yield_now().await;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    created.insert(create());
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(timeout(RECOVERY, seeing).await.unwrap().unwrap(), created);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn change_of_a_task_is_not_missed_after_its_read_failed() {
     let server = Server::start();
@@ -1073,7 +1106,7 @@ async fn replicas_are_asked_for_reads_and_never_for_changes() {
         assert!(started.elapsed() < RECOVERY, "the replica is not asked");
         store.get(&id, "o").await.unwrap();
     }
-    let (_, on_replica) = cost(replica[0], async {
+    let ((), on_replica) = cost(replica[0], async {
         let (_, on_primary) = cost(primary[0], say(&store, &id, "…")).await;
         assert_eq!(on_primary, "cas 1, get 1");
     })
