@@ -15,6 +15,8 @@
 //! # }
 //! ```
 //!
+//! [`TaskStore`] takes the place of the last line, and needs fewer round trips: `let store = TaskStore::new(backend);`
+//!
 //! Besides the calls of `StorageBackend`, [`RedisBackend`] has some of its own:
 //!
 //! - [`create`](RedisBackend::create) stores a task only if there is none with its key yet.
@@ -50,6 +52,7 @@ mod observe;
 mod replies;
 mod session;
 mod settings;
+mod task_store;
 mod waiting;
 
 pub use backend::RedisBackend;
@@ -59,6 +62,7 @@ pub use builder::RedisBackendBuilder;
 pub use error::{Applied, Error};
 pub use hash_tags::HashTags;
 pub use listing::{ListedTask, Order, TaskPosition};
+pub use task_store::TaskStore;
 
 /// The version of the redis crate that [`RedisBackend::with_connection`] takes a connection of.
 pub use redis;
