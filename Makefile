@@ -112,6 +112,7 @@ bench = PMCPTASK_SERVER='$(SERVER)' PMCPTASK_MODULE='$(module)' \
 
 bench: build ## Compare latency and throughput with the Lua backend; BENCH_QUICK=1 measures less
 	$(bench) throughput $(bench_folder)
+	$(bench) lives $(bench_folder)
 	$(bench) placement $(bench_folder)
 
 bench-instructions: build ## Count the server's instructions per command (installs valgrind if it is missing)

@@ -9,6 +9,7 @@ mod figures;
 mod growth;
 mod instructions;
 mod lists;
+mod lives;
 mod load;
 mod machine;
 mod many;
@@ -26,7 +27,7 @@ use std::path::Path;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const USAGE: &str =
-    "usage: pmcptask-bench instructions|throughput|placement|growth|waiting|wait-command FOLDER";
+    "usage: pmcptask-bench instructions|throughput|lives|placement|growth|waiting|wait-command FOLDER";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -36,6 +37,7 @@ async fn main() -> Result<()> {
     match job.as_str() {
         "instructions" => instructions::measure(folder).await,
         "throughput" => versus::measure(folder).await,
+        "lives" => lives::measure(folder).await,
         "placement" => placement::measure(folder).await,
         "growth" => growth::measure(folder).await,
         "waiting" => waiting::measure(folder).await,
