@@ -13,6 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::stream::BoxStream;
 use pmcp::server::task_store::{StoreConfig as ServerConfig, TaskStore as _};
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord, make_key};
@@ -157,7 +158,8 @@ impl TaskStore {
     }
 
     /// Makes `get_result` wait until the task is terminal, as the protocol of 2025-11-25 asks of `tasks/result`. After this
-    /// time, it returns what it would without waiting. Default: off.
+    /// time, it returns what it would without waiting. Default: off. Which reads come on top of this time:
+    /// see [`wait_until_terminal`](Self::wait_until_terminal).
     ///
     /// ```
     /// use std::time::Duration;
@@ -242,7 +244,8 @@ impl TaskStore {
         self.over(Found::task(record)).inner().get(task_id, owner_id).await
     }
 
-    /// The task once it is terminal, or as it is when the time is over.
+    /// The task once it is terminal, or as it is when the time is over. It is read once before the wait, and once more if the
+    /// time is over.
     async fn terminal_within(
         &self,
         task_id: &str,
@@ -250,18 +253,20 @@ impl TaskStore {
         limit: Duration,
     ) -> Result<VersionedRecord, StorageError> {
         let (started, key) = (Instant::now(), make_key(owner_id, task_id));
-        let mut record = self.reader.task_at_primary(&key).await?;
-        // What upstream refuses needs no wait.
-        while let Ok(task) = self.record(task_id, owner_id, Ok(record.clone())).await
-            && !task.task.status.is_terminal()
-        {
-            let left = limit.saturating_sub(started.elapsed());
-            match timeout(left, self.reader.changed(&key, record.version)).await {
-                Ok(changed) => record = changed?.ok_or(StorageError::NotFound { key: key.clone() })?,
-                Err(_) => break,
-            }
+        let record = self.reader.task_at_primary(&key).await?;
+        // What upstream refuses needs no wait. Upstream waits for nothing here.
+        let is_final = |record: &VersionedRecord| {
+            let task = self.record(task_id, owner_id, Ok(record.clone())).now_or_never();
+            task.is_none_or(|task| task.map_or(true, |task| task.task.status.is_terminal()))
+        };
+        if is_final(&record) {
+            return Ok(record);
         }
-        Ok(record)
+        let left = limit.saturating_sub(started.elapsed());
+        match timeout(left, self.reader.wait_until(&key, &is_final)).await {
+            Ok(ended) => ended?.ok_or(StorageError::NotFound { key }),
+            Err(_) => self.reader.task_at_primary(&key).await,
+        }
     }
 }
 
@@ -301,9 +306,14 @@ impl TaskStore {
         if task_id.contains(':') {
             return Ok(None);
         }
-        match self.reader.changed(&make_key(owner_id, task_id), version).await.transpose() {
-            None => Ok(None),
-            Some(record) => self.record(task_id, owner_id, record).await.map(Some),
+        let Some(record) = self.reader.changed(&make_key(owner_id, task_id), version).await.transpose()
+        else {
+            return Ok(None);
+        };
+        match self.record(task_id, owner_id, record).await {
+            // It is another owner's.
+            Err(TaskError::NotFound { .. }) => Ok(None),
+            record => record.map(Some),
         }
     }
 
@@ -333,6 +343,10 @@ impl TaskStore {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// `limit` is for the wait. The task is read once before the wait, and once more if the time is over: while the server is
+    /// away, each of these reads takes as long as any call does. If the task changes more than once a second, its end is seen
+    /// up to 1 s late, but within `limit`.
     ///
     /// # Errors
     ///

@@ -45,7 +45,20 @@ impl Reader {
         key: &str,
         version: u64,
     ) -> Result<Option<VersionedRecord>, StorageError> {
-        self.backend.changed(key, version).await
+        self.wait_until(key, &|record| record.version != version).await
+    }
+
+    /// A task once it is one that is news; None once it is gone.
+    pub(super) async fn wait_until(
+        &self,
+        key: &str,
+        is_news: &(dyn Fn(&VersionedRecord) -> bool + Sync),
+    ) -> Result<Option<VersionedRecord>, StorageError> {
+        match self.backend.wait_until(key, is_news).await {
+            // A client may ask for any task id, also an empty one.
+            Err(error) if matches!(Error::of(&error), Some(Error::Key(_))) => Ok(None),
+            record => record,
+        }
     }
 
     pub(super) async fn page(
