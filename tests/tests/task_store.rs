@@ -450,6 +450,37 @@ async fn write_that_waited_for_another_connection_does_not_overwrite_what_is_the
     }
 }
 
+/// Writes that wait for replicas have a connection of their own. If only that one leads to the new primary, the other one still
+/// reads from the old primary, which has another history.
+#[tokio::test(flavor = "multi_thread")]
+async fn record_of_the_old_primary_is_not_written_over_that_of_the_new_one() {
+    let (old, new) = (Server::start(), Server::start());
+    let proxy = Proxy::to(old.port());
+    // There is no replica, which is no matter here.
+    let backend = RedisBackend::builder(proxy.url()).wait_for_replicas(1, Duration::from_millis(10));
+    let store = TaskStore::new(backend.connect().await.unwrap());
+    let [before, after] = [self::store(&old.url()).await, self::store(&new.url()).await];
+    let id = new_task(&before).await;
+    let set = |name| store.set_variables(&id, "o", variables(&[(name, json!(1))]));
+    set("first").await.unwrap_err();
+    let dump = old.dump_of(&task_key(&id));
+    redis::cmd("RESTORE").arg(task_key(&id)).arg(0).arg(dump).exec(&mut new.connection()).unwrap();
+    rewrite(&new, &id, |record| record["variables"]["theirs"] = json!(1));
+    // The connection whose last command is a WAIT is replaced.
+    store.get(&id, "o").await.unwrap();
+    proxy.lead_to(new.port());
+    let clients = old.wire().run("CLIENT LIST");
+    let waited: Vec<_> = clients.lines().filter(|client| client.contains("cmd=wait")).collect();
+    assert_eq!(waited.len(), 1, "{clients}");
+    let number = waited[0].split(['=', ' ']).nth(1).unwrap();
+    assert_eq!(old.wire().run(&format!("CLIENT KILL ID {number}")), ":1\r\n");
+    assert!(holds_within(RECOVERY, || proxy.accepted() == 3));
+    let written = set("mine").await;
+    assert_eq!(before.get(&id, "o").await.unwrap().version, 2, "{written:?}");
+    let variables = after.get(&id, "o").await.unwrap().variables;
+    assert!(variables.contains_key("theirs") && variables.contains_key("mine"), "{variables:?}: {written:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_remembered_is_forgotten_when_all_tasks_are_removed() {
     let server = Server::start();
@@ -465,6 +496,38 @@ async fn everything_remembered_is_forgotten_when_all_tasks_are_removed() {
     sleep(Duration::from_millis(100)).await;
     store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await.unwrap();
     assert_eq!(other.get(&id, "o").await.unwrap().variables.len(), 2);
+}
+
+/// A server is made a replica and then a primary again, and clients keep their connections. One write meets the replica.
+#[tokio::test(flavor = "multi_thread")]
+async fn same_version_of_another_record_is_not_overwritten_after_the_server_was_a_replica() {
+    let [server, other] = [Server::start(), Server::start()];
+    let [store, witness] = stores(&server.url()).await;
+    let (id, another) = (new_task(&store).await, new_task(&store).await);
+    let dump = server.dump_of(&task_key(&id));
+    redis::cmd("RESTORE").arg(task_key(&id)).arg(0).arg(dump).exec(&mut other.connection()).unwrap();
+    rewrite(&other, &id, |record| record["variables"]["theirs"] = json!(1));
+    server.wire().run(&format!("REPLICAOF 127.0.0.1 {}", other.port()));
+    assert!(holds_within(RECOVERY, || server.replication().contains("master_link_status:up")));
+    let error = say(&store, &another, "…").await.unwrap_err();
+    assert!(error.to_string().contains("read-only replica"), "{error}");
+    server.wire().run("REPLICAOF NO ONE");
+    store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await.unwrap();
+    let task = witness.get(&id, "o").await.unwrap();
+    assert_eq!((task.variables.len(), task.version), (2, 2), "{:?}", task.variables);
+}
+
+/// Nobody notices when a connection that the caller gave leads to another server.
+#[tokio::test(flavor = "multi_thread")]
+async fn store_over_a_given_connection_remembers_nothing() {
+    let server = Server::start();
+    let client = redis::Client::open(server.url()).unwrap();
+    let connection = client.get_multiplexed_async_connection().await.unwrap();
+    let store = TaskStore::new(RedisBackend::with_connection(connection)).with_memory(1 << 20);
+    let id = new_task(&store).await;
+    for _ in 0..2 {
+        assert_eq!(cost(&server, say(&store, &id, "…")).await.1, "cas 1, get 1");
+    }
 }
 
 // Unknown outcomes.

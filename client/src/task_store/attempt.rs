@@ -69,7 +69,7 @@ impl StorageBackend for Attempt {
             self.met(|met| met.remembered = true);
             return Ok(record);
         }
-        self.noted(self.reader.task_at_primary(key).await)
+        self.noted(self.reader.task_to_replace(key).await)
     }
 
     /// Only a new task is put.

@@ -98,6 +98,9 @@ const MEMORY: usize = 16 << 20;
 ///
 /// # Limits
 ///
+/// - A change may overwrite another record with the same version if the server has lost writes and the client cannot notice: a
+///   proxy leads the same connection to another server, or the server is made a replica and a primary again while no
+///   write of this backend meets the replica.
 /// - If a task is deleted, and another with the same id is brought to the same version by other means than a store, a change
 ///   may overwrite that one. Stores never give an id twice.
 /// - [`RedisBackendBuilder::read_from_replicas`](crate::RedisBackendBuilder::read_from_replicas) is for reads and first pages
@@ -114,6 +117,11 @@ pub struct TaskStore {
     waits_for_results: Option<Duration>,
 }
 
+/// Nothing is remembered if nobody would notice that the connection leads to another server.
+fn known(backend: &RedisBackend, bytes: usize) -> Arc<Known> {
+    Arc::new(Known::new(if backend.session().has_epochs() { bytes } else { 0 }))
+}
+
 impl TaskStore {
     /// A store with the settings of `GenericTaskStore::new`: 100 tasks per owner, no anonymous owners, a TTL of 1 h if the
     /// client asks for none and 24 h at most, and a poll interval of 500 ms.
@@ -121,8 +129,8 @@ impl TaskStore {
     pub fn new(backend: RedisBackend) -> Self {
         let (config, security, poll_interval) = (StoreConfig::default(), TaskSecurityConfig::default(), 500);
         Self {
+            known: known(&backend, MEMORY),
             reader: Arc::new(Reader { backend }),
-            known: Arc::new(Known::new(MEMORY)),
             config,
             security,
             poll_interval,
@@ -151,10 +159,11 @@ impl TaskStore {
     }
 
     /// Sets how many bytes the last known records of tasks may take. Those not used for longest go first. Default: 16 MiB,
-    /// shared by the clones of a store. 0: each change reads the task first.
+    /// shared by the clones of a store. 0: each change reads the task first, as with
+    /// [`RedisBackend::with_connection`] in any case.
     #[must_use]
     pub fn with_memory(self, bytes: usize) -> Self {
-        Self { known: Arc::new(Known::new(bytes)), ..self }
+        Self { known: known(&self.reader.backend, bytes), ..self }
     }
 
     /// Makes `get_result` wait until the task is terminal, as the protocol of 2025-11-25 asks of `tasks/result`. After this

@@ -25,9 +25,14 @@ impl Reader {
         self.read(key, CallKind::Read).await
     }
 
-    /// The same for somebody who changes it or waits for a change. A replica could be behind.
+    /// The same for somebody who waits for a change. A replica could be behind.
     pub(super) async fn task_at_primary(&self, key: &str) -> Result<VersionedRecord, StorageError> {
         self.read(key, CallKind::PrimaryRead).await
+    }
+
+    /// The same for somebody who writes over it, in the epoch that began before this call.
+    pub(super) async fn task_to_replace(&self, key: &str) -> Result<VersionedRecord, StorageError> {
+        self.read(key, CallKind::ReadToReplace).await
     }
 
     async fn read(&self, key: &str, kind: CallKind) -> Result<VersionedRecord, StorageError> {
