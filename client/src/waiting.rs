@@ -199,8 +199,8 @@ impl OwnerWatch {
         self.waiter.alarm()
     }
 
-    /// The id and version of each task: at once the first time and after an error, later as soon as a task may have come or
-    /// gone. Not to be dropped before it is done.
+    /// The id and version of each task: at once the first time, later as soon as a task may have come or gone. After an error,
+    /// at once too, but after a pause if there were others. Not to be dropped before it is done.
     pub(crate) async fn next(&mut self) -> Result<Vec<(String, u64)>, StorageError> {
         if let Some((wake_up, limit)) = self.due.take() {
             match limit {
@@ -212,15 +212,19 @@ impl OwnerWatch {
         // From here on, no wake-up is missed.
         let wake_up = Box::pin(self.waiter.alarm().notified_owned());
         let _turn = self.waiter.turn_to_read().await;
-        let (versions, is_tracked) = observe::call("PMCPTASK.LIST", &self.owner, || async {
+        let listed = observe::call("PMCPTASK.LIST", &self.owner, || async {
             let command = &commands::list_versions(self.waiter.key());
             let key = &[self.owner.as_str(), ":"].concat();
             let request = Request { command, kind: CallKind::TrackedRead, key, routed_by: self.waiter.key() };
             self.backend.session().call(&request, replies::tracked_versions).await
         })
-        .await?;
-        self.due = Some((wake_up, (!is_tracked).then_some(POLL)));
-        Ok(versions)
+        .await;
+        let limit = match &listed {
+            Ok((_, is_tracked)) => (!is_tracked).then_some(POLL),
+            Err(_) => Some(Duration::ZERO),
+        };
+        self.due = Some((wake_up, limit));
+        listed.map(|(versions, _)| versions)
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use pmcp::server::builder::ServerCoreBuilder;
 use pmcp::server::core::ProtocolHandler as _;
 use pmcp::server::task_store as server;
@@ -977,6 +977,99 @@ async fn change_of_a_task_is_not_missed_after_its_read_failed() {
     proxy.set(Fault::None);
     let seen = until(&mut changes, |_| true).await;
     assert_eq!(seen[0].task.status, TaskStatus::Cancelled);
+}
+
+/// The reads of a stream must not wait for its consumer: others wait for their turn to read.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_nobody_polls_keep_no_other_waiter_from_reading() {
+    const OWNERS: usize = 1_100;
+    let server = Server::start();
+    let [a, b] = stores(&server.url()).await;
+    let mut streams = Vec::new();
+    for owner in 0..OWNERS {
+        streams.push(a.changes(&format!("o{owner}")).await.unwrap());
+    }
+    // The lists of all streams are due. Each stream is polled twice: after its pause, it would ask the server.
+    server.wire().run("FLUSHALL");
+    let id = new_task(&b).await;
+    sleep(AT_ONCE).await;
+    for _ in 0..2 {
+        for stream in &mut streams {
+            assert!(stream.next().now_or_never().is_none());
+            // Tokio makes a task pause that polls so much.
+            tokio::task::yield_now().await;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    let changed = timeout(RECOVERY, a.changed(&id, "o", 0)).await.expect("a turn to read");
+    assert_eq!(changed.unwrap().unwrap().version, 1);
+    // What came meanwhile is yielded, the last version of each task, and every task.
+    let owners = ["o0", "o1"];
+    let task = b.create(owners[0], "tools/call", None).await.unwrap().task.task_id;
+    sleep(AT_ONCE).await;
+    b.set_variables(&task, owners[0], variables(&[("x", json!(1))])).await.unwrap();
+    b.cancel(&task, owners[0]).await.unwrap();
+    let others =
+        [b.create(owners[0], "tools/call", None).await, b.create(owners[0], "tools/call", None).await];
+    sleep(AT_ONCE).await;
+    let mut missing: BTreeSet<_> = others.into_iter().map(|record| record.unwrap().task.task_id).collect();
+    missing.insert(task.clone());
+    while !missing.is_empty() {
+        for record in until(&mut streams[0], |_| true).await {
+            if record.task.task_id != task || record.task.status == TaskStatus::Cancelled {
+                missing.remove(&record.task.task_id);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stream_yields_one_error_per_outage_however_many_tasks_it_watches() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend = RedisBackend::builder(proxy.url()).connect_timeout(Duration::from_millis(300));
+    let (a, b) = (TaskStore::new(backend.connect().await.unwrap()), store(&server.url()).await);
+    for _ in 0..20 {
+        new_task(&b).await;
+    }
+    let mut changes = a.changes("o").await.unwrap();
+    assert!(timeout(AT_ONCE, changes.next()).await.is_err());
+    for _ in 0..2 {
+        proxy.set(Fault::Close);
+        proxy.cut();
+        let error = timeout(RECOVERY, changes.next()).await.unwrap().unwrap().unwrap_err();
+        assert!(error.to_string().contains("no connection"), "{error}");
+        assert!(timeout(3 * AT_ONCE, changes.next()).await.is_err());
+        proxy.set(Fault::None);
+        let id = new_task(&b).await;
+        let seen = until(&mut changes, |record| record.task.task_id == id).await;
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        assert!(timeout(AT_ONCE, changes.next()).await.is_err());
+    }
+}
+
+/// A lost permission, for example.
+#[tokio::test(flavor = "multi_thread")]
+async fn stream_whose_list_is_refused_asks_again_after_a_pause_only() {
+    let server = Server::start();
+    let [a, b] = stores(&server.url()).await;
+    let mut changes = a.changes("o").await.unwrap();
+    let consuming = tokio::spawn(async move {
+        loop {
+            if let Ok(record) = changes.next().await.unwrap() {
+                return record;
+            }
+        }
+    });
+    server.wire().run("ACL SETUSER default -pmcptask.list");
+    let id = new_task(&b).await;
+    sleep(Duration::from_secs(2)).await;
+    let refused = server.wire().info("commandstats", "cmdstat_pmcptask.list");
+    let refused: u64 =
+        refused.split_once("rejected_calls=").unwrap().1.split(',').next().unwrap().parse().unwrap();
+    assert!((1..=12).contains(&refused), "{refused}");
+    server.wire().run("ACL SETUSER default +pmcptask.list");
+    assert_eq!(timeout(RECOVERY, consuming).await.unwrap().unwrap().task.task_id, id);
 }
 
 #[tokio::test(flavor = "multi_thread")]

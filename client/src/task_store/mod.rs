@@ -403,8 +403,12 @@ impl TaskStore {
     /// # }
     /// ```
     ///
-    /// The stream never ends. An error does not end it: the next item comes when the server is back, and no change is missed.
-    /// Nothing is left when the stream is dropped.
+    /// The stream ends with the runtime that `changes` was called on, and not before. An error does not end it: the stream goes on
+    /// once the server is back, after a pause of at most 1 s, and no change is missed. After an error, none follows until the
+    /// tasks could be listed again, however many of them meet the outage. Nothing is left when the stream is dropped.
+    ///
+    /// A task of its own reads for the stream, however slowly the stream is consumed. It keeps the last error and one record of
+    /// each task until they are taken, and reads a task again when its record was taken.
     ///
     /// It costs one `PMCPTASK.LIST … NODATA` now and whenever a task has come or gone, two reads for each task of the owner to
     /// start with, and two for each change. If tasks come or go more often than once a second, a new task is yielded up
