@@ -21,7 +21,7 @@ use pmcp_tasks::{
     TaskStore as _,
 };
 use pmcptask_client::{RedisBackend, TaskStore};
-use pmcptask_tests::{Cluster, Fault, Proxy, SentinelGroup, Server, holds_within, lua_backend};
+use pmcptask_tests::{Cluster, Fault, Proxy, SentinelGroup, Server, Wire, holds_within, lua_backend};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -530,6 +530,34 @@ async fn store_over_a_given_connection_remembers_nothing() {
     }
 }
 
+/// Something goes on for so long that no record can be read and written over in one epoch.
+#[tokio::test(flavor = "multi_thread")]
+async fn change_that_is_outdated_for_too_long_is_a_concurrent_modification() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let store = store(&proxy.url()).await.with_memory(0);
+    let id = new_task(&store).await;
+    // From then on, the server tells of flushes.
+    assert!(timeout(AT_ONCE, store.changed(&id, "o", 1)).await.is_err());
+    proxy.set(Fault::Delay(Duration::from_millis(30)));
+    let flushing = tokio::task::spawn_blocking({
+        let port = server.port();
+        move || {
+            let mut wire = Wire::open(port).unwrap();
+            wire.run("SELECT 1");
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_secs(12) {
+                wire.run("FLUSHDB");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    });
+    let error = store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await.unwrap_err();
+    assert!(matches!(error, TaskError::ConcurrentModification { .. }), "{error}");
+    flushing.await.unwrap();
+    store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await.unwrap();
+}
+
 // Unknown outcomes.
 
 #[tokio::test(flavor = "multi_thread")]
@@ -993,7 +1021,7 @@ async fn streams_that_nobody_polls_keep_no_other_waiter_from_reading() {
     server.wire().run("FLUSHALL");
     let id = new_task(&b).await;
     sleep(AT_ONCE).await;
-    for _ in 0..2 {
+    for _ in 0..5 {
         for stream in &mut streams {
             assert!(stream.next().now_or_never().is_none());
             // Tokio makes a task pause that polls so much.
