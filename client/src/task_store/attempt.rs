@@ -48,9 +48,6 @@ impl Attempt {
     fn noted<T>(&self, result: Result<T, StorageError>) -> Result<T, StorageError> {
         let obstacle = match &result {
             Err(StorageError::VersionConflict { .. }) => Some(Obstacle::Conflict),
-            Err(error) if matches!(Error::of(error), Some(Error::Outdated { .. })) => {
-                Some(Obstacle::Conflict)
-            }
             Err(error) if says_owner_is_full(error) => Some(Obstacle::OwnerIsFull),
             Err(StorageError::Backend { .. }) => Some(Obstacle::Failure),
             _ => None,
@@ -69,7 +66,7 @@ impl StorageBackend for Attempt {
             self.met(|met| met.remembered = true);
             return Ok(record);
         }
-        self.noted(self.reader.task_at_primary(key).await)
+        self.noted(self.reader.task_to_replace(key).await)
     }
 
     /// Only a new task is put.
@@ -88,7 +85,14 @@ impl StorageBackend for Attempt {
 
     async fn put_if_version(&self, key: &str, data: &[u8], expected: u64) -> Result<u64, StorageError> {
         let kind = CallKind::Replace { epoch: self.epoch };
-        let version = self.noted(self.reader.backend.compare_and_set(key, data, expected, kind).await)?;
+        let written = self.reader.backend.compare_and_set(key, data, expected, kind).await;
+        let version = self.noted(written.map_err(|error| match Error::of(&error) {
+            // What is there now may be another record with the version that was read.
+            Some(Error::Outdated { .. }) => {
+                StorageError::VersionConflict { key: key.to_owned(), expected, actual: expected }
+            }
+            _ => error,
+        }))?;
         self.known.put(key, data, version, self.epoch);
         Ok(version)
     }

@@ -29,6 +29,14 @@ fn size(key: &str, record: &VersionedRecord) -> usize {
     key.len().saturating_add(record.data.len()).saturating_add(OVERHEAD)
 }
 
+impl Records {
+    fn pop(&mut self, key: &str) -> Option<Record> {
+        let known = self.by_key.pop(key)?;
+        self.bytes = self.bytes.saturating_sub(size(key, &known.record));
+        Some(known)
+    }
+}
+
 impl Known {
     pub(super) fn new(limit: usize) -> Self {
         Self { limit, records: Mutex::new(Records { by_key: LruCache::unbounded(), bytes: 0 }) }
@@ -38,8 +46,7 @@ impl Known {
     /// whoever fails leaves none.
     pub(super) fn take(&self, key: &str, epoch: u64) -> Option<VersionedRecord> {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = records.by_key.pop(key)?;
-        records.bytes = records.bytes.saturating_sub(size(key, &known.record));
+        let known = records.pop(key)?;
         (known.epoch == epoch).then_some(known.record)
     }
 
@@ -50,8 +57,8 @@ impl Known {
         if more > self.limit {
             return;
         }
-        self.take(key, epoch);
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        records.pop(key);
         records.by_key.put(key.to_owned(), Record { record, epoch });
         records.bytes = records.bytes.saturating_add(more);
         while records.bytes > self.limit
@@ -86,6 +93,18 @@ mod tests {
         for task in 0..20_u8 {
             known.take(&char::from(b'a' + task).to_string(), 0);
         }
+        assert_eq!(known.records.lock().unwrap().bytes, 0);
+    }
+
+    #[test]
+    fn records_that_many_put_at_once_are_counted_once() {
+        let known = Known::new(10_000);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..20_000).for_each(|version| known.put("a", b"one", version, 0)));
+            }
+        });
+        known.take("a", 0);
         assert_eq!(known.records.lock().unwrap().bytes, 0);
     }
 

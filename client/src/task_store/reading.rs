@@ -25,9 +25,14 @@ impl Reader {
         self.read(key, CallKind::Read).await
     }
 
-    /// The same for somebody who changes it or waits for a change. A replica could be behind.
+    /// The same for somebody who waits for a change. A replica could be behind.
     pub(super) async fn task_at_primary(&self, key: &str) -> Result<VersionedRecord, StorageError> {
         self.read(key, CallKind::PrimaryRead).await
+    }
+
+    /// The same for somebody who writes over it, in the epoch that began before this call.
+    pub(super) async fn task_to_replace(&self, key: &str) -> Result<VersionedRecord, StorageError> {
+        self.read(key, CallKind::ReadToReplace).await
     }
 
     async fn read(&self, key: &str, kind: CallKind) -> Result<VersionedRecord, StorageError> {
@@ -45,7 +50,20 @@ impl Reader {
         key: &str,
         version: u64,
     ) -> Result<Option<VersionedRecord>, StorageError> {
-        self.backend.changed(key, version).await
+        self.wait_until(key, &|record| record.version != version).await
+    }
+
+    /// A task once it is one that is news; None once it is gone.
+    pub(super) async fn wait_until(
+        &self,
+        key: &str,
+        is_news: &(dyn Fn(&VersionedRecord) -> bool + Sync),
+    ) -> Result<Option<VersionedRecord>, StorageError> {
+        match self.backend.wait_until(key, is_news).await {
+            // A client may ask for any task id, also an empty one.
+            Err(error) if matches!(Error::of(&error), Some(Error::Key(_))) => Ok(None),
+            record => record,
+        }
     }
 
     pub(super) async fn page(
