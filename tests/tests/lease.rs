@@ -11,14 +11,12 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, Lease, Order, RedisBackend};
 use pmcptask_tests::{
-    Cluster, Fault, OK, Proxy, Server, ServerOptions, holds_within, integer, lua_backend, reason, slowness,
+    Cluster, Fault, OK, Proxy, Server, ServerOptions, holds_within, integer, lua_backend, reason,
 };
 use tokio::time::sleep;
 
 const LONG: Duration = Duration::from_mins(5);
-const SHORT: Duration = Duration::from_millis(400);
-/// How long a request may take on a busy machine.
-const SLACK: Duration = Duration::from_millis(300);
+const SHORT: Duration = Duration::from_millis(800);
 
 async fn backends(server: &Server, cluster: &Cluster, prefix: &str) -> [RedisBackend; 2] {
     let connect = |url: String| RedisBackend::builder(url).prefix(prefix).connect();
@@ -33,13 +31,18 @@ async fn acquire(backend: &RedisBackend, name: &str, duration: Duration) -> Opti
     Lease::acquire(backend, name, duration).await.unwrap()
 }
 
-/// Acquires a lease as soon as nobody else holds it.
-async fn acquire_when_free(backend: &RedisBackend, name: &str, duration: Duration) -> Lease {
+/// Acquires a lease as soon as nobody else holds it. It must be free [`SHORT`] after its last renewal, and this is after
+/// that.
+async fn acquire_when_free(backend: &RedisBackend, name: &str) -> Lease {
+    let renewed = Instant::now();
     loop {
-        match acquire(backend, name, duration).await {
+        let asked_after = renewed.elapsed();
+        match acquire(backend, name, LONG).await {
             Some(lease) => return lease,
-            None => sleep(Duration::from_millis(5)).await,
+            // A key has expired once the clock is past its expiry.
+            None => assert!(asked_after <= SHORT + Duration::from_millis(2), "{asked_after:?}"),
         }
+        sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -113,7 +116,9 @@ async fn of_64_who_acquire_a_lease_one_gets_it_and_after_its_release_one_of_the_
 async fn holder_that_renews_keeps_the_lease_for_many_durations_beside_racers() {
     let (server, cluster) = (Server::start(), Cluster::shared());
     for backend in backends(&server, &cluster, "renew").await {
-        let mut lease = acquire(&backend, "name", 2 * SHORT).await.unwrap();
+        // A busy machine does not stand still for so long.
+        let duration = 3 * SHORT;
+        let mut lease = acquire(&backend, "name", duration).await.unwrap();
         let is_over = Arc::new(AtomicBool::new(false));
         let racers: Vec<_> = (0..4)
             .map(|_| {
@@ -127,10 +132,10 @@ async fn holder_that_renews_keeps_the_lease_for_many_durations_beside_racers() {
             })
             .collect();
         let started = Instant::now();
-        while started.elapsed() < 10 * SHORT {
+        while started.elapsed() < 5 * duration {
             assert!(lease.is_valid());
             lease.renew().await.unwrap();
-            sleep(SHORT / 4).await;
+            sleep(duration / 20).await;
         }
         is_over.store(true, Ordering::SeqCst);
         for racer in racers {
@@ -150,10 +155,8 @@ async fn holder_that_stops_loses_the_lease_within_its_duration_and_knows_before_
                 sleep(SHORT / 2).await;
                 first.renew().await.unwrap();
             }
-            let renewed = Instant::now();
-            let second = acquire_when_free(&backend, "name", LONG).await;
+            let second = acquire_when_free(&backend, "name").await;
             assert!(!first.is_valid() && first.remaining().is_zero());
-            assert!(renewed.elapsed() < SHORT + SLACK * slowness(), "{:?}", renewed.elapsed());
             assert!(second.token() > first.token());
             second.release().await.unwrap();
         }
@@ -170,7 +173,7 @@ async fn renewal_and_release_after_a_loss_say_so_and_leave_the_lease_of_another_
         let mut first = acquire(&backend, "name", SHORT).await.unwrap();
         let its_key = key(&server);
         match way {
-            "expiry" => sleep(SHORT + SLACK).await,
+            "expiry" => sleep(SHORT + Duration::from_millis(10)).await,
             "PEXPIRE" => drop(server.wire().call(&["PEXPIRE", &its_key, "0"])),
             "DEL" => drop(server.wire().call(&["DEL", &its_key])),
             _ => drop(server.wire().run("FLUSHALL")),
@@ -181,7 +184,7 @@ async fn renewal_and_release_after_a_loss_say_so_and_leave_the_lease_of_another_
         assert!(!first.is_valid());
 
         // Another has it, and its record is at the version that the first one's was at.
-        let second = acquire(&backend, "name", 10 * SHORT).await.unwrap();
+        let second = acquire(&backend, "name", LONG).await.unwrap();
         let its_key = key(&server);
         let before = server.dump_of(&its_key);
         assert!(is_lost(&first.renew().await.unwrap_err()), "{way}");
@@ -200,7 +203,14 @@ async fn token_grows_after_expiry_release_loss_and_restart() {
     let backend = backend(&server).await;
     let mut tokens = Vec::new();
     for round in 0..40 {
-        let lease = acquire_when_free(&backend, "name", Duration::from_millis(50)).await;
+        let lease = loop {
+            match Lease::acquire(&backend, "name", Duration::from_millis(100)).await {
+                Ok(Some(lease)) => break lease,
+                Ok(None) => sleep(Duration::from_millis(5)).await,
+                // The machine is too busy.
+                Err(error) => assert!(is_lost(&error), "{error}"),
+            }
+        };
         tokens.push(lease.token());
         match round % 4 {
             0 => drop(lease),
@@ -216,6 +226,21 @@ async fn token_grows_after_expiry_release_loss_and_restart() {
     assert!(tokens.is_sorted_by(|one, next| one < next), "{tokens:?}");
 }
 
+/// While one asks for the lease, another gets it and gives it back.
+#[tokio::test(flavor = "multi_thread")]
+async fn token_grows_in_the_order_in_which_the_lease_is_held_and_not_asked_for() {
+    let server = Server::start();
+    let (proxy, quick) = (Proxy::to(server.port()), backend(&server).await);
+    let slow = RedisBackend::new(&proxy.url()).await.unwrap();
+    proxy.set(Fault::Delay(SHORT));
+    let asked = tokio::spawn(async move { acquire(&slow, "name", LONG).await });
+    assert!(holds_within(LONG, || server.calls_of("time") > 0));
+    let first = acquire(&quick, "name", LONG).await.unwrap();
+    let first_token = first.token();
+    assert!(first.release().await.unwrap());
+    assert!(asked.await.unwrap().unwrap().token() > first_token);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_reply_leaves_a_lease_that_its_holder_never_believes_in_for_longer_than_the_server() {
     let server = Server::start();
@@ -225,17 +250,14 @@ async fn lost_reply_leaves_a_lease_that_its_holder_never_believes_in_for_longer_
     // Acquiring: nobody holds it, and it ends by itself.
     for command in ["TIME", "PMCPTASK.PUT", "PEXPIRE", "HDEL"] {
         proxy.set(Fault::LoseReplyTo(command));
-        let (started, acquired) = (Instant::now(), Lease::acquire(&backend, "name", SHORT).await);
-        match acquired {
+        match Lease::acquire(&backend, "name", SHORT).await {
             // A read is made again.
             Ok(lease) => {
                 assert!(command == "TIME" && lease.unwrap().release().await.unwrap(), "{command}");
             }
             Err(error) => {
                 assert!(reason(&error).outcome_is_unknown(), "{command}: {error}");
-                let lease = acquire_when_free(&other, "name", LONG).await;
-                assert!(started.elapsed() < SHORT + SLACK * slowness(), "{command}: {:?}", started.elapsed());
-                lease.release().await.unwrap();
+                assert!(acquire_when_free(&other, "name").await.release().await.unwrap(), "{command}");
             }
         }
     }
@@ -277,6 +299,13 @@ async fn slow_replies_shorten_what_the_holder_believes_and_too_slow_ones_give_no
     assert!(lease.release().await.unwrap());
     proxy.set(Fault::Delay(SHORT + SHORT / 4));
     assert!(is_lost(&Lease::acquire(&backend, "name", SHORT).await.unwrap_err()));
+    // All in time at the server, but the last replies come after the end.
+    proxy.set(Fault::Delay(SHORT / 3));
+    let puts = server.calls_of("pmcptask.put");
+    let acquired = tokio::spawn(async move { Lease::acquire(&backend, "other", SHORT).await });
+    assert!(holds_within(LONG, || server.calls_of("pmcptask.put") > puts));
+    proxy.set(Fault::Delay(2 * SHORT));
+    assert!(is_lost(&acquired.await.unwrap().unwrap_err()));
 }
 
 // Clocks.
@@ -301,10 +330,8 @@ async fn lease_lasts_its_duration_although_the_clocks_of_client_and_server_diffe
         }
         assert!(lease.release().await.unwrap());
         let first = acquire(&backend, "name", SHORT).await.unwrap();
-        let acquired = Instant::now();
-        let second = acquire_when_free(&backend, "name", LONG).await;
+        let second = acquire_when_free(&backend, "name").await;
         assert!(!first.is_valid() && second.token() > first.token());
-        assert!(acquired.elapsed() < SHORT + SLACK * slowness(), "{ahead}: {:?}", acquired.elapsed());
     }
 }
 
@@ -402,7 +429,6 @@ async fn user_needs_the_permissions_that_the_docs_name_and_none_that_is_missing_
         let rules = format!("ACL SETUSER limited reset on >pw ~pmcp:* -@all {}", rules.join(" "));
         assert_eq!(server.wire().run(&rules), OK);
         let user = RedisBackend::new(&url).await.unwrap();
-        let started = Instant::now();
         let outcome = async { Lease::acquire(&user, "name", SHORT).await?.unwrap().release().await }.await;
         match missing {
             None => assert!(outcome.unwrap()),
@@ -412,8 +438,7 @@ async fn user_needs_the_permissions_that_the_docs_name_and_none_that_is_missing_
                 assert!(error.to_string().contains(&missing[1..]), "{missing}: {error}");
             }
         }
-        acquire_when_free(&admin, "name", LONG).await.release().await.unwrap();
-        assert!(started.elapsed() < SHORT + SLACK * slowness(), "{missing:?}: {:?}", started.elapsed());
+        assert!(acquire_when_free(&admin, "name").await.release().await.unwrap(), "{missing:?}");
     }
 }
 
