@@ -156,6 +156,41 @@ impl RedisBackend {
         &self.session
     }
 
+    /// Reads a task.
+    pub(crate) async fn read_record(
+        &self,
+        key: &str,
+        kind: CallKind,
+    ) -> Result<VersionedRecord, StorageError> {
+        observe::call("PMCPTASK.GET", key, || async move {
+            let keys = self.session.keys_of(key)?;
+            let command = &commands::get(&keys.task);
+            let request = Request { command, kind, key, routed_by: &keys.task };
+            let record = self.session.call(&request, replies::record).await?;
+            record.ok_or_else(|| StorageError::NotFound { key: key.to_owned() })
+        })
+        .await
+    }
+
+    /// Writes over a version of a task.
+    pub(crate) async fn compare_and_set(
+        &self,
+        key: &str,
+        data: &[u8],
+        expected_version: u64,
+        kind: CallKind,
+    ) -> Result<u64, StorageError> {
+        observe::call("PMCPTASK.CAS", key, || async move {
+            let keys = self.session.keys_of(key)?;
+            let times = RecordTimes::of(data).map_err(Error::from)?;
+            let command = &commands::cas(&keys.task, &keys.index, expected_version, data, times);
+            let request = Request { command, kind, key, routed_by: &keys.task };
+            let read = |reply| replies::comparison("PMCPTASK.CAS", reply);
+            self.session.call(&request, read).await?.won(key, expected_version)
+        })
+        .await
+    }
+
     pub(crate) fn from_parts(session: Session, list_page: usize) -> Self {
         Self { session, list_page }
     }
@@ -184,14 +219,7 @@ fn keep_last_of_each(tasks: &mut Vec<ListedTask>) {
 #[async_trait]
 impl StorageBackend for RedisBackend {
     async fn get(&self, key: &str) -> Result<VersionedRecord, StorageError> {
-        observe::call("PMCPTASK.GET", key, || async move {
-            let keys = self.session.keys_of(key)?;
-            let command = &commands::get(&keys.task);
-            let request = Request { command, kind: CallKind::Read, key, routed_by: &keys.task };
-            let record = self.session.call(&request, replies::record).await?;
-            record.ok_or_else(|| StorageError::NotFound { key: key.to_owned() })
-        })
-        .await
+        self.read_record(key, CallKind::Read).await
     }
 
     async fn put(&self, key: &str, data: &[u8]) -> Result<u64, StorageError> {
@@ -211,15 +239,7 @@ impl StorageBackend for RedisBackend {
         data: &[u8],
         expected_version: u64,
     ) -> Result<u64, StorageError> {
-        observe::call("PMCPTASK.CAS", key, || async move {
-            let keys = self.session.keys_of(key)?;
-            let times = RecordTimes::of(data).map_err(Error::from)?;
-            let command = &commands::cas(&keys.task, &keys.index, expected_version, data, times);
-            let request = Request { command, kind: CallKind::Write, key, routed_by: &keys.task };
-            let read = |reply| replies::comparison("PMCPTASK.CAS", reply);
-            self.session.call(&request, read).await?.won(key, expected_version)
-        })
-        .await
+        self.compare_and_set(key, data, expected_version, CallKind::Write).await
     }
 
     async fn delete(&self, key: &str) -> Result<bool, StorageError> {

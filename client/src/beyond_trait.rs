@@ -80,10 +80,20 @@ impl RedisBackend {
     ///
     /// Those of `put`.
     pub async fn create(&self, key: &str, data: &[u8]) -> Result<bool, StorageError> {
+        self.create_within(key, data, None).await
+    }
+
+    /// The same, unless the owner has `max_tasks` live tasks: see [`says_owner_is_full`](crate::error::says_owner_is_full).
+    pub(crate) async fn create_within(
+        &self,
+        key: &str,
+        data: &[u8],
+        max_tasks: Option<usize>,
+    ) -> Result<bool, StorageError> {
         observe::call("PMCPTASK.PUT", key, || async move {
             let keys = self.session().keys_of(key)?;
             let times = RecordTimes::of(data).map_err(Error::from)?;
-            let command = &commands::put_new(&keys.task, &keys.index, data, times);
+            let command = &commands::put_new(&keys.task, &keys.index, data, times, max_tasks);
             let request = Request { command, kind: CallKind::Write, key, routed_by: &keys.task };
             self.session().call(&request, |reply| replies::yes_or_no("PMCPTASK.PUT", reply)).await
         })

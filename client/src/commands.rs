@@ -33,10 +33,19 @@ pub(crate) fn put(task_key: &str, index_key: &str, data: &[u8], times: RecordTim
     put
 }
 
-/// `PMCPTASK.PUT` of a task that does not exist yet.
-pub(crate) fn put_new(task_key: &str, index_key: &str, data: &[u8], times: RecordTimes) -> Cmd {
+/// `PMCPTASK.PUT` of a task that does not exist yet, unless its owner has `max_tasks`.
+pub(crate) fn put_new(
+    task_key: &str,
+    index_key: &str,
+    data: &[u8],
+    times: RecordTimes,
+    max_tasks: Option<usize>,
+) -> Cmd {
     let mut put = put(task_key, index_key, data, times);
     put.arg("NX");
+    if let Some(max_tasks) = max_tasks {
+        put.arg("MAXTASKS").arg(i64::try_from(max_tasks).unwrap_or(i64::MAX));
+    }
     put
 }
 
@@ -100,6 +109,11 @@ pub(crate) fn list(index_key: &str, count: usize, after: Option<&TaskPosition>, 
         list.arg("REV");
     }
     list
+}
+
+/// `PMCPTASK.LIST` of all tasks without their records.
+pub(crate) fn list_versions(index_key: &str) -> Cmd {
+    command("PMCPTASK.LIST", &[index_key.as_bytes(), b"NODATA"], 0)
 }
 
 /// A `WAIT` that returns at once. The reply shows whether the user may call `WAIT`.

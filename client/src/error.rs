@@ -105,6 +105,16 @@ pub enum Error {
         /// Why the last attempt to connect failed. `None` if no attempt has failed.
         cause: Option<Box<Self>>,
     },
+    /// After the record to write over was read, a connection was lost, or the key's primary became another server. The
+    /// server may have another record with the same version by now, so the write was not sent.
+    #[error("{key} was read before the connection to {address} was replaced: the write was not sent")]
+    #[non_exhaustive]
+    Outdated {
+        /// The server's address, or the addresses in the URL.
+        address: String,
+        /// The task's composite key.
+        key: String,
+    },
     /// The circuit breaker is open, because the server failed to answer. Nothing was sent, and nothing will
     /// be sent until the breaker's `pause` is over.
     #[error("the circuit breaker is open because the Redis server failed to answer: the call was not sent")]
@@ -341,6 +351,7 @@ impl Error {
             Self::NoServer { .. }
             | Self::NotConnected { .. }
             | Self::NoPrimary { .. }
+            | Self::Outdated { .. }
             | Self::CircuitOpen
             | Self::OutcomeUnknown { .. }
             | Self::NoReply { .. }
@@ -441,16 +452,34 @@ impl From<Error> for StorageError {
 pub(crate) enum CallKind {
     Read,
     Write,
+    /// A write over a record that was read in this epoch. It is not sent in a later one.
+    Replace {
+        /// See [`Waiters::epoch`](crate::connection::Waiters::epoch).
+        epoch: u64,
+    },
     /// A read that must not go to a replica.
     PrimaryRead,
     /// The same, and the server is to tell of the next change of the key.
     TrackedRead,
 }
 
+impl CallKind {
+    pub(crate) fn is_write(self) -> bool {
+        matches!(self, Self::Write | Self::Replace { .. })
+    }
+
+    /// True for a write over a record that was read before this epoch.
+    pub(crate) fn is_outdated(self, now: u64) -> bool {
+        matches!(self, Self::Replace { epoch } if epoch != now)
+    }
+}
+
 /// What a lost reply means.
 pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str, address: String) -> Error {
     match kind {
-        CallKind::Write => Error::OutcomeUnknown { address, key: key.to_owned(), cause: error },
+        CallKind::Write | CallKind::Replace { .. } => {
+            Error::OutcomeUnknown { address, key: key.to_owned(), cause: error }
+        }
         CallKind::Read | CallKind::PrimaryRead | CallKind::TrackedRead => {
             Error::NoReply { address, key: key.to_owned(), cause: error }
         }
@@ -475,6 +504,12 @@ pub(crate) fn of_reply_in_cluster(error: RedisError, address: String) -> Storage
         Some("CROSSSLOT") => hash_tags_are_off().into(),
         _ => of_reply(error, address),
     }
+}
+
+/// True for the refusal of a new task whose owner has as many tasks as `MAXTASKS` allows. The server has the same code for
+/// a record that is too large.
+pub(crate) fn says_owner_is_full(error: &StorageError) -> bool {
+    matches!(error, StorageError::CapacityExceeded { message } if message.contains("MAXTASKS"))
 }
 
 pub(crate) fn hash_tags_are_off() -> Error {

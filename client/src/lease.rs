@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::backend::RedisBackend;
 use crate::commands::{self, RecordTimes};
 use crate::connection::Request;
-use crate::error::{CallKind, Error};
+use crate::error::{CallKind, Error, says_owner_is_full};
 use crate::observe;
 use crate::replies;
 use crate::session::{Session, TaskKeys};
@@ -197,12 +197,10 @@ impl Lease {
     /// Stores the record; false if the name has one already.
     async fn create(&self, ends_ms: i64) -> Result<bool, StorageError> {
         let times = RecordTimes::ending_at(ends_ms);
-        let mut command = commands::put_new(&self.keys.task, &self.keys.index, RECORD, times);
-        command.arg("MAXTASKS").arg(1);
+        let command = commands::put_new(&self.keys.task, &self.keys.index, RECORD, times, Some(1));
         let read = |reply| replies::yes_or_no("PMCPTASK.PUT", reply);
         match self.call("PMCPTASK.PUT", &command, CallKind::Write, read).await {
-            // The other lack of capacity is that of memory.
-            Err(StorageError::CapacityExceeded { message }) if message.ends_with("(MAXTASKS 1)") => Ok(false),
+            Err(error) if says_owner_is_full(&error) => Ok(false),
             created => created,
         }
     }

@@ -53,6 +53,7 @@ mod observe;
 mod replies;
 mod session;
 mod settings;
+mod task_store;
 mod waiting;
 
 pub use backend::RedisBackend;
@@ -63,6 +64,7 @@ pub use error::{Applied, Error};
 pub use hash_tags::HashTags;
 pub use lease::Lease;
 pub use listing::{ListedTask, Order, TaskPosition};
+pub use task_store::TaskStore;
 
 /// The version of the redis crate that [`RedisBackend::with_connection`] takes a connection of.
 pub use redis;

@@ -163,6 +163,26 @@ pub(crate) fn list(reply: Value) -> Result<Vec<ListedTask>, Error> {
         .collect()
 }
 
+/// The ids and versions of a tracked list without records, and whether the server tells of the next change.
+pub(crate) fn tracked_versions(reply: Value) -> Result<(Vec<(String, u64)>, bool), Error> {
+    const COMMAND: &str = "PMCPTASK.LIST";
+    let Value::Array(parts) = reply else { return Err(unexpected(COMMAND, &reply)) };
+    let Ok([Value::Boolean(is_tracked), Value::Array(tasks), _]) = <[Value; 3]>::try_from(parts) else {
+        return Err(malformed(COMMAND));
+    };
+    let versions = tasks.into_iter().map(|task| {
+        let Value::Array(parts) = task else { return Err(unexpected(COMMAND, &task)) };
+        match <[Value; 3]>::try_from(parts) {
+            Ok([Value::BulkString(id), Value::Int(version), Value::Int(_)]) => {
+                let id = String::from_utf8(id).map_err(|_| malformed(COMMAND))?;
+                Ok((id, to_version(COMMAND, version)?))
+            }
+            _ => Err(malformed(COMMAND)),
+        }
+    });
+    Ok((versions.collect::<Result<_, _>>()?, is_tracked))
+}
+
 fn to_version(command: &'static str, version: i64) -> Result<u64, Error> {
     u64::try_from(version)
         .ok()
@@ -211,6 +231,7 @@ mod tests {
                 list(reply.clone()).err(),
                 tracked_record(reply.clone()).err(),
                 time_us(reply.clone()).err(),
+                tracked_versions(reply.clone()).err(),
             ];
             for error in errors {
                 let text = error.map(|error| error.to_string());

@@ -71,6 +71,16 @@ impl Session {
         Ok(self.waiters.add(self.keys_of(key)?.task))
     }
 
+    /// Adds a waiter for tasks of an owner that come or go.
+    pub(crate) fn add_waiter_of_owner(&self, owner: &str) -> Result<Waiter, Error> {
+        Ok(self.waiters.add(self.index_key(owner)?))
+    }
+
+    /// See [`Waiters::epoch`].
+    pub(crate) fn epoch(&self) -> u64 {
+        self.waiters.epoch()
+    }
+
     pub(crate) fn index_key(&self, owner: &str) -> Result<String, Error> {
         Ok(self.keyspace()?.index_key(owner))
     }

@@ -1,11 +1,14 @@
 //! Waits for changes of tasks, without polling.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::VersionedRecord;
 use redis::Value;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backend::RedisBackend;
@@ -159,11 +162,59 @@ impl RedisBackend {
         read_reply: fn(Value) -> Result<T, Error>,
     ) -> Result<T, StorageError> {
         observe::call("PMCPTASK.GET", key, || async move {
-            let command = &commands::get(waiter.task_key());
-            let request = Request { command, kind, key, routed_by: waiter.task_key() };
+            let command = &commands::get(waiter.key());
+            let request = Request { command, kind, key, routed_by: waiter.key() };
             self.session().call(&request, read_reply).await
         })
         .await
+    }
+}
+
+/// The tasks of an owner, without their records.
+pub(crate) struct OwnerWatch {
+    backend: RedisBackend,
+    owner: String,
+    waiter: Waiter,
+    pauses: Pauses,
+    /// The next wake-up, from before the last list, and how long to wait for it at most.
+    due: Option<(Pin<Box<OwnedNotified>>, Option<Duration>)>,
+}
+
+impl OwnerWatch {
+    pub(crate) fn new(backend: &RedisBackend, owner: &str) -> Result<Self, Error> {
+        let waiter = backend.session().add_waiter_of_owner(owner)?;
+        let (pauses, due) = (Pauses::default(), None);
+        Ok(Self { backend: backend.clone(), owner: owner.to_owned(), waiter, pauses, due })
+    }
+
+    /// Makes the next list due.
+    pub(crate) fn alarm(&self) -> Arc<Notify> {
+        self.waiter.alarm()
+    }
+
+    /// The id and version of each task: at once the first time and after an error, later as soon as a task may have come or
+    /// gone. Not to be dropped before it is done.
+    pub(crate) async fn next(&mut self) -> Result<Vec<(String, u64)>, StorageError> {
+        if let Some((wake_up, limit)) = self.due.take() {
+            match limit {
+                Some(limit) => drop(timeout(limit, wake_up).await),
+                None => wake_up.await,
+            }
+            sleep(self.pauses.next()).await;
+        }
+        let mut wake_up = Box::pin(self.waiter.alarm().notified_owned());
+        // From here on, no wake-up is missed.
+        wake_up.as_mut().enable();
+        let _turn = self.waiter.turn_to_read().await;
+        let (versions, is_tracked) = observe::call("PMCPTASK.LIST", &self.owner, || async {
+            let command = &commands::list_versions(self.waiter.key());
+            let key = &[self.owner.as_str(), ":"].concat();
+            let request = Request { command, kind: CallKind::TrackedRead, key, routed_by: self.waiter.key() };
+            self.backend.session().call(&request, replies::tracked_versions).await
+        })
+        .await?;
+        self.due = Some((wake_up, (!is_tracked).then_some(POLL)));
+        Ok(versions)
     }
 }
 

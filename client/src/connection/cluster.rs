@@ -192,6 +192,12 @@ impl Cluster {
             if says_slots_have_changed(&attempt, redirect.as_ref()) {
                 self.shared.outdated.notify_one();
             }
+            // A redirect may come from a primary that was deposed, and lead to another history of the task.
+            if matches!(request.kind, CallKind::Replace { .. })
+                && redirect.as_ref().is_some_and(|redirect| !redirect.asking)
+            {
+                return Attempt::Outdated;
+            }
             let may_pass = match &attempt {
                 Attempt::Replied(Err(error)) => redirect.is_some() || error::is_transient_reply(error),
                 _ => !self.has_ended(),
@@ -305,6 +311,8 @@ fn says_slots_have_changed(attempt: &Attempt, redirect: Option<&Redirect>) -> bo
             None => error::is_transient_reply(error),
         },
         Attempt::Lost(_) | Attempt::NotSent(_) | Attempt::Refused(_) => true,
+        // Another epoch began, so the client knows already.
+        Attempt::Outdated => false,
     }
 }
 
@@ -360,6 +368,10 @@ impl Shared {
         let before = self.view.load();
         let is_new = before.answer.shards != view.answer.shards;
         let has_moved = before.primaries() != view.primaries();
+        if has_moved {
+            // Before any call can use the view.
+            self.waiters.begin_epoch();
+        }
         self.view.store(Arc::new(view));
         if is_new {
             self.renewed.notify_waiters();

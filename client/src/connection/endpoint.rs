@@ -77,7 +77,7 @@ impl Endpoint {
 
     /// For connections whose loss wakes nobody, because no waiter reads from them.
     pub(super) fn without_waiters(self) -> Self {
-        Self { waiters: Arc::default(), ..self }
+        Self { waiters: self.waiters.nobody(), ..self }
     }
 
     pub(super) fn is_for_reads(&self) -> bool {

@@ -145,6 +145,9 @@ impl Connection {
                 Err(Error::NotConnected { address: self.address(), waited: started.elapsed(), cause }.into())
             }
             Attempt::Refused(error) => Err((*error).into()),
+            Attempt::Outdated => {
+                Err(Error::Outdated { address: self.address(), key: request.key.to_owned() }.into())
+            }
         }
     }
 

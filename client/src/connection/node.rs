@@ -14,7 +14,7 @@ use super::request::{Attempt, Request, says_is_replica};
 use super::retry::retry;
 use super::runtime::OnRuntime;
 use super::target::Target;
-use crate::error::{self, CallKind, Error};
+use crate::error::{self, Error};
 use crate::settings::Settings;
 
 /// How long a server that was found to be slow is avoided.
@@ -91,7 +91,7 @@ impl Node {
 
     /// Sends a request once, if there is a connection within `wait`.
     pub(super) async fn attempt(&self, request: &Request<'_>, asking: bool, wait: Duration) -> Attempt {
-        if request.kind == CallKind::Write
+        if request.kind.is_write()
             && let Some(writes) = &self.replicated_writes
         {
             let reads = self.connection.current();
@@ -106,6 +106,10 @@ impl Node {
             Ok(current) => current,
             Err(attempt) => return attempt,
         };
+        // Checked once the connection is certain.
+        if request.kind.is_outdated(self.connection.epoch()) {
+            return Attempt::Outdated;
+        }
         let attempt = request.send(&current.connection, asking).await;
         self.connection.replace_if_useless(&current, &attempt);
         attempt

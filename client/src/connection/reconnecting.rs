@@ -171,6 +171,11 @@ impl Reconnecting {
         self.signals.has_ended.load(Ordering::Acquire)
     }
 
+    /// See [`Waiters::epoch`].
+    pub(super) fn epoch(&self) -> u64 {
+        self.signals.waiters.epoch()
+    }
+
     /// The connection, unless it is lost.
     pub(super) fn current(&self) -> Option<Connected> {
         let state = self.state.load();
@@ -287,6 +292,8 @@ async fn reconnect(mut target: Target, state: Arc<ArcSwap<State>>, signals: Arc<
                     observe::reconnected(&address);
                 }
                 is_loss_told = false;
+                // Before any call can use the connection.
+                signals.waiters.begin_epoch();
                 State::new(number, Some(connection), None)
             }
             Err(failure) if pace.asks_for_reason(&failure) => {

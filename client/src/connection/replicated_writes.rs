@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use super::reconnecting::{Connected, Reconnecting};
 use super::request::{Attempt, Reply, Request};
+use crate::error::CallKind;
 use crate::replies;
 use crate::settings::Acknowledgement;
 
@@ -34,6 +35,7 @@ pub(super) struct ReplicatedWrites {
 /// A write that has not been sent yet.
 struct Write {
     command: Cmd,
+    kind: CallKind,
     asking: bool,
     since: Instant,
     caller: oneshot::Sender<Attempt>,
@@ -74,7 +76,7 @@ impl ReplicatedWrites {
                 return Attempt::NotSent(None);
             };
             let (caller, outcome) = oneshot::channel();
-            place.send(Write { command: request.command.clone(), asking, since, caller });
+            place.send(Write { command: request.command.clone(), kind: request.kind, asking, since, caller });
             // A write that is queued after the queue was emptied for the last time stays there, and nobody
             // answers it.
             let outcome = if self.queue.is_closed() { None } else { outcome.await.ok() };
@@ -102,11 +104,16 @@ async fn send_in_groups(
             .into_iter()
             .filter(|write| !write.caller.is_closed())
             .partition(|write| write.since.elapsed() < most);
-        not_sent(too_late);
+        answer_all(too_late, || Attempt::NotSent(None));
         let Some(current) = connection.current() else {
-            not_sent(group);
+            answer_all(group, || Attempt::NotSent(None));
             continue;
         };
+        // Checked once the connection is certain.
+        let epoch = connection.epoch();
+        let (outdated, group): (Vec<_>, Vec<_>) =
+            group.into_iter().partition(|write| write.kind.is_outdated(epoch));
+        answer_all(outdated, || Attempt::Outdated);
         if group.is_empty() {
             continue;
         }
@@ -210,9 +217,9 @@ fn answer_what_was_not_made(
     made
 }
 
-fn not_sent(writes: Vec<Write>) {
+fn answer_all(writes: Vec<Write>, attempt: impl Fn() -> Attempt) {
     for write in writes {
-        answer(write.caller, Attempt::NotSent(None));
+        answer(write.caller, attempt());
     }
 }
 

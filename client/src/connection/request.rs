@@ -55,6 +55,8 @@ pub(super) enum Attempt {
     NotSent(Option<Box<Error>>),
     /// Nothing was sent: the server refuses this client, and the next attempt to connect would fail too.
     Refused(Box<Error>),
+    /// Nothing was sent: what the write is to replace was read before a connection was replaced.
+    Outdated,
 }
 
 impl Attempt {
@@ -84,7 +86,7 @@ impl Request<'_> {
     /// Whether the request may be sent again although it may have been carried out. A read that timed out
     /// would time out again.
     pub(super) fn may_be_sent_again_after(&self, loss: &RedisError) -> bool {
-        self.kind != CallKind::Write && !loss.is_timeout() && loss.is_io_error()
+        !self.kind.is_write() && !loss.is_timeout() && loss.is_io_error()
     }
 
     /// Sends the command. `asking`: an `ASK` redirect led here, while the slot moves.

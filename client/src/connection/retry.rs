@@ -89,7 +89,7 @@ impl<P: Iterator<Item = Duration>> Retry<P> {
                     && !std::mem::replace(&mut self.has_lost_connection, true)
             }
             Attempt::Replied(Err(_)) | Attempt::NotSent(_) => may_pass,
-            Attempt::Replied(Ok(_)) | Attempt::Refused(_) => false,
+            Attempt::Replied(Ok(_)) | Attempt::Refused(_) | Attempt::Outdated => false,
         };
         is_allowed && !self.time_left().is_zero()
     }

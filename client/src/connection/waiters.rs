@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redis::Value;
@@ -16,11 +17,12 @@ const READS_AT_ONCE: usize = 1_000;
 pub(crate) struct Waiters {
     tasks: Mutex<HashMap<Arc<str>, Awaited>>,
     reads: Semaphore,
+    epoch: Arc<AtomicU64>,
 }
 
 impl Default for Waiters {
     fn default() -> Self {
-        Self { tasks: Mutex::default(), reads: Semaphore::new(READS_AT_ONCE) }
+        Self { tasks: Mutex::default(), reads: Semaphore::new(READS_AT_ONCE), epoch: Arc::default() }
     }
 }
 
@@ -33,6 +35,22 @@ struct Awaited {
 impl Waiters {
     fn tasks(&self) -> MutexGuard<'_, HashMap<Arc<str>, Awaited>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For connections whose loss wakes nobody. A new one begins an epoch all the same.
+    pub(super) fn nobody(&self) -> Arc<Self> {
+        Arc::new(Self { epoch: self.epoch.clone(), ..Self::default() })
+    }
+
+    /// The number of the current epoch. In one epoch, a task's version stands for one record, for all that the client can
+    /// know. An epoch ends when a connection is lost or made, when the primary of a slot changes, and when all tasks are
+    /// removed. After a failover, a version may be that of another record.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn begin_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Adds a waiter, until the returned value is dropped.
@@ -60,8 +78,9 @@ impl Waiters {
         }
     }
 
-    /// Wakes everybody: an invalidation may have been lost.
+    /// Begins an epoch, and wakes everybody: an invalidation may have been lost.
     pub(super) fn wake_all(&self) {
+        self.begin_epoch();
         // Not notified under the lock, because a waiter that is woken may drop itself.
         let all: Vec<_> = self.tasks().values().map(|awaited| awaited.wake_up.clone()).collect();
         for wake_up in all {
@@ -78,8 +97,8 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    /// The full name of the task's key.
-    pub(crate) fn task_key(&self) -> &str {
+    /// The full name of the key.
+    pub(crate) fn key(&self) -> &str {
         &self.task_key
     }
 
@@ -92,6 +111,11 @@ impl Waiter {
     /// The next wake-up. None is missed once the future is enabled.
     pub(crate) fn wake_up(&self) -> Notified<'_> {
         self.wake_up.notified()
+    }
+
+    /// What wakes this waiter, and the others of the same key.
+    pub(crate) fn alarm(&self) -> Arc<Notify> {
+        self.wake_up.clone()
     }
 }
 

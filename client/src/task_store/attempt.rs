@@ -1,0 +1,108 @@
+//! One attempt at a change: what upstream's store reads and writes meanwhile, and what it met.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use pmcp_tasks::StorageError;
+use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
+
+use super::known::Known;
+use super::reading::Reader;
+use crate::error::{CallKind, Error, says_owner_is_full};
+
+/// The backend of one attempt of upstream's store.
+pub(super) struct Attempt {
+    pub(super) reader: Arc<Reader>,
+    pub(super) known: Arc<Known>,
+    /// Whether the record may be one that is known, and need not be read.
+    pub(super) may_remember: bool,
+    pub(super) max_tasks: usize,
+    /// The epoch in which the attempt began.
+    pub(super) epoch: u64,
+    pub(super) met: Arc<Mutex<Met>>,
+}
+
+/// What an attempt met, as far as upstream's errors do not say.
+#[derive(Default)]
+pub(super) struct Met {
+    /// The record was one that was known. Somebody may have changed the task since.
+    pub(super) remembered: bool,
+    pub(super) obstacle: Option<Obstacle>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    /// The task is at another version than was read, or may be another record. Or the id of a new task is taken.
+    Conflict,
+    /// The owner has as many tasks as are allowed.
+    OwnerIsFull,
+    /// The call failed: another attempt would not help, or could do harm.
+    Failure,
+}
+
+impl Attempt {
+    fn met(&self, change: impl FnOnce(&mut Met)) {
+        change(&mut self.met.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn noted<T>(&self, result: Result<T, StorageError>) -> Result<T, StorageError> {
+        let obstacle = match &result {
+            Err(StorageError::VersionConflict { .. }) => Some(Obstacle::Conflict),
+            Err(error) if matches!(Error::of(error), Some(Error::Outdated { .. })) => {
+                Some(Obstacle::Conflict)
+            }
+            Err(error) if says_owner_is_full(error) => Some(Obstacle::OwnerIsFull),
+            Err(StorageError::Backend { .. }) => Some(Obstacle::Failure),
+            _ => None,
+        };
+        self.met(|met| met.obstacle = obstacle);
+        result
+    }
+}
+
+#[async_trait]
+impl StorageBackend for Attempt {
+    async fn get(&self, key: &str) -> Result<VersionedRecord, StorageError> {
+        if self.may_remember
+            && let Some(record) = self.known.take(key, self.epoch)
+        {
+            self.met(|met| met.remembered = true);
+            return Ok(record);
+        }
+        self.noted(self.reader.task_to_change(key).await)
+    }
+
+    /// Only a new task is put.
+    async fn put(&self, key: &str, data: &[u8]) -> Result<u64, StorageError> {
+        /// The version of a new task.
+        const FIRST: u64 = 1;
+        let created = self.reader.backend.create_within(key, data, Some(self.max_tasks)).await;
+        let created = created.and_then(|is_new| match is_new {
+            true => Ok(()),
+            false => Err(StorageError::VersionConflict { key: key.to_owned(), expected: 0, actual: FIRST }),
+        });
+        self.noted(created)?;
+        self.known.put(key, data, FIRST, self.epoch);
+        Ok(FIRST)
+    }
+
+    async fn put_if_version(&self, key: &str, data: &[u8], expected: u64) -> Result<u64, StorageError> {
+        let kind = CallKind::Replace { epoch: self.epoch };
+        let version = self.noted(self.reader.backend.compare_and_set(key, data, expected, kind).await)?;
+        self.known.put(key, data, version, self.epoch);
+        Ok(version)
+    }
+
+    /// Upstream lists to count an owner's tasks. The server counts when a task is put.
+    async fn list_by_prefix(&self, _prefix: &str) -> Result<Vec<(String, VersionedRecord)>, StorageError> {
+        Ok(Vec::new())
+    }
+
+    async fn delete(&self, key: &str) -> Result<bool, StorageError> {
+        self.reader.backend.delete(key).await
+    }
+
+    async fn cleanup_expired(&self) -> Result<usize, StorageError> {
+        self.reader.backend.cleanup_expired().await
+    }
+}
