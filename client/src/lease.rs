@@ -194,6 +194,15 @@ impl Lease {
         self.valid_until.saturating_duration_since(Instant::now())
     }
 
+    /// The composite key of the record, under the prefix of leases.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(crate) fn valid_until(&self) -> Instant {
+        self.valid_until
+    }
+
     /// Stores the record; false if the name has one already.
     async fn create(&self, ends_ms: i64) -> Result<bool, StorageError> {
         let times = RecordTimes::ending_at(ends_ms);
@@ -248,6 +257,23 @@ impl Lease {
     fn lost(&self) -> StorageError {
         Error::LeaseLost { name: self.name().to_owned() }.into()
     }
+}
+
+/// How long the lease with this composite key lives at least, if nobody renews it; None if there is no such lease. None
+/// inside: the server does not say, because its expiry was removed.
+pub(crate) async fn left(
+    backend: &RedisBackend,
+    key: &str,
+) -> Result<Option<Option<Duration>>, StorageError> {
+    observe::call("PTTL", key, || async move {
+        let session = backend.session().of_leases()?;
+        let keys = session.keys_of(key)?;
+        let mut command = cmd("PTTL");
+        command.arg(&keys.task);
+        let request = Request { command: &command, kind: CallKind::PrimaryRead, key, routed_by: &keys.task };
+        session.call(&request, replies::time_left).await
+    })
+    .await
 }
 
 impl fmt::Debug for Lease {

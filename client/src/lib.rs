@@ -64,7 +64,7 @@ pub use error::{Applied, Error};
 pub use hash_tags::HashTags;
 pub use lease::Lease;
 pub use listing::{ListedTask, Order, TaskPosition};
-pub use task_store::TaskStore;
+pub use task_store::{TaskStore, Worker, WorkerError};
 
 /// The version of the redis crate that [`RedisBackend::with_connection`] takes a connection of.
 pub use redis;

@@ -58,6 +58,20 @@ pub(crate) fn count(command: &'static str, reply: Value) -> Result<usize, Error>
     }
 }
 
+/// The reply to `PTTL`: None if there is no such key, None inside if it does not expire. Up to the first millisecond at
+/// which the key is gone.
+pub(crate) fn time_left(reply: Value) -> Result<Option<Option<Duration>>, Error> {
+    match reply {
+        Value::Int(-2) => Ok(None),
+        Value::Int(-1) => Ok(Some(None)),
+        Value::Int(ms) => match u64::try_from(ms) {
+            Ok(ms) => Ok(Some(Some(Duration::from_millis(ms.saturating_add(1))))),
+            Err(_) => Err(Error::UnexpectedReply { command: "PTTL", found: "a negative number" }),
+        },
+        other => Err(unexpected("PTTL", &other)),
+    }
+}
+
 /// The server's time in µs since the epoch.
 pub(crate) fn time_us(reply: Value) -> Result<u64, Error> {
     const COMMAND: &str = "TIME";
