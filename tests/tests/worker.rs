@@ -180,11 +180,12 @@ async fn task_of_a_killed_process_fails_within_the_lease_whoever_looks_at_it_fir
         let noticed = killed.elapsed();
         assert!(noticed < SHORT + SOON * slowness(), "{noticed:?}");
         show(&format!("a lease of {SHORT:?}: waiters learn of the killed process after {noticed:?}"));
-        assert!(has_died(&change.await.unwrap().unwrap().unwrap()));
-        assert!(no_result.await.unwrap().is_err());
+        let change = timeout(SOON, change).await.expect("the change is told");
+        assert!(has_died(&change.unwrap().unwrap().unwrap()));
+        assert!(timeout(SOON, no_result).await.expect("the result is not awaited").unwrap().is_err());
         let mut yielded = false;
         while !yielded {
-            let task = timeout(SOON, stream.next()).await.unwrap().unwrap().unwrap();
+            let task = timeout(SOON, stream.next()).await.expect("the stream tells").unwrap().unwrap();
             yielded = task.task.task_id == streamed && has_died(&task);
         }
         let task = store.get(got, OWNER).await.unwrap();
@@ -198,6 +199,8 @@ async fn task_of_a_killed_process_fails_within_the_lease_whoever_looks_at_it_fir
             page.tasks.iter().map(|task| (task.task.task_id.as_str(), task)).collect();
         assert!(ids.iter().all(|id| has_died(by_id[id])));
         assert_eq!(by_id[unmarked.as_str()].task.status, TaskStatus::Working);
+        // A stream that is not polled holds nobody up.
+        drop(stream);
         // For good, and once.
         let plain = RedisBackend::new(&url).await.unwrap();
         let stored = plain.get(&format!("{OWNER}:{listed}")).await.unwrap();
@@ -435,8 +438,8 @@ async fn cancel_reaches_a_worker_that_reports_all_the_time() {
     let took = stopped.saturating_duration_since(cancelled);
     assert!(stopped >= started + Duration::from_secs(3));
     assert!(took < Duration::from_millis(300) * slowness(), "{took:?}");
-    // Two to begin with, and at most three times two in two seconds.
-    assert!(reads <= 2 + 2 * 8, "{reads} reads");
+    // Two to begin with, and a few until the pauses have their full length.
+    assert!(reads <= 24, "{reads} reads");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -80,23 +80,29 @@ impl Workers {
 
     /// The lease of this process, acquired if there is none. It is renewed as long as anybody keeps what is returned.
     pub(super) async fn own(self: &Arc<Self>) -> Result<Arc<ProcessLease>, StorageError> {
-        let mut own = self.own.lock().await;
-        if let Some(lease) = own.upgrade().filter(|lease| lease.is_valid() && lease.is_kept()) {
-            return Ok(lease);
-        }
-        // Nobody else acquires this name.
-        let name = format!("worker-{:032x}", fastrand::u128(..));
-        let lost = || Error::LeaseLost { name: name.clone() };
-        let lease = Lease::acquire(&self.backend, &name, self.duration).await?.ok_or_else(lost)?;
-        let (sender, valid_until) = watch::channel(lease.valid_until());
-        let shared = Arc::new(ProcessLease { key: lease.key().to_owned(), valid_until });
-        *own = Arc::downgrade(&shared);
-        tokio::spawn(keep(self.clone(), lease, sender, shared.clone()));
-        Ok(shared)
+        let workers = self.clone();
+        // A task of its own: a caller that is not polled any more must not keep the lock, which renewals wait for.
+        let acquired = tokio::spawn(async move {
+            let mut own = workers.own.lock().await;
+            if let Some(lease) = own.upgrade().filter(|lease| lease.is_valid() && lease.is_kept()) {
+                return Ok(lease);
+            }
+            // Nobody else acquires this name.
+            let name = format!("worker-{:032x}", fastrand::u128(..));
+            let lost = || Error::LeaseLost { name: name.clone() };
+            let lease = Lease::acquire(&workers.backend, &name, workers.duration).await?.ok_or_else(lost)?;
+            let (sender, valid_until) = watch::channel(lease.valid_until());
+            let shared = Arc::new(ProcessLease { key: lease.key().to_owned(), valid_until });
+            *own = Arc::downgrade(&shared);
+            tokio::spawn(keep(workers.clone(), lease, sender, shared.clone()));
+            Ok(shared)
+        });
+        // The runtime ends.
+        acquired.await.unwrap_or_else(|_| Err(Error::LeaseLost { name: "worker".to_owned() }.into()))
     }
 
     /// Resolves once the lease in the mark is dead.
-    pub(super) async fn death_of(&self, mark: &Mark) {
+    pub(super) async fn death_of(self: &Arc<Self>, mark: &Mark) {
         while let Some(until) = self.alive_until(&mark.lease).await {
             sleep_until(until).await;
         }
@@ -104,12 +110,27 @@ impl Workers {
 
     /// Until when a lease is certain to live; None if it is dead. A lease that cannot be looked at is taken for alive, for a
     /// short time: the worker may well be.
-    async fn alive_until(&self, lease: &str) -> Option<Instant> {
+    async fn alive_until(self: &Arc<Self>, lease: &str) -> Option<Instant> {
+        let now = Instant::now();
         let entry = self.alive().entry(lease.to_owned()).or_default().clone();
+        if let Ok(Some(until)) = entry.try_lock().as_deref()
+            && *until > now
+        {
+            return Some(*until);
+        }
+        let (workers, lease) = (self.clone(), lease.to_owned());
+        // A task of its own: a caller that is not polled any more must not keep the lock, which all others wait for.
+        let looked = tokio::spawn(async move { workers.look_at(&lease, &entry).await });
+        // The runtime ends.
+        looked.await.unwrap_or_else(|_| now.checked_add(UNKNOWN))
+    }
+
+    /// Looks at a lease, unless somebody has done so just before.
+    async fn look_at(&self, lease: &str, entry: &AliveUntil) -> Option<Instant> {
         let mut until = entry.lock().await;
         let now = Instant::now();
-        if let Some(until) = until.filter(|until| *until > now) {
-            return Some(until);
+        if until.is_some_and(|until| until > now) {
+            return *until;
         }
         *until = match lease::left(&self.backend, lease).await {
             Ok(None) => None,
@@ -134,7 +155,7 @@ impl Workers {
 
     /// The record of a marked task that is not terminal. If its worker is dead, the task fails first.
     pub(super) async fn fail_if_dead(
-        &self,
+        self: &Arc<Self>,
         key: &str,
         mut record: VersionedRecord,
         mut mark: Mark,

@@ -2,11 +2,13 @@
 //! primary unless a caller only looks at it. What is to be done with a record before anybody sees it has its place here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::VersionedRecord;
+use tokio::time::sleep;
 
 use super::cursor;
 use super::mark::Mark;
@@ -16,6 +18,8 @@ use crate::error::{CallKind, Error};
 use crate::listing::{ListedTask, Order};
 use crate::waiting::Awaited;
 
+/// The pause before a task is looked at again whose worker has died, and which this user cannot change.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How many tasks of a list are looked after at once.
 const AT_ONCE: usize = 64;
 
@@ -80,7 +84,8 @@ impl Reader {
             };
             match record {
                 Err(StorageError::NotFound { .. }) => return Ok(None),
-                Ok(record) if !is_news(&record) => {}
+                // The task could not be failed, or the lease came back.
+                Ok(record) if !is_news(&record) => sleep(PAUSE).await,
                 news => return news.map(Some),
             }
         }
