@@ -259,12 +259,9 @@ impl Lease {
     }
 }
 
-/// How long the lease with this composite key lives at least, if nobody renews it; None if there is no such lease. None
-/// inside: the server does not say, because its expiry was removed.
-pub(crate) async fn left(
-    backend: &RedisBackend,
-    key: &str,
-) -> Result<Option<Option<Duration>>, StorageError> {
+/// How long the lease with this composite key lives at least; None if there is no such lease. 0: the server does not say,
+/// because somebody removed the expiry.
+pub(crate) async fn left(backend: &RedisBackend, key: &str) -> Result<Option<Duration>, StorageError> {
     observe::call("PTTL", key, || async move {
         let session = backend.session().of_leases()?;
         let keys = session.keys_of(key)?;

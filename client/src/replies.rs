@@ -58,16 +58,12 @@ pub(crate) fn count(command: &'static str, reply: Value) -> Result<usize, Error>
     }
 }
 
-/// The reply to `PTTL`: None if there is no such key, None inside if it does not expire. Up to the first millisecond at
-/// which the key is gone.
-pub(crate) fn time_left(reply: Value) -> Result<Option<Option<Duration>>, Error> {
+/// The reply to `PTTL`: None if there is no such key, 0 if it does not expire, else up to the first millisecond at which
+/// it is gone.
+pub(crate) fn time_left(reply: Value) -> Result<Option<Duration>, Error> {
     match reply {
         Value::Int(-2) => Ok(None),
-        Value::Int(-1) => Ok(Some(None)),
-        Value::Int(ms) => match u64::try_from(ms) {
-            Ok(ms) => Ok(Some(Some(Duration::from_millis(ms.saturating_add(1))))),
-            Err(_) => Err(Error::UnexpectedReply { command: "PTTL", found: "a negative number" }),
-        },
+        Value::Int(ms) => Ok(Some(Duration::from_millis(u64::try_from(ms.saturating_add(1)).unwrap_or(0)))),
         other => Err(unexpected("PTTL", &other)),
     }
 }

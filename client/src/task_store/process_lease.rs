@@ -134,10 +134,10 @@ impl Workers {
         }
         *until = match lease::left(&self.backend, lease).await {
             Ok(None) => None,
-            Ok(Some(left)) => now.checked_add(left.unwrap_or(UNKNOWN)),
+            Ok(Some(left)) if !left.is_zero() => now.checked_add(left),
             // What is no key of a lease is no lease.
             Err(error) if matches!(Error::of(&error), Some(Error::Key(_))) => None,
-            Err(_) => now.checked_add(UNKNOWN),
+            _ => now.checked_add(UNKNOWN),
         };
         let found = *until;
         drop(until);
@@ -208,7 +208,7 @@ async fn keep(
     valid_until: watch::Sender<Instant>,
     shared: Arc<ProcessLease>,
 ) {
-    let period = workers.duration / 3;
+    let period = workers.duration.mul_f32(1.0 / 3.0);
     loop {
         sleep(period).await;
         let mut own = workers.own.lock().await;
@@ -220,7 +220,7 @@ async fn keep(
             break;
         }
         drop(own);
-        if !renew(&mut lease, period / 5).await {
+        if !renew(&mut lease, period.mul_f32(0.2)).await {
             // Also where the local clock would give more time. What is lost stays lost.
             valid_until.send_replace(Instant::now());
             return;
