@@ -11,11 +11,13 @@ use crate::error::CallKind;
 
 /// One answer. Each read of upstream's store asks once.
 pub(super) struct Found {
-    task: Mutex<Option<Result<VersionedRecord, StorageError>>>,
-    page: Mutex<Option<Result<Vec<(String, VersionedRecord)>, StorageError>>>,
+    task: Answer<VersionedRecord>,
+    page: Answer<Vec<(String, VersionedRecord)>>,
     /// Where changes of the task go, and the epoch in which it was read. Without this, there are none.
     changes: Option<(RedisBackend, u64)>,
 }
+
+type Answer<T> = Mutex<Option<Result<T, StorageError>>>;
 
 impl Found {
     pub(super) fn task(task: Result<VersionedRecord, StorageError>) -> Self {
@@ -36,7 +38,7 @@ impl Found {
     }
 }
 
-fn answer<T>(answer: &Mutex<Option<Result<T, StorageError>>>) -> Result<T, StorageError> {
+fn answer<T>(answer: &Answer<T>) -> Result<T, StorageError> {
     answer.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_else(|| Err(unexpected()))
 }
 

@@ -77,11 +77,14 @@ const WORKER_LEASE: Duration = Duration::from_secs(15);
 /// | `list` | 1; reads one record more than the page has |
 /// | [`changed`](Self::changed), [`wait_until_terminal`](Self::wait_until_terminal), [`changes`](Self::changes) | 2 to start to wait, and for each change; none while nothing changes |
 ///
+/// Where both traits are in scope, a call names the one that is meant: `pmcp_tasks::TaskStore::get(&store, id, owner)`.
+///
 /// # Changes
 ///
 /// A change that meets another writer's is made again: the task is read, all rules are checked against what it is now, and the
 /// change is written. So a cancel and the progress messages of a worker do not make each other fail, and nothing is
-/// overwritten. A call fails with `ConcurrentModification` after 50 conflicts. A write whose outcome is unknown is not
+/// overwritten. A call fails with `ConcurrentModification` after ten seconds of conflicts, which takes another writer that
+/// writes more often than once in a round trip of this one. A write whose outcome is unknown is not
 /// repeated: the error says that it is unknown.
 ///
 /// The store keeps the last record that it wrote of each task, to write over it without reading it first. It does so only if
@@ -207,6 +210,12 @@ impl TaskStore {
         Self { waits_for_results: Some(limit), ..self }
     }
 
+    /// The backend, for what the store does not do: deleting tasks, for example.
+    #[must_use]
+    pub fn backend(&self) -> &RedisBackend {
+        &self.reader.backend
+    }
+
     fn configured(mut self) -> Self {
         self.server_config =
             self.upstream(Found::nothing(), self.security.max_tasks_per_owner).config().clone();
@@ -259,7 +268,7 @@ impl TaskStore {
         limit: Duration,
     ) -> Result<VersionedRecord, StorageError> {
         let (started, key) = (Instant::now(), make_key(owner_id, task_id));
-        let mut record = self.reader.task_to_change(&key).await?;
+        let mut record = self.reader.task_at_primary(&key).await?;
         // What upstream refuses needs no wait.
         while let Ok(task) = self.record(task_id, owner_id, Ok(record.clone())).await
             && !task.task.status.is_terminal()

@@ -40,8 +40,8 @@ impl Reader {
         self.read(key, CallKind::Read).await
     }
 
-    /// A task that is to be changed. A replica could be behind.
-    pub(super) async fn task_to_change(&self, key: &str) -> Result<VersionedRecord, StorageError> {
+    /// The same for somebody who changes it or waits for a change. A replica could be behind.
+    pub(super) async fn task_at_primary(&self, key: &str) -> Result<VersionedRecord, StorageError> {
         self.read(key, CallKind::PrimaryRead).await
     }
 
