@@ -79,8 +79,8 @@ impl Reader {
         loop {
             let record = match self.backend.wait_until(key, &is_news, &death).await? {
                 Awaited::News(None) => return Ok(None),
-                Awaited::News(Some(record)) => return self.judged(key, record).await.map(Some),
-                Awaited::End => self.task_to_change(key).await,
+                Awaited::News(Some(record)) => self.judged(key, record).await,
+                Awaited::End => self.task_at_primary(key).await,
             };
             match record {
                 Err(StorageError::NotFound { .. }) => return Ok(None),

@@ -108,7 +108,7 @@ impl TaskStore {
         let mark = Mark { lease: lease.key.clone(), worker: fastrand::u32(..) };
         // From here on, an error or a drop leaves no task with a mark and nobody who works on it.
         let worker = Worker {
-            task: Arc::new(Task {
+            work: Arc::new(Work {
                 store: self.clone(),
                 task_id: task_id.to_owned(),
                 owner_id: owner_id.to_owned(),
@@ -119,7 +119,7 @@ impl TaskStore {
             stopped: watch::Sender::new(false),
             runtime: Handle::current(),
         };
-        let task = &worker.task;
+        let task = &worker.work;
         let begun = self
             .change(|store| async move {
                 let record = task.read(&store).await?;
@@ -150,7 +150,7 @@ impl TaskStore {
 /// A worker that is dropped before the task is terminal fails the task, in the background: for example when the code that works
 /// panics or returns early.
 pub struct Worker {
-    task: Arc<Task>,
+    work: Arc<Work>,
     /// The task is known to be terminal, or not this worker's.
     is_done: AtomicBool,
     /// A write has met what [`Worker::cancelled`] waits for.
@@ -159,7 +159,7 @@ pub struct Worker {
 }
 
 /// A task that is worked on.
-struct Task {
+struct Work {
     store: TaskStore,
     task_id: String,
     owner_id: String,
@@ -171,13 +171,13 @@ impl Worker {
     /// The id of the task.
     #[must_use]
     pub fn task_id(&self) -> &str {
-        &self.task.task_id
+        &self.work.task_id
     }
 
     /// The owner of the task.
     #[must_use]
     pub fn owner_id(&self) -> &str {
-        &self.task.owner_id
+        &self.work.owner_id
     }
 
     /// Sets the task's status message. One round trip in the usual case.
@@ -205,7 +205,7 @@ impl Worker {
         let result = serde_json::to_value(result)
             .map_err(|error| TaskError::StoreError(format!("the result is not JSON: {error}")))?;
         let result = &result;
-        let complete = |store: ServerTaskStore<Attempt>, task: Arc<Task>| async move {
+        let complete = |store: ServerTaskStore<Attempt>, task: Arc<Work>| async move {
             let (status, result) = (TaskStatus::Completed, result.clone());
             store.inner().complete_with_result(&task.task_id, &task.owner_id, status, None, result).await
         };
@@ -219,7 +219,7 @@ impl Worker {
     /// [`WorkerError::Lost`]; [`TaskError::InvalidTransition`] if somebody cancelled the task; those of `update_status`.
     pub async fn fail(&self, message: impl Into<String>) -> Result<(), WorkerError> {
         let message = &message.into();
-        let fail = |store: ServerTaskStore<Attempt>, task: Arc<Task>| async move {
+        let fail = |store: ServerTaskStore<Attempt>, task: Arc<Work>| async move {
             let message = Some(message.clone());
             store.inner().update_status(&task.task_id, &task.owner_id, TaskStatus::Failed, message).await
         };
@@ -235,8 +235,8 @@ impl Worker {
     pub async fn cancelled(&self) {
         let mut stopped = self.stopped.subscribe();
         tokio::select! {
-            () = self.task.lease.loss() => {}
-            () = self.task.end() => {}
+            () = self.work.lease.loss() => {}
+            () = self.work.end() => {}
             // The sender lives as long as the worker.
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
@@ -244,7 +244,7 @@ impl Worker {
 
     async fn end<F>(
         &self,
-        change: impl Fn(ServerTaskStore<Attempt>, Arc<Task>) -> F,
+        change: impl Fn(ServerTaskStore<Attempt>, Arc<Work>) -> F,
     ) -> Result<(), WorkerError>
     where
         F: Future<Output = Result<TaskRecord, TaskError>>,
@@ -257,12 +257,12 @@ impl Worker {
 
     async fn write<F>(
         &self,
-        change: impl Fn(ServerTaskStore<Attempt>, Arc<Task>) -> F,
+        change: impl Fn(ServerTaskStore<Attempt>, Arc<Work>) -> F,
     ) -> Result<(), WorkerError>
     where
         F: Future<Output = Result<TaskRecord, TaskError>>,
     {
-        let written = self.task.write(change).await;
+        let written = self.work.write(change).await;
         if written.as_ref().is_err_and(is_final) {
             self.is_done.store(true, Ordering::SeqCst);
             self.stopped.send_replace(true);
@@ -282,7 +282,7 @@ fn is_final(error: &WorkerError) -> bool {
     )
 }
 
-impl Task {
+impl Work {
     /// Reads the task that a change is made over.
     async fn read(&self, store: &ServerTaskStore<Attempt>) -> Result<TaskRecord, TaskError> {
         let record = store.inner().backend().peek(&make_key(&self.owner_id, &self.task_id)).await;
@@ -351,7 +351,7 @@ impl Task {
 impl Drop for Worker {
     fn drop(&mut self) {
         if !*self.is_done.get_mut() {
-            self.runtime.spawn(self.task.clone().fail_dropped());
+            self.runtime.spawn(self.work.clone().fail_dropped());
         }
     }
 }
@@ -359,8 +359,8 @@ impl Drop for Worker {
 impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker")
-            .field("task_id", &self.task.task_id)
-            .field("owner_id", &self.task.owner_id)
+            .field("task_id", &self.work.task_id)
+            .field("owner_id", &self.work.owner_id)
             .finish_non_exhaustive()
     }
 }
