@@ -450,11 +450,15 @@ async fn cancelled_task_gets_no_result_whoever_is_first() {
     for round in 0..60 {
         let id = new_task(&here).await;
         let worker = here.work_on(&id, OWNER).await.unwrap();
-        let cancel = async {
-            sleep(Duration::from_micros(round * 20)).await;
-            pmcp_tasks::TaskStore::cancel(&there, &id, OWNER).await
+        // A cancel reads first, so it needs a start.
+        let complete = async {
+            for _ in 0..round * 50 {
+                tokio::task::yield_now().await;
+            }
+            worker.complete(result("done")).await
         };
-        let (completed, cancelled) = tokio::join!(worker.complete(result("done")), cancel);
+        let cancel = pmcp_tasks::TaskStore::cancel(&there, &id, OWNER);
+        let (completed, cancelled) = tokio::join!(complete, cancel);
         let task = record(&there, &id).await;
         match cancelled {
             Ok(_) => {
