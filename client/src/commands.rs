@@ -139,6 +139,11 @@ impl RecordTimes {
         Ok(Self { expires_at_ms: expires_at_ms?, created_at_ms })
     }
 
+    /// The expiry alone, in ms since the epoch.
+    pub(crate) fn ending_at(ms: i64) -> Self {
+        Self { expires_at_ms: Some(ms), created_at_ms: None }
+    }
+
     fn add_to(self, command: &mut Cmd) {
         match self.expires_at_ms {
             // PXAT takes no negative time. 0 is in the past too.

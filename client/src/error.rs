@@ -267,6 +267,14 @@ pub enum Error {
         /// The server's reply.
         cause: RedisError,
     },
+    /// The lease has ended: it was not renewed in time, or the server has lost or deleted its record. Nothing was
+    /// changed.
+    #[error("the lease {name:?} is lost: it was not renewed in time, or the server lost its record")]
+    #[non_exhaustive]
+    LeaseLost {
+        /// The name of the lease.
+        name: String,
+    },
     /// The record cannot be stored. Nothing was sent.
     #[error("the record cannot be stored: {0}")]
     Record(#[from] pmcptask_schema::ExpiryError),

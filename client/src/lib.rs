@@ -28,6 +28,8 @@
 //! - [`get_many`](RedisBackend::get_many), [`put_many`](RedisBackend::put_many) and
 //!   [`delete_many`](RedisBackend::delete_many) send many calls at once, and return a result for each.
 //!
+//! [`Lease`] is a lock among all clients of a server, which ends by itself if its holder dies.
+//!
 //! # Features
 //!
 //! - `tls`: `rediss://` URLs, private certificate authorities and client certificates, with rustls. If the
@@ -47,6 +49,7 @@ mod commands;
 mod connection;
 mod error;
 mod hash_tags;
+mod lease;
 mod listing;
 mod observe;
 mod replies;
@@ -61,8 +64,9 @@ pub use breaker::CircuitBreaker;
 pub use builder::RedisBackendBuilder;
 pub use error::{Applied, Error};
 pub use hash_tags::HashTags;
+pub use lease::Lease;
 pub use listing::{ListedTask, Order, TaskPosition};
-pub use task_store::TaskStore;
+pub use task_store::{TaskStore, Worker, WorkerError};
 
 /// The version of the redis crate that [`RedisBackend::with_connection`] takes a connection of.
 pub use redis;

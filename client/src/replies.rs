@@ -58,6 +58,30 @@ pub(crate) fn count(command: &'static str, reply: Value) -> Result<usize, Error>
     }
 }
 
+/// The reply to `PTTL`: None if there is no such key, 0 if it does not expire, else up to the first millisecond at which
+/// it is gone.
+pub(crate) fn time_left(reply: Value) -> Result<Option<Duration>, Error> {
+    match reply {
+        Value::Int(-2) => Ok(None),
+        Value::Int(ms) => Ok(Some(Duration::from_millis(u64::try_from(ms.saturating_add(1)).unwrap_or(0)))),
+        other => Err(unexpected("PTTL", &other)),
+    }
+}
+
+/// The server's time in µs since the epoch.
+pub(crate) fn time_us(reply: Value) -> Result<u64, Error> {
+    const COMMAND: &str = "TIME";
+    let Value::Array(parts) = reply else { return Err(unexpected(COMMAND, &reply)) };
+    let number = |part: &Value| match part {
+        Value::BulkString(digits) => std::str::from_utf8(digits).ok()?.parse::<u64>().ok(),
+        _ => None,
+    };
+    let [seconds, micros] = parts.as_slice() else { return Err(malformed(COMMAND)) };
+    let time =
+        number(seconds).and_then(|seconds| seconds.checked_mul(1_000_000)?.checked_add(number(micros)?));
+    time.ok_or_else(|| malformed(COMMAND))
+}
+
 pub(crate) fn record(reply: Value) -> Result<Option<VersionedRecord>, Error> {
     const COMMAND: &str = "PMCPTASK.GET";
     match reply {
@@ -216,6 +240,7 @@ mod tests {
                 comparison("PMCPTASK.CAS", reply.clone()).err(),
                 list(reply.clone()).err(),
                 tracked_record(reply.clone()).err(),
+                time_us(reply.clone()).err(),
                 tracked_versions(reply.clone()).err(),
             ];
             for error in errors {
@@ -239,6 +264,9 @@ mod tests {
             Some(Comparison::Lost(0))
         );
         assert!(matches!(record(Value::Nil), Ok(None)));
+        let digits = |digits: &str| Value::BulkString(digits.as_bytes().to_vec());
+        let time = Value::Array(vec![digits("1795716000"), digits("42")]);
+        assert_eq!(time_us(time).ok(), Some(1_795_716_000_000_042));
         let unchanged = [Value::Int(0), pair(Value::SimpleString("CONFLICT".into()), 7)];
         assert!(unchanged.iter().all(says_no_task_changed));
         assert!(![Value::Int(1), pair(Value::Okay, 2), Value::Nil].iter().any(says_no_task_changed));

@@ -47,6 +47,14 @@ impl Session {
         self.keyspace = self.hash_tags.keyspace(prefix);
     }
 
+    /// The same connections, with the keys of leases. No prefix of tasks ends like this, unless somebody wants so.
+    pub(crate) fn of_leases(&self) -> Result<Self, Error> {
+        let prefix = [self.keyspace()?.prefix(), ":lease"].concat();
+        let mut session = self.clone();
+        session.set_prefix(prefix);
+        Ok(session)
+    }
+
     fn keyspace(&self) -> Result<&Keyspace, Error> {
         self.keyspace.as_ref().map_err(|error| Error::Settings(error.to_string()))
     }

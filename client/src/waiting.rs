@@ -1,9 +1,11 @@
 //! Waits for changes of tasks, without polling.
 
+use std::future::pending;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::VersionedRecord;
 use redis::Value;
@@ -99,15 +101,22 @@ impl RedisBackend {
     /// Those of `get`. While the server is away, a waiter waits for it as long as any call does once its turn has
     /// come, and then fails. Calling again with the same version misses nothing.
     pub async fn changed(&self, key: &str, version: u64) -> Result<Option<VersionedRecord>, StorageError> {
-        self.wait_until(key, &|record| record.version != version).await
+        let is_news = |record: &VersionedRecord| record.version != version;
+        match self.wait_until(key, &is_news, &|_| None).await? {
+            Awaited::News(record) => Ok(record),
+            // Nothing ends the wait.
+            Awaited::End => Ok(None),
+        }
     }
 
-    /// Waits until a task is one that is news, or gone. The news are asked for of every record that is read.
+    /// Waits until a task is one that is news, or gone, or until the end that `end_for` names for a task that is none. The
+    /// news are asked for of every record that is read.
     pub(crate) async fn wait_until(
         &self,
         key: &str,
         is_news: &(dyn Fn(&VersionedRecord) -> bool + Sync),
-    ) -> Result<Option<VersionedRecord>, StorageError> {
+        end_for: &(dyn Fn(&VersionedRecord) -> Option<BoxFuture<'static, ()>> + Sync),
+    ) -> Result<Awaited, StorageError> {
         let waiter = self.session().add_waiter(key)?;
         let (mut pauses, mut is_tracked) = (Pauses::default(), true);
         loop {
@@ -115,17 +124,29 @@ impl RedisBackend {
             // From here on, no wake-up is missed: neither during the reads nor after them.
             wake_up.as_mut().enable();
             // Boxed, so that a future that waits takes little memory.
-            let limit = match Box::pin(self.look(key, is_news, &waiter, is_tracked)).await? {
-                Look::News(record) => return Ok(record),
-                Look::Nothing { limit, is_tracked: now } => {
+            let (limit, end) = match Box::pin(self.look(key, is_news, end_for, &waiter, is_tracked)).await? {
+                Look::News(record) => return Ok(Awaited::News(record)),
+                Look::Nothing { limit, end, is_tracked: now } => {
                     is_tracked = now;
-                    limit
+                    (limit, end)
                 }
             };
-            match limit {
-                // Too late is as good as a wake-up.
-                Some(limit) => drop(timeout(limit, wake_up).await),
-                None => wake_up.await,
+            let end = async {
+                match end {
+                    Some(end) => end.await,
+                    None => pending().await,
+                }
+            };
+            let wake_up = async {
+                match limit {
+                    // Too late is as good as a wake-up.
+                    Some(limit) => drop(timeout(limit, wake_up).await),
+                    None => wake_up.await,
+                }
+            };
+            tokio::select! {
+                () = end => return Ok(Awaited::End),
+                () = wake_up => {}
             }
             let pause = pauses.next();
             if !pause.is_zero() {
@@ -140,6 +161,7 @@ impl RedisBackend {
         &self,
         key: &str,
         is_news: &(dyn Fn(&VersionedRecord) -> bool + Sync),
+        end_for: &(dyn Fn(&VersionedRecord) -> Option<BoxFuture<'static, ()>> + Sync),
         waiter: &Waiter,
         can_be_tracked: bool,
     ) -> Result<Look, StorageError> {
@@ -151,14 +173,15 @@ impl RedisBackend {
             }
         }
         let read = self.read(key, waiter, CallKind::TrackedRead, replies::tracked_record).await?;
-        if read.record.as_ref().is_none_or(is_news) {
-            return Ok(Look::News(read.record));
-        }
+        let record = match read.record {
+            Some(record) if !is_news(&record) => record,
+            news => return Ok(Look::News(news)),
+        };
         // Until the first millisecond at which the task is gone.
         let until_gone = read.expires_in.map(|left| left.saturating_add(Duration::from_millis(1)));
         let poll = (!read.is_tracked || !read.is_expiry_known).then_some(POLL);
         let limit = until_gone.into_iter().chain(poll).min();
-        Ok(Look::Nothing { limit, is_tracked: read.is_tracked })
+        Ok(Look::Nothing { limit, end: end_for(&record), is_tracked: read.is_tracked })
     }
 
     async fn read<T>(
@@ -228,13 +251,23 @@ impl OwnerWatch {
     }
 }
 
+/// What ended a wait.
+pub(crate) enum Awaited {
+    /// The task, which is news, or none.
+    News(Option<VersionedRecord>),
+    /// The end that was named for the task.
+    End,
+}
+
 /// What a waiter finds.
 enum Look {
-    /// A task that is news, or no task.
+    /// Another task than that waited on, or no task.
     News(Option<VersionedRecord>),
     Nothing {
         /// How long to wait for a wake-up at most.
         limit: Option<Duration>,
+        /// What else ends the wait.
+        end: Option<BoxFuture<'static, ()>>,
         is_tracked: bool,
     },
 }

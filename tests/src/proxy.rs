@@ -18,6 +18,9 @@ pub enum Fault {
     /// The n-th command of the module from now on (1 is the next one) is forwarded, but its reply is not. The
     /// connection is closed once the server has replied.
     LoseReply(usize),
+    /// The next command with this name, in capitals, is forwarded, but its reply is not, nor any after it on the same
+    /// connection. The connection is closed once the server has replied.
+    LoseReplyTo(&'static str),
     /// The next command of the module is not forwarded. The connection is closed instead.
     LoseRequest,
     /// Every reply is delayed by this time, however many pieces it comes in.
@@ -35,6 +38,13 @@ pub enum Fault {
         command: &'static str,
         /// The other client's command.
         other: Vec<String>,
+    },
+    /// The next command with this name is not forwarded and gets this reply instead. It must be the only one on its way.
+    AnswerOne {
+        /// The command's name, in capitals.
+        command: &'static str,
+        /// The reply, byte for byte.
+        reply: Vec<u8>,
     },
     /// Commands whose names start with `command` are not forwarded and get this reply instead.
     Answer {
@@ -247,12 +257,21 @@ impl Shared {
                 *n -= 1;
                 Fate::Forwarded
             }
+            Fault::LoseReplyTo(name) if request.name == *name => {
+                *fault = Fault::None;
+                Fate::ForwardedWithoutReply
+            }
             Fault::LoseRequest if of_module => {
                 *fault = Fault::None;
                 Fate::Cut
             }
             Fault::Answer { command, reply } if request.name.starts_with(*command) => {
                 Fate::Answered(reply.clone())
+            }
+            Fault::AnswerOne { command, reply } if request.name == *command => {
+                let reply = std::mem::take(reply);
+                *fault = Fault::None;
+                Fate::Answered(reply)
             }
             Fault::Before { command, other } if request.name == *command => {
                 let mut wire =

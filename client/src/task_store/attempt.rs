@@ -20,6 +20,8 @@ pub(super) struct Attempt {
     /// The epoch in which the attempt began.
     pub(super) epoch: u64,
     pub(super) met: Arc<Mutex<Met>>,
+    /// The record that [`Attempt::peek`] returned. Upstream's store gets the same one.
+    pub(super) peeked: Mutex<Option<VersionedRecord>>,
 }
 
 /// What an attempt met, as far as upstream's errors do not say.
@@ -45,6 +47,13 @@ impl Attempt {
         change(&mut self.met.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// The record that the attempt will be made over.
+    pub(super) async fn peek(&self, key: &str) -> Result<VersionedRecord, StorageError> {
+        let record = self.get(key).await?;
+        *self.peeked.lock().unwrap_or_else(PoisonError::into_inner) = Some(record.clone());
+        Ok(record)
+    }
+
     fn noted<T>(&self, result: Result<T, StorageError>) -> Result<T, StorageError> {
         let obstacle = match &result {
             Err(StorageError::VersionConflict { .. }) => Some(Obstacle::Conflict),
@@ -60,6 +69,9 @@ impl Attempt {
 #[async_trait]
 impl StorageBackend for Attempt {
     async fn get(&self, key: &str) -> Result<VersionedRecord, StorageError> {
+        if let Some(record) = self.peeked.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(record);
+        }
         if self.may_remember
             && let Some(record) = self.known.take(key, self.epoch)
         {

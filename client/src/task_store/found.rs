@@ -6,25 +6,35 @@ use async_trait::async_trait;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 
+use crate::backend::RedisBackend;
+use crate::error::CallKind;
+
 /// One answer. Each read of upstream's store asks once.
 pub(super) struct Found {
     task: Answer<VersionedRecord>,
     page: Answer<Vec<(String, VersionedRecord)>>,
+    /// Where changes of the task go, and the epoch in which it was read. Without this, there are none.
+    changes: Option<(RedisBackend, u64)>,
 }
 
 type Answer<T> = Mutex<Option<Result<T, StorageError>>>;
 
 impl Found {
     pub(super) fn task(task: Result<VersionedRecord, StorageError>) -> Self {
-        Self { task: Mutex::new(Some(task)), page: Mutex::default() }
+        Self { task: Mutex::new(Some(task)), ..Self::nothing() }
+    }
+
+    /// A task that was read in this epoch, and is to be changed.
+    pub(super) fn task_to_change(task: VersionedRecord, backend: RedisBackend, epoch: u64) -> Self {
+        Self { changes: Some((backend, epoch)), ..Self::task(Ok(task)) }
     }
 
     pub(super) fn nothing() -> Self {
-        Self { task: Mutex::default(), page: Mutex::default() }
+        Self { task: Mutex::default(), page: Mutex::default(), changes: None }
     }
 
     pub(super) fn page(page: Result<Vec<(String, VersionedRecord)>, StorageError>) -> Self {
-        Self { task: Mutex::default(), page: Mutex::new(Some(page)) }
+        Self { page: Mutex::new(Some(page)), ..Self::nothing() }
     }
 }
 
@@ -53,8 +63,9 @@ impl StorageBackend for Found {
         Err(unexpected())
     }
 
-    async fn put_if_version(&self, _key: &str, _data: &[u8], _version: u64) -> Result<u64, StorageError> {
-        Err(unexpected())
+    async fn put_if_version(&self, key: &str, data: &[u8], version: u64) -> Result<u64, StorageError> {
+        let (backend, epoch) = self.changes.as_ref().ok_or_else(unexpected)?;
+        backend.compare_and_set(key, data, version, CallKind::Replace { epoch: *epoch }).await
     }
 
     async fn delete(&self, _key: &str) -> Result<bool, StorageError> {

@@ -5,9 +5,12 @@ mod changes;
 mod cursor;
 mod found;
 mod known;
+mod mark;
+mod process_lease;
 mod reading;
 mod traits;
 mod update;
+mod worker;
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,11 +27,15 @@ use tokio::time::{Instant, timeout};
 
 use self::found::Found;
 use self::known::Known;
+use self::process_lease::Workers;
 use self::reading::Reader;
+pub use self::worker::{Worker, WorkerError};
 use crate::backend::RedisBackend;
 
 /// How much memory the last known records take at most, unless told otherwise.
 const MEMORY: usize = 16 << 20;
+/// How long the lease of a process with workers lasts, unless told otherwise.
+const WORKER_LEASE: Duration = Duration::from_secs(15);
 
 /// Keeps the tasks of a pmcp server. Takes the place of `ServerTaskStore::new(GenericTaskStore::new(backend))`.
 ///
@@ -130,7 +137,7 @@ impl TaskStore {
         let (config, security, poll_interval) = (StoreConfig::default(), TaskSecurityConfig::default(), 500);
         Self {
             known: known(&backend, MEMORY),
-            reader: Arc::new(Reader { backend }),
+            reader: Self::reader(backend, WORKER_LEASE),
             config,
             security,
             poll_interval,
@@ -164,6 +171,17 @@ impl TaskStore {
     #[must_use]
     pub fn with_memory(self, bytes: usize) -> Self {
         Self { known: known(&self.reader.backend, bytes), ..self }
+    }
+
+    /// Sets how long after the death of a process the tasks of its [workers](Self::work_on) fail at most. A process renews its
+    /// lease after each third of this time. Default: 15 s. At least 10 ms.
+    #[must_use]
+    pub fn with_worker_lease(self, duration: Duration) -> Self {
+        Self { reader: Self::reader(self.reader.backend.clone(), duration), ..self }
+    }
+
+    fn reader(backend: RedisBackend, worker_lease: Duration) -> Arc<Reader> {
+        Arc::new(Reader { workers: Arc::new(Workers::new(backend.clone(), worker_lease)), backend })
     }
 
     /// Makes `get_result` wait until the task is terminal, as the protocol of 2025-11-25 asks of `tasks/result`. After this

@@ -1,16 +1,31 @@
 //! How the store reads. Every record that it gives out, or checks a transition against, comes from here, and is at the
 //! primary unless a caller only looks at it. What is to be done with a record before anybody sees it has its place here.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::stream::{self, StreamExt as _};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::VersionedRecord;
+use tokio::time::sleep;
 
 use super::cursor;
+use super::mark::Mark;
+use super::process_lease::Workers;
 use crate::backend::RedisBackend;
 use crate::error::{CallKind, Error};
 use crate::listing::{ListedTask, Order};
+use crate::waiting::Awaited;
+
+/// The pause before a task is looked at again whose worker has died, and which this user cannot change.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How many tasks of a list are looked after at once.
+const AT_ONCE: usize = 64;
 
 pub(super) struct Reader {
     pub(super) backend: RedisBackend,
+    pub(super) workers: Arc<Workers>,
 }
 
 /// A page of a list, newest first, and the cursor of the next one if there is one.
@@ -36,15 +51,26 @@ impl Reader {
     }
 
     async fn read(&self, key: &str, kind: CallKind) -> Result<VersionedRecord, StorageError> {
-        let read = self.backend.read_record(key, kind).await;
-        read.map_err(|error| match Error::of(&error) {
+        match self.backend.read_record(key, kind).await {
+            Ok(record) => self.judged(key, record).await,
             // A client may ask for any task id, also an empty one.
-            Some(Error::Key(_)) => StorageError::NotFound { key: key.to_owned() },
-            _ => error,
-        })
+            Err(error) if matches!(Error::of(&error), Some(Error::Key(_))) => {
+                Err(StorageError::NotFound { key: key.to_owned() })
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    /// A task once it is at another version than this; None once it is gone.
+    /// The record, or the failed one if its worker has died.
+    async fn judged(&self, key: &str, record: VersionedRecord) -> Result<VersionedRecord, StorageError> {
+        match Mark::of_unfinished(&record.data) {
+            // Boxed, because few tasks are like this.
+            Some(mark) => Box::pin(self.workers.fail_if_dead(key, record, mark)).await,
+            None => Ok(record),
+        }
+    }
+
+    /// A task once it is at another version than this; None once it is gone. A task whose worker dies fails.
     pub(super) async fn changed(
         &self,
         key: &str,
@@ -53,16 +79,31 @@ impl Reader {
         self.wait_until(key, &|record| record.version != version).await
     }
 
-    /// A task once it is one that is news; None once it is gone.
+    /// A task once it is one that is news; None once it is gone. A task whose worker dies fails.
     pub(super) async fn wait_until(
         &self,
         key: &str,
         is_news: &(dyn Fn(&VersionedRecord) -> bool + Sync),
     ) -> Result<Option<VersionedRecord>, StorageError> {
-        match self.backend.wait_until(key, is_news).await {
-            // A client may ask for any task id, also an empty one.
-            Err(error) if matches!(Error::of(&error), Some(Error::Key(_))) => Ok(None),
-            record => record,
+        let death = |record: &VersionedRecord| {
+            let (workers, mark) = (self.workers.clone(), Mark::of_unfinished(&record.data)?);
+            Some(async move { workers.death_of(&mark).await }.boxed())
+        };
+        loop {
+            let record = match self.backend.wait_until(key, is_news, &death).await {
+                // A client may ask for any task id, also an empty one.
+                Err(error) if matches!(Error::of(&error), Some(Error::Key(_))) => return Ok(None),
+                Err(error) => return Err(error),
+                Ok(Awaited::News(None)) => return Ok(None),
+                Ok(Awaited::News(Some(record))) => self.judged(key, record).await,
+                Ok(Awaited::End) => self.task_at_primary(key).await,
+            };
+            match record {
+                Err(StorageError::NotFound { .. }) => return Ok(None),
+                // The task could not be failed, or the lease came back.
+                Ok(record) if !is_news(&record) => sleep(PAUSE).await,
+                news => return news.map(Some),
+            }
         }
     }
 
@@ -82,7 +123,17 @@ impl Reader {
         } else {
             None
         };
-        let with_key = |task: ListedTask| (format!("{owner}:{}", task.task_id), task.record);
-        Ok(Page { tasks: tasks.into_iter().map(with_key).collect(), next })
+        let judged = |task: ListedTask| async move {
+            let key = format!("{owner}:{}", task.task_id);
+            let record = self.judged(&key, task.record).await;
+            (key, record)
+        };
+        let tasks: Vec<_> = stream::iter(tasks).map(judged).buffered(AT_ONCE).collect().await;
+        // A task that has ended meanwhile is left out.
+        let is_there = |(key, record): (String, Result<_, _>)| match record {
+            Err(StorageError::NotFound { .. }) => None,
+            record => Some(record.map(|record| (key, record))),
+        };
+        Ok(Page { tasks: tasks.into_iter().filter_map(is_there).collect::<Result<_, _>>()?, next })
     }
 }

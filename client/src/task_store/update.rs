@@ -39,6 +39,7 @@ impl TaskStore {
                 max_tasks,
                 epoch: self.reader.backend.session().epoch(),
                 met: met.clone(),
+                peeked: Mutex::default(),
             };
             let result = operation(self.upstream(attempt, max_tasks)).await;
             if result.is_ok() {

@@ -1,0 +1,245 @@
+//! The leases of processes with workers: this process' own, and what is known of those of others.
+//!
+//! A process has one lease for all of its workers with one store. So its renewals do not grow in number with the tasks that
+//! are worked on, and neither do the checks of those who read these tasks.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use pmcp_tasks::store::backend::VersionedRecord;
+use pmcp_tasks::{GenericTaskStore, StorageError, TaskError, TaskStatus};
+use pmcptask_schema::split_composite;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use super::found::Found;
+use super::mark::Mark;
+use crate::backend::RedisBackend;
+use crate::error::{CallKind, Error};
+use crate::lease::{self, Lease};
+
+/// How often a lease is looked at that has no known end, or could not be looked at.
+const UNKNOWN: Duration = Duration::from_secs(1);
+
+/// How often a task whose worker has died is read again because somebody changes it.
+const ATTEMPTS: usize = 10;
+
+/// The message of a task whose worker has died.
+pub(super) const DIED: &str = "the process that worked on the task ended or lost its connection";
+
+/// The lease of this process.
+pub(super) struct ProcessLease {
+    /// The composite key of the lease.
+    pub(super) key: String,
+    valid_until: watch::Receiver<Instant>,
+}
+
+impl ProcessLease {
+    pub(super) fn is_valid(&self) -> bool {
+        *self.valid_until.borrow() > Instant::now()
+    }
+
+    /// Whether the lease is renewed. That ends with the runtime that renews it.
+    fn is_kept(&self) -> bool {
+        self.valid_until.has_changed().is_ok()
+    }
+
+    /// Resolves once the lease is not valid any more.
+    pub(super) async fn loss(&self) {
+        let mut changes = self.valid_until.clone();
+        loop {
+            let valid_until = *changes.borrow_and_update();
+            if valid_until <= Instant::now() {
+                return;
+            }
+            tokio::select! {
+                () = sleep_until(valid_until) => {}
+                Ok(()) = changes.changed() => {}
+            }
+        }
+    }
+}
+
+/// Who works: the lease of this process, and the leases of others.
+pub(super) struct Workers {
+    backend: RedisBackend,
+    duration: Duration,
+    own: tokio::sync::Mutex<Weak<ProcessLease>>,
+    /// The leases that were alive when they were looked at, by their composite keys.
+    alive: Mutex<HashMap<String, Arc<AliveUntil>>>,
+}
+
+/// Until when a lease is certain to live. One looks, and the others wait for what is found.
+type AliveUntil = tokio::sync::Mutex<Option<Instant>>;
+
+impl Workers {
+    pub(super) fn new(backend: RedisBackend, duration: Duration) -> Self {
+        Self { backend, duration, own: tokio::sync::Mutex::default(), alive: Mutex::default() }
+    }
+
+    /// The lease of this process, acquired if there is none. It is renewed as long as anybody keeps what is returned.
+    pub(super) async fn own(self: &Arc<Self>) -> Result<Arc<ProcessLease>, StorageError> {
+        let workers = self.clone();
+        // A task of its own: a caller that is not polled any more must not keep the lock, which renewals wait for.
+        let acquired = tokio::spawn(async move {
+            let mut own = workers.own.lock().await;
+            if let Some(lease) = own.upgrade().filter(|lease| lease.is_valid() && lease.is_kept()) {
+                return Ok(lease);
+            }
+            // Nobody else acquires this name.
+            let name = format!("worker-{:032x}", fastrand::u128(..));
+            let lost = || Error::LeaseLost { name: name.clone() };
+            let lease = Lease::acquire(&workers.backend, &name, workers.duration).await?.ok_or_else(lost)?;
+            let (sender, valid_until) = watch::channel(lease.valid_until());
+            let shared = Arc::new(ProcessLease { key: lease.key().to_owned(), valid_until });
+            *own = Arc::downgrade(&shared);
+            tokio::spawn(keep(workers.clone(), lease, sender, shared.clone()));
+            Ok(shared)
+        });
+        // The runtime ends.
+        acquired.await.unwrap_or_else(|_| Err(Error::LeaseLost { name: "worker".to_owned() }.into()))
+    }
+
+    /// Resolves once the lease in the mark is dead.
+    pub(super) async fn death_of(self: &Arc<Self>, mark: &Mark) {
+        while let Some(until) = self.alive_until(&mark.lease).await {
+            sleep_until(until).await;
+        }
+    }
+
+    /// Until when a lease is certain to live; None if it is dead. A lease that cannot be looked at is taken for alive, for a
+    /// short time: the worker may well be.
+    async fn alive_until(self: &Arc<Self>, lease: &str) -> Option<Instant> {
+        let now = Instant::now();
+        let entry = self.alive().entry(lease.to_owned()).or_default().clone();
+        if let Ok(Some(until)) = entry.try_lock().as_deref()
+            && *until > now
+        {
+            return Some(*until);
+        }
+        let (workers, lease) = (self.clone(), lease.to_owned());
+        // A task of its own: a caller that is not polled any more must not keep the lock, which all others wait for.
+        let looked = tokio::spawn(async move { workers.look_at(&lease, &entry).await });
+        // The runtime ends.
+        looked.await.unwrap_or_else(|_| now.checked_add(UNKNOWN))
+    }
+
+    /// Looks at a lease, unless somebody has done so just before.
+    async fn look_at(&self, lease: &str, entry: &AliveUntil) -> Option<Instant> {
+        let mut until = entry.lock().await;
+        let now = Instant::now();
+        if until.is_some_and(|until| until > now) {
+            return *until;
+        }
+        *until = match lease::left(&self.backend, lease).await {
+            Ok(None) => None,
+            Ok(Some(left)) if !left.is_zero() => now.checked_add(left),
+            // What is no key of a lease is no lease.
+            Err(error) if matches!(Error::of(&error), Some(Error::Key(_))) => None,
+            _ => now.checked_add(UNKNOWN),
+        };
+        let found = *until;
+        drop(until);
+        if found.is_none() {
+            // With it go those that nobody asks for any more.
+            let is_alive = |until: &Option<Instant>| until.is_some_and(|until| until > now);
+            self.alive().retain(|_, entry| entry.try_lock().map_or(true, |until| is_alive(&until)));
+        }
+        found
+    }
+
+    fn alive(&self) -> MutexGuard<'_, HashMap<String, Arc<AliveUntil>>> {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The record of a marked task that is not terminal. If its worker is dead, the task fails first.
+    pub(super) async fn fail_if_dead(
+        self: &Arc<Self>,
+        key: &str,
+        mut record: VersionedRecord,
+        mut mark: Mark,
+    ) -> Result<VersionedRecord, StorageError> {
+        for _ in 0..ATTEMPTS {
+            if self.alive_until(&mark.lease).await.is_some() {
+                return Ok(record);
+            }
+            // The record may come from a replica, or from before a failover.
+            let epoch = self.backend.session().epoch();
+            record = self.backend.read_record(key, CallKind::PrimaryRead).await?;
+            match Mark::of_unfinished(&record.data) {
+                None => return Ok(record),
+                Some(now) if now != mark => mark = now,
+                Some(_) => match self.fail(key, &record, epoch).await {
+                    // Somebody else changes it too.
+                    Err(TaskError::ConcurrentModification { .. }) => {}
+                    Ok(failed) => return Ok(failed),
+                    // Whoever reads the task next may be able to write.
+                    Err(_) => return Ok(record),
+                },
+            }
+        }
+        Ok(record)
+    }
+
+    /// Fails a task, with upstream's code.
+    async fn fail(
+        &self,
+        key: &str,
+        record: &VersionedRecord,
+        epoch: u64,
+    ) -> Result<VersionedRecord, TaskError> {
+        let Ok((owner_id, task_id)) = split_composite(key) else {
+            return Err(TaskError::NotFound { task_id: key.to_owned() });
+        };
+        let store = GenericTaskStore::new(Found::task_to_change(record.clone(), self.backend.clone(), epoch));
+        let died = Some(DIED.to_owned());
+        let failed = store.update_status(task_id, owner_id, TaskStatus::Failed, died).await?;
+        // As upstream has just written it.
+        let data = serde_json::to_vec(&failed).map_err(|error| TaskError::StoreError(error.to_string()))?;
+        Ok(VersionedRecord { data, version: failed.version })
+    }
+}
+
+/// Renews the lease as long as anybody works, and gives it up after a period in which nobody did.
+async fn keep(
+    workers: Arc<Workers>,
+    mut lease: Lease,
+    valid_until: watch::Sender<Instant>,
+    shared: Arc<ProcessLease>,
+) {
+    let period = workers.duration.mul_f32(1.0 / 3.0);
+    loop {
+        sleep(period).await;
+        let mut own = workers.own.lock().await;
+        if Arc::strong_count(&shared) == 1 {
+            // A newer one stays.
+            if own.as_ptr() == Arc::as_ptr(&shared) {
+                *own = Weak::new();
+            }
+            break;
+        }
+        drop(own);
+        if !renew(&mut lease, period.mul_f32(0.2)).await {
+            // Also where the local clock would give more time. What is lost stays lost.
+            valid_until.send_replace(Instant::now());
+            return;
+        }
+        valid_until.send_replace(lease.valid_until());
+    }
+    // Otherwise it ends by itself.
+    drop(lease.release().await);
+}
+
+/// Renews a lease while it is valid; false if it is lost.
+async fn renew(lease: &mut Lease, pause: Duration) -> bool {
+    let valid_until = lease.valid_until();
+    loop {
+        match timeout_at(valid_until, lease.renew()).await {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) if matches!(Error::of(&error), Some(Error::LeaseLost { .. })) => return false,
+            Ok(Err(_)) => sleep(pause).await,
+            Err(_) => return false,
+        }
+    }
+}

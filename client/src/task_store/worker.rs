@@ -1,0 +1,366 @@
+//! [`Worker`]: who works on a task.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use pmcp::types::CallToolResult;
+use pmcp_tasks::store::backend::{VersionedRecord, make_key};
+use pmcp_tasks::{ServerTaskStore, StorageError, TaskError, TaskRecord, TaskStatus};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::TaskStore;
+use super::attempt::Attempt;
+use super::mark::{Mark, VARIABLE};
+use super::process_lease::ProcessLease;
+use crate::waiting::Awaited;
+
+/// The pause before a read or a write that failed is made again in the background.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The message of a task whose worker was dropped.
+const DROPPED: &str = "the worker ended without a result";
+
+/// Why a worker could not do something.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// Another worker works on the task. Nothing was changed.
+    #[error("task {task_id} has another worker")]
+    #[non_exhaustive]
+    Taken {
+        /// The task's id.
+        task_id: String,
+    },
+    /// The worker is not the task's worker any more: its process could not renew its lease in time. The task has
+    /// failed, or will fail when somebody looks at it. Nothing was changed.
+    #[error("the worker of task {task_id} has lost its lease")]
+    #[non_exhaustive]
+    Lost {
+        /// The task's id.
+        task_id: String,
+    },
+    /// The store refused or failed. [`TaskError::InvalidTransition`] from `cancelled`: somebody cancelled the task.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// The lease of the process could not be acquired.
+    #[error("no lease for a worker: {0}")]
+    Lease(#[source] StorageError),
+}
+
+/// Working on tasks.
+impl TaskStore {
+    /// Begins to work on a task. One task has one worker: while it lives, others are refused.
+    ///
+    /// ```
+    /// use pmcp::server::task_store::TaskStore as _;
+    /// use pmcp::types::{CallToolResult, Content};
+    /// use pmcptask_client::{RedisBackend, TaskStore, WorkerError};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let Some(server) = pmcptask_tests::server_for_example() else { return Ok(()) };
+    /// # let url = server.url();
+    /// let store = TaskStore::new(RedisBackend::new(&url).await?);
+    /// let id = store.create("alice", None).await?.task_id;
+    ///
+    /// let worker = store.work_on(&id, "alice").await?;
+    /// assert!(matches!(store.work_on(&id, "alice").await, Err(WorkerError::Taken { .. })));
+    /// let work = async {
+    ///     worker.progress("half done").await?;
+    ///     Ok::<_, WorkerError>(CallToolResult::new(vec![Content::text("42")]))
+    /// };
+    /// tokio::select! {
+    ///     () = worker.cancelled() => {}
+    ///     result = work => match result {
+    ///         Ok(result) => worker.complete(result).await?,
+    ///         Err(error) => worker.fail(&error.to_string()).await?,
+    ///     },
+    /// }
+    /// assert_eq!(store.get_result(&id, "alice").await?.content.len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// All workers of a process with one store share a [`Lease`](crate::Lease), which the process renews in the background.
+    /// If the process dies, the lease ends, by the server's clock, within
+    /// [`with_worker_lease`](Self::with_worker_lease). Whoever then reads, lists or waits for the task with a [`TaskStore`]
+    /// sees it failed, and those who wait are woken. Somebody has to look: the server does not fail tasks by itself, and other
+    /// stores show such a task as it was. Tasks without a worker stay as they are.
+    ///
+    /// Costs one round trip, or two if the task was not changed by this store before; the first worker of a process costs
+    /// three more for the lease. The lease costs the process one `PEXPIRE` for each third of its duration, and each store that
+    /// looks at tasks with workers one `PTTL` for each duration. Users need the permissions of
+    /// [`Lease`](crate::Lease) and `+pttl`.
+    ///
+    /// Call it on the tokio runtime that lives as long as the work: the lease is renewed there.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkerError::Taken`]; [`TaskError::InvalidTransition`] for a task that is terminal, also because its worker has died;
+    /// [`WorkerError::Lease`]; those of `set_variables`.
+    pub async fn work_on(&self, task_id: &str, owner_id: &str) -> Result<Worker, WorkerError> {
+        let lease = self.reader.workers.own().await.map_err(WorkerError::Lease)?;
+        let mark = Mark { lease: lease.key.clone(), worker: fastrand::u32(..) };
+        // From here on, an error or a drop leaves no task with a mark and nobody who works on it.
+        let worker = Worker {
+            work: Arc::new(Work {
+                store: self.clone(),
+                task_id: task_id.to_owned(),
+                owner_id: owner_id.to_owned(),
+                mark,
+                lease,
+            }),
+            is_done: AtomicBool::new(false),
+            stopped: watch::Sender::new(false),
+            runtime: Handle::current(),
+        };
+        let task = &worker.work;
+        let begun = self
+            .change(|store| async move {
+                let record = task.read(&store).await?;
+                if record.task.status.is_terminal() {
+                    record.task.status.validate_transition(task_id, &TaskStatus::Working)?;
+                }
+                if Mark::of(&record).is_some() {
+                    return Err(WorkerError::Taken { task_id: task_id.to_owned() });
+                }
+                let mark = HashMap::from([(VARIABLE.to_owned(), task.mark.to_json())]);
+                Ok(store.inner().set_variables(task_id, owner_id, mark).await?)
+            })
+            .await;
+        match begun {
+            Ok(_) => Ok(worker),
+            Err(error) => {
+                // Only a failure can have left a mark.
+                let is_refusal = !matches!(&error, WorkerError::Task(TaskError::StoreError(_)));
+                worker.is_done.store(is_refusal, Ordering::SeqCst);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Works on a task: the only one to do so, from [`TaskStore::work_on`].
+///
+/// A worker that is dropped before the task is terminal fails the task, in the background: for example when the code that works
+/// panics or returns early.
+pub struct Worker {
+    work: Arc<Work>,
+    /// The task is known to be terminal, or not this worker's.
+    is_done: AtomicBool,
+    /// A write has met what [`Worker::cancelled`] waits for.
+    stopped: watch::Sender<bool>,
+    runtime: Handle,
+}
+
+/// A task that is worked on.
+struct Work {
+    store: TaskStore,
+    task_id: String,
+    owner_id: String,
+    mark: Mark,
+    lease: Arc<ProcessLease>,
+}
+
+impl Worker {
+    /// The id of the task.
+    #[must_use]
+    pub fn task_id(&self) -> &str {
+        &self.work.task_id
+    }
+
+    /// The owner of the task.
+    #[must_use]
+    pub fn owner_id(&self) -> &str {
+        &self.work.owner_id
+    }
+
+    /// Sets the task's status message. One round trip in the usual case.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkerError::Lost`]; [`TaskError::InvalidTransition`] if somebody cancelled the task; those of `set_status_message`.
+    pub async fn progress(&self, message: impl Into<String>) -> Result<(), WorkerError> {
+        let message = &message.into();
+        self.write(|store, task| async move {
+            let message = Some(message.clone());
+            store.inner().set_status_message(&task.task_id, &task.owner_id, message).await
+        })
+        .await
+    }
+
+    /// Completes the task with a result, both in one write: a task that was cancelled before gets no result.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkerError::Lost`]; [`TaskError::InvalidTransition`] if somebody cancelled the task; those of
+    /// `complete_with_result`. After another error, call again: if the outcome is unknown and the task was completed, the
+    /// second call fails with [`TaskError::InvalidTransition`].
+    pub async fn complete(&self, result: CallToolResult) -> Result<(), WorkerError> {
+        let result = serde_json::to_value(result)
+            .map_err(|error| TaskError::StoreError(format!("the result is not JSON: {error}")))?;
+        let result = &result;
+        let complete = |store: ServerTaskStore<Attempt>, task: Arc<Work>| async move {
+            let (status, result) = (TaskStatus::Completed, result.clone());
+            store.inner().complete_with_result(&task.task_id, &task.owner_id, status, None, result).await
+        };
+        self.end(complete).await
+    }
+
+    /// Fails the task.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkerError::Lost`]; [`TaskError::InvalidTransition`] if somebody cancelled the task; those of `update_status`.
+    pub async fn fail(&self, message: impl Into<String>) -> Result<(), WorkerError> {
+        let message = &message.into();
+        let fail = |store: ServerTaskStore<Attempt>, task: Arc<Work>| async move {
+            let message = Some(message.clone());
+            store.inner().update_status(&task.task_id, &task.owner_id, TaskStatus::Failed, message).await
+        };
+        self.end(fail).await
+    }
+
+    /// Resolves once there is no more to do: somebody cancelled the task, with any store or backend, at any server; or the
+    /// worker has lost its lease; or the task is terminal or gone otherwise. Then stop: nothing can be written any more.
+    ///
+    /// Costs two reads to start to wait, and none while the task stays as it is: see
+    /// [`RedisBackend::changed`](crate::RedisBackend::changed). The worker's own messages cost two reads each, up to about two
+    /// a second. If there are more messages, a message that fails resolves this too.
+    pub async fn cancelled(&self) {
+        let mut stopped = self.stopped.subscribe();
+        tokio::select! {
+            () = self.work.lease.loss() => {}
+            () = self.work.end() => {}
+            // The sender lives as long as the worker.
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
+    }
+
+    async fn end<F>(
+        &self,
+        change: impl Fn(ServerTaskStore<Attempt>, Arc<Work>) -> F,
+    ) -> Result<(), WorkerError>
+    where
+        F: Future<Output = Result<TaskRecord, TaskError>>,
+    {
+        self.write(change).await?;
+        self.is_done.store(true, Ordering::SeqCst);
+        self.stopped.send_replace(true);
+        Ok(())
+    }
+
+    async fn write<F>(
+        &self,
+        change: impl Fn(ServerTaskStore<Attempt>, Arc<Work>) -> F,
+    ) -> Result<(), WorkerError>
+    where
+        F: Future<Output = Result<TaskRecord, TaskError>>,
+    {
+        let written = self.work.write(change).await;
+        if written.as_ref().is_err_and(is_final) {
+            self.is_done.store(true, Ordering::SeqCst);
+            self.stopped.send_replace(true);
+        }
+        written
+    }
+}
+
+/// True for an error after which the worker can write no more.
+fn is_final(error: &WorkerError) -> bool {
+    matches!(
+        error,
+        WorkerError::Lost { .. }
+            | WorkerError::Task(
+                TaskError::InvalidTransition { .. } | TaskError::NotFound { .. } | TaskError::Expired { .. }
+            )
+    )
+}
+
+impl Work {
+    /// Reads the task that a change is made over.
+    async fn read(&self, store: &ServerTaskStore<Attempt>) -> Result<TaskRecord, TaskError> {
+        let record = store.inner().backend().peek(&make_key(&self.owner_id, &self.task_id)).await;
+        self.store.record(&self.task_id, &self.owner_id, record).await
+    }
+
+    /// Makes a change if the worker is the task's, and has not lost its lease. A worker that stood still after it looked at its
+    /// clock changes nothing either: by then the task has failed, and is another record.
+    async fn write<F>(
+        self: &Arc<Self>,
+        change: impl Fn(ServerTaskStore<Attempt>, Arc<Self>) -> F,
+    ) -> Result<(), WorkerError>
+    where
+        F: Future<Output = Result<TaskRecord, TaskError>>,
+    {
+        let change = &change;
+        self.store
+            .change(|store| async move {
+                if !self.lease.is_valid() {
+                    return Err(self.lost());
+                }
+                let record = self.read(&store).await?;
+                if Mark::of(&record).as_ref() != Some(&self.mark) {
+                    return Err(self.lost());
+                }
+                change(store, self.clone()).await?;
+                Ok(())
+            })
+            .await
+    }
+
+    fn lost(&self) -> WorkerError {
+        WorkerError::Lost { task_id: self.task_id.clone() }
+    }
+
+    /// Resolves once the task is not one that this worker works on.
+    async fn end(&self) {
+        let key = make_key(&self.owner_id, &self.task_id);
+        let is_end =
+            |record: &VersionedRecord| Mark::of_unfinished(&record.data).as_ref() != Some(&self.mark);
+        loop {
+            match self.store.reader.backend.wait_until(&key, &is_end, &|_| None).await {
+                Ok(Awaited::News(_)) => return,
+                // The server is away. If it stays away, the lease is lost.
+                Ok(Awaited::End) | Err(_) => sleep(PAUSE).await,
+            }
+        }
+    }
+
+    /// Fails the task of a worker that was dropped. Where that does not succeed in time, the lease is lost, and the task fails
+    /// all the same.
+    async fn fail_dropped(self: Arc<Self>) {
+        let fail = |store: ServerTaskStore<Attempt>, task: Arc<Self>| async move {
+            let message = Some(DROPPED.to_owned());
+            store.inner().update_status(&task.task_id, &task.owner_id, TaskStatus::Failed, message).await
+        };
+        while let Err(error) = self.write(fail).await {
+            if is_final(&error) {
+                return;
+            }
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if !*self.is_done.get_mut() {
+            self.runtime.spawn(self.work.clone().fail_dropped());
+        }
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("task_id", &self.work.task_id)
+            .field("owner_id", &self.work.owner_id)
+            .finish_non_exhaustive()
+    }
+}
