@@ -760,7 +760,7 @@ async fn waiter_for_the_end_of_a_task_with_many_messages_pauses_between_its_look
             sleep(Duration::from_millis(2)).await;
         }
     };
-    let (_, commands) = cost(&server, messages).await;
+    let ((), commands) = cost(&server, messages).await;
     let gets = commands.split_once("get ").map_or(0, |(_, count)| count.parse().unwrap());
     // Two for each look.
     assert!(gets < 24, "{commands}");
