@@ -154,7 +154,8 @@ impl RedisBackend {
         Ok(Look::Unchanged { limit, is_tracked: read.is_tracked })
     }
 
-    async fn read<T>(
+    /// Reads the task of a waiter.
+    pub(crate) async fn read<T>(
         &self,
         key: &str,
         waiter: &Waiter,

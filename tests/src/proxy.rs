@@ -25,6 +25,9 @@ pub enum Fault {
     /// Replies to commands of the module are held until the fault changes, and everything after them on the
     /// same connection too. New connections are possible.
     Hold,
+    /// The next news of a change (an `invalidate` message) is held until the fault changes, and everything after it on the same
+    /// connection too.
+    HoldNews,
     /// Connections are accepted and stay open, but nothing is forwarded in either direction.
     Silence,
     /// Connections are closed as soon as they are accepted.
@@ -44,6 +47,9 @@ pub enum Fault {
         reply: Vec<u8>,
     },
 }
+
+/// How a server begins to tell of a change.
+const NEWS: &[u8] = b">2\r\n$10\r\ninvalidate\r\n";
 
 /// A proxy on its own port. Its connections end when it is dropped.
 #[derive(Debug)]
@@ -289,7 +295,18 @@ impl Shared {
                 Fault::Silence => continue,
                 _ => Duration::ZERO,
             };
-            held_back.push_back((Instant::now() + delay, bytes[..count].to_vec()));
+            let mut piece = &bytes[..count];
+            if *lock(&self.fault) == Fault::HoldNews
+                && let Some(start) = piece.windows(NEWS.len()).position(|window| window == NEWS)
+            {
+                held_back.push_back((Instant::now(), piece[..start].to_vec()));
+                deliver(&mut held_back, &link.client)?;
+                piece = &piece[start..];
+                while *lock(&self.fault) == Fault::HoldNews && !self.ended.load(Ordering::SeqCst) {
+                    thread::sleep(Duration::from_millis(5));
+                }
+            }
+            held_back.push_back((Instant::now() + delay, piece.to_vec()));
         }
         while let Some(left) = deliver(&mut held_back, &link.client)? {
             thread::sleep(left);

@@ -5,7 +5,13 @@
 //! equal except for differences that the docs of `TaskStore` name. Each difference has its own test below or in
 //! `task_store.rs`; the sequences avoid them.
 #![cfg(feature = "redis-tests")]
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing
+)]
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -157,15 +163,17 @@ fn steps() -> impl Strategy<Value = Step> {
 
 fn sequences() -> impl Strategy<Value = Sequence> {
     let most = prop_oneof![1 => Just(0), 1 => Just(3), 4 => Just(LONGEST)];
-    (most, any::<bool>(), collection::vec(steps(), 0..=LONGEST)).prop_map(|(most, allow_anonymous, mut steps)| {
-        // See `of_a_full_owner_and_a_ttl_that_is_too_long_the_ttl_is_named_first`.
-        for step in steps.iter_mut().filter(|_| most < LONGEST) {
-            if let Call::Create(ttl) = &mut step.call {
-                *ttl = None;
+    (most, any::<bool>(), collection::vec(steps(), 0..=LONGEST)).prop_map(
+        |(most, allow_anonymous, mut steps)| {
+            // See `of_a_full_owner_and_a_ttl_that_is_too_long_the_ttl_is_named_first`.
+            for step in steps.iter_mut().filter(|_| most < LONGEST) {
+                if let Call::Create(ttl) = &mut step.call {
+                    *ttl = None;
+                }
             }
-        }
-        Sequence { most, allow_anonymous, steps }
-    })
+            Sequence { most, allow_anonymous, steps }
+        },
+    )
 }
 
 // How steps run.
@@ -222,7 +230,12 @@ fn server_status(status: TaskStatus) -> ServerStatus {
 }
 
 /// What a store answers, and the ids of created tasks. None: the call is not possible in this trait.
-async fn of_tasks(store: &dyn pmcp_tasks::TaskStore, owner: &str, id: &str, call: &Call) -> Option<(String, Vec<String>)> {
+async fn of_tasks(
+    store: &dyn pmcp_tasks::TaskStore,
+    owner: &str,
+    id: &str,
+    call: &Call,
+) -> Option<(String, Vec<String>)> {
     let answer = match call.clone() {
         Call::Create(ttl) => {
             let created = store.create(owner, "tools/call", ttl).await;
@@ -265,7 +278,9 @@ async fn of_tasks(store: &dyn pmcp_tasks::TaskStore, owner: &str, id: &str, call
         Call::Cancel => shown(store.cancel(id, owner).await.map(sorted)),
         Call::Deliver(responses) => shown(store.deliver_inputs(id, owner, responses).await),
         Call::Snapshot => shown(store.task_input_snapshot(id, owner).await),
-        Call::Request(requests) => shown(without_times(store.record_input_requests(id, owner, requests).await)),
+        Call::Request(requests) => {
+            shown(without_times(store.record_input_requests(id, owner, requests).await))
+        }
         Call::SetError(error) => shown(store.set_error(id, owner, error).await),
         Call::GetError => shown(store.get_error(id, owner).await),
         Call::Say(_) => return None,
@@ -280,13 +295,19 @@ fn without_times(task: Result<Value, TaskError>) -> Result<String, TaskError> {
         task.remove("createdAt");
         task.remove("lastUpdatedAt");
         let meta = task.remove("_meta").unwrap_or_default();
-        let meta: std::collections::BTreeMap<String, Value> = serde_json::from_value(meta).unwrap_or_default();
+        let meta: std::collections::BTreeMap<String, Value> =
+            serde_json::from_value(meta).unwrap_or_default();
         format!("{task:?} {meta:?}")
     })
 }
 
 /// The same for pmcp's trait.
-async fn of_server(store: &dyn server::TaskStore, owner: &str, id: &str, call: &Call) -> Option<(String, Vec<String>)> {
+async fn of_server(
+    store: &dyn server::TaskStore,
+    owner: &str,
+    id: &str,
+    call: &Call,
+) -> Option<(String, Vec<String>)> {
     let answer = match call.clone() {
         Call::Create(ttl) => {
             let created = store.create(owner, ttl).await;
@@ -349,7 +370,8 @@ async fn run(stores: &[TaskStore; 3], sequence: &Sequence) -> Result<(), String>
         max_string_length: 100,
     };
     let upstream = GenericTaskStore::new(InMemoryBackend::new());
-    let upstream = upstream.with_config(config.clone()).with_security(security.clone()).with_poll_interval(123);
+    let upstream =
+        upstream.with_config(config.clone()).with_security(security.clone()).with_poll_interval(123);
     let upstream = Upstream::new(upstream);
     let stores = stores.each_ref().map(|store| {
         let store = store.clone().with_config(config.clone()).with_security(security.clone());
@@ -437,7 +459,10 @@ async fn expired_task_is_not_found_and_counts_for_nothing() {
     }
     let [theirs, ours] = &answers[..] else { panic!() };
     assert!(matches!(theirs.0, Err(server::TaskStoreError::Expired { .. })), "{theirs:?}");
-    assert!(matches!(theirs.1, Err(server::TaskStoreError::Expired { .. })) && theirs.2.is_err(), "{theirs:?}");
+    assert!(
+        matches!(theirs.1, Err(server::TaskStoreError::Expired { .. })) && theirs.2.is_err(),
+        "{theirs:?}"
+    );
     assert!(matches!(ours.0, Err(server::TaskStoreError::NotFound { .. })), "{ours:?}");
     assert!(matches!(ours.1, Err(server::TaskStoreError::NotFound { .. })) && ours.2.is_ok(), "{ours:?}");
 }

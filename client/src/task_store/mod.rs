@@ -5,6 +5,7 @@ mod changes;
 mod cursor;
 mod found;
 mod known;
+mod near;
 mod reading;
 mod traits;
 mod update;
@@ -101,7 +102,6 @@ const MEMORY: usize = 16 << 20;
 #[derive(Clone)]
 pub struct TaskStore {
     reader: Arc<Reader>,
-    known: Arc<Known>,
     config: StoreConfig,
     security: TaskSecurityConfig,
     poll_interval: u64,
@@ -117,8 +117,7 @@ impl TaskStore {
     pub fn new(backend: RedisBackend) -> Self {
         let (config, security, poll_interval) = (StoreConfig::default(), TaskSecurityConfig::default(), 500);
         Self {
-            reader: Arc::new(Reader { backend }),
-            known: Arc::new(Known::new(MEMORY)),
+            reader: Arc::new(Reader { backend, known: Arc::new(Known::new(MEMORY, false)) }),
             config,
             security,
             poll_interval,
@@ -150,7 +149,19 @@ impl TaskStore {
     /// shared by the clones of a store. 0: each change reads the task first.
     #[must_use]
     pub fn with_memory(self, bytes: usize) -> Self {
-        Self { known: Arc::new(Known::new(bytes)), ..self }
+        let is_near = self.reader.known.is_near();
+        self.with_known(Known::new(bytes, is_near))
+    }
+
+    /// Answers polls from memory
+    #[must_use]
+    pub fn near_cache(self, bytes: usize) -> Self {
+        self.with_known(Known::new(bytes, true))
+    }
+
+    fn with_known(self, known: Known) -> Self {
+        let reader = Reader { backend: self.reader.backend.clone(), known: Arc::new(known) };
+        Self { reader: Arc::new(reader), ..self }
     }
 
     /// Makes `get_result` wait until the task is terminal, as the protocol of 2025-11-25 asks of `tasks/result`. After this
@@ -241,7 +252,7 @@ impl TaskStore {
         limit: Duration,
     ) -> Result<VersionedRecord, StorageError> {
         let (started, key) = (Instant::now(), make_key(owner_id, task_id));
-        let mut record = self.reader.task_to_change(&key).await?;
+        let mut record = self.reader.task_to_await(&key).await?;
         // What upstream refuses needs no wait.
         while let Ok(task) = self.record(task_id, owner_id, Ok(record.clone())).await
             && !task.task.status.is_terminal()

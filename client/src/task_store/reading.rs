@@ -1,16 +1,20 @@
 //! How the store reads. Every record that it gives out, or checks a transition against, comes from here, and is at the
 //! primary unless a caller only looks at it. What is to be done with a record before anybody sees it has its place here.
 
+use std::sync::Arc;
+
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::VersionedRecord;
 
 use super::cursor;
+use super::known::Known;
 use crate::backend::RedisBackend;
 use crate::error::{CallKind, Error};
 use crate::listing::{ListedTask, Order};
 
 pub(super) struct Reader {
     pub(super) backend: RedisBackend,
+    pub(super) known: Arc<Known>,
 }
 
 /// A page of a list, newest first, and the cursor of the next one if there is one.
@@ -22,7 +26,12 @@ pub(super) struct Page {
 impl Reader {
     /// A task for somebody who looks at it.
     pub(super) async fn task(&self, key: &str) -> Result<VersionedRecord, StorageError> {
-        self.read(key, CallKind::Read).await
+        if self.known.is_near() { self.near_task(key).await } else { self.read(key, CallKind::Read).await }
+    }
+
+    /// A task that is to be awaited. A replica could be behind.
+    pub(super) async fn task_to_await(&self, key: &str) -> Result<VersionedRecord, StorageError> {
+        if self.known.is_near() { self.near_task(key).await } else { self.task_to_change(key).await }
     }
 
     /// A task that is to be changed. A replica could be behind.

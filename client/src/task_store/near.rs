@@ -1,0 +1,154 @@
+//! The near cache: reads that are answered from memory while the server tracks the task and has told of no change.
+//!
+//! A record is current while three things hold. The epoch is the same: no connection was lost. No change of the task was
+//! told, or made by this client. The task has not expired, by a clock that started before the record was read. A record becomes
+//! current in one of two ways:
+//!
+//! - By a tracked read, if nothing was told between the moment before it was sent and the moment when its reply is looked at.
+//! - By a write over a current record, with a tracked read behind it on the same connection, if exactly one change was told
+//!   meanwhile. The server tells once of a tracked key: the next change of the current record was told before the reply to
+//!   the read, whoever made it, because the write is a change. So one is told in any case, and if there was no other,
+//!   none was told after the read. Without that read, the next poll could not be answered from memory.
+//!
+//! Servers tell of changes on the connection on which they reply, in the order in which they happen, and the redis
+//! crate hands over what they tell before it hands over later replies.
+
+use std::time::Duration;
+
+use pmcp_tasks::StorageError;
+use pmcp_tasks::store::backend::VersionedRecord;
+use tokio::time::Instant;
+
+use super::known::{Look, State};
+use super::reading::Reader;
+use crate::connection::{Moment, Waiter};
+use crate::error::CallKind;
+use crate::replies::{self, TrackedRecord};
+
+/// How long a record is at most that is read again behind a write.
+const LONGEST_READ_AGAIN: usize = 16 << 10;
+/// How many writes in a row are followed by a read although nobody reads the task.
+const UNSEEN_WRITES: u8 = 2;
+
+/// What makes a record current.
+pub(super) struct Tracking {
+    /// Counts what is told of the task.
+    waiter: Waiter,
+    /// At this moment, the record was current for certain.
+    moment: Moment,
+    /// From then on, the task may have expired.
+    until: Option<Instant>,
+    /// The writes since somebody read the task.
+    pub(super) unseen_writes: u8,
+}
+
+impl Tracking {
+    pub(super) fn is_current(&self) -> bool {
+        !self.was_told() && !self.has_expired()
+    }
+
+    /// Whether something was told since.
+    pub(super) fn was_told(&self) -> bool {
+        self.waiter.moment() != self.moment
+    }
+
+    pub(super) fn has_expired(&self) -> bool {
+        self.until.is_some_and(|until| until <= Instant::now())
+    }
+}
+
+impl Reader {
+    /// A task from memory if it is current there, and else from the server.
+    pub(super) async fn near_task(&self, key: &str) -> Result<VersionedRecord, StorageError> {
+        match self.known.look(key) {
+            Look::Current(record) => Ok(record),
+            // Boxed, so that a call that is answered from memory takes little of it.
+            look => Box::pin(self.far_task(key, &look)).await,
+        }
+    }
+
+    async fn far_task(&self, key: &str, look: &Look) -> Result<VersionedRecord, StorageError> {
+        let epoch = self.backend.session().epoch();
+        let read = match look {
+            Look::Known => self.tracked_task(key).await,
+            // Not tracked: the server would keep the name of a task that is not there, for ever.
+            Look::Current(_) | Look::Ends | Look::Unknown => self.task_to_change(key).await,
+        };
+        match (look, &read) {
+            (Look::Unknown, Ok(VersionedRecord { data, version })) => {
+                self.known.put(key, data, *version, State::Seen, epoch);
+            }
+            (_, Err(StorageError::NotFound { .. })) => self.known.forget(key),
+            _ => {}
+        }
+        read
+    }
+
+    async fn tracked_task(&self, key: &str) -> Result<VersionedRecord, StorageError> {
+        let waiter = self.backend.session().add_waiter(key)?;
+        let (moment, asked) = (waiter.moment(), Instant::now());
+        let read = self.backend.read(key, &waiter, CallKind::TrackedRead, replies::tracked_record).await?;
+        let TrackedRecord { record, is_tracked, expires_in, is_expiry_known } = read;
+        let record = record.ok_or_else(|| StorageError::NotFound { key: key.to_owned() })?;
+        let state = if is_tracked && is_expiry_known {
+            State::Tracked(Tracking { waiter, moment, until: until(asked, expires_in), unseen_writes: 0 })
+        } else {
+            State::Seen
+        };
+        self.known.put(key, &record.data, record.version, state, moment.epoch);
+        Ok(record)
+    }
+
+    /// Writes over a version of a task, and keeps what was written. `replaced`: what made the record current that is written
+    /// over, if it was.
+    pub(super) async fn write_over(
+        &self,
+        key: &str,
+        data: &[u8],
+        expected: u64,
+        epoch: u64,
+        replaced: Option<Tracking>,
+    ) -> Result<u64, StorageError> {
+        if !self.known.is_near() {
+            let kind = CallKind::Replace { epoch, is_tracked: false };
+            let (version, _) = self.backend.compare_and_set(key, data, expected, kind).await?;
+            self.known.put(key, data, version, State::Written, epoch);
+            return Ok(version);
+        }
+        let reads_again = data.len() <= LONGEST_READ_AGAIN && !self.backend.session().waits_for_replicas();
+        let replaced = replaced.filter(|replaced| reads_again && replaced.unseen_writes < UNSEEN_WRITES);
+        let kind = CallKind::Replace { epoch, is_tracked: replaced.is_some() };
+        let (waiter, replaced) = match replaced {
+            Some(Tracking { waiter, moment, unseen_writes, .. }) => (waiter, Some((moment, unseen_writes))),
+            None => (self.backend.session().add_waiter(key)?, None),
+        };
+        let asked = Instant::now();
+        let written = self.backend.compare_and_set(key, data, expected, kind).await;
+        // From here on, no older record is current, even if the server tells of this write later.
+        let (before, after) = waiter.note_own_change();
+        let (version, read) = written?;
+        match (replaced, read) {
+            (
+                Some((moment, unseen_writes)),
+                Some(TrackedRecord {
+                    record: Some(record),
+                    is_tracked: true,
+                    expires_in,
+                    is_expiry_known: true,
+                }),
+            ) if record.version == version && before == moment.after_one_change() => {
+                let (until, unseen_writes) = (until(asked, expires_in), unseen_writes.saturating_add(1));
+                let tracking = Tracking { waiter, moment: after, until, unseen_writes };
+                self.known.put(key, &record.data, version, State::Tracked(tracking), epoch);
+            }
+            _ => self.known.put(key, data, version, State::Written, epoch),
+        }
+        Ok(version)
+    }
+}
+
+/// When the expiry may be that was read after `asked`.
+fn until(asked: Instant, expires_in: Option<Duration>) -> Option<Instant> {
+    // Beyond what the clock can count, never.
+    asked.checked_add(expires_in?)
+}
