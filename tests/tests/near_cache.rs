@@ -4,19 +4,20 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pmcp::server::task_store as server;
 use pmcp::types::tasks::TaskStatus as ServerStatus;
 use pmcp::types::{CallToolResult, Content};
 use pmcp_tasks::store::backend::StorageBackend as _;
-use pmcp_tasks::{TaskError, TaskSecurityConfig, TaskStore as _};
+use pmcp_tasks::{TaskError, TaskRecord, TaskSecurityConfig, TaskStore as _};
 use pmcptask_client::{RedisBackend, TaskStore};
-use pmcptask_tests::{Fault, OK, Proxy, Server, ServerOptions, holds_within, now_ms};
+use pmcptask_tests::{Cluster, Dice, Fault, OK, Proxy, Server, ServerOptions, holds_within, now_ms};
 use serde_json::json;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 /// The server tells of a change in less.
@@ -340,6 +341,31 @@ async fn poll_that_overlaps_a_write_keeps_no_older_record() {
     assert_eq!(read.await.unwrap(), 3);
 }
 
+/// Another's change comes between a tracked read and the moment when the client takes its reply in.
+#[tokio::test(flavor = "current_thread")]
+async fn change_between_a_poll_and_its_reply_is_not_missed() {
+    let server = Server::start();
+    let store = store(&server.url()).await;
+    let id = new_task(&store).await;
+    for round in 1..20 {
+        // What was written here is known, and the next poll is tracked.
+        server.wire().run(&format!("HSET {} version {}", task_key(&id), round * 100));
+        sleep(Duration::from_millis(20)).await;
+        let before = server.calls_of("pttl");
+        let mut poll = Box::pin(store.get(&id, "o"));
+        assert!(futures_util::poll!(&mut poll).is_pending());
+        // The client runs on this thread only: while this test blocks the thread, the client takes nothing in.
+        while server.calls_of("pttl") == before {
+            tokio::task::yield_now().await;
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        server.wire().run(&format!("HSET {} version {}", task_key(&id), round * 100 + 1));
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(poll.await.unwrap().version, round * 100);
+        assert_eq!(version(&store, &id).await, round * 100 + 1);
+    }
+}
+
 /// Another's change comes between the read behind a write and the moment when the client takes it in.
 #[tokio::test(flavor = "current_thread")]
 async fn change_between_the_read_behind_a_write_and_its_reply_is_not_missed() {
@@ -610,4 +636,244 @@ async fn without_tracking_every_poll_reads() {
         }
     }
     assert_eq!(tracked(&server), 0);
+}
+
+// Servers that are more than one.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn near_cache_in_a_cluster_is_the_same() {
+    let cluster = Cluster::shared();
+    let mut two = Vec::new();
+    for _ in 0..2 {
+        let backend = RedisBackend::builder(cluster.url()).prefix("near-cache").connect().await.unwrap();
+        two.push(near(backend));
+    }
+    let (a, b) = (&two[0], &two[1]);
+    for owner in (0..6).map(|n| format!("owner-{n}")) {
+        let id = a.create(&owner, "tools/call", None).await.unwrap().task.task_id;
+        let key = format!("near-cache:tasks:{{{owner}}}:{id}");
+        let node = cluster.servers.iter().find(|server| server.has_slot_of(&key)).unwrap();
+        for round in 1..10 {
+            for store in [a, b] {
+                let is_kept = async {
+                    loop {
+                        let before = reads(node);
+                        assert_eq!(store.get(&id, &owner).await.unwrap().version, round);
+                        if reads(node) == before {
+                            break;
+                        }
+                    }
+                };
+                timeout(RECOVERY, is_kept).await.unwrap();
+            }
+            b.set_variables(&id, &owner, HashMap::from([("n".to_owned(), json!(round))])).await.unwrap();
+            let before = reads(node);
+            assert_eq!(b.get(&id, &owner).await.unwrap().version, round + 1);
+            assert_eq!(reads(node), before);
+            let sees = async { while a.get(&id, &owner).await.unwrap().version == round {} };
+            timeout(AT_ONCE, sees).await.unwrap();
+        }
+    }
+}
+
+/// The slot moves key by key while the task is polled and written.
+#[tokio::test(flavor = "multi_thread")]
+async fn change_of_a_task_whose_slot_moves_is_seen_and_versions_never_go_back() {
+    let cluster = Cluster::start(2, 0);
+    let mut two = Vec::new();
+    for _ in 0..2 {
+        two.push(near(RedisBackend::new(&cluster.url()).await.unwrap()));
+    }
+    let (a, b) = (&two[0], &two[1]);
+    let id = new_task(a).await;
+    let (task, index) = (format!("pmcp:tasks:{{o}}:{id}"), "pmcp:idx:{o}");
+    let source = cluster.servers.iter().position(|server| server.has_slot_of(index)).unwrap();
+    let mut seen = [0, 0];
+    for round in 0..4 {
+        let [from, to] = [source ^ (round & 1), source ^ 1 ^ (round & 1)].map(|n| &cluster.servers[n]);
+        let slot = from.slot_of(index);
+        for step in 0..6 {
+            match step {
+                1 => from.start_moving(&slot, to),
+                2 => from.migrate(&[&task], to),
+                3 => from.migrate(&[index], to),
+                4 => from.stop_moving(&slot, to),
+                _ => {}
+            }
+            // A task whose index is at another node cannot be written.
+            let written = if step == 2 {
+                seen[1]
+            } else {
+                let written = b.set_variables(&id, "o", HashMap::new()).await.unwrap().version;
+                assert_eq!(version(b, &id).await, written);
+                written
+            };
+            let started = Instant::now();
+            while seen[0] < written || seen[1] < written {
+                for (store, seen) in [a, b].into_iter().zip(&mut seen) {
+                    let now = version(store, &id).await;
+                    assert!(now >= *seen, "round {round}, step {step}: {now} after {seen}");
+                    *seen = now;
+                }
+                assert!(started.elapsed() < AT_ONCE, "round {round}, step {step}: {seen:?} of {written}");
+            }
+        }
+    }
+}
+
+/// Writes have a connection of their own then.
+#[tokio::test(flavor = "multi_thread")]
+async fn own_writes_that_wait_for_replicas_are_seen() {
+    let server = Server::start();
+    let replica = Server::start_with(&ServerOptions::default().replica_of(&server));
+    assert!(holds_within(Duration::from_mins(1), || replica.follows_or_leads()));
+    let builder = RedisBackend::builder(server.url()).wait_for_replicas(1, Duration::from_secs(5));
+    let store = near(builder.connect().await.unwrap());
+    let id = new_task(&store).await;
+    for written in 2..100 {
+        keep(&server, &store, &id).await;
+        say(&store, &id, "…").await;
+        assert_eq!(version(&store, &id).await, written);
+    }
+}
+
+// Anything, in any order.
+
+/// What is known of a task's versions. A version is never given twice.
+#[derive(Default)]
+struct Versions {
+    /// No older version is there since then.
+    ended: Mutex<VecDeque<(u64, Instant)>>,
+}
+
+impl Versions {
+    fn end_before(&self, version: u64) {
+        self.ended.lock().unwrap().push_back((version, Instant::now()));
+    }
+
+    /// The oldest version that a poll may show if an older one may be shown for `bound`.
+    fn oldest(&self, bound: Duration) -> u64 {
+        let ended = self.ended.lock().unwrap();
+        ended.iter().rev().find(|(_, since)| since.elapsed() > bound).map_or(0, |(version, _)| *version)
+    }
+}
+
+/// Many stores poll and write, others write plainly, tasks end and come back, connections are cut.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn polls_are_never_older_than_the_bound_nor_than_what_the_store_has_seen_whatever_happens() {
+    const STORES: usize = 4;
+    const TASKS: usize = 5;
+    /// A reconnect after many losses.
+    const BOUND: Duration = Duration::from_millis(1_500);
+    let (seed, seconds) = (setting("PMCPTASK_NEAR_SEED", 0x5EED_0017), setting("PMCPTASK_NEAR_SECONDS", 10));
+    let server = Server::start();
+    let (mut dice, mut wire) = (Dice::new(seed), server.wire());
+    let (first, is_over) = (store(&server.url()).await, Arc::new(AtomicBool::new(false)));
+    let (mut tasks, mut records) = (Vec::new(), Vec::new());
+    for _ in 0..TASKS {
+        let record = first.create("o", "tools/call", Some(3_600_000)).await.unwrap();
+        tasks.push((record.task.task_id.clone(), Versions::default()));
+        records.push(json!(record).to_string());
+    }
+    let tasks: Arc<[(String, Versions)]> = tasks.into();
+    let (mut proxies, mut actors) = (Vec::new(), Vec::new());
+    for _ in 0..STORES {
+        let proxy = Proxy::to(server.port());
+        let builder = RedisBackend::builder(proxy.url()).connect_timeout(RECOVERY);
+        let store = near(builder.connect().await.unwrap());
+        let seen: Arc<[AtomicU64]> = (0..TASKS).map(|_| AtomicU64::new(0)).collect();
+        for actor in 0..3 {
+            let (store, tasks, seen, is_over) = (store.clone(), tasks.clone(), seen.clone(), is_over.clone());
+            let mut dice = Dice::new(dice.roll(1 << 40) + 1);
+            actors.push(tokio::spawn(async move {
+                let (mut polls, mut from_memory) = (0_u64, 0_u64);
+                while !is_over.load(Ordering::SeqCst) {
+                    let task = usize::try_from(dice.roll(TASKS as u64)).unwrap();
+                    let ((id, versions), seen) = (&tasks[task], &seen[task]);
+                    if actor == 0 && dice.roll(3) == 0 {
+                        let written = store.set_variables(id, "o", HashMap::new()).await;
+                        if let Ok(record) = written {
+                            seen.fetch_max(record.version, Ordering::SeqCst);
+                        }
+                        sleep(Duration::from_millis(dice.roll(3))).await;
+                        continue;
+                    }
+                    let (oldest, last) = (versions.oldest(BOUND), seen.load(Ordering::SeqCst));
+                    let started = Instant::now();
+                    match store.get(id, "o").await {
+                        Ok(TaskRecord { version, .. }) => {
+                            assert!(version >= last, "{version} after {last}");
+                            assert!(version >= oldest, "{version}, older than {oldest}");
+                            seen.fetch_max(version, Ordering::SeqCst);
+                        }
+                        Err(TaskError::NotFound { .. }) => {}
+                        // The connection was cut.
+                        Err(error) => assert!(error.to_string().contains("no reply"), "{error}"),
+                    }
+                    polls += 1;
+                    from_memory += u64::from(started.elapsed() < Duration::from_micros(60));
+                    if polls % 8 == 0 {
+                        sleep(Duration::from_micros(dice.roll(500))).await;
+                    }
+                }
+                (polls, from_memory)
+            }));
+        }
+        proxies.push(proxy);
+    }
+    let (started, mut version) = (Instant::now(), 0);
+    while started.elapsed() < Duration::from_secs(seconds) && !actors.iter().any(JoinHandle::is_finished) {
+        let task = usize::try_from(dice.roll(TASKS as u64)).unwrap();
+        let (id, versions) = &tasks[task];
+        let key = task_key(id);
+        // The stores' own writes take the versions between.
+        version += 100_000;
+        let all_ended = || tasks.iter().for_each(|(_, versions)| versions.end_before(version));
+        match dice.roll(40) {
+            0 => drop(proxies[usize::try_from(dice.roll(STORES as u64)).unwrap()].cut()),
+            1 => {
+                assert_eq!(wire.run("FLUSHALL"), OK);
+                all_ended();
+            }
+            2 | 3 => {
+                wire.run(&format!("DEL {key}"));
+                versions.end_before(version);
+            }
+            4 => drop(wire.run(&format!("PEXPIRE {key} {}", 1 + dice.roll(30)))),
+            5 | 6 => drop(wire.run(&format!("PEXPIRE {key} 100000"))),
+            7 => drop(wire.run(&format!("CONFIG SET tracking-table-max-keys {}", 1 + dice.roll(10)))),
+            8..20 => {
+                wire.call(&["HSET", &key, "version", &version.to_string(), "data", &records[task]]);
+                versions.end_before(version);
+            }
+            _ => sleep(Duration::from_millis(dice.roll(20))).await,
+        }
+    }
+    let expected: Vec<_> = tasks
+        .iter()
+        .zip(&records)
+        .map(|((id, versions), record)| {
+            version += 100_000;
+            wire.call(&["HSET", &task_key(id), "version", &version.to_string(), "data", record]);
+            wire.run(&format!("PERSIST {}", task_key(id)));
+            versions.end_before(version);
+            version
+        })
+        .collect();
+    // The actors would find an old record.
+    sleep(2 * BOUND).await;
+    is_over.store(true, Ordering::SeqCst);
+    let (mut polls, mut from_memory) = (0, 0);
+    for actor in actors {
+        let (of_actor, its_from_memory) = actor.await.unwrap();
+        (polls, from_memory) = (polls + of_actor, from_memory + its_from_memory);
+    }
+    for ((id, _), expected) in tasks.iter().zip(expected) {
+        assert!(self::version(&first, id).await >= expected);
+    }
+    pmcptask_tests::show(&format!("{polls} polls, {from_memory} of them in less than 60 µs"));
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |number| number.parse().unwrap())
 }
