@@ -15,6 +15,8 @@
 //! # }
 //! ```
 //!
+//! [`TaskStore`] takes the place of the last line, and needs fewer round trips: `let store = TaskStore::new(backend);`
+//!
 //! Besides the calls of `StorageBackend`, [`RedisBackend`] has some of its own:
 //!
 //! - [`create`](RedisBackend::create) stores a task only if there is none with its key yet.

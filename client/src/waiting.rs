@@ -203,9 +203,8 @@ impl OwnerWatch {
             }
             sleep(self.pauses.next()).await;
         }
-        let mut wake_up = Box::pin(self.waiter.alarm().notified_owned());
         // From here on, no wake-up is missed.
-        wake_up.as_mut().enable();
+        let wake_up = Box::pin(self.waiter.alarm().notified_owned());
         let _turn = self.waiter.turn_to_read().await;
         let (versions, is_tracked) = observe::call("PMCPTASK.LIST", &self.owner, || async {
             let command = &commands::list_versions(self.waiter.key());

@@ -4,9 +4,13 @@
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
+use pmcp::server::builder::ServerCoreBuilder;
+use pmcp::server::core::ProtocolHandler as _;
 use pmcp::server::task_store as server;
 use pmcp::server::task_store::TaskStoreError;
 use pmcp::types::tasks::{Task, TaskStatus as ServerStatus};
@@ -17,7 +21,7 @@ use pmcp_tasks::{
     TaskStore as _,
 };
 use pmcptask_client::{RedisBackend, TaskStore};
-use pmcptask_tests::{Cluster, Fault, Proxy, Server, lua_backend};
+use pmcptask_tests::{Cluster, Fault, Proxy, SentinelGroup, Server, holds_within, lua_backend};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -416,21 +420,30 @@ async fn same_version_of_another_record_is_not_overwritten_after_the_connection_
 async fn write_that_waited_for_another_connection_does_not_overwrite_what_is_there_now() {
     let server = Server::start();
     let proxy = Proxy::to(server.port());
-    let (store, witness) = (store(&proxy.url()).await, store(&server.url()).await);
-    for is_remembered in [true, false] {
-        let id = new_task(if is_remembered { &store } else { &witness }).await;
-        proxy.set(Fault::Answer { command: "PMCPTASK.CAS", reply: b"-LOADING is loading\r\n".to_vec() });
-        let writing = tokio::spawn({
-            let (store, id) = (store.clone(), id.clone());
-            async move { store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await }
-        });
-        sleep(Duration::from_millis(200)).await;
-        rewrite(&server, &id, |record| record["variables"]["theirs"] = json!(1));
-        proxy.set(Fault::None);
-        proxy.cut();
-        writing.await.unwrap().unwrap();
-        let task = witness.get(&id, "o").await.unwrap();
-        assert_eq!(task.variables.len(), 2, "{is_remembered}: {:?}", task.variables);
+    let witness = store(&server.url()).await;
+    // Writes that wait for replicas have a connection of their own. There is no replica, which is no matter here.
+    let waiting = RedisBackend::builder(proxy.url()).wait_for_replicas(1, Duration::from_millis(10));
+    let waiting = TaskStore::new(waiting.connect().await.unwrap());
+    for store in [store(&proxy.url()).await, waiting] {
+        for is_remembered in [true, false] {
+            let id = new_task(&witness).await;
+            if is_remembered {
+                store.set_variables(&id, "o", variables(&[("mine", json!(0))])).await.ok();
+            }
+            proxy.set(Fault::Answer { command: "PMCPTASK.CAS", reply: b"-LOADING is loading\r\n".to_vec() });
+            let writing = tokio::spawn({
+                let (store, id) = (store.clone(), id.clone());
+                async move { store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await }
+            });
+            sleep(Duration::from_millis(200)).await;
+            rewrite(&server, &id, |record| record["variables"]["theirs"] = json!(1));
+            proxy.set(Fault::None);
+            proxy.cut();
+            let written = writing.await.unwrap();
+            let task = witness.get(&id, "o").await.unwrap();
+            assert_eq!(task.variables.len(), 2, "{is_remembered}: {written:?}, {:?}", task.variables);
+            assert_eq!(task.variables["mine"], 1);
+        }
     }
 }
 
@@ -695,6 +708,38 @@ async fn result_is_waited_for_and_a_cancel_ends_the_wait() {
     assert!(matches!(error, TaskError::NotReady { .. }), "{error}");
 }
 
+/// `ServerCore` has no lock around its requests, unlike pmcp's server over HTTP.
+#[tokio::test(flavor = "multi_thread")]
+async fn server_core_answers_other_requests_while_one_waits_for_a_result() {
+    let redis = Server::start();
+    let anybody = TaskSecurityConfig::default().with_allow_anonymous(true);
+    let store = store(&redis.url()).await.with_security(anybody).wait_for_results(RECOVERY);
+    let core = ServerCoreBuilder::new().name("tasks").version("1").task_store(Arc::new(store.clone()));
+    let core = Arc::new(core.build().unwrap());
+    let ask = |method: &str, params: Value| {
+        let request = serde_json::from_value(json!({"method": method, "params": params})).unwrap();
+        let core = core.clone();
+        async move { json!(core.handle_request("1".into(), request, None).await) }
+    };
+    let version = "2025-11-25";
+    let client =
+        json!({"protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}});
+    let answer = ask("initialize", client).await;
+    assert_eq!(answer["result"]["protocolVersion"], version, "{answer}");
+    let id = store.create("local", "tools/call", None).await.unwrap().task.task_id;
+    let waiting = tokio::spawn(ask("tasks/result", json!({"taskId": id})));
+    for step in 0..3 {
+        store.set_variables(&id, "local", variables(&[("step", json!(step))])).await.unwrap();
+        let answer = timeout(AT_ONCE, ask("tasks/get", json!({"taskId": id}))).await.unwrap();
+        assert_eq!(answer["result"]["task"]["status"], "working", "{answer}");
+    }
+    assert!(!waiting.is_finished());
+    let (done, result) = (TaskStatus::Completed, json!(text("42")));
+    store.complete_with_result(&id, "local", done, None, result).await.unwrap();
+    let answer = timeout(AT_ONCE, waiting).await.unwrap().unwrap();
+    assert_eq!(answer["result"]["content"][0]["text"], "42", "{answer}");
+}
+
 /// Takes what the stream yields until `is_last` is true of it.
 async fn until(
     changes: &mut (impl futures_util::Stream<Item = Result<TaskRecord, TaskError>> + Unpin),
@@ -790,6 +835,58 @@ async fn no_change_of_an_owner_is_missed_while_the_connection_or_the_server_is_a
     }
 }
 
+/// The client gets both at once: the list, and the news that a task has come since.
+#[tokio::test(flavor = "current_thread")]
+async fn task_that_comes_between_a_list_and_its_reply_is_not_missed() {
+    let server = Server::start();
+    let store = store(&server.url()).await;
+    let mut changes = store.changes("o").await.unwrap();
+    let mut connection = server.connection();
+    let mut create = || {
+        let record = TaskRecord::new("o".to_owned(), "tools/call".to_owned(), None);
+        let mut put = redis::cmd("PMCPTASK.PUT");
+        put.arg(task_key(&record.task.task_id)).arg("pmcp:idx:o").arg(json!(record).to_string());
+        put.exec(&mut connection).unwrap();
+        record.task.task_id
+    };
+    let mut created = BTreeSet::from([create()]);
+    let lists = server.calls_of("pmcptask.list");
+    let seeing = tokio::spawn(async move {
+        let mut seen = BTreeSet::new();
+        while seen.len() < 2 {
+            seen.extend(until(&mut changes, |_| true).await.into_iter().map(|record| record.task.task_id));
+        }
+        seen
+    });
+    // The client runs on this thread only: while this test blocks the thread, the client takes nothing in.
+    while server.calls_of("pmcptask.list") == lists {
+        tokio::task::yield_now().await;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    created.insert(create());
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(timeout(RECOVERY, seeing).await.unwrap().unwrap(), created);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn change_of_a_task_is_not_missed_after_its_read_failed() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let (a, b) = (store(&proxy.url()).await, store(&server.url()).await);
+    let id = new_task(&b).await;
+    let mut changes = a.changes("o").await.unwrap();
+    assert!(timeout(Duration::from_millis(300), changes.next()).await.is_err());
+    proxy.set(Fault::Answer { command: "PMCPTASK.GET", reply: b"-ERR not now\r\n".to_vec() });
+    b.cancel(&id, "o").await.unwrap();
+    for _ in 0..2 {
+        let error = timeout(RECOVERY, changes.next()).await.unwrap().unwrap().unwrap_err();
+        assert!(error.to_string().contains("not now"), "{error}");
+    }
+    proxy.set(Fault::None);
+    let seen = until(&mut changes, |_| true).await;
+    assert_eq!(seen[0].task.status, TaskStatus::Cancelled);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_and_waiters_cost_nothing_while_nothing_changes_and_nothing_once_dropped() {
     let server = Server::start();
@@ -820,6 +917,26 @@ async fn streams_and_waiters_cost_nothing_while_nothing_changes_and_nothing_once
         sleep(AT_ONCE).await;
     };
     assert_eq!(cost(&server, changed).await.1, "cas 20, put 1");
+}
+
+/// Servers tell nothing over RESP2: the client polls.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_are_seen_within_seconds_if_the_server_cannot_tell() {
+    let server = Server::start();
+    let old_protocol = store(&format!("{}?protocol=resp2", server.url())).await;
+    let other = store(&server.url()).await;
+    let old = new_task(&other).await;
+    let mut changes = old_protocol.changes("o").await.unwrap();
+    let new = new_task(&other).await;
+    other.cancel(&old, "o").await.unwrap();
+    let started = Instant::now();
+    let mut missing = BTreeSet::from([old, new]);
+    while !missing.is_empty() {
+        for record in until(&mut changes, |_| true).await {
+            missing.remove(&record.task.task_id);
+        }
+    }
+    assert!(started.elapsed() < RECOVERY / 2, "{:?}", started.elapsed());
 }
 
 // Expiry.
@@ -872,4 +989,128 @@ async fn store_in_a_cluster_is_the_same() {
         let error = b.cancel(&id, owner).await.unwrap_err();
         assert!(matches!(error, TaskError::InvalidTransition { .. }), "{error}");
     }
+}
+
+/// After a failover in a cluster, a primary that was cut off may redirect to one with another history of the task.
+#[tokio::test(flavor = "multi_thread")]
+async fn same_version_of_another_record_is_not_overwritten_after_a_redirect() {
+    // With a connection to the second node, and without one.
+    for cluster in [Cluster::start(2, 0), Cluster::start_lopsided(2)] {
+        overwrite_after_a_redirect(&cluster).await;
+    }
+}
+
+async fn overwrite_after_a_redirect(cluster: &Cluster) {
+    let (first, second) = nodes(cluster);
+    let [store, witness] = stores(&cluster.url()).await;
+    let id = new_task(&store).await;
+    let (task, index) = (format!("pmcp:tasks:{{o}}:{id}"), "pmcp:idx:{o}");
+    let slot = first.slot_of(index);
+    first.start_moving(&slot, second);
+    first.migrate(&[&task, index], second);
+    first.stop_moving(&slot, second);
+    let mut record = json!(witness.get(&id, "o").await.unwrap());
+    record["variables"]["theirs"] = json!(1);
+    assert_eq!(second.wire().call(&["HSET", &task, "data", &record.to_string()]), ":0\r\n");
+    store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await.unwrap();
+    let task = witness.get(&id, "o").await.unwrap();
+    assert_eq!((task.variables.len(), task.version), (2, 2), "{:?}", task.variables);
+}
+
+/// The node that has the owner's slot, and the other one.
+fn nodes(cluster: &Cluster) -> (&Server, &Server) {
+    let (here, there): (Vec<_>, Vec<_>) =
+        cluster.servers.iter().partition(|server| server.has_slot_of("pmcp:idx:{o}"));
+    (here[0], there[0])
+}
+
+/// The slot moves key by key, and is half moved for a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_go_on_while_the_slot_moves_and_none_is_lost() {
+    let cluster = Cluster::start(2, 0);
+    let (first, second) = nodes(&cluster);
+    let [store, witness] = stores(&cluster.url()).await;
+    let id = new_task(&store).await;
+    let (task, index) = (format!("pmcp:tasks:{{o}}:{id}"), "pmcp:idx:{o}");
+    let slot = first.slot_of(index);
+    let written = Arc::new(AtomicU64::new(0));
+    let writing = tokio::spawn({
+        let (id, written) = (id.clone(), written.clone());
+        async move {
+            loop {
+                let name = format!("v{}", written.load(Ordering::SeqCst));
+                store.set_variables(&id, "o", variables(&[(&name, json!(1))])).await.unwrap();
+                written.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    let more = |count| {
+        let now = written.load(Ordering::SeqCst);
+        assert!(
+            holds_within(RECOVERY, || written.load(Ordering::SeqCst) >= now + count),
+            "writes stand still"
+        );
+    };
+    for (from, to) in [(first, second), (second, first)] {
+        more(20);
+        from.start_moving(&slot, to);
+        more(20);
+        from.migrate(&[&task, index], to);
+        more(20);
+        from.stop_moving(&slot, to);
+        more(20);
+    }
+    writing.abort();
+    assert!(writing.await.unwrap_err().is_cancelled(), "a write failed");
+    let task = witness.get(&id, "o").await.unwrap();
+    let (written, found) = (written.load(Ordering::SeqCst), task.variables.len() as u64);
+    // The last one may have been made, or not.
+    assert!(found == written || found == written + 1, "{found} of {written}");
+    assert_eq!(task.version, 1 + found);
+}
+
+// Sentinels.
+
+/// The primary becomes a replica. The new one has another record with the same version, as after an asynchronous failover.
+#[tokio::test(flavor = "multi_thread")]
+async fn same_version_of_another_record_is_not_overwritten_after_a_failover() {
+    let watched = SentinelGroup::start(1);
+    for waits_for_replicas in [false, true] {
+        let mut builder = RedisBackend::builder(watched.url());
+        if waits_for_replicas {
+            builder = builder.wait_for_replicas(1, Duration::from_secs(5));
+        }
+        let store = TaskStore::new(builder.connect().await.unwrap());
+        let id = new_task(&store).await;
+        store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await.unwrap();
+        watched.fail_over();
+        let primary = watched.primary();
+        let primary = watched.servers.iter().find(|server| server.port().to_string() == primary).unwrap();
+        rewrite(primary, &id, |record| record["variables"]["theirs"] = json!(1));
+        watched.wait_until_settled();
+        store.set_variables(&id, "o", variables(&[("more", json!(1))])).await.unwrap();
+        let task = store.get(&id, "o").await.unwrap();
+        assert_eq!((task.variables.len(), task.version), (3, 3), "{:?}", task.variables);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_are_asked_for_reads_and_never_for_changes() {
+    let watched = SentinelGroup::start(1);
+    let backend = RedisBackend::builder(watched.url()).read_from_replicas(true).connect().await.unwrap();
+    let store = TaskStore::new(backend).with_memory(0);
+    let (primary, replica): (Vec<_>, Vec<_>) = watched.servers.iter().partition(|server| server.is_primary());
+    let id = new_task(&store).await;
+    let started = Instant::now();
+    while replica[0].calls_of("pmcptask.get") == 0 {
+        assert!(started.elapsed() < RECOVERY, "the replica is not asked");
+        store.get(&id, "o").await.unwrap();
+    }
+    let ((), on_replica) = cost(replica[0], async {
+        let (_, on_primary) = cost(primary[0], say(&store, &id, "…")).await;
+        assert_eq!(on_primary, "cas 1, get 1");
+    })
+    .await;
+    // The replica gets the write as plain commands.
+    assert_eq!(on_replica, "");
 }

@@ -302,7 +302,8 @@ fn redirect(attempt: &Attempt, sender: &str) -> Option<Redirect> {
 /// Whether the outcome of a request is a reason to ask for the slots.
 fn says_slots_have_changed(attempt: &Attempt, redirect: Option<&Redirect>) -> bool {
     match attempt {
-        Attempt::Replied(Ok(_)) => false,
+        // Of another epoch, the client knows already.
+        Attempt::Replied(Ok(_)) | Attempt::Outdated => false,
         Attempt::Replied(Err(error)) => match redirect {
             // After ASK, the slot is still where it was.
             Some(redirect) => !redirect.asking,
@@ -311,8 +312,6 @@ fn says_slots_have_changed(attempt: &Attempt, redirect: Option<&Redirect>) -> bo
             None => error::is_transient_reply(error),
         },
         Attempt::Lost(_) | Attempt::NotSent(_) | Attempt::Refused(_) => true,
-        // Another epoch began, so the client knows already.
-        Attempt::Outdated => false,
     }
 }
 

@@ -74,7 +74,7 @@ impl StorageBackend for Attempt {
             });
             return Ok(record);
         }
-        self.noted(self.reader.task_to_change(key).await)
+        self.noted(self.reader.task_at_primary(key).await)
     }
 
     /// Only a new task is put.
@@ -82,9 +82,9 @@ impl StorageBackend for Attempt {
         /// The version of a new task.
         const FIRST: u64 = 1;
         let created = self.reader.backend.create_within(key, data, Some(self.max_tasks)).await;
-        let created = created.and_then(|is_new| match is_new {
-            true => Ok(()),
-            false => Err(StorageError::VersionConflict { key: key.to_owned(), expected: 0, actual: FIRST }),
+        let created = created.and_then(|is_new| {
+            let taken = || StorageError::VersionConflict { key: key.to_owned(), expected: 0, actual: FIRST };
+            if is_new { Ok(()) } else { Err(taken()) }
         });
         self.noted(created)?;
         self.reader.known.put(key, data, FIRST, State::Written, self.epoch);

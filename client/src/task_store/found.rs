@@ -8,9 +8,11 @@ use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 
 /// One answer. Each read of upstream's store asks once.
 pub(super) struct Found {
-    task: Mutex<Option<Result<VersionedRecord, StorageError>>>,
-    page: Mutex<Option<Result<Vec<(String, VersionedRecord)>, StorageError>>>,
+    task: Answer<VersionedRecord>,
+    page: Answer<Vec<(String, VersionedRecord)>>,
 }
+
+type Answer<T> = Mutex<Option<Result<T, StorageError>>>;
 
 impl Found {
     pub(super) fn task(task: Result<VersionedRecord, StorageError>) -> Self {
@@ -26,7 +28,7 @@ impl Found {
     }
 }
 
-fn answer<T>(answer: &Mutex<Option<Result<T, StorageError>>>) -> Result<T, StorageError> {
+fn answer<T>(answer: &Answer<T>) -> Result<T, StorageError> {
     answer.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_else(|| Err(unexpected()))
 }
 

@@ -71,6 +71,8 @@ const MEMORY: usize = 16 << 20;
 /// | `list` | 1; reads one record more than the page has |
 /// | [`changed`](Self::changed), [`wait_until_terminal`](Self::wait_until_terminal), [`changes`](Self::changes) | 2 to start to wait, and for each change; none while nothing changes |
 ///
+/// Where both traits are in scope, a call names the one that is meant: `pmcp_tasks::TaskStore::get(&store, id, owner)`.
+///
 /// # Changes
 ///
 /// A change that meets another writer's is made again: the task is read, all rules are checked against what it is now, and the
@@ -198,6 +200,12 @@ impl TaskStore {
     #[must_use]
     pub fn wait_for_results(self, limit: Duration) -> Self {
         Self { waits_for_results: Some(limit), ..self }
+    }
+
+    /// The backend, for what the store does not do: deleting tasks, for example.
+    #[must_use]
+    pub fn backend(&self) -> &RedisBackend {
+        &self.reader.backend
     }
 
     fn configured(mut self) -> Self {

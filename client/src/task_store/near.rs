@@ -72,7 +72,7 @@ impl Reader {
         let read = match look {
             Look::Known => self.tracked_task(key).await,
             // Not tracked: the server would keep the name of a task that is not there, for ever.
-            Look::Current(_) | Look::Ends | Look::Unknown => self.task_to_change(key).await,
+            Look::Current(_) | Look::Ends | Look::Unknown => self.task_at_primary(key).await,
         };
         match (look, &read) {
             (Look::Unknown, Ok(VersionedRecord { data, version })) => {

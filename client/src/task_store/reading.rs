@@ -29,13 +29,13 @@ impl Reader {
         if self.known.is_near() { self.near_task(key).await } else { self.read(key, CallKind::Read).await }
     }
 
-    /// A task that is to be awaited. A replica could be behind.
+    /// The same for somebody who waits for a change. A replica could be behind.
     pub(super) async fn task_to_await(&self, key: &str) -> Result<VersionedRecord, StorageError> {
-        if self.known.is_near() { self.near_task(key).await } else { self.task_to_change(key).await }
+        if self.known.is_near() { self.near_task(key).await } else { self.task_at_primary(key).await }
     }
 
-    /// A task that is to be changed. A replica could be behind.
-    pub(super) async fn task_to_change(&self, key: &str) -> Result<VersionedRecord, StorageError> {
+    /// The same for somebody who changes the task.
+    pub(super) async fn task_at_primary(&self, key: &str) -> Result<VersionedRecord, StorageError> {
         self.read(key, CallKind::PrimaryRead).await
     }
 
