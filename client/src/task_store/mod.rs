@@ -67,7 +67,7 @@ const MEMORY: usize = 16 << 20;
 /// |---|---|
 /// | `create` | 1, however many tasks the owner has |
 /// | any change of a task | 1 if this store made the last change; 2 otherwise; 2 more for each conflict |
-/// | any read of a task | 1 |
+/// | any read of a task | 1; none if [`near_cache`](Self::near_cache) has the task |
 /// | `list` | 1; reads one record more than the page has |
 /// | [`changed`](Self::changed), [`wait_until_terminal`](Self::wait_until_terminal), [`changes`](Self::changes) | 2 to start to wait, and for each change; none while nothing changes |
 ///
@@ -155,7 +155,55 @@ impl TaskStore {
         self.with_known(Known::new(bytes, is_near))
     }
 
-    /// Answers polls from memory
+    /// Answers reads of a task from memory while the server has told of no change. Default: off. `bytes` is how much all
+    /// records may take that the store remembers, as for [`with_memory`](Self::with_memory).
+    ///
+    /// ```
+    /// use pmcp_tasks::TaskStore as _;
+    /// use pmcptask_client::{RedisBackend, TaskStore};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let Some(server) = pmcptask_tests::server_for_example() else { return Ok(()) };
+    /// # let url = server.url();
+    /// let store = TaskStore::new(RedisBackend::new(&url).await?).near_cache(64 << 20);
+    /// let id = store.create("alice", "tools/call", None).await?.task.task_id;
+    /// for _ in 0..1_000 {
+    ///     // The first poll asks the server, the others find the task in memory.
+    ///     assert_eq!(store.get(&id, "alice").await?.version, 1);
+    /// }
+    /// let cancelled = store.cancel(&id, "alice").await?;
+    /// assert_eq!(store.get(&id, "alice").await?.version, cancelled.version);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// The first poll of a task reads it, the second one has the server track it (RESP3 `CLIENT TRACKING`, as for
+    /// [`RedisBackend::changed`]), and from then on polls ask the server again only after a change. A task that this store wrote
+    /// is tracked with the first poll, and stays so over the store's own writes: a task's life with a poll after each of five
+    /// messages is 9 round trips instead of 15.
+    ///
+    /// - A store and its clones see their own writes at once, and never an older version of a task than one that they saw.
+    /// - Anybody's change is seen as soon as the server tells of it: usually within a round trip. A half-open connection, which was
+    ///   closed without the client being told, delays that by at most
+    ///   [`keep_alive`](crate::RedisBackendBuilder::keep_alive) and
+    ///   [`response_timeout`](crate::RedisBackendBuilder::response_timeout) together. The other limits of
+    ///   [`RedisBackend::changed`] hold too: for moves of slots and primaries, and for `SWAPDB`.
+    /// - An expired task is gone at its millisecond.
+    /// - No refusal of a change comes from memory, and no list.
+    ///
+    /// # What it costs
+    ///
+    /// - A write over a polled task brings the record back in the same round trip, up to 16 KiB, until two writes in a row
+    ///   were not followed by a poll. With [`wait_for_replicas`](crate::RedisBackendBuilder::wait_for_replicas), it does not:
+    ///   there, the first poll after a write reads.
+    /// - The server keeps the name of each tracked task until the task changes or ends, in a table of
+    ///   `tracking-table-max-keys` names. The name of a task that is deleted, instead of expiring, may stay if the
+    ///   task is polled once more.
+    /// - All reads of a task are of the primary, also with
+    ///   [`read_from_replicas`](crate::RedisBackendBuilder::read_from_replicas).
+    /// - If the server cannot tell of changes, every poll reads: with RESP2, with
+    ///   [`RedisBackend::with_connection`], and without permission for `CLIENT TRACKING`, `CLIENT CACHING` or `PTTL`.
     #[must_use]
     pub fn near_cache(self, bytes: usize) -> Self {
         self.with_known(Known::new(bytes, true))
