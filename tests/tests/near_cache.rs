@@ -284,6 +284,39 @@ async fn change_while_the_connection_is_away_is_seen() {
     }
 }
 
+/// A program that polls in a loop leaves its thread to nobody else.
+#[tokio::test(flavor = "current_thread")]
+async fn change_is_seen_by_a_loop_that_does_nothing_but_poll() {
+    let server = Server::start();
+    let store = store(&server.url()).await;
+    let id = new_task(&store).await;
+    keep(&server, &store, &id).await;
+    server.wire().run(&format!("HSET {} version 7", task_key(&id)));
+    let started = Instant::now();
+    while version(&store, &id).await == 1 {
+        assert!(started.elapsed() < AT_ONCE);
+    }
+}
+
+/// A runtime of one thread runs only while somebody waits for something on it, and a process may be stopped.
+#[test]
+fn runtime_that_stands_still_hides_a_change_for_keep_alive_and_response_timeout_at_most() {
+    const KEEP_ALIVE: Duration = Duration::from_millis(700);
+    const RESPONSE: Duration = Duration::from_millis(500);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let server = Server::start();
+    let builder = RedisBackend::builder(server.url()).keep_alive(KEEP_ALIVE).response_timeout(RESPONSE);
+    let store = near(runtime.block_on(builder.connect()).unwrap());
+    let id = runtime.block_on(new_task(&store));
+    runtime.block_on(keep(&server, &store, &id));
+    server.wire().run(&format!("HSET {} version 7", task_key(&id)));
+    let started = Instant::now();
+    while runtime.block_on(version(&store, &id)) == 1 {
+        assert!(started.elapsed() < KEEP_ALIVE + RESPONSE + AT_ONCE);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 // One's own writes.
 
 /// The reply to a write comes before the news of the write.

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use redis::Value;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 /// How many waiters read at once. A loss of the connection wakes all waiters: if all read at once, the last replies
 /// could come after the response timeout.
@@ -18,11 +20,20 @@ pub(crate) struct Waiters {
     tasks: Mutex<HashMap<Arc<str>, Awaited>>,
     reads: Semaphore,
     epoch: Arc<AtomicU64>,
+    started: Instant,
+    /// Until then, in ms since `started`, what was not told has not happened. See [`Waiters::connection_was_checked`].
+    checked_until: AtomicU64,
 }
 
 impl Default for Waiters {
     fn default() -> Self {
-        Self { tasks: Mutex::default(), reads: Semaphore::new(READS_AT_ONCE), epoch: Arc::default() }
+        Self {
+            tasks: Mutex::default(),
+            reads: Semaphore::new(READS_AT_ONCE),
+            epoch: Arc::default(),
+            started: Instant::now(),
+            checked_until: AtomicU64::new(0),
+        }
     }
 }
 
@@ -61,6 +72,13 @@ impl Waiters {
 
     pub(super) fn begin_epoch(&self) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whoever keeps a connection says so before each pause and check, which take `limit` together at most. If the runtime
+    /// stands still, because its process does or because nothing runs on it, nothing is told, and nobody says so either.
+    pub(super) fn connection_was_checked(&self, limit: Duration) {
+        let until = self.started.elapsed().saturating_add(limit).as_millis();
+        self.checked_until.fetch_max(u64::try_from(until).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
     /// Adds a waiter, until the returned value is dropped.
@@ -134,6 +152,12 @@ impl Waiter {
     /// The next wake-up. None is missed once the future is enabled.
     pub(crate) fn wake_up(&self) -> Notified<'_> {
         self.wake_up.notified()
+    }
+
+    /// Whether connections have been checked for so long that a change would have been told.
+    pub(crate) fn hears(&self) -> bool {
+        let now = u64::try_from(self.all.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        now < self.all.checked_until.load(Ordering::SeqCst)
     }
 
     /// What was told until now.

@@ -1,8 +1,8 @@
 //! The near cache: reads that are answered from memory while the server tracks the task and has told of no change.
 //!
-//! A record is current while three things hold. The epoch is the same: no connection was lost. No change of the task was
-//! told, or made by this client. The task has not expired, by a clock that started before the record was read. A record becomes
-//! current in one of two ways:
+//! A record is current while four things hold. The epoch is the same: no connection was lost. No change of the task was
+//! told, or made by this client. The connections are checked in time, so that a silent one is lost. The task has not expired, by
+//! a clock that started before the record was read. A record becomes current in one of two ways:
 //!
 //! - By a tracked read, if nothing was told between the moment before it was sent and the moment when its reply is looked at.
 //! - By a write over a current record, with a tracked read behind it on the same connection, if exactly one change was told
@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::VersionedRecord;
+use tokio::task::coop::consume_budget;
 use tokio::time::Instant;
 
 use super::known::{Look, State};
@@ -44,7 +45,7 @@ pub(super) struct Tracking {
 
 impl Tracking {
     pub(super) fn is_current(&self) -> bool {
-        !self.was_told() && !self.has_expired()
+        !self.was_told() && self.waiter.hears() && !self.has_expired()
     }
 
     /// Whether something was told since.
@@ -61,7 +62,11 @@ impl Reader {
     /// A task from memory if it is current there, and else from the server.
     pub(super) async fn near_task(&self, key: &str) -> Result<VersionedRecord, StorageError> {
         match self.known.look(key) {
-            Look::Current(record) => Ok(record),
+            Look::Current(record) => {
+                // Whoever polls in a loop must let the connections take in what the server tells.
+                consume_budget().await;
+                Ok(record)
+            }
             // Boxed, so that a call that is answered from memory takes little of it.
             look => Box::pin(self.far_task(key, &look)).await,
         }
