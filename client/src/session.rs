@@ -73,11 +73,6 @@ impl Session {
         self.waiters.epoch()
     }
 
-    /// Whether writes wait for replicas.
-    pub(crate) fn waits_for_replicas(&self) -> bool {
-        self.connection.waits_for_replicas()
-    }
-
     pub(crate) fn index_key(&self, owner: &str) -> Result<String, Error> {
         Ok(self.keyspace()?.index_key(owner))
     }

@@ -87,6 +87,7 @@ impl Proxy {
             fault: Mutex::new(fault),
             links: Mutex::default(),
             accepted: AtomicUsize::new(0),
+            sent: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
@@ -110,6 +111,12 @@ impl Proxy {
     #[must_use]
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
+    }
+
+    /// How many times clients have sent something until now. What comes in one piece counts once, for example a pipeline.
+    #[must_use]
+    pub fn sent(&self) -> usize {
+        self.shared.sent.load(Ordering::SeqCst)
     }
 
     /// Sets the fault from now on.
@@ -142,6 +149,7 @@ struct Shared {
     fault: Mutex<Fault>,
     links: Mutex<Vec<Arc<Link>>>,
     accepted: AtomicUsize,
+    sent: AtomicUsize,
     ended: AtomicBool,
 }
 
@@ -216,6 +224,9 @@ impl Shared {
     fn pump_requests(&self, link: &Link) -> io::Result<()> {
         let mut requests = BufReader::new(&link.client);
         loop {
+            if requests.buffer().is_empty() && !requests.fill_buf()?.is_empty() {
+                self.sent.fetch_add(1, Ordering::SeqCst);
+            }
             let request = Request::read(&mut requests)?;
             match self.fate_of(&request) {
                 Fate::Cut => return Ok(()),

@@ -76,7 +76,7 @@ impl Waiters {
 
     /// Whoever keeps a connection says so before each pause and check, which take `limit` together at most. If the runtime
     /// stands still, because its process does or because nothing runs on it, nothing is told, and nobody says so either.
-    pub(super) fn connection_was_checked(&self, limit: Duration) {
+    pub(crate) fn connection_was_checked(&self, limit: Duration) {
         let until = self.started.elapsed().saturating_add(limit).as_millis();
         self.checked_until.fetch_max(u64::try_from(until).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
@@ -93,6 +93,11 @@ impl Waiters {
         awaited.waiters = awaited.waiters.saturating_add(1);
         let (wake_up, changes) = (awaited.wake_up.clone(), awaited.changes.clone());
         Waiter { all: self.clone(), task_key, wake_up, changes }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn tasks_with_waiters(&self) -> usize {
+        self.tasks().len()
     }
 
     /// Wakes whom an `invalidate` of the server concerns: the waiters of the keys that it names, or everybody

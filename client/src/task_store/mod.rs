@@ -183,14 +183,17 @@ impl TaskStore {
     /// is tracked with the first poll, and stays so over the store's own writes: a task's life with a poll after each of five
     /// messages is 9 round trips instead of 15.
     ///
-    /// - A store and its clones see their own writes at once, and never an older version of a task than one that they saw.
+    /// - A store and its clones see their own writes at once, and never an older version of a task than one that they saw, unless
+    ///   the server itself goes back, as after a failover that loses writes.
     /// - Anybody's change is seen as soon as the server tells of it: usually within a round trip. A half-open connection, which was
     ///   closed without the client being told, delays that by at most
     ///   [`keep_alive`](crate::RedisBackendBuilder::keep_alive) and
     ///   [`response_timeout`](crate::RedisBackendBuilder::response_timeout) together. The other limits of
     ///   [`RedisBackend::changed`] hold too: for moves of slots and primaries, and for `SWAPDB`.
     /// - An expired task is gone at its millisecond.
-    /// - No refusal of a change comes from memory, and no list.
+    /// - No refusal of a change comes from memory, and no list. A change of a task that polls find in memory is one round trip,
+    ///   whoever made the last one.
+    /// - A poll that is answered from memory is no call of the backend: it has no span and counts in no metric.
     ///
     /// # What it costs
     ///

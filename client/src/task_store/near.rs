@@ -120,8 +120,8 @@ impl Reader {
             self.known.put(key, data, version, State::Written, epoch);
             return Ok(version);
         }
-        let reads_again = data.len() <= LONGEST_READ_AGAIN && !self.backend.session().waits_for_replicas();
-        let replaced = replaced.filter(|replaced| reads_again && replaced.unseen_writes < UNSEEN_WRITES);
+        let is_short = data.len() <= LONGEST_READ_AGAIN;
+        let replaced = replaced.filter(|replaced| is_short && replaced.unseen_writes < UNSEEN_WRITES);
         let kind = CallKind::Replace { epoch, is_tracked: replaced.is_some() };
         let (waiter, replaced) = match replaced {
             Some(Tracking { waiter, moment, unseen_writes, .. }) => (waiter, Some((moment, unseen_writes))),
@@ -156,4 +156,96 @@ impl Reader {
 fn until(asked: Instant, expires_in: Option<Duration>) -> Option<Instant> {
     // Beyond what the clock can count, never.
     asked.checked_add(expires_in?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::connection::Waiters;
+    use crate::task_store::known::Known;
+
+    const TASK: &str = "o:t";
+
+    fn waiters() -> Arc<Waiters> {
+        let all = Arc::new(Waiters::default());
+        all.connection_was_checked(Duration::from_mins(1));
+        all
+    }
+
+    fn tracked(all: &Arc<Waiters>, task: &str) -> State {
+        let waiter = all.add(task.to_owned());
+        let moment = waiter.moment();
+        State::Tracked(Tracking { waiter, moment, until: None, unseen_writes: 0 })
+    }
+
+    fn current_version(known: &Known, task: &str) -> Option<u64> {
+        match known.look(task) {
+            Look::Current(record) => Some(record.version),
+            Look::Known | Look::Ends | Look::Unknown => None,
+        }
+    }
+
+    #[test]
+    fn changes_are_counted_of_no_more_tasks_than_there_are_records() {
+        let (all, known) = (waiters(), Known::new(10_000, true));
+        for version in 1..4 {
+            for task in (0..100).map(|task| task.to_string()) {
+                known.put(&task, &[0; 500], version, tracked(&all, &task), 0);
+                assert_eq!(current_version(&known, &task), Some(version));
+            }
+        }
+        let kept = (0..100).filter(|task| current_version(&known, &task.to_string()).is_some()).count();
+        assert!((5..=15).contains(&kept), "{kept}");
+        assert_eq!(all.tasks_with_waiters(), kept);
+        known.forget("99");
+        assert!(known.take("98", 0).is_some());
+        assert_eq!(all.tasks_with_waiters(), kept - 2);
+    }
+
+    #[test]
+    fn newer_or_current_record_is_not_replaced_by_an_older_one_and_a_current_one_replaces_all() {
+        let (all, known) = (waiters(), Known::new(10_000, true));
+        known.put(TASK, b"5", 5, tracked(&all, TASK), 0);
+        for (version, state) in [(4, State::Written), (5, State::Written), (5, State::Seen)] {
+            known.put(TASK, b"x", version, state, 0);
+            assert_eq!(current_version(&known, TASK), Some(5));
+        }
+        known.put(TASK, b"6", 6, State::Written, 0);
+        known.put(TASK, b"x", 6, State::Seen, 0);
+        assert_eq!(known.take(TASK, 0).unwrap().0.data, b"6");
+        // A task that was deleted and made again begins anew.
+        known.put(TASK, b"6", 6, State::Written, 0);
+        known.put(TASK, b"1", 1, tracked(&all, TASK), 0);
+        assert_eq!(current_version(&known, TASK), Some(1));
+        // In another epoch, an older version may be the newer record.
+        known.put(TASK, b"6", 6, State::Written, 0);
+        known.put(TASK, b"2", 2, State::Written, 1);
+        assert_eq!(known.take(TASK, 1).unwrap().0.version, 2);
+    }
+
+    #[test]
+    fn record_that_may_be_old_is_neither_answered_nor_written_over() {
+        let (all, known) = (waiters(), Known::new(10_000, true));
+        known.put(TASK, b"1", 1, tracked(&all, TASK), 0);
+        all.add(TASK.to_owned()).note_own_change();
+        assert!(matches!(known.look(TASK), Look::Known));
+        assert!(known.take(TASK, 0).is_none());
+        known.put(TASK, b"1", 1, State::Seen, 0);
+        assert!(matches!(known.look(TASK), Look::Known));
+        assert!(known.take(TASK, 0).is_none());
+    }
+
+    #[test]
+    fn task_that_ends_by_its_record_is_not_tracked_again() {
+        let known = Known::new(10_000, true);
+        for (expires_at, ends) in [("2020-01-01T00:00:00Z", true), ("2999-01-01T00:00:00Z", false)] {
+            let record = format!(r#"{{"expiresAt":"{expires_at}"}}"#);
+            known.put(TASK, record.as_bytes(), 1, State::Written, 0);
+            assert_eq!(matches!(known.look(TASK), Look::Ends), ends, "{expires_at}");
+            known.forget(TASK);
+        }
+    }
 }
