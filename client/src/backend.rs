@@ -156,31 +156,30 @@ impl RedisBackend {
         &self.session
     }
 
-    /// Reads a task.
-    pub(crate) async fn read_record(
+    /// Reads a task. This is no `async fn`, and neither is the next one, because their futures would take more memory.
+    pub(crate) fn read_record(
         &self,
         key: &str,
         kind: CallKind,
-    ) -> Result<VersionedRecord, StorageError> {
-        observe::call("PMCPTASK.GET", key, || async move {
+    ) -> impl Future<Output = Result<VersionedRecord, StorageError>> {
+        observe::call("PMCPTASK.GET", key, move || async move {
             let keys = self.session.keys_of(key)?;
             let command = &commands::get(&keys.task);
             let request = Request { command, kind, key, routed_by: &keys.task };
             let record = self.session.call(&request, replies::record).await?;
             record.ok_or_else(|| StorageError::NotFound { key: key.to_owned() })
         })
-        .await
     }
 
     /// Writes over a version of a task. Returns also what was read behind the write, if the kind says so.
-    pub(crate) async fn compare_and_set(
+    pub(crate) fn compare_and_set(
         &self,
         key: &str,
         data: &[u8],
         expected_version: u64,
         kind: CallKind,
-    ) -> Result<(u64, Option<TrackedRecord>), StorageError> {
-        observe::call("PMCPTASK.CAS", key, || async move {
+    ) -> impl Future<Output = Result<(u64, Option<TrackedRecord>), StorageError>> {
+        observe::call("PMCPTASK.CAS", key, move || async move {
             let keys = self.session.keys_of(key)?;
             let times = RecordTimes::of(data).map_err(Error::from)?;
             let command = &commands::cas(&keys.task, &keys.index, expected_version, data, times);
@@ -188,7 +187,6 @@ impl RedisBackend {
             let (comparison, read) = self.session.call(&request, replies::comparison_and_read).await?;
             Ok((comparison.won(key, expected_version)?, read))
         })
-        .await
     }
 
     pub(crate) fn from_parts(session: Session, list_page: usize) -> Self {

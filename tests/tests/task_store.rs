@@ -437,12 +437,15 @@ async fn write_that_waited_for_another_connection_does_not_overwrite_what_is_the
             });
             sleep(Duration::from_millis(200)).await;
             rewrite(&server, &id, |record| record["variables"]["theirs"] = json!(1));
-            proxy.set(Fault::None);
+            // Not a connection with `Fault::None`: the write could be on its way there.
             proxy.cut();
+            proxy.set(Fault::None);
             let written = writing.await.unwrap();
             let task = witness.get(&id, "o").await.unwrap();
-            assert_eq!(task.variables.len(), 2, "{is_remembered}: {written:?}, {:?}", task.variables);
-            assert_eq!(task.variables["mine"], 1);
+            assert_eq!(task.variables["theirs"], 1, "{is_remembered}: {written:?}");
+            // The cut may have met an attempt, whose outcome the client does not know then.
+            let is_unknown = written.is_err_and(|error| error.to_string().contains("is unknown"));
+            assert!(is_unknown || task.variables["mine"] == 1, "{is_remembered}: {:?}", task.variables);
         }
     }
 }

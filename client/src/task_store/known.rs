@@ -188,7 +188,7 @@ mod tests {
         assert!(known.take("j", 0).is_none());
         assert_eq!(known.take("k", 0).unwrap().0.version, 2);
         assert!(known.take("k", 0).is_none(), "taken");
-        known.put("k", &[0; 20_000], 3, State::Written, 0);
+        known.put("k", &vec![0; 20_000], 3, State::Written, 0);
         assert!(known.take("k", 0).is_none(), "larger than the limit");
         assert_eq!(known.records.lock().unwrap().by_key.len(), 9);
         for task in 0..20_u8 {

@@ -77,7 +77,8 @@ const MEMORY: usize = 16 << 20;
 ///
 /// A change that meets another writer's is made again: the task is read, all rules are checked against what it is now, and the
 /// change is written. So a cancel and the progress messages of a worker do not make each other fail, and nothing is
-/// overwritten. A call fails with `ConcurrentModification` after 50 conflicts. A write whose outcome is unknown is not
+/// overwritten. A call fails with `ConcurrentModification` after ten seconds of conflicts, which takes another writer that
+/// writes more often than once in a round trip of this one. A write whose outcome is unknown is not
 /// repeated: the error says that it is unknown.
 ///
 /// The store keeps the last record that it wrote of each task, to write over it without reading it first. It does so only if

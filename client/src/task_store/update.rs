@@ -4,15 +4,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pmcp_tasks::ServerTaskStore;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::TaskStore;
 use super::attempt::{Attempt, Met, Obstacle};
 
-/// How many attempts a change has. Each conflict is the success of another writer.
-const ATTEMPTS: u32 = 50;
+/// How long a change is attempted. A limit in attempts would be too low for a writer that is further away from the server than
+/// another one, which writes more often than once in a round trip of the first.
+const LIMIT: Duration = Duration::from_secs(10);
 /// The longest pause before an attempt.
-const LONGEST_PAUSE: Duration = Duration::from_millis(64);
+const LONGEST_PAUSE: Duration = Duration::from_millis(32);
 
 impl TaskStore {
     /// Makes a change with upstream's store, or a new task.
@@ -28,7 +29,7 @@ impl TaskStore {
         F: Future<Output = Result<T, E>>,
     {
         let (mut may_remember, mut max_tasks) = (true, self.security.max_tasks_per_owner);
-        let mut conflicts = 0;
+        let (started, mut conflicts) = (Instant::now(), 0_u32);
         loop {
             let met = Arc::new(Mutex::new(Met::default()));
             let attempt = Attempt {
@@ -50,7 +51,7 @@ impl TaskStore {
                 // Upstream refuses in its own words where no task is allowed.
                 Some(Obstacle::OwnerIsFull) if max_tasks > 0 => max_tasks = 0,
                 _ if remembered => {}
-                Some(Obstacle::Conflict) if conflicts < ATTEMPTS => {
+                Some(Obstacle::Conflict) if started.elapsed() < LIMIT => {
                     conflicts = conflicts.saturating_add(1);
                     sleep(pause_after(conflicts)).await;
                 }
@@ -62,5 +63,5 @@ impl TaskStore {
 
 /// The pause after so many conflicts: random, so that writers who met once do not meet again.
 fn pause_after(conflicts: u32) -> Duration {
-    Duration::from_millis(1 << conflicts.min(16)).min(LONGEST_PAUSE).mul_f32(fastrand::f32())
+    Duration::from_millis(1 << conflicts.min(10)).min(LONGEST_PAUSE).mul_f32(fastrand::f32())
 }
