@@ -237,8 +237,8 @@ impl StorageBackend for RedisBackend {
         data: &[u8],
         expected_version: u64,
     ) -> Result<u64, StorageError> {
-        let (version, _) = self.compare_and_set(key, data, expected_version, CallKind::Write).await?;
-        Ok(version)
+        let written = self.compare_and_set(key, data, expected_version, CallKind::Write).await;
+        written.map(|(version, _)| version)
     }
 
     async fn delete(&self, key: &str) -> Result<bool, StorageError> {
