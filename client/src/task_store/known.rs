@@ -23,11 +23,11 @@ pub(super) struct Known {
 }
 
 struct Records {
-    by_key: LruCache<String, Record>,
+    by_key: LruCache<String, Entry>,
     bytes: usize,
 }
 
-struct Record {
+struct Entry {
     record: VersionedRecord,
     /// The epoch in which the record was written or read.
     epoch: u64,
@@ -57,7 +57,7 @@ pub(super) enum Look {
     Unknown,
 }
 
-impl Record {
+impl Entry {
     /// Of two records of a task in one epoch, the greater is worth more.
     fn worth(&self) -> (u64, u8) {
         let of_state = match &self.state {
@@ -79,7 +79,7 @@ impl Record {
 }
 
 impl Records {
-    fn pop(&mut self, key: &str) -> Option<Record> {
+    fn pop(&mut self, key: &str) -> Option<Entry> {
         let known = self.by_key.pop(key)?;
         self.bytes = self.bytes.saturating_sub(known.size(key));
         Some(known)
@@ -140,7 +140,7 @@ impl Known {
         let expires_at_ms = times.and_then(|times| times.expires_at_ms);
         let data = if matches!(state, State::Seen) { &[] } else { data };
         let record = VersionedRecord { data: Vec::new(), version };
-        let mut new = Record { record, epoch, state, expires_at_ms };
+        let mut new = Entry { record, epoch, state, expires_at_ms };
         let more = new.size(key).saturating_add(data.len());
         if more > self.limit {
             return;
