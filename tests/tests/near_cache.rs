@@ -435,6 +435,25 @@ async fn change_between_the_read_behind_a_write_and_its_reply_is_not_missed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn change_between_a_write_and_the_read_behind_it_is_seen() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let store = store(&proxy.url()).await;
+    let id = new_task(&store).await;
+    for round in 1..10 {
+        keep(&server, &store, &id).await;
+        let other =
+            ["HSET", &task_key(&id), "version", &(round * 100).to_string()].map(str::to_owned).to_vec();
+        proxy.set(Fault::Before { command: "PMCPTASK.GET", other });
+        say(&store, &id, "…").await;
+        let expected = server.wire().call(&["HGET", &task_key(&id), "version"]);
+        let seen = version(&store, &id).await;
+        assert!(expected.ends_with(&format!("\r\n{seen}\r\n")), "round {round}: {seen} of {expected}");
+        assert!(seen >= round * 100);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn own_writes_are_seen_and_versions_never_go_back_whoever_polls_and_writes_at_once() {
     const POLLERS: usize = 4;
     let server = Server::start();

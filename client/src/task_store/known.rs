@@ -11,7 +11,7 @@ use super::near::Tracking;
 use crate::commands::RecordTimes;
 
 /// What an entry takes besides its key and record, roughly.
-const OVERHEAD: usize = 200;
+const OVERHEAD: usize = 180;
 /// What it takes to count the changes of a tracked task, besides the name of its key, roughly.
 const TRACKING: usize = 300;
 
@@ -43,7 +43,7 @@ pub(super) enum State {
     /// This store wrote it.
     Written,
     /// The server tells of the next change.
-    Tracked(Tracking),
+    Tracked(Box<Tracking>),
 }
 
 /// What is known for somebody who reads a task.
@@ -107,7 +107,7 @@ impl Known {
         match known.state {
             State::Written if known.epoch == epoch => Some((known.record, None)),
             State::Tracked(tracking) if known.epoch == epoch && tracking.is_current() => {
-                Some((known.record, Some(tracking)))
+                Some((known.record, Some(*tracking)))
             }
             _ => None,
         }

@@ -96,7 +96,8 @@ impl Reader {
         let TrackedRecord { record, is_tracked, expires_in, is_expiry_known } = read;
         let record = record.ok_or_else(|| StorageError::NotFound { key: key.to_owned() })?;
         let state = if is_tracked && is_expiry_known {
-            State::Tracked(Tracking { waiter, moment, until: until(asked, expires_in), unseen_writes: 0 })
+            let until = until(asked, expires_in);
+            State::Tracked(Box::new(Tracking { waiter, moment, until, unseen_writes: 0 }))
         } else {
             State::Seen
         };
@@ -141,10 +142,12 @@ impl Reader {
                     expires_in,
                     is_expiry_known: true,
                 }),
-            ) if record.version == version && before == moment.after_one_change() => {
+            ) if before == moment.after_one_change() => {
                 let (until, unseen_writes) = (until(asked, expires_in), unseen_writes.saturating_add(1));
                 let tracking = Tracking { waiter, moment: after, until, unseen_writes };
-                self.known.put(key, &record.data, version, State::Tracked(tracking), epoch);
+                // Perhaps newer than what was written.
+                let VersionedRecord { data, version } = record;
+                self.known.put(key, &data, version, State::Tracked(Box::new(tracking)), epoch);
             }
             _ => self.known.put(key, data, version, State::Written, epoch),
         }
@@ -178,7 +181,7 @@ mod tests {
     fn tracked(all: &Arc<Waiters>, task: &str) -> State {
         let waiter = all.add(task.to_owned());
         let moment = waiter.moment();
-        State::Tracked(Tracking { waiter, moment, until: None, unseen_writes: 0 })
+        State::Tracked(Box::new(Tracking { waiter, moment, until: None, unseen_writes: 0 }))
     }
 
     fn current_version(known: &Known, task: &str) -> Option<u64> {
