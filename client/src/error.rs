@@ -453,6 +453,9 @@ pub(crate) enum CallKind {
     },
     /// A read that must not go to a replica.
     PrimaryRead,
+    /// The same, of a record that is to be written over in the epoch in which it is read. Goes where writes go: another
+    /// connection may lead to another server.
+    ReadToReplace,
     /// The same, and the server is to tell of the next change of the key.
     TrackedRead,
 }
@@ -474,7 +477,7 @@ pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str, address: Str
         CallKind::Write | CallKind::Replace { .. } => {
             Error::OutcomeUnknown { address, key: key.to_owned(), cause: error }
         }
-        CallKind::Read | CallKind::PrimaryRead | CallKind::TrackedRead => {
+        CallKind::Read | CallKind::PrimaryRead | CallKind::ReadToReplace | CallKind::TrackedRead => {
             Error::NoReply { address, key: key.to_owned(), cause: error }
         }
     }

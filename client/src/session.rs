@@ -73,6 +73,16 @@ impl Session {
         self.waiters.epoch()
     }
 
+    /// Whether writes wait for replicas.
+    pub(crate) fn waits_for_replicas(&self) -> bool {
+        self.connection.waits_for_replicas()
+    }
+
+    /// Whether what was read or written in an epoch may be remembered.
+    pub(crate) fn has_epochs(&self) -> bool {
+        self.connection.has_epochs()
+    }
+
     pub(crate) fn index_key(&self, owner: &str) -> Result<String, Error> {
         Ok(self.keyspace()?.index_key(owner))
     }

@@ -99,6 +99,15 @@ impl RedisBackend {
     /// Those of `get`. While the server is away, a waiter waits for it as long as any call does once its turn has
     /// come, and then fails. Calling again with the same version misses nothing.
     pub async fn changed(&self, key: &str, version: u64) -> Result<Option<VersionedRecord>, StorageError> {
+        self.wait_until(key, &|record| record.version != version).await
+    }
+
+    /// Waits until a task is one that is news, or gone. The news are asked for of every record that is read.
+    pub(crate) async fn wait_until(
+        &self,
+        key: &str,
+        is_news: &(dyn Fn(&VersionedRecord) -> bool + Sync),
+    ) -> Result<Option<VersionedRecord>, StorageError> {
         let waiter = self.session().add_waiter(key)?;
         let (mut pauses, mut is_tracked) = (Pauses::default(), true);
         loop {
@@ -106,9 +115,9 @@ impl RedisBackend {
             // From here on, no wake-up is missed: neither during the reads nor after them.
             wake_up.as_mut().enable();
             // Boxed, so that a future that waits takes little memory.
-            let limit = match Box::pin(self.look(key, version, &waiter, is_tracked)).await? {
-                Look::Changed(record) => return Ok(record),
-                Look::Unchanged { limit, is_tracked: now } => {
+            let limit = match Box::pin(self.look(key, is_news, &waiter, is_tracked)).await? {
+                Look::News(record) => return Ok(record),
+                Look::Nothing { limit, is_tracked: now } => {
                     is_tracked = now;
                     limit
                 }
@@ -130,28 +139,26 @@ impl RedisBackend {
     async fn look(
         &self,
         key: &str,
-        version: u64,
+        is_news: &(dyn Fn(&VersionedRecord) -> bool + Sync),
         waiter: &Waiter,
         can_be_tracked: bool,
     ) -> Result<Look, StorageError> {
-        let is_news =
-            |record: &Option<VersionedRecord>| record.as_ref().is_none_or(|record| record.version != version);
         let _turn = waiter.turn_to_read().await;
         if can_be_tracked {
             let record = self.read(key, waiter, CallKind::PrimaryRead, replies::record).await?;
-            if is_news(&record) {
-                return Ok(Look::Changed(record));
+            if record.as_ref().is_none_or(is_news) {
+                return Ok(Look::News(record));
             }
         }
         let read = self.read(key, waiter, CallKind::TrackedRead, replies::tracked_record).await?;
-        if is_news(&read.record) {
-            return Ok(Look::Changed(read.record));
+        if read.record.as_ref().is_none_or(is_news) {
+            return Ok(Look::News(read.record));
         }
         // Until the first millisecond at which the task is gone.
         let until_gone = read.expires_in.map(|left| left.saturating_add(Duration::from_millis(1)));
         let poll = (!read.is_tracked || !read.is_expiry_known).then_some(POLL);
         let limit = until_gone.into_iter().chain(poll).min();
-        Ok(Look::Unchanged { limit, is_tracked: read.is_tracked })
+        Ok(Look::Nothing { limit, is_tracked: read.is_tracked })
     }
 
     /// Reads the task of a waiter.
@@ -193,8 +200,8 @@ impl OwnerWatch {
         self.waiter.alarm()
     }
 
-    /// The id and version of each task: at once the first time and after an error, later as soon as a task may have come or
-    /// gone. Not to be dropped before it is done.
+    /// The id and version of each task: at once the first time, later as soon as a task may have come or gone. After an error,
+    /// at once too, but after a pause if there were others. Not to be dropped before it is done.
     pub(crate) async fn next(&mut self) -> Result<Vec<(String, u64)>, StorageError> {
         if let Some((wake_up, limit)) = self.due.take() {
             match limit {
@@ -206,23 +213,27 @@ impl OwnerWatch {
         // From here on, no wake-up is missed.
         let wake_up = Box::pin(self.waiter.alarm().notified_owned());
         let _turn = self.waiter.turn_to_read().await;
-        let (versions, is_tracked) = observe::call("PMCPTASK.LIST", &self.owner, || async {
+        let listed = observe::call("PMCPTASK.LIST", &self.owner, || async {
             let command = &commands::list_versions(self.waiter.key());
             let key = &[self.owner.as_str(), ":"].concat();
             let request = Request { command, kind: CallKind::TrackedRead, key, routed_by: self.waiter.key() };
             self.backend.session().call(&request, replies::tracked_versions).await
         })
-        .await?;
-        self.due = Some((wake_up, (!is_tracked).then_some(POLL)));
-        Ok(versions)
+        .await;
+        let limit = match &listed {
+            Ok((_, is_tracked)) => (!is_tracked).then_some(POLL),
+            Err(_) => Some(Duration::ZERO),
+        };
+        self.due = Some((wake_up, limit));
+        listed.map(|(versions, _)| versions)
     }
 }
 
 /// What a waiter finds.
 enum Look {
-    /// Another version, or no task.
-    Changed(Option<VersionedRecord>),
-    Unchanged {
+    /// A task that is news, or no task.
+    News(Option<VersionedRecord>),
+    Nothing {
         /// How long to wait for a wake-up at most.
         limit: Option<Duration>,
         is_tracked: bool,

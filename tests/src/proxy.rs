@@ -83,7 +83,7 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("the OS has a free port");
         let port = listener.local_addr().expect("a listener has an address").port();
         let shared = Arc::new(Shared {
-            server,
+            server: Mutex::new(server),
             fault: Mutex::new(fault),
             links: Mutex::default(),
             accepted: AtomicUsize::new(0),
@@ -124,6 +124,11 @@ impl Proxy {
         *lock(&self.shared.fault) = fault;
     }
 
+    /// Forwards new connections to another port of 127.0.0.1. Those that there are stay where they are.
+    pub fn lead_to(&self, server: u16) {
+        *lock(&self.shared.server) = Some(server);
+    }
+
     /// Closes all current connections. New ones are accepted.
     pub fn cut(&self) {
         for link in lock(&self.shared.links).drain(..) {
@@ -145,7 +150,7 @@ impl Drop for Proxy {
 #[derive(Debug)]
 struct Shared {
     /// None: there is no server behind the proxy.
-    server: Option<u16>,
+    server: Mutex<Option<u16>>,
     fault: Mutex<Fault>,
     links: Mutex<Vec<Arc<Link>>>,
     accepted: AtomicUsize,
@@ -197,7 +202,8 @@ impl Shared {
     }
 
     fn connect(self: &Arc<Self>, client: TcpStream) -> io::Result<()> {
-        let server = self.server.map(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, port))).transpose()?;
+        let port = *lock(&self.server);
+        let server = port.map(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, port))).transpose()?;
         for stream in server.iter().chain([&client]) {
             stream.set_nodelay(true)?;
         }
@@ -266,7 +272,8 @@ impl Shared {
                 Fate::Answered(reply.clone())
             }
             Fault::Before { command, other } if request.name == *command => {
-                let mut wire = self.server.map(Wire::open).expect("there is a server").expect("it is there");
+                let mut wire =
+                    lock(&self.server).map(Wire::open).expect("there is a server").expect("it is there");
                 let reply = wire.call(other);
                 assert!(!reply.starts_with('-'), "{reply}");
                 *fault = Fault::None;

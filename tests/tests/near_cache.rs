@@ -783,7 +783,10 @@ async fn own_writes_that_wait_for_replicas_are_seen() {
     let id = new_task(&store).await;
     for written in 2..100 {
         keep(&server, &store, &id).await;
+        let before = reads(&server);
         say(&store, &id, "…").await;
+        // Over the connection of writes, which may lead to another server than the one that tells.
+        assert_eq!(reads(&server) - before, 1);
         assert_eq!(version(&store, &id).await, written);
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use pmcp::server::builder::ServerCoreBuilder;
 use pmcp::server::core::ProtocolHandler as _;
 use pmcp::server::task_store as server;
@@ -21,7 +21,7 @@ use pmcp_tasks::{
     TaskStore as _,
 };
 use pmcptask_client::{RedisBackend, TaskStore};
-use pmcptask_tests::{Cluster, Fault, Proxy, SentinelGroup, Server, holds_within, lua_backend};
+use pmcptask_tests::{Cluster, Fault, Proxy, SentinelGroup, Server, Wire, holds_within, lua_backend};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -450,6 +450,37 @@ async fn write_that_waited_for_another_connection_does_not_overwrite_what_is_the
     }
 }
 
+/// Writes that wait for replicas have a connection of their own. If only that one leads to the new primary, the other one still
+/// reads from the old primary, which has another history.
+#[tokio::test(flavor = "multi_thread")]
+async fn record_of_the_old_primary_is_not_written_over_that_of_the_new_one() {
+    let (old, new) = (Server::start(), Server::start());
+    let proxy = Proxy::to(old.port());
+    // There is no replica, which is no matter here.
+    let backend = RedisBackend::builder(proxy.url()).wait_for_replicas(1, Duration::from_millis(10));
+    let store = TaskStore::new(backend.connect().await.unwrap());
+    let [before, after] = [self::store(&old.url()).await, self::store(&new.url()).await];
+    let id = new_task(&before).await;
+    let set = |name| store.set_variables(&id, "o", variables(&[(name, json!(1))]));
+    set("first").await.unwrap_err();
+    let dump = old.dump_of(&task_key(&id));
+    redis::cmd("RESTORE").arg(task_key(&id)).arg(0).arg(dump).exec(&mut new.connection()).unwrap();
+    rewrite(&new, &id, |record| record["variables"]["theirs"] = json!(1));
+    // The connection whose last command is a WAIT is replaced.
+    store.get(&id, "o").await.unwrap();
+    proxy.lead_to(new.port());
+    let clients = old.wire().run("CLIENT LIST");
+    let waited: Vec<_> = clients.lines().filter(|client| client.contains("cmd=wait")).collect();
+    assert_eq!(waited.len(), 1, "{clients}");
+    let number = waited[0].split(['=', ' ']).nth(1).unwrap();
+    assert_eq!(old.wire().run(&format!("CLIENT KILL ID {number}")), ":1\r\n");
+    assert!(holds_within(RECOVERY, || proxy.accepted() == 3));
+    let written = set("mine").await;
+    assert_eq!(before.get(&id, "o").await.unwrap().version, 2, "{written:?}");
+    let variables = after.get(&id, "o").await.unwrap().variables;
+    assert!(variables.contains_key("theirs") && variables.contains_key("mine"), "{variables:?}: {written:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_remembered_is_forgotten_when_all_tasks_are_removed() {
     let server = Server::start();
@@ -465,6 +496,66 @@ async fn everything_remembered_is_forgotten_when_all_tasks_are_removed() {
     sleep(Duration::from_millis(100)).await;
     store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await.unwrap();
     assert_eq!(other.get(&id, "o").await.unwrap().variables.len(), 2);
+}
+
+/// A server is made a replica and then a primary again, and clients keep their connections. One write meets the replica.
+#[tokio::test(flavor = "multi_thread")]
+async fn same_version_of_another_record_is_not_overwritten_after_the_server_was_a_replica() {
+    let [server, other] = [Server::start(), Server::start()];
+    let [store, witness] = stores(&server.url()).await;
+    let (id, another) = (new_task(&store).await, new_task(&store).await);
+    let dump = server.dump_of(&task_key(&id));
+    redis::cmd("RESTORE").arg(task_key(&id)).arg(0).arg(dump).exec(&mut other.connection()).unwrap();
+    rewrite(&other, &id, |record| record["variables"]["theirs"] = json!(1));
+    server.wire().run(&format!("REPLICAOF 127.0.0.1 {}", other.port()));
+    assert!(holds_within(RECOVERY, || server.replication().contains("master_link_status:up")));
+    let error = say(&store, &another, "…").await.unwrap_err();
+    assert!(error.to_string().contains("read-only replica"), "{error}");
+    server.wire().run("REPLICAOF NO ONE");
+    store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await.unwrap();
+    let task = witness.get(&id, "o").await.unwrap();
+    assert_eq!((task.variables.len(), task.version), (2, 2), "{:?}", task.variables);
+}
+
+/// Nobody notices when a connection that the caller gave leads to another server.
+#[tokio::test(flavor = "multi_thread")]
+async fn store_over_a_given_connection_remembers_nothing() {
+    let server = Server::start();
+    let client = redis::Client::open(server.url()).unwrap();
+    let connection = client.get_multiplexed_async_connection().await.unwrap();
+    let store = TaskStore::new(RedisBackend::with_connection(connection)).with_memory(1 << 20);
+    let id = new_task(&store).await;
+    for _ in 0..2 {
+        assert_eq!(cost(&server, say(&store, &id, "…")).await.1, "cas 1, get 1");
+    }
+}
+
+/// Something goes on for so long that no record can be read and written over in one epoch.
+#[tokio::test(flavor = "multi_thread")]
+async fn change_that_is_outdated_for_too_long_is_a_concurrent_modification() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let store = store(&proxy.url()).await.with_memory(0);
+    let id = new_task(&store).await;
+    // From then on, the server tells of flushes.
+    assert!(timeout(AT_ONCE, store.changed(&id, "o", 1)).await.is_err());
+    proxy.set(Fault::Delay(Duration::from_millis(30)));
+    let flushing = tokio::task::spawn_blocking({
+        let port = server.port();
+        move || {
+            let mut wire = Wire::open(port).unwrap();
+            wire.run("SELECT 1");
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_secs(12) {
+                wire.run("FLUSHDB");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    });
+    let error = store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await.unwrap_err();
+    assert!(matches!(error, TaskError::ConcurrentModification { .. }), "{error}");
+    flushing.await.unwrap();
+    store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await.unwrap();
 }
 
 // Unknown outcomes.
@@ -619,7 +710,7 @@ async fn id_that_a_client_makes_up_leads_to_no_task_of_another_owner() {
             assert!(matches!(error, Some(TaskError::NotFound { .. })), "{id}: {error:?}");
         }
         let changed = timeout(AT_ONCE, store.changed(id, "o", 1)).await.unwrap();
-        assert!(matches!(changed, Ok(None) | Err(_)), "{id}: {changed:?}");
+        assert!(matches!(changed, Ok(None)), "{id}: {changed:?}");
     }
     assert!(listed(&store, 50).await.is_empty());
     assert_eq!(store.get(&theirs, "o:x").await.unwrap().version, 1);
@@ -649,6 +740,33 @@ async fn waiter_for_the_end_is_woken_by_another_store_and_not_by_what_is_no_end(
         let again = a.wait_until_terminal(&id, "o", Duration::ZERO).await.unwrap();
         assert_eq!(again.version, ended.version);
     }
+}
+
+/// A worker that says much costs its waiters no more than one that says little.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiter_for_the_end_of_a_task_with_many_messages_pauses_between_its_looks() {
+    let server = Server::start();
+    let [a, b] = stores(&server.url()).await;
+    let id = new_task(&a).await;
+    let waiting = tokio::spawn({
+        let (a, id) = (a.clone(), id.clone());
+        async move { a.wait_until_terminal(&id, "o", RECOVERY).await }
+    });
+    sleep(Duration::from_millis(50)).await;
+    let started = Instant::now();
+    let messages = async {
+        while started.elapsed() < Duration::from_secs(3) {
+            say(&b, &id, "…").await.unwrap();
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let ((), commands) = cost(&server, messages).await;
+    let gets = commands.split_once("get ").map_or(0, |(_, count)| count.parse().unwrap());
+    // Two for each look.
+    assert!(gets < 24, "{commands}");
+    b.cancel(&id, "o").await.unwrap();
+    let task = timeout(AT_ONCE + Duration::from_secs(1), waiting).await.unwrap().unwrap().unwrap();
+    assert_eq!(task.task.status, TaskStatus::Cancelled);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -786,12 +904,11 @@ async fn changes_of_an_owner_are_those_of_all_its_tasks_and_of_new_ones_and_of_n
     let id = new_task(&b).await;
     say(&b, &old, "last").await.unwrap();
     server::TaskStore::set_result(&b, &id, "o", text("42")).await.unwrap();
-    let (mut news, mut last) = (BTreeMap::new(), 0);
-    while news.get(&id) != Some(&2) || news.get(&old) != Some(&3) {
+    let mut news = BTreeMap::from([(id.clone(), 0), (old.clone(), 2)]);
+    while news[&id] != 2 || news[&old] != 3 {
         for record in until(&mut changes, |_| true).await {
-            assert!(record.version >= last.min(record.version));
-            last = record.version;
-            news.insert(record.task.task_id, record.version);
+            let before = news.insert(record.task.task_id, record.version).unwrap();
+            assert!(before < record.version, "{before}, then {}", record.version);
         }
     }
     // A task that goes yields nothing.
@@ -888,6 +1005,99 @@ async fn change_of_a_task_is_not_missed_after_its_read_failed() {
     proxy.set(Fault::None);
     let seen = until(&mut changes, |_| true).await;
     assert_eq!(seen[0].task.status, TaskStatus::Cancelled);
+}
+
+/// The reads of a stream must not wait for its consumer: others wait for their turn to read.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_nobody_polls_keep_no_other_waiter_from_reading() {
+    const OWNERS: usize = 1_100;
+    let server = Server::start();
+    let [a, b] = stores(&server.url()).await;
+    let mut streams = Vec::new();
+    for owner in 0..OWNERS {
+        streams.push(a.changes(&format!("o{owner}")).await.unwrap());
+    }
+    // The lists of all streams are due. Each stream is polled twice: after its pause, it would ask the server.
+    server.wire().run("FLUSHALL");
+    let id = new_task(&b).await;
+    sleep(AT_ONCE).await;
+    for _ in 0..5 {
+        for stream in &mut streams {
+            assert!(stream.next().now_or_never().is_none());
+            // Tokio makes a task pause that polls so much.
+            tokio::task::yield_now().await;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    let changed = timeout(RECOVERY, a.changed(&id, "o", 0)).await.expect("a turn to read");
+    assert_eq!(changed.unwrap().unwrap().version, 1);
+    // What came meanwhile is yielded, the last version of each task, and every task.
+    let owners = ["o0", "o1"];
+    let task = b.create(owners[0], "tools/call", None).await.unwrap().task.task_id;
+    sleep(AT_ONCE).await;
+    b.set_variables(&task, owners[0], variables(&[("x", json!(1))])).await.unwrap();
+    b.cancel(&task, owners[0]).await.unwrap();
+    let others =
+        [b.create(owners[0], "tools/call", None).await, b.create(owners[0], "tools/call", None).await];
+    sleep(AT_ONCE).await;
+    let mut missing: BTreeSet<_> = others.into_iter().map(|record| record.unwrap().task.task_id).collect();
+    missing.insert(task.clone());
+    while !missing.is_empty() {
+        for record in until(&mut streams[0], |_| true).await {
+            if record.task.task_id != task || record.task.status == TaskStatus::Cancelled {
+                missing.remove(&record.task.task_id);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stream_yields_one_error_per_outage_however_many_tasks_it_watches() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let backend = RedisBackend::builder(proxy.url()).connect_timeout(Duration::from_millis(300));
+    let (a, b) = (TaskStore::new(backend.connect().await.unwrap()), store(&server.url()).await);
+    for _ in 0..20 {
+        new_task(&b).await;
+    }
+    let mut changes = a.changes("o").await.unwrap();
+    assert!(timeout(AT_ONCE, changes.next()).await.is_err());
+    for _ in 0..2 {
+        proxy.set(Fault::Close);
+        proxy.cut();
+        let error = timeout(RECOVERY, changes.next()).await.unwrap().unwrap().unwrap_err();
+        assert!(error.to_string().contains("no connection"), "{error}");
+        assert!(timeout(3 * AT_ONCE, changes.next()).await.is_err());
+        proxy.set(Fault::None);
+        let id = new_task(&b).await;
+        let seen = until(&mut changes, |record| record.task.task_id == id).await;
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        assert!(timeout(AT_ONCE, changes.next()).await.is_err());
+    }
+}
+
+/// A lost permission, for example.
+#[tokio::test(flavor = "multi_thread")]
+async fn stream_whose_list_is_refused_asks_again_after_a_pause_only() {
+    let server = Server::start();
+    let [a, b] = stores(&server.url()).await;
+    let mut changes = a.changes("o").await.unwrap();
+    let consuming = tokio::spawn(async move {
+        loop {
+            if let Ok(record) = changes.next().await.unwrap() {
+                return record;
+            }
+        }
+    });
+    server.wire().run("ACL SETUSER default -pmcptask.list");
+    let id = new_task(&b).await;
+    sleep(Duration::from_secs(2)).await;
+    let refused = server.wire().info("commandstats", "cmdstat_pmcptask.list");
+    let refused: u64 =
+        refused.split_once("rejected_calls=").unwrap().1.split(',').next().unwrap().parse().unwrap();
+    assert!((1..=12).contains(&refused), "{refused}");
+    server.wire().run("ACL SETUSER default +pmcptask.list");
+    assert_eq!(timeout(RECOVERY, consuming).await.unwrap().unwrap().task.task_id, id);
 }
 
 #[tokio::test(flavor = "multi_thread")]

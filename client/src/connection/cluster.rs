@@ -196,6 +196,8 @@ impl Cluster {
             if matches!(request.kind, CallKind::Replace { .. })
                 && redirect.as_ref().is_some_and(|redirect| !redirect.asking)
             {
+                // With an old view, the next attempt would be redirected too.
+                let _ = timeout(retry.next_pause(), renewed).await;
                 return Attempt::Outdated;
             }
             let may_pass = match &attempt {

@@ -170,6 +170,11 @@ impl Connection {
         }
     }
 
+    /// Whether an epoch ends when the connection leads to another server. See [`Waiters::epoch`].
+    pub(crate) fn has_epochs(&self) -> bool {
+        !matches!(self, Self::Given(_))
+    }
+
     /// Where calls go, for errors.
     fn address(&self) -> String {
         match self {

@@ -14,7 +14,7 @@ use super::request::{Attempt, Request, says_is_replica};
 use super::retry::retry;
 use super::runtime::OnRuntime;
 use super::target::Target;
-use crate::error::{self, Error};
+use crate::error::{self, CallKind, Error};
 use crate::settings::Settings;
 
 /// How long a server that was found to be slow is avoided.
@@ -102,16 +102,20 @@ impl Node {
             }
             return attempt;
         }
-        let current = match self.connection.take(wait).await {
+        let connection = match &self.replicated_writes {
+            Some(writes) if request.kind == CallKind::ReadToReplace => writes.connection(),
+            _ => &self.connection,
+        };
+        let current = match connection.take(wait).await {
             Ok(current) => current,
             Err(attempt) => return attempt,
         };
         // Checked once the connection is certain.
-        if request.kind.is_outdated(self.connection.epoch()) {
+        if request.kind.is_outdated(connection.epoch()) {
             return Attempt::Outdated;
         }
         let attempt = request.send(&current.connection, asking).await;
-        self.connection.replace_if_useless(&current, &attempt);
+        connection.replace_if_useless(&current, &attempt);
         attempt
     }
 

@@ -226,6 +226,8 @@ impl Reconnecting {
             // The primary is another server by now. The same address may lead to it, but not right
             // after connecting.
             attempt if says_is_replica(attempt) => {
+                // The server may be a primary again before the connection is replaced, and have other records.
+                self.signals.waiters.begin_epoch();
                 self.follows_primary() || current.since.elapsed() >= REPLICA_GRACE
             }
             _ => false,

@@ -62,6 +62,11 @@ impl ReplicatedWrites {
         Self { connection, queue }
     }
 
+    /// The connection that the writes have. A read on it is answered after the writes that wait now.
+    pub(super) fn connection(&self) -> &Reconnecting {
+        &self.connection
+    }
+
     /// Sends a write once, if there is a connection within `wait`, and waits for the replicas. The write is
     /// held back no longer than the response timeout. A write whose caller gives up while it is held back is
     /// never sent.

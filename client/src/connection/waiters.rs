@@ -64,8 +64,8 @@ impl Waiters {
     }
 
     /// The number of the current epoch. In one epoch, a task's version stands for one record, for all that the client can
-    /// know. An epoch ends when a connection is lost or made, when the primary of a slot changes, and when all tasks are
-    /// removed. After a failover, a version may be that of another record.
+    /// know. An epoch ends when a connection is lost or made, when the primary of a slot changes, when a server says that it
+    /// is a replica, and when all tasks are removed. After a failover, a version may be that of another record.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::SeqCst)
     }

@@ -50,9 +50,6 @@ impl Attempt {
     fn noted<T>(&self, result: Result<T, StorageError>) -> Result<T, StorageError> {
         let obstacle = match &result {
             Err(StorageError::VersionConflict { .. }) => Some(Obstacle::Conflict),
-            Err(error) if matches!(Error::of(error), Some(Error::Outdated { .. })) => {
-                Some(Obstacle::Conflict)
-            }
             Err(error) if says_owner_is_full(error) => Some(Obstacle::OwnerIsFull),
             Err(StorageError::Backend { .. }) => Some(Obstacle::Failure),
             _ => None,
@@ -67,6 +64,8 @@ impl StorageBackend for Attempt {
     async fn get(&self, key: &str) -> Result<VersionedRecord, StorageError> {
         if self.may_remember
             && let Some((record, tracking)) = self.reader.known.take(key, self.epoch)
+            // Writes that wait for replicas have another connection, which may lead to another server for a moment.
+            && (tracking.is_none() || !self.reader.backend.session().waits_for_replicas())
         {
             self.met(|met| {
                 met.remembered = true;
@@ -74,7 +73,7 @@ impl StorageBackend for Attempt {
             });
             return Ok(record);
         }
-        self.noted(self.reader.task_at_primary(key).await)
+        self.noted(self.reader.task_to_replace(key).await)
     }
 
     /// Only a new task is put.
@@ -93,7 +92,14 @@ impl StorageBackend for Attempt {
 
     async fn put_if_version(&self, key: &str, data: &[u8], expected: u64) -> Result<u64, StorageError> {
         let tracking = self.met(|met| met.tracking.take());
-        self.noted(self.reader.write_over(key, data, expected, self.epoch, tracking).await)
+        let written = self.reader.write_over(key, data, expected, self.epoch, tracking).await;
+        self.noted(written.map_err(|error| match Error::of(&error) {
+            // What is there now may be another record with the version that was read.
+            Some(Error::Outdated { .. }) => {
+                StorageError::VersionConflict { key: key.to_owned(), expected, actual: expected }
+            }
+            _ => error,
+        }))
     }
 
     /// Upstream lists to count an owner's tasks. The server counts when a task is put.

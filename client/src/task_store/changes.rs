@@ -1,6 +1,7 @@
-//! The changes of an owner's tasks: one waiter for the owner's index, and one for each task.
+//! The changes of an owner's tasks: one waiter for the owner's index, and one for each task. A task of its own drives them, and
+//! not the consumer of the stream: a read that is not driven would keep others from reading.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -8,7 +9,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, FuturesUnordered};
 use pmcp_tasks::store::backend::{VersionedRecord, make_key};
 use pmcp_tasks::{StorageError, TaskError, TaskRecord};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use super::TaskStore;
 use crate::waiting::OwnerWatch;
@@ -27,6 +28,10 @@ struct Changes {
     versions: HashMap<String, u64>,
     watched: HashSet<String>,
     tasks: FuturesUnordered<BoxFuture<'static, Changed>>,
+    /// What the consumer has not taken yet: at most one record of each task, and one error.
+    news: VecDeque<Result<(String, VersionedRecord), StorageError>>,
+    /// There was an error since the last list.
+    has_failed: bool,
 }
 
 pub(super) async fn of_owner(
@@ -45,11 +50,27 @@ pub(super) async fn of_owner(
         Some(Err(error)) => return Err(refused(&store, error).await),
         None => Vec::new(),
     };
-    let (versions, watched) = (versions.into_iter().collect(), HashSet::new());
-    let mut changes =
-        Changes { store, owner, lists, alarm, versions, watched, tasks: FuturesUnordered::new() };
-    changes.watch_all(changes.versions.clone().into_iter().collect());
-    Ok(stream::unfold(changes, |mut changes| async move { Some((changes.next().await, changes)) }).boxed())
+    let mut changes = Changes {
+        store,
+        owner,
+        lists,
+        alarm,
+        versions: versions.iter().cloned().collect(),
+        watched: HashSet::new(),
+        tasks: FuturesUnordered::new(),
+        news: VecDeque::new(),
+        has_failed: false,
+    };
+    changes.watch_all(versions);
+    let (consumer, stream) = mpsc::channel(1);
+    tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            () = consumer.closed() => {}
+            () = changes.drive(&consumer) => {}
+        }
+    });
+    Ok(stream::unfold(stream, |mut stream| async move { Some((stream.recv().await?, stream)) }).boxed())
 }
 
 /// The error as upstream has it.
@@ -61,30 +82,50 @@ async fn refused(store: &TaskStore, error: StorageError) -> TaskError {
 }
 
 impl Changes {
-    async fn next(&mut self) -> Result<TaskRecord, TaskError> {
+    /// Ends with the stream.
+    async fn drive(&mut self, consumer: &mpsc::Sender<Result<TaskRecord, TaskError>>) {
         loop {
             tokio::select! {
-                Some((task_id, changed)) = self.tasks.next() => {
-                    self.watched.remove(&task_id);
-                    match changed {
-                        Ok(None) => drop(self.versions.remove(&task_id)),
-                        Ok(Some(record)) => {
-                            self.versions.insert(task_id.clone(), record.version);
+                Some((task_id, changed)) = self.tasks.next() => match changed {
+                    Ok(None) => {
+                        self.watched.remove(&task_id);
+                        self.versions.remove(&task_id);
+                    }
+                    Ok(Some(record)) => self.news.push_back(Ok((task_id, record))),
+                    Err(error) => {
+                        self.watched.remove(&task_id);
+                        self.failed(error);
+                        // The next list watches the task again.
+                        self.alarm.notify_waiters();
+                    }
+                },
+                Some(versions) = self.lists.next() => match versions {
+                    Ok(versions) => {
+                        self.has_failed = false;
+                        self.watch_all(versions);
+                    }
+                    Err(error) => self.failed(error),
+                },
+                place = consumer.reserve(), if !self.news.is_empty() => {
+                    let Ok(place) = place else { return };
+                    match self.news.pop_front() {
+                        Some(Ok((task_id, record))) => {
+                            // Not before: one record of each task is enough to keep.
                             self.watch(task_id.clone(), record.version);
-                            return self.store.record(&task_id, &self.owner, Ok(record)).await;
+                            place.send(self.store.record(&task_id, &self.owner, Ok(record)).await);
                         }
-                        Err(error) => {
-                            // The next list watches the task again.
-                            self.alarm.notify_waiters();
-                            return Err(refused(&self.store, error).await);
-                        }
+                        Some(Err(error)) => place.send(Err(refused(&self.store, error).await)),
+                        None => {}
                     }
                 }
-                Some(versions) = self.lists.next() => match versions {
-                    Ok(versions) => self.watch_all(versions),
-                    Err(error) => return Err(refused(&self.store, error).await),
-                },
             }
+        }
+    }
+
+    /// Many tasks meet one outage: their consumer is told once.
+    fn failed(&mut self, error: StorageError) {
+        if !std::mem::replace(&mut self.has_failed, true) {
+            self.news.push_back(Err(error));
         }
     }
 
@@ -102,6 +143,7 @@ impl Changes {
 
     fn watch(&mut self, task_id: String, version: u64) {
         self.watched.insert(task_id.clone());
+        self.versions.insert(task_id.clone(), version);
         let (reader, key) = (self.store.reader.clone(), make_key(&self.owner, &task_id));
         self.tasks.push(Box::pin(async move { (task_id, reader.changed(&key, version).await) }));
     }

@@ -198,6 +198,20 @@ mod tests {
     }
 
     #[test]
+    fn records_that_many_put_at_once_are_counted_once() {
+        let known = Known::new(10_000, false);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    (0..20_000).for_each(|version| known.put("a", b"one", version, State::Written, 0));
+                });
+            }
+        });
+        known.take("a", 0);
+        assert_eq!(known.records.lock().unwrap().bytes, 0);
+    }
+
+    #[test]
     fn record_of_another_epoch_is_not_known() {
         let known = Known::new(10_000, false);
         known.put("a", b"one", 1, State::Written, 7);

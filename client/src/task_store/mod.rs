@@ -14,6 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::stream::BoxStream;
 use pmcp::server::task_store::{StoreConfig as ServerConfig, TaskStore as _};
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord, make_key};
@@ -78,7 +79,7 @@ const MEMORY: usize = 16 << 20;
 /// A change that meets another writer's is made again: the task is read, all rules are checked against what it is now, and the
 /// change is written. So a cancel and the progress messages of a worker do not make each other fail, and nothing is
 /// overwritten. A call fails with `ConcurrentModification` after ten seconds of conflicts, which takes another writer that
-/// writes more often than once in a round trip of this one. A write whose outcome is unknown is not
+/// writes more often than once in a round trip of this one, or connections or slots that change as often. A write whose outcome is unknown is not
 /// repeated: the error says that it is unknown.
 ///
 /// The store keeps the last record that it wrote of each task, to write over it without reading it first. It does so only if
@@ -98,6 +99,9 @@ const MEMORY: usize = 16 << 20;
 ///
 /// # Limits
 ///
+/// - A change may overwrite another record with the same version if the server has lost writes and the client cannot notice: a
+///   proxy leads the same connection to another server, or the server is made a replica and a primary again while no
+///   write of this backend meets the replica.
 /// - If a task is deleted, and another with the same id is brought to the same version by other means than a store, a change
 ///   may overwrite that one. Stores never give an id twice.
 /// - [`RedisBackendBuilder::read_from_replicas`](crate::RedisBackendBuilder::read_from_replicas) is for reads and first pages
@@ -113,6 +117,12 @@ pub struct TaskStore {
     waits_for_results: Option<Duration>,
 }
 
+/// Nothing is remembered if nobody would notice that the connection leads to another server.
+fn reader(backend: RedisBackend, bytes: usize, is_near: bool) -> Arc<Reader> {
+    let bytes = if backend.session().has_epochs() { bytes } else { 0 };
+    Arc::new(Reader { backend, known: Known::new(bytes, is_near) })
+}
+
 impl TaskStore {
     /// A store with the settings of `GenericTaskStore::new`: 100 tasks per owner, no anonymous owners, a TTL of 1 h if the
     /// client asks for none and 24 h at most, and a poll interval of 500 ms.
@@ -120,7 +130,7 @@ impl TaskStore {
     pub fn new(backend: RedisBackend) -> Self {
         let (config, security, poll_interval) = (StoreConfig::default(), TaskSecurityConfig::default(), 500);
         Self {
-            reader: Arc::new(Reader { backend, known: Arc::new(Known::new(MEMORY, false)) }),
+            reader: reader(backend, MEMORY, false),
             config,
             security,
             poll_interval,
@@ -149,11 +159,12 @@ impl TaskStore {
     }
 
     /// Sets how many bytes the last known records of tasks may take. Those not used for longest go first. Default: 16 MiB,
-    /// shared by the clones of a store. 0: each change reads the task first.
+    /// shared by the clones of a store. 0: each change reads the task first, as with
+    /// [`RedisBackend::with_connection`] in any case.
     #[must_use]
     pub fn with_memory(self, bytes: usize) -> Self {
         let is_near = self.reader.known.is_near();
-        self.with_known(Known::new(bytes, is_near))
+        Self { reader: reader(self.reader.backend.clone(), bytes, is_near), ..self }
     }
 
     /// Answers reads of a task from memory while the server has told of no change. Default: off. `bytes` is how much all
@@ -199,8 +210,10 @@ impl TaskStore {
     /// # What it costs
     ///
     /// - A write over a polled task brings the record back in the same round trip, up to 16 KiB, until two writes in a row
-    ///   were not followed by a poll. With [`wait_for_replicas`](crate::RedisBackendBuilder::wait_for_replicas), it does not:
-    ///   there, the first poll after a write reads.
+    ///   were not followed by a poll.
+    /// - With [`wait_for_replicas`](crate::RedisBackendBuilder::wait_for_replicas), the first poll after a write reads, and a change
+    ///   of a polled task reads the task first: writes have a connection of their own, and it may lead to another server for
+    ///   a moment.
     /// - The server keeps the name of each tracked task until the task changes or ends, in a table of
     ///   `tracking-table-max-keys` names. The name of a task that is deleted, instead of expiring, may stay if the
     ///   task is polled once more.
@@ -210,16 +223,12 @@ impl TaskStore {
     ///   [`RedisBackend::with_connection`], and without permission for `CLIENT TRACKING`, `CLIENT CACHING` or `PTTL`.
     #[must_use]
     pub fn near_cache(self, bytes: usize) -> Self {
-        self.with_known(Known::new(bytes, true))
-    }
-
-    fn with_known(self, known: Known) -> Self {
-        let reader = Reader { backend: self.reader.backend.clone(), known: Arc::new(known) };
-        Self { reader: Arc::new(reader), ..self }
+        Self { reader: reader(self.reader.backend.clone(), bytes, true), ..self }
     }
 
     /// Makes `get_result` wait until the task is terminal, as the protocol of 2025-11-25 asks of `tasks/result`. After this
-    /// time, it returns what it would without waiting. Default: off.
+    /// time, it returns what it would without waiting. Default: off. Which reads come on top of this time:
+    /// see [`wait_until_terminal`](Self::wait_until_terminal).
     ///
     /// ```
     /// use std::time::Duration;
@@ -304,7 +313,8 @@ impl TaskStore {
         self.over(Found::task(record)).inner().get(task_id, owner_id).await
     }
 
-    /// The task once it is terminal, or as it is when the time is over.
+    /// The task once it is terminal, or as it is when the time is over. It is read once before the wait, and once more if the
+    /// time is over.
     async fn terminal_within(
         &self,
         task_id: &str,
@@ -312,18 +322,20 @@ impl TaskStore {
         limit: Duration,
     ) -> Result<VersionedRecord, StorageError> {
         let (started, key) = (Instant::now(), make_key(owner_id, task_id));
-        let mut record = self.reader.task_to_await(&key).await?;
-        // What upstream refuses needs no wait.
-        while let Ok(task) = self.record(task_id, owner_id, Ok(record.clone())).await
-            && !task.task.status.is_terminal()
-        {
-            let left = limit.saturating_sub(started.elapsed());
-            match timeout(left, self.reader.changed(&key, record.version)).await {
-                Ok(changed) => record = changed?.ok_or(StorageError::NotFound { key: key.clone() })?,
-                Err(_) => break,
-            }
+        let record = self.reader.task_to_await(&key).await?;
+        // What upstream refuses needs no wait. Upstream waits for nothing here.
+        let is_final = |record: &VersionedRecord| {
+            let task = self.record(task_id, owner_id, Ok(record.clone())).now_or_never();
+            task.is_none_or(|task| task.map_or(true, |task| task.task.status.is_terminal()))
+        };
+        if is_final(&record) {
+            return Ok(record);
         }
-        Ok(record)
+        let left = limit.saturating_sub(started.elapsed());
+        match timeout(left, self.reader.wait_until(&key, &is_final)).await {
+            Ok(ended) => ended?.ok_or(StorageError::NotFound { key }),
+            Err(_) => self.reader.task_at_primary(&key).await,
+        }
     }
 }
 
@@ -363,9 +375,14 @@ impl TaskStore {
         if task_id.contains(':') {
             return Ok(None);
         }
-        match self.reader.changed(&make_key(owner_id, task_id), version).await.transpose() {
-            None => Ok(None),
-            Some(record) => self.record(task_id, owner_id, record).await.map(Some),
+        let Some(record) = self.reader.changed(&make_key(owner_id, task_id), version).await.transpose()
+        else {
+            return Ok(None);
+        };
+        match self.record(task_id, owner_id, record).await {
+            // It is another owner's.
+            Err(TaskError::NotFound { .. }) => Ok(None),
+            record => record.map(Some),
         }
     }
 
@@ -395,6 +412,10 @@ impl TaskStore {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// `limit` is for the wait. The task is read once before the wait, and once more if the time is over: while the server is
+    /// away, each of these reads takes as long as any call does. If the task changes more than once a second, its end is seen
+    /// up to 1 s late, but within `limit`.
     ///
     /// # Errors
     ///
@@ -442,8 +463,12 @@ impl TaskStore {
     /// # }
     /// ```
     ///
-    /// The stream never ends. An error does not end it: the next item comes when the server is back, and no change is missed.
-    /// Nothing is left when the stream is dropped.
+    /// The stream ends with the runtime that `changes` was called on, and not before. An error does not end it: the stream goes on
+    /// once the server is back, after a pause of at most 1 s, and no change is missed. After an error, none follows until the
+    /// tasks could be listed again, however many of them meet the outage. Nothing is left when the stream is dropped.
+    ///
+    /// A task of its own reads for the stream, however slowly the stream is consumed. It keeps the last error and one record of
+    /// each task until they are taken, and reads a task again when its record was taken.
     ///
     /// It costs one `PMCPTASK.LIST … NODATA` now and whenever a task has come or gone, two reads for each task of the owner to
     /// start with, and two for each change. If tasks come or go more often than once a second, a new task is yielded up

@@ -1,8 +1,6 @@
 //! How the store reads. Every record that it gives out, or checks a transition against, comes from here, and is at the
 //! primary unless a caller only looks at it. What is to be done with a record before anybody sees it has its place here.
 
-use std::sync::Arc;
-
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::VersionedRecord;
 
@@ -14,7 +12,7 @@ use crate::listing::{ListedTask, Order};
 
 pub(super) struct Reader {
     pub(super) backend: RedisBackend,
-    pub(super) known: Arc<Known>,
+    pub(super) known: Known,
 }
 
 /// A page of a list, newest first, and the cursor of the next one if there is one.
@@ -34,9 +32,14 @@ impl Reader {
         if self.known.is_near() { self.near_task(key).await } else { self.task_at_primary(key).await }
     }
 
-    /// The same for somebody who changes the task.
+    /// A task as the primary has it.
     pub(super) async fn task_at_primary(&self, key: &str) -> Result<VersionedRecord, StorageError> {
         self.read(key, CallKind::PrimaryRead).await
+    }
+
+    /// The same for somebody who writes over it, in the epoch that began before this call.
+    pub(super) async fn task_to_replace(&self, key: &str) -> Result<VersionedRecord, StorageError> {
+        self.read(key, CallKind::ReadToReplace).await
     }
 
     async fn read(&self, key: &str, kind: CallKind) -> Result<VersionedRecord, StorageError> {
@@ -54,7 +57,20 @@ impl Reader {
         key: &str,
         version: u64,
     ) -> Result<Option<VersionedRecord>, StorageError> {
-        self.backend.changed(key, version).await
+        self.wait_until(key, &|record| record.version != version).await
+    }
+
+    /// A task once it is one that is news; None once it is gone.
+    pub(super) async fn wait_until(
+        &self,
+        key: &str,
+        is_news: &(dyn Fn(&VersionedRecord) -> bool + Sync),
+    ) -> Result<Option<VersionedRecord>, StorageError> {
+        match self.backend.wait_until(key, is_news).await {
+            // A client may ask for any task id, also an empty one.
+            Err(error) if matches!(Error::of(&error), Some(Error::Key(_))) => Ok(None),
+            record => record,
+        }
     }
 
     pub(super) async fn page(
