@@ -16,7 +16,7 @@ use crate::error::{CallKind, Error};
 use crate::hash_tags::HashTags;
 use crate::listing::{ListedTask, Order};
 use crate::observe;
-use crate::replies;
+use crate::replies::{self, TrackedRecord};
 use crate::session::Session;
 
 /// The default number of tasks in one page of a list.
@@ -171,21 +171,21 @@ impl RedisBackend {
         })
     }
 
-    /// Writes over a version of a task.
+    /// Writes over a version of a task. Returns also what was read behind the write, if the kind says so.
     pub(crate) fn compare_and_set(
         &self,
         key: &str,
         data: &[u8],
         expected_version: u64,
         kind: CallKind,
-    ) -> impl Future<Output = Result<u64, StorageError>> {
+    ) -> impl Future<Output = Result<(u64, Option<TrackedRecord>), StorageError>> {
         observe::call("PMCPTASK.CAS", key, move || async move {
             let keys = self.session.keys_of(key)?;
             let times = RecordTimes::of(data).map_err(Error::from)?;
             let command = &commands::cas(&keys.task, &keys.index, expected_version, data, times);
             let request = Request { command, kind, key, routed_by: &keys.task };
-            let read = |reply| replies::comparison("PMCPTASK.CAS", reply);
-            self.session.call(&request, read).await?.won(key, expected_version)
+            let (comparison, read) = self.session.call(&request, replies::comparison_and_read).await?;
+            Ok((comparison.won(key, expected_version)?, read))
         })
     }
 
@@ -237,7 +237,8 @@ impl StorageBackend for RedisBackend {
         data: &[u8],
         expected_version: u64,
     ) -> Result<u64, StorageError> {
-        self.compare_and_set(key, data, expected_version, CallKind::Write).await
+        let written = self.compare_and_set(key, data, expected_version, CallKind::Write).await;
+        written.map(|(version, _)| version)
     }
 
     async fn delete(&self, key: &str) -> Result<bool, StorageError> {

@@ -125,7 +125,7 @@ pub(crate) fn probe_wait() -> Cmd {
 /// so that the server does not parse the record.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RecordTimes {
-    expires_at_ms: Option<i64>,
+    pub(crate) expires_at_ms: Option<i64>,
     created_at_ms: Option<i64>,
 }
 

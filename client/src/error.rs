@@ -456,6 +456,8 @@ pub(crate) enum CallKind {
     Replace {
         /// See [`Waiters::epoch`](crate::connection::Waiters::epoch).
         epoch: u64,
+        /// Whether a read follows that is tracked, see [`Self::TrackedRead`]. Not if the write waits for replicas.
+        is_tracked: bool,
     },
     /// A read that must not go to a replica.
     PrimaryRead,
@@ -473,7 +475,7 @@ impl CallKind {
 
     /// True for a write over a record that was read before this epoch.
     pub(crate) fn is_outdated(self, now: u64) -> bool {
-        matches!(self, Self::Replace { epoch } if epoch != now)
+        matches!(self, Self::Replace { epoch, .. } if epoch != now)
     }
 }
 

@@ -136,6 +136,20 @@ pub(crate) fn comparison(command: &'static str, reply: Value) -> Result<Comparis
     }
 }
 
+/// The reply to a `PMCPTASK.CAS`, and to the tracked read behind it if there is one. What is wrong with the read is no error:
+/// the write counts.
+pub(crate) fn comparison_and_read(reply: Value) -> Result<(Comparison, Option<TrackedRecord>), Error> {
+    const COMMAND: &str = "PMCPTASK.CAS";
+    match reply {
+        Value::Array(mut parts) if parts.len() == 4 => {
+            let read = parts.split_off(1);
+            let written = comparison(COMMAND, parts.pop().unwrap_or(Value::Nil))?;
+            Ok((written, tracked_record(Value::Array(read)).ok()))
+        }
+        reply => Ok((comparison(COMMAND, reply)?, None)),
+    }
+}
+
 /// Whether the reply to a write says that it changed no task: the version was another, there was no such task
 /// or none to trim, or a new task existed already.
 pub(crate) fn says_no_task_changed(reply: &Value) -> bool {

@@ -81,6 +81,11 @@ impl Session {
         self.waiters.epoch()
     }
 
+    /// Whether writes wait for replicas.
+    pub(crate) fn waits_for_replicas(&self) -> bool {
+        self.connection.waits_for_replicas()
+    }
+
     /// Whether what was read or written in an epoch may be remembered.
     pub(crate) fn has_epochs(&self) -> bool {
         self.connection.has_epochs()

@@ -184,7 +184,8 @@ impl RedisBackend {
         Ok(Look::Nothing { limit, end: end_for(&record), is_tracked: read.is_tracked })
     }
 
-    async fn read<T>(
+    /// Reads the task of a waiter.
+    pub(crate) async fn read<T>(
         &self,
         key: &str,
         waiter: &Waiter,

@@ -28,6 +28,9 @@ pub enum Fault {
     /// Replies to commands of the module are held until the fault changes, and everything after them on the
     /// same connection too. New connections are possible.
     Hold,
+    /// The next news of a change (an `invalidate` message) is held until the fault changes, and everything after it on the same
+    /// connection too.
+    HoldNews,
     /// Connections are accepted and stay open, but nothing is forwarded in either direction.
     Silence,
     /// Connections are closed as soon as they are accepted.
@@ -54,6 +57,9 @@ pub enum Fault {
         reply: Vec<u8>,
     },
 }
+
+/// How a server begins to tell of a change.
+const NEWS: &[u8] = b">2\r\n$10\r\ninvalidate\r\n";
 
 /// A proxy on its own port. Its connections end when it is dropped.
 #[derive(Debug)]
@@ -91,6 +97,7 @@ impl Proxy {
             fault: Mutex::new(fault),
             links: Mutex::default(),
             accepted: AtomicUsize::new(0),
+            sent: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
@@ -114,6 +121,12 @@ impl Proxy {
     #[must_use]
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
+    }
+
+    /// How many times clients have sent something until now. What comes in one piece counts once, for example a pipeline.
+    #[must_use]
+    pub fn sent(&self) -> usize {
+        self.shared.sent.load(Ordering::SeqCst)
     }
 
     /// Sets the fault from now on.
@@ -151,6 +164,7 @@ struct Shared {
     fault: Mutex<Fault>,
     links: Mutex<Vec<Arc<Link>>>,
     accepted: AtomicUsize,
+    sent: AtomicUsize,
     ended: AtomicBool,
 }
 
@@ -226,6 +240,9 @@ impl Shared {
     fn pump_requests(&self, link: &Link) -> io::Result<()> {
         let mut requests = BufReader::new(&link.client);
         loop {
+            if requests.buffer().is_empty() && !requests.fill_buf()?.is_empty() {
+                self.sent.fetch_add(1, Ordering::SeqCst);
+            }
             let request = Request::read(&mut requests)?;
             match self.fate_of(&request) {
                 Fate::Cut => return Ok(()),
@@ -315,7 +332,18 @@ impl Shared {
                 Fault::Silence => continue,
                 _ => Duration::ZERO,
             };
-            held_back.push_back((Instant::now() + delay, bytes[..count].to_vec()));
+            let mut piece = &bytes[..count];
+            if *lock(&self.fault) == Fault::HoldNews
+                && let Some(start) = piece.windows(NEWS.len()).position(|window| window == NEWS)
+            {
+                held_back.push_back((Instant::now(), piece[..start].to_vec()));
+                deliver(&mut held_back, &link.client)?;
+                piece = &piece[start..];
+                while *lock(&self.fault) == Fault::HoldNews && !self.ended.load(Ordering::SeqCst) {
+                    thread::sleep(Duration::from_millis(5));
+                }
+            }
+            held_back.push_back((Instant::now() + delay, piece.to_vec()));
         }
         while let Some(left) = deliver(&mut held_back, &link.client)? {
             thread::sleep(left);

@@ -38,7 +38,7 @@ use crate::settings::Settings;
 
 pub(crate) use live::Live;
 pub(crate) use request::{Reply, Request};
-pub(crate) use waiters::{Waiter, Waiters};
+pub(crate) use waiters::{Moment, Waiter, Waiters};
 
 /// Connections that all clones of a backend share. Concurrent calls are pipelined on them.
 #[derive(Clone)]

@@ -18,7 +18,7 @@ use super::target::Target;
 use super::waiters::Waiters;
 use crate::error::Error;
 use crate::observe;
-use crate::settings::Settings;
+use crate::settings::{Settings, Timeouts};
 
 /// After a connection that lasted this long, the next attempt follows almost at once.
 const STABLE: Duration = Duration::from_secs(1);
@@ -377,9 +377,10 @@ async fn until_lost(target: &mut Target, state: &State, signals: &Signals) {
         }
     };
     let Some(connection) = &state.connection else { return is_signalled.await };
-    let keep_alive = target.settings().timeouts.keep_alive;
+    let Timeouts { keep_alive, response, .. } = target.settings().timeouts;
     let is_silent = async {
         loop {
+            signals.waiters.connection_was_checked(keep_alive.saturating_add(response));
             sleep(keep_alive).await;
             if !answers(connection.clone()).await {
                 break;

@@ -1,8 +1,9 @@
 //! One call: the request and its outcome.
 
-use redis::{Cmd, RedisError, RedisResult, Value};
+use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
 
 use super::live::Live;
+use crate::commands;
 use crate::error::{CallKind, Error};
 
 /// A command to be sent.
@@ -92,12 +93,13 @@ impl Request<'_> {
     /// Sends the command. `asking`: an `ASK` redirect led here, while the slot moves.
     pub(super) async fn send(&self, connection: &Live, asking: bool) -> Attempt {
         // Boxed, so that the future of other calls stays small.
-        let reply = if self.kind == CallKind::TrackedRead {
-            return Box::pin(self.send_tracked(connection, asking)).await;
-        } else if asking {
-            Box::pin(self.send_asking(connection)).await
-        } else {
-            connection.send_packed_command(self.command).await
+        let reply = match self.kind {
+            CallKind::TrackedRead => return Box::pin(self.send_tracked(connection, asking)).await,
+            CallKind::Replace { is_tracked: true, .. } if !asking => {
+                return Box::pin(self.send_and_read(connection)).await;
+            }
+            _ if asking => Box::pin(self.send_asking(connection)).await,
+            _ => connection.send_packed_command(self.command).await,
         };
         match reply {
             Err(error) => Attempt::Lost(error),
@@ -121,27 +123,67 @@ impl Request<'_> {
     /// after an `ASK` redirect either, because `ASKING` and `CLIENT CACHING` both hold for the next command.
     async fn send_tracked(&self, connection: &Live, asking: bool) -> Attempt {
         let mut pipeline = redis::pipe();
-        if asking {
+        let is_tracked = if asking {
             pipeline.cmd("ASKING");
-        } else if connection.has_invalidations() {
-            // With OPTIN, other reads of this connection stay untracked. Repeating it changes nothing.
-            pipeline.cmd("CLIENT").arg("TRACKING").arg("ON").arg("OPTIN");
-            pipeline.cmd("CLIENT").arg("CACHING").arg("YES");
-        }
-        // PTTL comes last: a later change of the expiry invalidates the key.
-        pipeline.add_command(self.command.clone()).cmd("PTTL").arg(self.routed_by);
-        let mut replies = match connection.send_packed_commands(&pipeline, 0, pipeline.len()).await {
+            false
+        } else {
+            track_next(&mut pipeline, connection)
+        };
+        self.add_read(&mut pipeline, self.command.clone());
+        let replies = match connection.send_packed_commands(&pipeline, 0, pipeline.len()).await {
             Err(error) => return Attempt::Lost(error),
             Ok(replies) => replies,
         };
-        let (expiry, read) = (replies.pop().unwrap_or(Value::Nil), replies.pop().unwrap_or(Value::Nil));
-        let is_tracked = !asking && !replies.is_empty() && replies.iter().all(|reply| *reply == Value::Okay);
+        let [is_tracked, read, expiry] = tracked(is_tracked, replies);
         Attempt::Replied(
-            read.extract_error().map(|read| {
-                Reply::of_one_server(Value::Array(vec![Value::Boolean(is_tracked), read, expiry]))
-            }),
+            read.extract_error()
+                .map(|read| Reply::of_one_server(Value::Array(vec![is_tracked, read, expiry]))),
         )
     }
+
+    /// Sends a write, and a tracked read of the task behind it. The reply is an array: the reply to the write, and what
+    /// [`Self::send_tracked`] replies, with an error reply to the read in its place. An error reply to the write is that of
+    /// the request.
+    async fn send_and_read(&self, connection: &Live) -> Attempt {
+        let mut pipeline = redis::pipe();
+        // First, so that the news of this write come before the reply to the read.
+        pipeline.add_command(self.command.clone());
+        let is_tracked = track_next(&mut pipeline, connection);
+        self.add_read(&mut pipeline, commands::get(self.routed_by));
+        let mut replies = match connection.send_packed_commands(&pipeline, 0, pipeline.len()).await {
+            Err(error) => return Attempt::Lost(error),
+            Ok(replies) => replies.into_iter(),
+        };
+        let write = replies.next().unwrap_or(Value::Nil);
+        let [is_tracked, read, expiry] = tracked(is_tracked, replies.collect());
+        Attempt::Replied(
+            write
+                .extract_error()
+                .map(|write| Reply::of_one_server(Value::Array(vec![write, is_tracked, read, expiry]))),
+        )
+    }
+
+    fn add_read(&self, pipeline: &mut Pipeline, read: Cmd) {
+        // PTTL comes last: a later change of the expiry invalidates the key.
+        pipeline.add_command(read).cmd("PTTL").arg(self.routed_by);
+    }
+}
+
+/// Makes the server track the key of the next command, if its messages reach the waiters.
+fn track_next(pipeline: &mut Pipeline, connection: &Live) -> bool {
+    if connection.has_invalidations() {
+        // With OPTIN, other reads of this connection stay untracked. Repeating it changes nothing.
+        pipeline.cmd("CLIENT").arg("TRACKING").arg("ON").arg("OPTIN");
+        pipeline.cmd("CLIENT").arg("CACHING").arg("YES");
+    }
+    connection.has_invalidations()
+}
+
+/// Of the replies to what precedes a read, to the read and to `PTTL`: whether the key is tracked, and the last two.
+fn tracked(is_wanted: bool, mut replies: Vec<Value>) -> [Value; 3] {
+    let (expiry, read) = (replies.pop().unwrap_or(Value::Nil), replies.pop().unwrap_or(Value::Nil));
+    let is_tracked = is_wanted && replies.iter().all(|reply| *reply == Value::Okay);
+    [Value::Boolean(is_tracked), read, expiry]
 }
 
 /// Whether the server says that it is a replica.

@@ -1,13 +1,15 @@
-//! Who waits for a change of which task, on all connections of a backend.
+//! Who waits for a change of which task, or must know of each, on all connections of a backend.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use redis::Value;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 /// How many waiters read at once. A loss of the connection wakes all waiters: if all read at once, the last replies
 /// could come after the response timeout.
@@ -18,18 +20,37 @@ pub(crate) struct Waiters {
     tasks: Mutex<HashMap<Arc<str>, Awaited>>,
     reads: Semaphore,
     epoch: Arc<AtomicU64>,
+    started: Instant,
+    /// Until then, in ms since `started`, what was not told has not happened. See [`Waiters::connection_was_checked`].
+    checked_until: AtomicU64,
 }
 
 impl Default for Waiters {
     fn default() -> Self {
-        Self { tasks: Mutex::default(), reads: Semaphore::new(READS_AT_ONCE), epoch: Arc::default() }
+        Self {
+            tasks: Mutex::default(),
+            reads: Semaphore::new(READS_AT_ONCE),
+            epoch: Arc::default(),
+            started: Instant::now(),
+            checked_until: AtomicU64::new(0),
+        }
     }
 }
 
 /// A task that somebody waits for.
 struct Awaited {
     wake_up: Arc<Notify>,
+    changes: Arc<AtomicU64>,
     waiters: usize,
+}
+
+/// What a client has been told of a task's changes until now. As long as this stays the same, nothing was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    /// See [`Waiters::epoch`].
+    pub(crate) epoch: u64,
+    /// How many changes the server told, and how many [`Waiter::note_own_change`] noted.
+    changes: u64,
 }
 
 impl Waiters {
@@ -53,15 +74,30 @@ impl Waiters {
         self.epoch.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Whoever keeps a connection says so before each pause and check, which take `limit` together at most. If the runtime
+    /// stands still, because its process does or because nothing runs on it, nothing is told, and nobody says so either.
+    pub(crate) fn connection_was_checked(&self, limit: Duration) {
+        let until = self.started.elapsed().saturating_add(limit).as_millis();
+        self.checked_until.fetch_max(u64::try_from(until).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
     /// Adds a waiter, until the returned value is dropped.
     pub(crate) fn add(self: &Arc<Self>, task_key: String) -> Waiter {
         let task_key = Arc::<str>::from(task_key);
         let mut tasks = self.tasks();
-        let awaited = tasks
-            .entry(task_key.clone())
-            .or_insert_with(|| Awaited { wake_up: Arc::new(Notify::new()), waiters: 0 });
+        let awaited = tasks.entry(task_key.clone()).or_insert_with(|| Awaited {
+            wake_up: Arc::new(Notify::new()),
+            changes: Arc::default(),
+            waiters: 0,
+        });
         awaited.waiters = awaited.waiters.saturating_add(1);
-        Waiter { all: self.clone(), task_key, wake_up: awaited.wake_up.clone() }
+        let (wake_up, changes) = (awaited.wake_up.clone(), awaited.changes.clone());
+        Waiter { all: self.clone(), task_key, wake_up, changes }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn tasks_with_waiters(&self) -> usize {
+        self.tasks().len()
     }
 
     /// Wakes whom an `invalidate` of the server concerns: the waiters of the keys that it names, or everybody
@@ -71,7 +107,10 @@ impl Waiters {
         for key in keys {
             let Value::BulkString(key) = key else { continue };
             let Ok(key) = std::str::from_utf8(key) else { continue };
-            let wake_up = self.tasks().get(key).map(|awaited| awaited.wake_up.clone());
+            let wake_up = self.tasks().get(key).map(|awaited| {
+                awaited.changes.fetch_add(1, Ordering::SeqCst);
+                awaited.wake_up.clone()
+            });
             if let Some(wake_up) = wake_up {
                 wake_up.notify_waiters();
             }
@@ -89,11 +128,18 @@ impl Waiters {
     }
 }
 
+impl Moment {
+    pub(crate) fn after_one_change(self) -> Self {
+        Self { changes: self.changes.wrapping_add(1), ..self }
+    }
+}
+
 /// One waiter for a change of a task.
 pub(crate) struct Waiter {
     all: Arc<Waiters>,
     task_key: Arc<str>,
     wake_up: Arc<Notify>,
+    changes: Arc<AtomicU64>,
 }
 
 impl Waiter {
@@ -111,6 +157,24 @@ impl Waiter {
     /// The next wake-up. None is missed once the future is enabled.
     pub(crate) fn wake_up(&self) -> Notified<'_> {
         self.wake_up.notified()
+    }
+
+    /// Whether connections have been checked for so long that a change would have been told.
+    pub(crate) fn hears(&self) -> bool {
+        let now = u64::try_from(self.all.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        now < self.all.checked_until.load(Ordering::SeqCst)
+    }
+
+    /// What was told until now.
+    pub(crate) fn moment(&self) -> Moment {
+        Moment { epoch: self.all.epoch(), changes: self.changes.load(Ordering::SeqCst) }
+    }
+
+    /// Notes a change that this client made, before the server tells of it. Returns the moment before and the moment after.
+    pub(crate) fn note_own_change(&self) -> (Moment, Moment) {
+        let epoch = self.all.epoch();
+        let before = Moment { epoch, changes: self.changes.fetch_add(1, Ordering::SeqCst) };
+        (before, before.after_one_change())
     }
 
     /// What wakes this waiter, and the others of the same key.
@@ -160,6 +224,21 @@ mod tests {
             all.invalidated(invalidated);
             assert_eq!(wake_ups.map(|wake_up| wake_up.now_or_never().is_some()), woken);
         }
+    }
+
+    #[test]
+    fn changes_that_are_told_or_noted_count_for_their_task_and_a_loss_for_all() {
+        let all = Arc::new(Waiters::default());
+        let (one, same, other) = (all.add("a".into()), all.add("a".into()), all.add("b".into()));
+        let (of_one, of_other) = (one.moment(), other.moment());
+        all.invalidated(&names(&["a", "c"]));
+        assert_eq!(one.moment(), same.moment());
+        assert_eq!(one.moment(), Moment { changes: of_one.changes + 1, ..of_one });
+        let (before, after) = same.note_own_change();
+        assert_eq!((before.changes, after), (of_one.changes + 1, one.moment()));
+        assert_eq!(other.moment(), of_other);
+        all.invalidated(&[Value::Nil]);
+        assert!(one.moment().epoch != of_one.epoch && other.moment().epoch != of_other.epoch);
     }
 
     #[test]

@@ -6,14 +6,14 @@ use async_trait::async_trait;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 
-use super::known::Known;
+use super::known::State;
+use super::near::Tracking;
 use super::reading::Reader;
-use crate::error::{CallKind, Error, says_owner_is_full};
+use crate::error::{Error, says_owner_is_full};
 
 /// The backend of one attempt of upstream's store.
 pub(super) struct Attempt {
     pub(super) reader: Arc<Reader>,
-    pub(super) known: Arc<Known>,
     /// Whether the record may be one that is known, and need not be read.
     pub(super) may_remember: bool,
     pub(super) max_tasks: usize,
@@ -29,6 +29,8 @@ pub(super) struct Attempt {
 pub(super) struct Met {
     /// The record was one that was known. Somebody may have changed the task since.
     pub(super) remembered: bool,
+    /// What made the record current, if it was.
+    tracking: Option<Tracking>,
     pub(super) obstacle: Option<Obstacle>,
 }
 
@@ -43,8 +45,8 @@ pub(super) enum Obstacle {
 }
 
 impl Attempt {
-    fn met(&self, change: impl FnOnce(&mut Met)) {
-        change(&mut self.met.lock().unwrap_or_else(PoisonError::into_inner));
+    fn met<T>(&self, change: impl FnOnce(&mut Met) -> T) -> T {
+        change(&mut self.met.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The record that the attempt will be made over.
@@ -73,9 +75,14 @@ impl StorageBackend for Attempt {
             return Ok(record);
         }
         if self.may_remember
-            && let Some(record) = self.known.take(key, self.epoch)
+            && let Some((record, tracking)) = self.reader.known.take(key, self.epoch)
+            // Writes that wait for replicas have another connection, which may lead to another server for a moment.
+            && (tracking.is_none() || !self.reader.backend.session().waits_for_replicas())
         {
-            self.met(|met| met.remembered = true);
+            self.met(|met| {
+                met.remembered = true;
+                met.tracking = tracking;
+            });
             return Ok(record);
         }
         self.noted(self.reader.task_to_replace(key).await)
@@ -91,22 +98,20 @@ impl StorageBackend for Attempt {
             if is_new { Ok(()) } else { Err(taken()) }
         });
         self.noted(created)?;
-        self.known.put(key, data, FIRST, self.epoch);
+        self.reader.known.put(key, data, FIRST, State::Written, self.epoch);
         Ok(FIRST)
     }
 
     async fn put_if_version(&self, key: &str, data: &[u8], expected: u64) -> Result<u64, StorageError> {
-        let kind = CallKind::Replace { epoch: self.epoch };
-        let written = self.reader.backend.compare_and_set(key, data, expected, kind).await;
-        let version = self.noted(written.map_err(|error| match Error::of(&error) {
+        let tracking = self.met(|met| met.tracking.take());
+        let written = self.reader.write_over(key, data, expected, self.epoch, tracking).await;
+        self.noted(written.map_err(|error| match Error::of(&error) {
             // What is there now may be another record with the version that was read.
             Some(Error::Outdated { .. }) => {
                 StorageError::VersionConflict { key: key.to_owned(), expected, actual: expected }
             }
             _ => error,
-        }))?;
-        self.known.put(key, data, version, self.epoch);
-        Ok(version)
+        }))
     }
 
     /// Upstream lists to count an owner's tasks. The server counts when a task is put.

@@ -65,7 +65,8 @@ impl StorageBackend for Found {
 
     async fn put_if_version(&self, key: &str, data: &[u8], version: u64) -> Result<u64, StorageError> {
         let (backend, epoch) = self.changes.as_ref().ok_or_else(unexpected)?;
-        backend.compare_and_set(key, data, version, CallKind::Replace { epoch: *epoch }).await
+        let kind = CallKind::Replace { epoch: *epoch, is_tracked: false };
+        Ok(backend.compare_and_set(key, data, version, kind).await?.0)
     }
 
     async fn delete(&self, _key: &str) -> Result<bool, StorageError> {

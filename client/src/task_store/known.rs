@@ -1,72 +1,173 @@
-//! The last known record of each task that this store wrote. An update writes over it without reading first.
+//! The last known record of each task that this store wrote. A change writes over it without reading first. With the near
+//! cache, also the records that this store read, and what makes them current.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use lru::LruCache;
 use pmcp_tasks::store::backend::VersionedRecord;
 
+use super::near::Tracking;
+use crate::commands::RecordTimes;
+
 /// What an entry takes besides its key and record, roughly.
-const OVERHEAD: usize = 160;
+const OVERHEAD: usize = 180;
+/// What it takes to count the changes of a tracked task, besides the name of its key, roughly.
+const TRACKING: usize = 300;
 
 pub(super) struct Known {
     /// At most so many bytes.
     limit: usize,
+    is_near: bool,
     records: Mutex<Records>,
 }
 
 struct Records {
-    by_key: LruCache<String, Record>,
+    by_key: LruCache<String, Entry>,
     bytes: usize,
 }
 
-struct Record {
+struct Entry {
     record: VersionedRecord,
-    /// The epoch in which the record was written.
+    /// The epoch in which the record was written or read.
     epoch: u64,
+    state: State,
+    /// When the record says that the task expires, by another clock than the server's.
+    expires_at_ms: Option<i64>,
 }
 
-fn size(key: &str, record: &VersionedRecord) -> usize {
-    key.len().saturating_add(record.data.len()).saturating_add(OVERHEAD)
+/// Where a record comes from.
+pub(super) enum State {
+    /// Somebody asked for the task. Its data are not kept.
+    Seen,
+    /// This store wrote it.
+    Written,
+    /// The server tells of the next change.
+    Tracked(Box<Tracking>),
+}
+
+/// What is known for somebody who reads a task.
+pub(super) enum Look {
+    /// The server would reply this.
+    Current(VersionedRecord),
+    /// The task was there.
+    Known,
+    /// The task expires about now.
+    Ends,
+    Unknown,
+}
+
+impl Entry {
+    /// Of two records of a task in one epoch, the greater is worth more.
+    fn worth(&self) -> (u64, u8) {
+        let of_state = match &self.state {
+            State::Tracked(tracking) if tracking.is_current() => 2,
+            State::Written => 1,
+            State::Seen | State::Tracked(_) => 0,
+        };
+        (self.record.version, of_state)
+    }
+
+    fn size(&self, key: &str) -> usize {
+        let of_tracking = match &self.state {
+            State::Tracked(_) => TRACKING.saturating_add(key.len()),
+            State::Seen | State::Written => 0,
+        };
+        let of_record = key.len().saturating_add(self.record.data.len());
+        of_record.saturating_add(OVERHEAD).saturating_add(of_tracking)
+    }
 }
 
 impl Records {
-    fn pop(&mut self, key: &str) -> Option<Record> {
+    fn pop(&mut self, key: &str) -> Option<Entry> {
         let known = self.by_key.pop(key)?;
-        self.bytes = self.bytes.saturating_sub(size(key, &known.record));
+        self.bytes = self.bytes.saturating_sub(known.size(key));
         Some(known)
     }
 }
 
 impl Known {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { limit, records: Mutex::new(Records { by_key: LruCache::unbounded(), bytes: 0 }) }
+    pub(super) fn new(limit: usize, is_near: bool) -> Self {
+        Self { limit, is_near, records: Mutex::new(Records { by_key: LruCache::unbounded(), bytes: 0 }) }
     }
 
-    /// Takes the record of a task out, if it was written in this epoch. Whoever writes over it puts the next one in, and
-    /// whoever fails leaves none.
-    pub(super) fn take(&self, key: &str, epoch: u64) -> Option<VersionedRecord> {
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = records.pop(key)?;
-        (known.epoch == epoch).then_some(known.record)
+    /// Whether reads are answered from here.
+    pub(super) fn is_near(&self) -> bool {
+        self.is_near
     }
 
-    /// Remembers the record of a task, and forgets those that were not used for longest.
-    pub(super) fn put(&self, key: &str, data: &[u8], version: u64, epoch: u64) {
-        let record = VersionedRecord { data: data.to_vec(), version };
-        let more = size(key, &record);
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the record of a task out, if it was written in this epoch or is current. Whoever writes over it puts the next one
+    /// in, and whoever fails leaves none.
+    pub(super) fn take(&self, key: &str, epoch: u64) -> Option<(VersionedRecord, Option<Tracking>)> {
+        let known = self.records().pop(key)?;
+        match known.state {
+            State::Written if known.epoch == epoch => Some((known.record, None)),
+            State::Tracked(tracking) if known.epoch == epoch && tracking.is_current() => {
+                Some((known.record, Some(*tracking)))
+            }
+            _ => None,
+        }
+    }
+
+    /// What is known of a task that somebody reads.
+    pub(super) fn look(&self, key: &str) -> Look {
+        let mut records = self.records();
+        let Some(known) = records.by_key.get_mut(key) else { return Look::Unknown };
+        if let State::Tracked(tracking) = &mut known.state {
+            if tracking.is_current() {
+                tracking.unseen_writes = 0;
+                return Look::Current(known.record.clone());
+            }
+            if tracking.has_expired() {
+                // What was told may be a later expiry.
+                return if tracking.was_told() { Look::Unknown } else { Look::Ends };
+            }
+        }
+        if known.expires_at_ms.is_some_and(|at| at <= now_ms()) { Look::Ends } else { Look::Known }
+    }
+
+    pub(super) fn forget(&self, key: &str) {
+        drop(self.records().pop(key));
+    }
+
+    /// Remembers the record of a task, unless a better one is known, and forgets those that were not used for longest.
+    pub(super) fn put(&self, key: &str, data: &[u8], version: u64, state: State, epoch: u64) {
+        let times = self.is_near.then(|| RecordTimes::of(data).ok()).flatten();
+        let expires_at_ms = times.and_then(|times| times.expires_at_ms);
+        let data = if matches!(state, State::Seen) { &[] } else { data };
+        let record = VersionedRecord { data: Vec::new(), version };
+        let mut new = Entry { record, epoch, state, expires_at_ms };
+        let more = new.size(key).saturating_add(data.len());
         if more > self.limit {
             return;
         }
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        new.record.data = data.to_vec();
+        let mut records = self.records();
+        let worth = new.worth();
+        let is_current = worth.1 == 2;
+        if !is_current
+            && records.by_key.peek(key).is_some_and(|old| old.epoch == epoch && old.worth() > worth)
+        {
+            return;
+        }
         records.pop(key);
-        records.by_key.put(key.to_owned(), Record { record, epoch });
+        records.by_key.put(key.to_owned(), new);
         records.bytes = records.bytes.saturating_add(more);
         while records.bytes > self.limit
             && let Some((key, oldest)) = records.by_key.pop_lru()
         {
-            records.bytes = records.bytes.saturating_sub(size(&key, &oldest.record));
+            records.bytes = records.bytes.saturating_sub(oldest.size(&key));
         }
     }
+}
+
+fn now_ms() -> i64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -76,18 +177,18 @@ mod tests {
 
     #[test]
     fn records_take_no_more_than_the_limit_and_those_not_used_for_longest_go_first() {
-        let known = Known::new(10 * (OVERHEAD + 1_001));
+        let known = Known::new(10 * (OVERHEAD + 1_001), false);
         for round in 0..3 {
             for task in 0..20_u8 {
-                known.put(&char::from(b'a' + task).to_string(), &[0; 1_000], round, 0);
+                known.put(&char::from(b'a' + task).to_string(), &[0; 1_000], round, State::Written, 0);
                 let bytes = known.records.lock().unwrap().bytes;
                 assert!(bytes <= known.limit, "{bytes}");
             }
         }
         assert!(known.take("j", 0).is_none());
-        assert_eq!(known.take("k", 0).unwrap().version, 2);
+        assert_eq!(known.take("k", 0).unwrap().0.version, 2);
         assert!(known.take("k", 0).is_none(), "taken");
-        known.put("k", &vec![0; 20_000], 3, 0);
+        known.put("k", &vec![0; 20_000], 3, State::Written, 0);
         assert!(known.take("k", 0).is_none(), "larger than the limit");
         assert_eq!(known.records.lock().unwrap().by_key.len(), 9);
         for task in 0..20_u8 {
@@ -98,10 +199,12 @@ mod tests {
 
     #[test]
     fn records_that_many_put_at_once_are_counted_once() {
-        let known = Known::new(10_000);
+        let known = Known::new(10_000, false);
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..20_000).for_each(|version| known.put("a", b"one", version, 0)));
+                scope.spawn(|| {
+                    (0..20_000).for_each(|version| known.put("a", b"one", version, State::Written, 0));
+                });
             }
         });
         known.take("a", 0);
@@ -110,10 +213,10 @@ mod tests {
 
     #[test]
     fn record_of_another_epoch_is_not_known() {
-        let known = Known::new(10_000);
-        known.put("a", b"one", 1, 7);
+        let known = Known::new(10_000, false);
+        known.put("a", b"one", 1, State::Written, 7);
         assert!(known.take("a", 8).is_none());
-        known.put("a", b"two", 2, 8);
-        assert_eq!(known.take("a", 8).unwrap().version, 2);
+        known.put("a", b"two", 2, State::Written, 8);
+        assert_eq!(known.take("a", 8).unwrap().0.version, 2);
     }
 }

@@ -6,6 +6,7 @@ mod cursor;
 mod found;
 mod known;
 mod mark;
+mod near;
 mod process_lease;
 mod reading;
 mod traits;
@@ -26,16 +27,9 @@ use pmcp_tasks::{
 use tokio::time::{Instant, timeout};
 
 use self::found::Found;
-use self::known::Known;
-use self::process_lease::Workers;
-use self::reading::Reader;
+use self::reading::{Reader, Settings};
 pub use self::worker::{Worker, WorkerError};
 use crate::backend::RedisBackend;
-
-/// How much memory the last known records take at most, unless told otherwise.
-const MEMORY: usize = 16 << 20;
-/// How long the lease of a process with workers lasts, unless told otherwise.
-const WORKER_LEASE: Duration = Duration::from_secs(15);
 
 /// Keeps the tasks of a pmcp server. Takes the place of `ServerTaskStore::new(GenericTaskStore::new(backend))`.
 ///
@@ -74,7 +68,7 @@ const WORKER_LEASE: Duration = Duration::from_secs(15);
 /// |---|---|
 /// | `create` | 1, however many tasks the owner has |
 /// | any change of a task | 1 if this store made the last change; 2 otherwise; 2 more for each conflict |
-/// | any read of a task | 1 |
+/// | any read of a task | 1; none if [`near_cache`](Self::near_cache) has the task |
 /// | `list` | 1; reads one record more than the page has |
 /// | [`changed`](Self::changed), [`wait_until_terminal`](Self::wait_until_terminal), [`changes`](Self::changes) | 2 to start to wait, and for each change; none while nothing changes |
 ///
@@ -115,18 +109,12 @@ const WORKER_LEASE: Duration = Duration::from_secs(15);
 #[derive(Clone)]
 pub struct TaskStore {
     reader: Arc<Reader>,
-    known: Arc<Known>,
     config: StoreConfig,
     security: TaskSecurityConfig,
     poll_interval: u64,
     /// The same settings as pmcp has them.
     server_config: ServerConfig,
     waits_for_results: Option<Duration>,
-}
-
-/// Nothing is remembered if nobody would notice that the connection leads to another server.
-fn known(backend: &RedisBackend, bytes: usize) -> Arc<Known> {
-    Arc::new(Known::new(if backend.session().has_epochs() { bytes } else { 0 }))
 }
 
 impl TaskStore {
@@ -136,8 +124,7 @@ impl TaskStore {
     pub fn new(backend: RedisBackend) -> Self {
         let (config, security, poll_interval) = (StoreConfig::default(), TaskSecurityConfig::default(), 500);
         Self {
-            known: known(&backend, MEMORY),
-            reader: Self::reader(backend, WORKER_LEASE),
+            reader: Arc::new(Reader::new(backend, Settings::default())),
             config,
             security,
             poll_interval,
@@ -170,18 +157,80 @@ impl TaskStore {
     /// [`RedisBackend::with_connection`] in any case.
     #[must_use]
     pub fn with_memory(self, bytes: usize) -> Self {
-        Self { known: known(&self.reader.backend, bytes), ..self }
+        let settings = Settings { memory: bytes, ..self.reader.settings };
+        self.reading_with(settings)
+    }
+
+    /// Answers reads of a task from memory while the server has told of no change. Default: off. `bytes` is how much all
+    /// records may take that the store remembers, as for [`with_memory`](Self::with_memory).
+    ///
+    /// ```
+    /// use pmcp_tasks::TaskStore as _;
+    /// use pmcptask_client::{RedisBackend, TaskStore};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let Some(server) = pmcptask_tests::server_for_example() else { return Ok(()) };
+    /// # let url = server.url();
+    /// let store = TaskStore::new(RedisBackend::new(&url).await?).near_cache(64 << 20);
+    /// let id = store.create("alice", "tools/call", None).await?.task.task_id;
+    /// for _ in 0..1_000 {
+    ///     // The first poll asks the server, the others find the task in memory.
+    ///     assert_eq!(store.get(&id, "alice").await?.version, 1);
+    /// }
+    /// let cancelled = store.cancel(&id, "alice").await?;
+    /// assert_eq!(store.get(&id, "alice").await?.version, cancelled.version);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// The first poll of a task reads it, the second one has the server track it (RESP3 `CLIENT TRACKING`, as for
+    /// [`RedisBackend::changed`]), and from then on polls ask the server again only after a change. A task that this store wrote
+    /// is tracked with the first poll, and stays so over the store's own writes: a task's life with a poll after each of five
+    /// messages is 9 round trips instead of 15.
+    ///
+    /// - A store and its clones see their own writes at once, and never an older version of a task than one that they saw, unless
+    ///   the server itself goes back, as after a failover that loses writes.
+    /// - Anybody's change is seen as soon as the server tells of it: usually within a round trip. A half-open connection, which was
+    ///   closed without the client being told, delays that by at most
+    ///   [`keep_alive`](crate::RedisBackendBuilder::keep_alive) and
+    ///   [`response_timeout`](crate::RedisBackendBuilder::response_timeout) together. The other limits of
+    ///   [`RedisBackend::changed`] hold too: for moves of slots and primaries, and for `SWAPDB`.
+    /// - An expired task is gone at its millisecond.
+    /// - No refusal of a change comes from memory, and no list. A change of a task that polls find in memory is one round trip,
+    ///   whoever made the last one.
+    /// - A poll that is answered from memory is no call of the backend: it has no span and counts in no metric.
+    ///
+    /// # What it costs
+    ///
+    /// - A write over a polled task brings the record back in the same round trip, up to 16 KiB, until two writes in a row
+    ///   were not followed by a poll.
+    /// - With [`wait_for_replicas`](crate::RedisBackendBuilder::wait_for_replicas), the first poll after a write reads, and a change
+    ///   of a polled task reads the task first: writes have a connection of their own, and it may lead to another server for
+    ///   a moment.
+    /// - The server keeps the name of each tracked task until the task changes or ends, in a table of
+    ///   `tracking-table-max-keys` names. The name of a task that is deleted, instead of expiring, may stay if the
+    ///   task is polled once more.
+    /// - All reads of a task are of the primary, also with
+    ///   [`read_from_replicas`](crate::RedisBackendBuilder::read_from_replicas).
+    /// - If the server cannot tell of changes, every poll reads: with RESP2, with
+    ///   [`RedisBackend::with_connection`], and without permission for `CLIENT TRACKING`, `CLIENT CACHING` or `PTTL`.
+    #[must_use]
+    pub fn near_cache(self, bytes: usize) -> Self {
+        let settings = Settings { memory: bytes, is_near: true, ..self.reader.settings };
+        self.reading_with(settings)
     }
 
     /// Sets how long after the death of a process the tasks of its [workers](Self::work_on) fail at most. A process renews its
     /// lease after each third of this time. Default: 15 s. At least 10 ms.
     #[must_use]
     pub fn with_worker_lease(self, duration: Duration) -> Self {
-        Self { reader: Self::reader(self.reader.backend.clone(), duration), ..self }
+        let settings = Settings { worker_lease: duration, ..self.reader.settings };
+        self.reading_with(settings)
     }
 
-    fn reader(backend: RedisBackend, worker_lease: Duration) -> Arc<Reader> {
-        Arc::new(Reader { workers: Arc::new(Workers::new(backend.clone(), worker_lease)), backend })
+    fn reading_with(self, settings: Settings) -> Self {
+        Self { reader: Arc::new(Reader::new(self.reader.backend.clone(), settings)), ..self }
     }
 
     /// Makes `get_result` wait until the task is terminal, as the protocol of 2025-11-25 asks of `tasks/result`. After this
@@ -280,7 +329,7 @@ impl TaskStore {
         limit: Duration,
     ) -> Result<VersionedRecord, StorageError> {
         let (started, key) = (Instant::now(), make_key(owner_id, task_id));
-        let record = self.reader.task_at_primary(&key).await?;
+        let record = self.reader.task_to_await(&key).await?;
         // What upstream refuses needs no wait. Upstream waits for nothing here.
         let is_final = |record: &VersionedRecord| {
             let task = self.record(task_id, owner_id, Ok(record.clone())).now_or_never();

@@ -11,6 +11,7 @@ use pmcp_tasks::store::backend::VersionedRecord;
 use tokio::time::sleep;
 
 use super::cursor;
+use super::known::Known;
 use super::mark::Mark;
 use super::process_lease::Workers;
 use crate::backend::RedisBackend;
@@ -25,7 +26,25 @@ const AT_ONCE: usize = 64;
 
 pub(super) struct Reader {
     pub(super) backend: RedisBackend,
+    pub(super) known: Known,
     pub(super) workers: Arc<Workers>,
+    pub(super) settings: Settings,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Settings {
+    /// How many bytes the last known records take at most.
+    pub(super) memory: usize,
+    /// Whether reads are answered from memory.
+    pub(super) is_near: bool,
+    /// How long the lease of this process lasts without a renewal.
+    pub(super) worker_lease: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { memory: 16 << 20, is_near: false, worker_lease: Duration::from_secs(15) }
+    }
 }
 
 /// A page of a list, newest first, and the cursor of the next one if there is one.
@@ -35,12 +54,25 @@ pub(super) struct Page {
 }
 
 impl Reader {
+    pub(super) fn new(backend: RedisBackend, settings: Settings) -> Self {
+        // Nothing is remembered if nobody would notice that the connection leads to another server.
+        let memory = if backend.session().has_epochs() { settings.memory } else { 0 };
+        let known = Known::new(memory, settings.is_near);
+        let workers = Arc::new(Workers::new(backend.clone(), settings.worker_lease));
+        Self { backend, known, workers, settings }
+    }
+
     /// A task for somebody who looks at it.
     pub(super) async fn task(&self, key: &str) -> Result<VersionedRecord, StorageError> {
-        self.read(key, CallKind::Read).await
+        if self.known.is_near() { self.near_task(key).await } else { self.read(key, CallKind::Read).await }
     }
 
     /// The same for somebody who waits for a change. A replica could be behind.
+    pub(super) async fn task_to_await(&self, key: &str) -> Result<VersionedRecord, StorageError> {
+        if self.known.is_near() { self.near_task(key).await } else { self.task_at_primary(key).await }
+    }
+
+    /// A task as the primary has it.
     pub(super) async fn task_at_primary(&self, key: &str) -> Result<VersionedRecord, StorageError> {
         self.read(key, CallKind::PrimaryRead).await
     }
@@ -62,7 +94,11 @@ impl Reader {
     }
 
     /// The record, or the failed one if its worker has died.
-    async fn judged(&self, key: &str, record: VersionedRecord) -> Result<VersionedRecord, StorageError> {
+    pub(super) async fn judged(
+        &self,
+        key: &str,
+        record: VersionedRecord,
+    ) -> Result<VersionedRecord, StorageError> {
         match Mark::of_unfinished(&record.data) {
             // Boxed, because few tasks are like this.
             Some(mark) => Box::pin(self.workers.fail_if_dead(key, record, mark)).await,

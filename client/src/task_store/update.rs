@@ -34,7 +34,6 @@ impl TaskStore {
             let met = Arc::new(Mutex::new(Met::default()));
             let attempt = Attempt {
                 reader: self.reader.clone(),
-                known: self.known.clone(),
                 may_remember,
                 max_tasks,
                 epoch: self.reader.backend.session().epoch(),
@@ -45,7 +44,7 @@ impl TaskStore {
             if result.is_ok() {
                 return result;
             }
-            let Met { remembered, obstacle } =
+            let Met { remembered, obstacle, .. } =
                 std::mem::take(&mut *met.lock().unwrap_or_else(PoisonError::into_inner));
             may_remember = false;
             match obstacle {
