@@ -75,6 +75,12 @@ const RECORD: &[u8] = b"lease";
 /// is still greater, unless the server's clock (after a failover, that of the new primary) is behind the earlier
 /// token.
 ///
+/// The servers' clocks must agree for two more things. After a failover to a server whose clock is ahead, the
+/// lease ends that much earlier than its holder believes, because replicas get the time of the end. And the server's
+/// time has no key: while a slot moves, or while a deposed primary still answers, another server than that of the lease may
+/// tell the time. If its clock is behind, the token may be smaller than an earlier one. If its clock is ahead and the holder
+/// dies during `acquire`, the lease ends that much later.
+///
 /// # Keys and permissions
 ///
 /// A lease is a record like a task's, under a prefix of its own: `pmcp:lease:tasks:<name>:<random>`, in

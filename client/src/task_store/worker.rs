@@ -98,6 +98,16 @@ impl TaskStore {
     /// looks at tasks with workers one `PTTL` for each duration. Users need the permissions of
     /// [`Lease`](crate::Lease) and `+pttl`.
     ///
+    /// The worker is a variable of the task, `pmcptask.worker`. `pmcp`'s tasks do not show variables. `pmcp_tasks::TaskStore`
+    /// does, so clients see this variable where a server sends variables, as the router of `pmcp-tasks` does. It names the
+    /// lease, and gives nobody a right. Code that removes it takes the task from its worker.
+    ///
+    /// What loses a lease at the server (see [`Lease`](crate::Lease): a failover to a replica without it, a deletion, an
+    /// eviction) also fails the tasks of workers that live, once somebody looks at these tasks. Their workers learn of it at the
+    /// next renewal or write. If a failover loses the worker in the task instead, the task stays as it is until somebody
+    /// works on it: its worker writes nothing more. [`wait_for_replicas`](crate::RedisBackendBuilder::wait_for_replicas) makes
+    /// both less likely.
+    ///
     /// Call it on the tokio runtime that lives as long as the work: the lease is renewed there.
     ///
     /// # Errors
@@ -296,8 +306,9 @@ impl Work {
         self.store.record(&self.task_id, &self.owner_id, record).await
     }
 
-    /// Makes a change if the worker is the task's, and has not lost its lease. A worker that stood still after it looked at its
-    /// clock changes nothing either: by then the task has failed, and is another record.
+    /// Makes a change if the worker is the task's, and has not lost its lease. A worker that stands still after its look at the
+    /// clock changes nothing either if somebody has failed the task meanwhile, because the version is another then. If nobody
+    /// has looked at the task, the worker still has it, and the change is made.
     async fn write<F>(
         self: &Arc<Self>,
         change: impl Fn(ServerTaskStore<Attempt>, Arc<Self>) -> F,
