@@ -180,7 +180,7 @@ impl Workers {
             }
             // The record may come from a replica, or from before a failover.
             let epoch = self.backend.session().epoch();
-            record = self.backend.read_record(key, CallKind::PrimaryRead).await?;
+            record = self.backend.read_record(key, CallKind::ReadToReplace).await?;
             match Mark::of_unfinished(&record.data) {
                 None => return Ok(record),
                 Some(now) if now != mark => mark = now,
