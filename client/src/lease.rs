@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::backend::RedisBackend;
 use crate::commands::{self, RecordTimes};
 use crate::connection::Request;
-use crate::error::{CallKind, Error, says_owner_is_full};
+use crate::error::{Applied, CallKind, Error, says_owner_is_full};
 use crate::observe;
 use crate::replies;
 use crate::session::{Session, TaskKeys};
@@ -75,6 +75,12 @@ const RECORD: &[u8] = b"lease";
 /// is still greater, unless the server's clock (after a failover, that of the new primary) is behind the earlier
 /// token.
 ///
+/// The servers' clocks must agree for two more things. After a failover to a server whose clock is ahead, the
+/// lease ends that much earlier than its holder believes, because replicas get the time of the end. And the server's
+/// time has no key: while a slot moves, or while a deposed primary still answers, another server than that of the lease may
+/// tell the time. If its clock is behind, the token may be smaller than an earlier one. If its clock is ahead and the holder
+/// dies during `acquire`, the lease ends that much later.
+///
 /// # Keys and permissions
 ///
 /// A lease is a record like a task's, under a prefix of its own: `pmcp:lease:tasks:<name>:<random>`, in
@@ -131,12 +137,14 @@ impl Lease {
         // The server counts from this PEXPIRE on, and so does the holder. The field `expires_at` would end the record
         // at the first expiry. The token is the server's time while the lease is held: holders do not overlap, so
         // their tokens do not either.
-        let (renewed, freed, token) =
+        let sent = Instant::now();
+        let (extended, freed, token) =
             tokio::join!(lease.extend(), lease.forget_first_expiry(), lease.server_time_us());
-        (lease.valid_until, lease.token) = (renewed?, token?);
+        extended?;
         freed?;
+        (lease.valid_until, lease.token) = (lease.end_from(sent), token?);
         // A token of after the end could be another's too.
-        if lease.is_valid() { Ok(Some(lease)) } else { Err(lease.lost()) }
+        if lease.is_valid() { Ok(Some(lease)) } else { Err(lease.lost().into()) }
     }
 
     /// Holds the lease for another `duration` from now. One round trip, one `PEXPIRE`. Renew early enough to try
@@ -145,16 +153,18 @@ impl Lease {
     /// # Errors
     ///
     /// [`Error::LeaseLost`] if the lease has ended, whether or not another has it now; then it is over for good,
-    /// acquire it anew. Otherwise those of `put`: the lease is valid for as long as it was before.
+    /// acquire it anew. [`Error::NotReplicated`]: the lease is renewed, but a failover can lose it. Otherwise those of
+    /// `put`: the lease is valid for as long as it was before.
     pub async fn renew(&mut self) -> Result<(), StorageError> {
+        let sent = Instant::now();
         let renewed = self.extend().await;
-        if let Err(error) = &renewed
-            && matches!(Error::of(error), Some(Error::LeaseLost { .. }))
-        {
-            self.valid_until = Instant::now();
+        match renewed.as_ref().map_err(Error::of) {
+            Ok(()) => self.valid_until = self.end_from(sent),
+            Err(Some(Error::LeaseLost { .. })) => self.valid_until = Instant::now(),
+            Err(Some(error)) if error.was_applied() == Applied::Yes => self.valid_until = self.end_from(sent),
+            Err(_) => {}
         }
-        self.valid_until = renewed?;
-        Ok(())
+        renewed
     }
 
     /// Gives the lease up, so that others need not wait for its end. False if it had ended before. One round
@@ -214,19 +224,21 @@ impl Lease {
         }
     }
 
-    /// Has the server count the duration from now on. Returns until when the lease is valid by the local clock.
-    async fn extend(&self) -> Result<Instant, StorageError> {
-        let sent = Instant::now();
+    /// Has the server count the duration from now on.
+    async fn extend(&self) -> Result<(), StorageError> {
         let mut command = cmd("PEXPIRE");
         command.arg(&self.keys.task).arg(i64::try_from(self.duration.as_millis()).unwrap_or(i64::MAX));
-        let read = |reply| replies::yes_or_no("PEXPIRE", reply);
-        if !self.call("PEXPIRE", &command, CallKind::Write, read).await? {
-            return Err(self.lost());
-        }
+        // In here, so that a lost lease is not taken for one that no replica has.
+        let read = |reply| if replies::yes_or_no("PEXPIRE", reply)? { Ok(()) } else { Err(self.lost()) };
+        self.call("PEXPIRE", &command, CallKind::Write, read).await
+    }
+
+    /// Until when the lease is valid by the local clock, if its duration was counted anew by a request that was sent then.
+    fn end_from(&self, sent: Instant) -> Instant {
         // The server counts from the start of a millisecond, and the two clocks need not run at the same speed.
         let margin = self.duration.mul_f32(0.001).saturating_add(Duration::from_millis(1));
         let valid_for = self.duration.saturating_sub(margin);
-        Ok(sent.checked_add(valid_for).unwrap_or(sent))
+        sent.checked_add(valid_for).unwrap_or(sent)
     }
 
     async fn forget_first_expiry(&self) -> Result<(), StorageError> {
@@ -254,8 +266,8 @@ impl Lease {
         .await
     }
 
-    fn lost(&self) -> StorageError {
-        Error::LeaseLost { name: self.name().to_owned() }.into()
+    fn lost(&self) -> Error {
+        Error::LeaseLost { name: self.name().to_owned() }
     }
 }
 

@@ -480,3 +480,28 @@ async fn lease_that_waits_for_a_replica_is_held_there_after_a_failover() {
     assert!(lease.is_valid());
     assert_ends_later_at_server(&replica, &key(&replica), &lease);
 }
+
+/// The server counts from this renewal on, whether or not a replica has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn renewal_that_no_replica_confirms_is_an_error_and_holds_the_lease_all_the_same() {
+    const DURATION: Duration = Duration::from_secs(20);
+    let primary = Server::start();
+    let replica = Server::start_with(&ServerOptions::default().replica_of(&primary));
+    let waits = RedisBackend::builder(primary.url()).wait_for_replicas(1, Duration::from_secs(1));
+    let backend = waits.connect().await.unwrap();
+    assert!(holds_within(Duration::from_secs(30), || replica.follows_or_leads()));
+    let mut lease = acquire(&backend, "name", DURATION).await.unwrap();
+    replica.hang();
+    sleep(DURATION / 4).await;
+    let before = lease.remaining();
+    let renewed = lease.renew().await;
+    let after = lease.remaining();
+    // A lease that is lost is lost, also then.
+    redis::cmd("DEL").arg(key(&primary)).exec(&mut primary.connection()).unwrap();
+    let lost = lease.renew().await;
+    replica.go_on();
+    let error = renewed.unwrap_err();
+    assert!(matches!(Error::of(&error), Some(Error::NotReplicated { .. })), "{error}");
+    assert!(after > before, "{after:?} {before:?}");
+    assert!(is_lost(&lost.unwrap_err()) && !lease.is_valid());
+}

@@ -16,7 +16,9 @@ use pmcp::types::{CallToolResult, Content};
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcp_tasks::{GenericTaskStore, ListTasksOptions, TaskError, TaskRecord, TaskStatus};
 use pmcptask_client::{RedisBackend, TaskStore, Worker, WorkerError};
-use pmcptask_tests::{Cluster, Fault, Proxy, Server, holds_within, lua_backend, show, slowness};
+use pmcptask_tests::{
+    Cluster, Fault, Proxy, Server, ServerOptions, holds_within, lua_backend, show, slowness,
+};
 use tokio::time::{sleep, timeout};
 
 const OWNER: &str = "alice";
@@ -363,6 +365,26 @@ async fn unknown_outcomes_leave_no_task_without_a_worker_and_no_result_twice() {
     assert!(task.result.unwrap().to_string().contains("42"));
 }
 
+/// The mark may be on its way yet, and nobody would work on the task.
+#[tokio::test(flavor = "multi_thread")]
+async fn mark_that_comes_after_its_worker_gave_up_meets_a_conflict() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let (store, direct) = (store(&proxy.url(), LONG).await, store(&server.url(), LONG).await);
+    let first = new_task(&store).await;
+    let _first = store.work_on(&first, OWNER).await.unwrap();
+
+    let id = new_task(&store).await;
+    let before = record(&direct, &id).await.version;
+    proxy.set(Fault::LoseRequest);
+    let error = store.work_on(&id, OWNER).await.unwrap_err();
+    assert!(error.to_string().contains("unknown"), "{error}");
+    let changed = timeout(SOON, direct.changed(&id, OWNER, before)).await.expect("the mark could still come");
+    let task = changed.unwrap().unwrap();
+    assert!(task.task.status == TaskStatus::Working && task.variables.is_empty(), "{task:?}");
+    direct.work_on(&id, OWNER).await.unwrap().complete(result("done")).await.unwrap();
+}
+
 // Cancels.
 
 #[tokio::test(flavor = "multi_thread")]
@@ -601,7 +623,74 @@ async fn lease_of_a_process_without_workers_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mark_survives_writers_that_do_not_know_it_and_shows_on_no_wire() {
+async fn dropped_worker_that_cannot_write_keeps_the_lease_for_no_longer_than_its_duration() {
+    let server = Server::start();
+    let store = store(&server.url(), SHORT).await;
+    let id = new_task(&store).await;
+    let worker = store.work_on(&id, OWNER).await.unwrap();
+    assert_eq!(server.wire().run("CONFIG SET maxmemory 1"), pmcptask_tests::OK);
+    drop(worker);
+    assert!(holds_within(2 * SHORT + SOON, || lease_keys(&server).is_empty()), "the lease is kept");
+    assert_eq!(server.wire().run("CONFIG SET maxmemory 0"), pmcptask_tests::OK);
+    let task = store.wait_until_terminal(&id, OWNER, SOON).await.unwrap();
+    assert_eq!(task.task.status, TaskStatus::Failed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replica_that_is_away_costs_no_worker_its_lease() {
+    const LEASE: Duration = Duration::from_secs(6);
+    let primary = Server::start();
+    let replica = Server::start_with(&ServerOptions::default().replica_of(&primary));
+    let waits = RedisBackend::builder(primary.url()).wait_for_replicas(1, Duration::from_secs(1));
+    let here = TaskStore::new(waits.connect().await.unwrap()).with_worker_lease(LEASE);
+    let there = store(&primary.url(), LEASE).await;
+    assert!(holds_within(6 * SOON, || replica.follows_or_leads()));
+    let id = new_task(&here).await;
+    let worker = here.work_on(&id, OWNER).await.unwrap();
+    replica.hang();
+    let cancelled = timeout(2 * LEASE, worker.cancelled()).await;
+    replica.go_on();
+    assert!(cancelled.is_err(), "the lease is lost");
+    assert_eq!(there.get(&id, OWNER).await.unwrap().status, ServerStatus::Working);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lease_that_is_lost_while_a_task_is_read_marks_no_task() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let slow = RedisBackend::builder(proxy.url()).response_timeout(6 * SOON).connect().await.unwrap();
+    let (here, there) = (TaskStore::new(slow).with_worker_lease(SHORT), store(&server.url(), SHORT).await);
+    let first = new_task(&here).await;
+    let first = here.work_on(&first, OWNER).await.unwrap();
+    let id = new_task(&there).await;
+    let version = record(&there, &id).await.version;
+    proxy.set(Fault::Hold);
+    let (begun, ()) = tokio::join!(here.work_on(&id, OWNER), async {
+        timeout(SHORT + SOON, first.cancelled()).await.expect("the lease ends");
+        proxy.set(Fault::None);
+    });
+    assert!(is_lost(&begun), "{begun:?}");
+    assert_eq!(record(&there, &id).await.version, version);
+}
+
+/// A worker that stands still between its look at the clock and its write: here the clock still says that the lease lives.
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_task_refuses_a_worker_that_believes_in_its_lease() {
+    let server = Server::start();
+    let (here, there) = (store(&server.url(), LONG).await, store(&server.url(), LONG).await);
+    let id = new_task(&here).await;
+    let worker = here.work_on(&id, OWNER).await.unwrap();
+    redis::cmd("DEL").arg(lease_keys(&server)).exec(&mut server.connection()).unwrap();
+    assert_eq!(there.get(&id, OWNER).await.unwrap().status, ServerStatus::Failed);
+    for written in [worker.progress("late").await, worker.complete(result("late")).await] {
+        assert!(is_refused(&written, TaskStatus::Failed), "{written:?}");
+    }
+    let task = record(&there, &id).await;
+    assert!(has_died(&task) && task.result.is_none(), "{task:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mark_survives_writers_that_do_not_know_it_and_is_in_no_task_of_pmcp() {
     let server = Server::start();
     let store = store(&server.url(), SHORT).await;
     let id = new_task(&store).await;
@@ -630,6 +719,12 @@ async fn reader_without_permission_to_write_or_to_look_at_leases_reads_the_task_
         assert_eq!(server.wire().run(&rules), pmcptask_tests::OK);
         let limited = self::store(&server.url().replace("//", "//limited:pw@"), SHORT).await;
         assert_eq!(limited.get(&one, OWNER).await.unwrap().status, ServerStatus::Working, "{rules}");
+        // Who waits reads about once a second.
+        let all = || server.wire().info_number("stats", "total_commands_processed");
+        let before = all();
+        assert!(timeout(SOON, limited.changed(&one, OWNER, 2)).await.is_err(), "{rules}");
+        let commands = all() - before;
+        assert!(commands <= 100, "{commands} commands with {rules}");
     }
     assert_eq!(store.get(&one, OWNER).await.unwrap().status, ServerStatus::Failed);
 }

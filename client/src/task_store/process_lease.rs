@@ -64,10 +64,31 @@ impl ProcessLease {
 /// Who works: the lease of this process, and the leases of others.
 pub(super) struct Workers {
     backend: RedisBackend,
-    duration: Duration,
+    pub(super) duration: Duration,
     own: tokio::sync::Mutex<Weak<ProcessLease>>,
     /// The leases that were alive when they were looked at, by their composite keys.
-    alive: Mutex<HashMap<String, Arc<AliveUntil>>>,
+    alive: Mutex<Leases>,
+}
+
+#[derive(Default)]
+struct Leases {
+    by_key: HashMap<String, Arc<AliveUntil>>,
+    /// How many were left when those were removed that nobody asks for any more.
+    kept: usize,
+}
+
+impl Leases {
+    fn entry(&mut self, lease: &str) -> Arc<AliveUntil> {
+        // Now and then, so that an entry costs little.
+        if self.by_key.len() > self.kept.saturating_mul(2).saturating_add(16) {
+            let now = Instant::now();
+            let is_alive = |until: &Option<Instant>| until.is_some_and(|until| until > now);
+            // Somebody looks at one that is locked.
+            self.by_key.retain(|_, entry| entry.try_lock().map_or(true, |until| is_alive(&until)));
+            self.kept = self.by_key.len();
+        }
+        self.by_key.entry(lease.to_owned()).or_default().clone()
+    }
 }
 
 /// Until when a lease is certain to live. One looks, and the others wait for what is found.
@@ -112,7 +133,7 @@ impl Workers {
     /// short time: the worker may well be.
     async fn alive_until(self: &Arc<Self>, lease: &str) -> Option<Instant> {
         let now = Instant::now();
-        let entry = self.alive().entry(lease.to_owned()).or_default().clone();
+        let entry = self.alive().entry(lease);
         if let Ok(Some(until)) = entry.try_lock().as_deref()
             && *until > now
         {
@@ -139,17 +160,10 @@ impl Workers {
             Err(error) if matches!(Error::of(&error), Some(Error::Key(_))) => None,
             _ => now.checked_add(UNKNOWN),
         };
-        let found = *until;
-        drop(until);
-        if found.is_none() {
-            // With it go those that nobody asks for any more.
-            let is_alive = |until: &Option<Instant>| until.is_some_and(|until| until > now);
-            self.alive().retain(|_, entry| entry.try_lock().map_or(true, |until| is_alive(&until)));
-        }
-        found
+        *until
     }
 
-    fn alive(&self) -> MutexGuard<'_, HashMap<String, Arc<AliveUntil>>> {
+    fn alive(&self) -> MutexGuard<'_, Leases> {
         self.alive.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -237,9 +251,31 @@ async fn renew(lease: &mut Lease, pause: Duration) -> bool {
     loop {
         match timeout_at(valid_until, lease.renew()).await {
             Ok(Ok(())) => return true,
-            Ok(Err(error)) if matches!(Error::of(&error), Some(Error::LeaseLost { .. })) => return false,
-            Ok(Err(_)) => sleep(pause).await,
-            Err(_) => return false,
+            // Without replicas the lease is as good as all that is written meanwhile.
+            Ok(Err(_)) if lease.valid_until() > valid_until => return true,
+            Ok(Err(_)) if lease.is_valid() => sleep(pause).await,
+            _ => return false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn leases_that_are_over_are_forgotten_and_those_that_live_are_not() {
+        const LIVING: usize = 50;
+        let until = Instant::now().checked_add(Duration::from_mins(1));
+        let mut leases = Leases::default();
+        for n in 0..LIVING {
+            *leases.entry(&format!("living:{n}")).try_lock().unwrap() = until;
+        }
+        for n in 0..10_000 {
+            drop(leases.entry(&format!("over:{n}")));
+            assert!(leases.by_key.len() <= 3 * LIVING);
+        }
+        assert!((0..LIVING).all(|n| *leases.entry(&format!("living:{n}")).try_lock().unwrap() == until));
     }
 }

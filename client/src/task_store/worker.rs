@@ -2,16 +2,17 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use pmcp::types::CallToolResult;
 use pmcp_tasks::store::backend::{VersionedRecord, make_key};
 use pmcp_tasks::{ServerTaskStore, StorageError, TaskError, TaskRecord, TaskStatus};
+use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::TaskStore;
 use super::attempt::Attempt;
@@ -97,12 +98,22 @@ impl TaskStore {
     /// looks at tasks with workers one `PTTL` for each duration. Users need the permissions of
     /// [`Lease`](crate::Lease) and `+pttl`.
     ///
+    /// The worker is a variable of the task, `pmcptask.worker`. `pmcp`'s tasks do not show variables. `pmcp_tasks::TaskStore`
+    /// does, so clients see this variable where a server sends variables, as the router of `pmcp-tasks` does. It names the
+    /// lease, and gives nobody a right. Code that removes it takes the task from its worker.
+    ///
+    /// What loses a lease at the server (see [`Lease`](crate::Lease): a failover to a replica without it, a deletion, an
+    /// eviction) also fails the tasks of workers that live, once somebody looks at these tasks. Their workers learn of it at the
+    /// next renewal or write. If a failover loses the worker in the task instead, the task stays as it is until somebody
+    /// works on it: its worker writes nothing more. [`wait_for_replicas`](crate::RedisBackendBuilder::wait_for_replicas) makes
+    /// both less likely.
+    ///
     /// Call it on the tokio runtime that lives as long as the work: the lease is renewed there.
     ///
     /// # Errors
     ///
     /// [`WorkerError::Taken`]; [`TaskError::InvalidTransition`] for a task that is terminal, also because its worker has died;
-    /// [`WorkerError::Lease`]; those of `set_variables`.
+    /// [`WorkerError::Lease`]; [`WorkerError::Lost`] if the lease was lost meanwhile; those of `set_variables`.
     pub async fn work_on(&self, task_id: &str, owner_id: &str) -> Result<Worker, WorkerError> {
         let lease = self.reader.workers.own().await.map_err(WorkerError::Lease)?;
         let mark = Mark { lease: lease.key.clone(), worker: fastrand::u32(..) };
@@ -113,16 +124,20 @@ impl TaskStore {
                 task_id: task_id.to_owned(),
                 owner_id: owner_id.to_owned(),
                 mark,
-                lease,
+                lease: Arc::downgrade(&lease),
             }),
+            lease,
             is_done: AtomicBool::new(false),
             stopped: watch::Sender::new(false),
             runtime: Handle::current(),
         };
-        let task = &worker.work;
+        let (task, kept) = (&worker.work, &worker.lease);
         let begun = self
             .change(|store| async move {
                 let record = task.read(&store).await?;
+                if !kept.is_valid() {
+                    return Err(task.lost());
+                }
                 if record.task.status.is_terminal() {
                     record.task.status.validate_transition(task_id, &TaskStatus::Working)?;
                 }
@@ -151,6 +166,8 @@ impl TaskStore {
 /// panics or returns early.
 pub struct Worker {
     work: Arc<Work>,
+    /// Has the process keep its lease.
+    lease: Arc<ProcessLease>,
     /// The task is known to be terminal, or not this worker's.
     is_done: AtomicBool,
     /// A write has met what [`Worker::cancelled`] waits for.
@@ -164,7 +181,7 @@ struct Work {
     task_id: String,
     owner_id: String,
     mark: Mark,
-    lease: Arc<ProcessLease>,
+    lease: Weak<ProcessLease>,
 }
 
 impl Worker {
@@ -235,7 +252,7 @@ impl Worker {
     pub async fn cancelled(&self) {
         let mut stopped = self.stopped.subscribe();
         tokio::select! {
-            () = self.work.lease.loss() => {}
+            () = self.lease.loss() => {}
             () = self.work.end() => {}
             // The sender lives as long as the worker.
             _ = stopped.wait_for(|stopped| *stopped) => {}
@@ -289,8 +306,9 @@ impl Work {
         self.store.record(&self.task_id, &self.owner_id, record).await
     }
 
-    /// Makes a change if the worker is the task's, and has not lost its lease. A worker that stood still after it looked at its
-    /// clock changes nothing either: by then the task has failed, and is another record.
+    /// Makes a change if the worker is the task's, and has not lost its lease. A worker that stands still after its look at the
+    /// clock changes nothing either if somebody has failed the task meanwhile, because the version is another then. If nobody
+    /// has looked at the task, the worker still has it, and the change is made.
     async fn write<F>(
         self: &Arc<Self>,
         change: impl Fn(ServerTaskStore<Attempt>, Arc<Self>) -> F,
@@ -301,7 +319,7 @@ impl Work {
         let change = &change;
         self.store
             .change(|store| async move {
-                if !self.lease.is_valid() {
+                if !self.has_lease() {
                     return Err(self.lost());
                 }
                 let record = self.read(&store).await?;
@@ -312,6 +330,10 @@ impl Work {
                 Ok(())
             })
             .await
+    }
+
+    fn has_lease(&self) -> bool {
+        self.lease.upgrade().is_some_and(|lease| lease.is_valid())
     }
 
     fn lost(&self) -> WorkerError {
@@ -332,26 +354,49 @@ impl Work {
         }
     }
 
-    /// Fails the task of a worker that was dropped. Where that does not succeed in time, the lease is lost, and the task fails
-    /// all the same.
-    async fn fail_dropped(self: Arc<Self>) {
-        let fail = |store: ServerTaskStore<Attempt>, task: Arc<Self>| async move {
-            let message = Some(DROPPED.to_owned());
-            store.inner().update_status(&task.task_id, &task.owner_id, TaskStatus::Failed, message).await
-        };
-        while let Err(error) = self.write(fail).await {
-            if is_final(&error) {
+    /// Fails the task of a worker that was dropped. The process keeps its lease for the duration of one because of that, and no
+    /// longer unless it has other workers: once the lease is over, whoever looks at the task fails it.
+    async fn fail_dropped(self: Arc<Self>, lease: Arc<ProcessLease>) {
+        let (begun, mut lease) = (Instant::now(), Some(lease));
+        while let Err(error) = self.try_to_fail().await {
+            if is_final(&error) || !self.has_lease() {
                 return;
+            }
+            if begun.elapsed() >= self.store.reader.workers.duration {
+                drop(lease.take());
             }
             sleep(PAUSE).await;
         }
+    }
+
+    async fn try_to_fail(&self) -> Result<(), WorkerError> {
+        let (task_id, owner_id) = (&self.task_id, &self.owner_id);
+        self.store
+            .change(|store| async move {
+                let record = self.read(&store).await?;
+                match Mark::of(&record) {
+                    Some(mark) if mark == self.mark => {
+                        let message = Some(DROPPED.to_owned());
+                        store.inner().update_status(task_id, owner_id, TaskStatus::Failed, message).await?;
+                    }
+                    None if !record.task.status.is_terminal() => {
+                        // The mark may be on its way. Over another version, it meets a conflict.
+                        let no_mark = HashMap::from([(VARIABLE.to_owned(), Value::Null)]);
+                        store.inner().set_variables(task_id, owner_id, no_mark).await?;
+                    }
+                    // The mark was on its way, and came too late.
+                    _ => {}
+                }
+                Ok(())
+            })
+            .await
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
         if !*self.is_done.get_mut() {
-            self.runtime.spawn(self.work.clone().fail_dropped());
+            self.runtime.spawn(self.work.clone().fail_dropped(self.lease.clone()));
         }
     }
 }
