@@ -84,7 +84,7 @@ async fn store(name: &str, url: &str) -> Result<Arc<dyn Store>> {
     let security = TaskSecurityConfig::default().with_max_tasks_per_owner(1_000);
     let ours = async || RedisBackend::new(url).await;
     Ok(match name {
-        NEAR => Arc::new(TaskStore::new(ours().await?).with_security(security).with_memory(0)),
+        NEAR => Arc::new(TaskStore::new(ours().await?).with_security(security).near_cache(64 << 20)),
         STORE => Arc::new(TaskStore::new(ours().await?).with_security(security)),
         GENERIC => over(ours().await?, security),
         _ => over(lua_backend(url).await?, security),
