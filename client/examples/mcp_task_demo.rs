@@ -1,4 +1,4 @@
-//! Shows that MCP tasks outlive the MCP server that runs them. One command, nothing to set up:
+//! Shows that MCP tasks outlive the MCP server that runs them, and that nobody waits for a server that has died. One command, nothing to set up:
 //!
 //! ```text
 //! cargo run -p pmcptask-client --example mcp_task_demo
@@ -14,7 +14,7 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pmcp::shared::streamable_http::{StreamableHttpTransport, StreamableHttpTransportConfigBuilder};
 use pmcp::types::tasks::{Task, TaskStatus};
@@ -23,8 +23,8 @@ use pmcp::{Client, ToolCallResponse};
 use pmcptask_tests::{Server, ServerOptions};
 use redis::aio::MultiplexedConnection;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 
 const TEXT: &str = "the quick brown fox\njumps over\nthe lazy dog\nand then\nsleeps until noon";
 const ANSWER: &str = "14 words";
@@ -36,7 +36,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match demo().await {
+    match Box::pin(demo()).await {
         Ok(()) => {
             println!("\nEverything was as it should be.");
             ExitCode::SUCCESS
@@ -75,7 +75,7 @@ async fn demo() -> Result<()> {
     expect_stored(&mut redis, id).await?;
 
     println!("\n3. A new MCP server still has the task and its result.");
-    let mcp_b = McpServer::start("B", &program, &redis_url).await?;
+    let mut mcp_b = McpServer::start("B", &program, &redis_url).await?;
     let alice = mcp_b.connect("alice").await?;
     let kept = alice.client.tasks_get(id).await?;
     check(kept.status == TaskStatus::Completed, "the task is not completed any more")?;
@@ -102,6 +102,22 @@ async fn demo() -> Result<()> {
     bob.expect_refusal("tasks/result", bob.client.tasks_result(id).await, "not available")?;
     check(bob.list().await?.is_empty(), "tasks/list shows tasks to Bob, who has none")?;
     bob.show("tasks/list", "no tasks");
+
+    println!("\n6. A cancel at one MCP server stops the tool at another.");
+    let third = alice.start_task().await?;
+    let cancelled = alice_at_c.client.tasks_cancel(&third.task_id).await?;
+    check(cancelled.status == TaskStatus::Cancelled, "the task is not cancelled")?;
+    alice_at_c.show("tasks/cancel", "cancelled");
+    mcp_b.expect_line(&format!("task {}: cancelled, the work stops", third.task_id)).await?;
+
+    println!("\n7. An MCP server is killed in the middle of a tool's work. Its task fails within 15 s.");
+    let fourth = alice.start_task().await?;
+    mcp_b.kill().await?;
+    let killed = Instant::now();
+    let failed = alice_at_c.wait_for_end(&fourth.task_id).await?;
+    check(failed.status == TaskStatus::Failed, "the task has not failed")?;
+    let message = failed.status_message.unwrap_or_default();
+    alice_at_c.show("tasks/get", &format!("failed: {message} (after {:.0?})", killed.elapsed()));
     Ok(())
 }
 
@@ -154,6 +170,7 @@ async fn expect_stored(redis: &mut MultiplexedConnection, id: &str) -> Result<()
 struct McpServer {
     name: &'static str,
     process: Child,
+    output: Lines<BufReader<ChildStdout>>,
     url: String,
 }
 
@@ -167,10 +184,11 @@ impl McpServer {
             .spawn()?;
         let stdout = process.stdout.take().ok_or("the MCP server has no output")?;
         // The port comes from the OS, so the server has to say which one it is.
-        let url = BufReader::new(stdout).lines().next_line().await?;
+        let mut output = BufReader::new(stdout).lines();
+        let url = output.next_line().await?;
         let url = url.ok_or("the MCP server ended before it served; see above")?;
         println!("   MCP server {name} serves at {url}, process {}", process.id().unwrap_or_default());
-        Ok(Self { name, process, url })
+        Ok(Self { name, process, output, url })
     }
 
     async fn connect(&self, user: &str) -> Result<Session> {
@@ -180,6 +198,14 @@ impl McpServer {
         let mut client = Client::new(StreamableHttpTransport::new(config));
         client.initialize(ClientCapabilities::default()).await?;
         Ok(Session { name: format!("{user} at {}", self.name), client })
+    }
+
+    /// Waits until the server prints this line.
+    async fn expect_line(&mut self, expected: &str) -> Result<()> {
+        let line = tokio::time::timeout(PATIENCE, self.output.next_line()).await??;
+        check(line.as_deref() == Some(expected), &format!("expected '{expected}', got {line:?}"))?;
+        println!("   MCP server {} prints: {expected}", self.name);
+        Ok(())
     }
 
     /// SIGKILL, so that the server can save nothing before it ends.
@@ -229,6 +255,20 @@ impl Session {
                     status if status.is_terminal() => return Err(format!("the task has {status}").into()),
                     _ => tokio::time::sleep(Duration::from_millis(100)).await,
                 }
+            }
+        };
+        tokio::time::timeout(PATIENCE, poll).await.map_err(|_| format!("task {id} does not end"))?
+    }
+
+    /// Polls until the task has ended in any way.
+    async fn wait_for_end(&self, id: &str) -> Result<Task> {
+        let poll = async {
+            loop {
+                let task = self.client.tasks_get(id).await?;
+                if task.status.is_terminal() {
+                    return Ok(task);
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
         tokio::time::timeout(PATIENCE, poll).await.map_err(|_| format!("task {id} does not end"))?

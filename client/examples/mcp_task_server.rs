@@ -10,8 +10,8 @@
 //! Callers are known by a token: `Authorization: Bearer alice-token`, or `bob-token`.
 //!
 //! The server itself keeps nothing. Everything that a client can ask about a task (its status, its progress,
-//! its result, its owner) is in the backend, so any instance with the same backend can answer.
-//! `mcp_task_demo` shows it.
+//! its result, its owner) is in Redis, so any instance can answer. If an instance dies, its tasks fail within
+//! 15 s, for whoever looks at them at another instance. `mcp_task_demo` shows it.
 
 use std::env;
 use std::error::Error;
@@ -26,14 +26,10 @@ use pmcp::server::task_store::CreatedTask;
 use pmcp::server::typed_tool::TypedTool;
 use pmcp::types::{CallToolResult, Content, TaskSupport, ToolExecution};
 use pmcp::{AllowedOrigins, RequestHandlerExtra, Server, ToolHandler};
-use pmcp_tasks::{GenericTaskStore, ServerTaskStore, TaskError, TaskStatus};
+use pmcptask_client::{RedisBackend, TaskStore, Worker, WorkerError};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
-
-/// The one line to change for another storage: anything that implements `pmcp_tasks::StorageBackend`.
-type Backend = pmcptask_client::RedisBackend;
-type Store = ServerTaskStore<Backend>;
 
 /// Stands in for the slow part of a real tool.
 const STEP: Duration = Duration::from_millis(300);
@@ -58,18 +54,17 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(redis_url: &str) -> Result<(), Box<dyn Error>> {
-    let backend = Backend::new(redis_url).await?;
     // No `allow_anonymous`: a task without a real owner is refused, so no caller can read or cancel another
     // caller's task.
-    let store = Arc::new(Store::new(GenericTaskStore::new(backend)));
+    let store = TaskStore::new(RedisBackend::new(redis_url).await?);
 
     let server = Server::builder()
         .name("count-words")
         .version(env!("CARGO_PKG_VERSION"))
         .auth_provider(DemoTokens)
-        .tool("count_words", count_words_tool(Arc::clone(&store)))
+        .tool("count_words", count_words_tool(store.clone()))
         // Setting a store is what advertises the `tasks` capability.
-        .task_store(store)
+        .task_store(Arc::new(store))
         .build()?;
 
     // Sessions would live in this process's memory: after a restart, or at another instance, every request of
@@ -99,7 +94,7 @@ struct CountWords {
     text: String,
 }
 
-fn count_words_tool(store: Arc<Store>) -> impl ToolHandler {
+fn count_words_tool(store: TaskStore) -> impl ToolHandler {
     TypedTool::new_with_schema(
         "count_words",
         json!({
@@ -108,7 +103,7 @@ fn count_words_tool(store: Arc<Store>) -> impl ToolHandler {
             "required": ["text"],
         }),
         move |args: CountWords, extra: RequestHandlerExtra| {
-            let store = Arc::clone(&store);
+            let store = store.clone();
             Box::pin(async move {
                 // pmcp does not refuse a plain call of a task-only tool. It would hand the placeholder below
                 // to the model as the answer.
@@ -131,52 +126,37 @@ fn count_words_tool(store: Arc<Store>) -> impl ToolHandler {
 
 /// The background half of a call. An error that could not be written to the task goes to the log, because
 /// nobody else would see it.
-///
-/// The task's state survives this process, but the work does not: if the process dies here, the task stays
-/// `working` until it expires. A tool whose work must go on needs a queue that hands it to another worker.
-async fn run(store: Arc<Store>, created: CreatedTask, text: String) {
+async fn run(store: TaskStore, created: CreatedTask, text: String) {
     let (id, owner) = (created.task.task_id, created.owner_id);
-    match count_words(&store, &id, &owner, &text).await {
-        Ok(()) => {}
-        // A cancelled task is terminal and refuses further writes. That is how this worker hears of the
-        // cancel, even if another instance took the request.
-        Err(TaskError::InvalidTransition { from, .. }) => eprintln!("task {id}: stopped, {from}"),
-        Err(error) => eprintln!("task {id}: {error}"),
+    if let Err(error) = work(&store, &id, &owner, &text).await {
+        eprintln!("task {id}: {error}");
     }
 }
 
-async fn count_words(store: &Store, id: &str, owner: &str, text: &str) -> Result<(), TaskError> {
+/// The task's only worker. If this process dies, the task fails within 15 s. A tool whose work must go on needs a
+/// queue that hands it to another worker.
+async fn work(store: &TaskStore, id: &str, owner: &str, text: &str) -> Result<(), WorkerError> {
+    let worker = store.work_on(id, owner).await?;
+    tokio::select! {
+        // Somebody has cancelled the task, perhaps at another instance: the work is dropped where it stands.
+        () = worker.cancelled() => {
+            println!("task {id}: cancelled, the work stops");
+            Ok(())
+        }
+        // Result and status in one write, so that a cancelled task never gets a result.
+        result = count_words(&worker, text) => worker.complete(result?).await,
+    }
+}
+
+async fn count_words(worker: &Worker, text: &str) -> Result<CallToolResult, WorkerError> {
     let steps = text.lines().count();
     let mut words = Vec::new();
     for (step, line) in (1_usize..).zip(text.lines()) {
-        let message = format!("step {step} of {steps}");
-        match store.inner().set_status_message(id, owner, Some(message)).await {
-            // Losing a race for one progress message is harmless: the next step reports again, and finds
-            // out if the other writer was a cancel.
-            Ok(_) | Err(TaskError::ConcurrentModification { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        worker.progress(format!("step {step} of {steps}")).await?;
         tokio::time::sleep(STEP).await;
         words.extend(line.split_whitespace());
     }
-
-    let result = CallToolResult::new(vec![Content::text(format!("{} words", words.len()))]);
-    let result = serde_json::to_value(result).map_err(|error| TaskError::StoreError(error.to_string()))?;
-    loop {
-        // Result and status in one write. pmcp's own trait has two, and a crash or a cancel between them
-        // would leave a half-finished task.
-        let finished = store.inner().complete_with_result(
-            id,
-            owner,
-            TaskStatus::Completed,
-            Some(format!("{steps} lines counted")),
-            result.clone(),
-        );
-        match finished.await {
-            Err(TaskError::ConcurrentModification { .. }) => {}
-            other => return other.map(drop),
-        }
-    }
+    Ok(CallToolResult::new(vec![Content::text(format!("{} words", words.len()))]))
 }
 
 /// Stands in for a real token check (JWT, introspection). For tasks, only the subject that it returns

@@ -5,17 +5,17 @@
 //! deployment changes one import, loads the module and keeps its data.
 //!
 //! ```no_run
-//! use pmcp_tasks::{GenericTaskStore, ServerTaskStore};
-//! use pmcptask_client::RedisBackend;
+//! use pmcptask_client::{RedisBackend, TaskStore};
 //!
 //! # async fn example() -> Result<(), pmcp_tasks::StorageError> {
 //! let backend = RedisBackend::new("redis://127.0.0.1:6379").await?;
-//! let store = ServerTaskStore::new(GenericTaskStore::new(backend));
+//! let store = TaskStore::new(backend);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! [`TaskStore`] takes the place of the last line, and needs fewer round trips: `let store = TaskStore::new(backend);`
+//! [`TaskStore`] takes the place of `ServerTaskStore::new(GenericTaskStore::new(backend))`, and needs fewer round trips. Its
+//! [`Worker`]s learn of cancels, and the task of a process that dies fails.
 //!
 //! Besides the calls of `StorageBackend`, [`RedisBackend`] has some of its own:
 //!
