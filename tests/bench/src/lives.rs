@@ -118,20 +118,22 @@ async fn lives_per_second(name: &str, servers: &Servers, (owners, tasks): Cell) 
             store.create(&name_of(owner), None).await?;
         }
     }
-    let started = Instant::now();
     let lives = (0..owners).map(|owner| {
         let (store, plain) = (store.clone(), plain.clone());
         async move {
-            let owner = name_of(owner);
+            let (owner, mut lived) = (name_of(owner), Duration::ZERO);
             for _ in 0..LIVES as usize / owners {
+                let born = Instant::now();
                 let id = live(store.as_ref(), &owner).await?;
+                lived += born.elapsed();
                 remove(plain.clone(), &owner, &id).await?;
             }
-            Result::Ok(())
+            Result::Ok(lived)
         }
     });
-    try_join_all(lives.map(|life| async { tokio::spawn(life).await? })).await?;
-    Ok(f64::from(LIVES) / started.elapsed().as_secs_f64())
+    let lived = try_join_all(lives.map(|life| async { tokio::spawn(life).await? })).await?;
+    let each = lived.iter().sum::<Duration>().div_f64(f64::from(u32::try_from(owners)?));
+    Ok(f64::from(LIVES) / each.as_secs_f64())
 }
 
 fn name_of(owner: usize) -> String {
