@@ -1,4 +1,4 @@
-//! A server's clock that a test sets back.
+//! A server's clock that a test sets.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::ServerOptions;
 
-/// Wraps the function that servers take the time from. The number of seconds in a file is how far the clock is set back.
+/// Wraps the function that servers take the time from. A file says how many seconds the clock is ahead of the machine's.
 const WRAPPER: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -18,11 +18,11 @@ const WRAPPER: &str = r#"
 int gettimeofday(struct timeval *now, void *zone) {
   int (*wrapped)(struct timeval *, void *) = dlsym(RTLD_NEXT, "gettimeofday");
   int result = wrapped(now, zone);
-  const char *path = getenv("PMCPTASK_SECONDS_BACK");
+  const char *path = getenv("PMCPTASK_SECONDS_AHEAD");
   FILE *file = path ? fopen(path, "r") : NULL;
   long seconds = 0;
   if (file) {
-    if (fscanf(file, "%ld", &seconds) == 1) now->tv_sec -= seconds;
+    if (fscanf(file, "%ld", &seconds) == 1) now->tv_sec += seconds;
     fclose(file);
   }
   return result;
@@ -60,11 +60,15 @@ impl Clock {
     pub fn of(&self, server: ServerOptions) -> ServerOptions {
         server
             .variable("LD_PRELOAD", self.file("clock.so"))
-            .variable("PMCPTASK_SECONDS_BACK", self.file("seconds"))
+            .variable("PMCPTASK_SECONDS_AHEAD", self.file("seconds"))
     }
 
-    /// Sets the clock back, all at once.
-    pub fn set_back(&self, seconds: u32) {
+    /// Sets the clock this many seconds ahead of the machine's, or behind it, all at once.
+    ///
+    /// # Panics
+    ///
+    /// If the clock's file cannot be written.
+    pub fn set_ahead(&self, seconds: i64) {
         std::fs::write(self.file("new"), seconds.to_string()).unwrap();
         std::fs::rename(self.file("new"), self.file("seconds")).unwrap();
     }

@@ -1,7 +1,7 @@
 //! The harness for suites that need a real server, and what several suites share.
 //!
 //! - [`Server`]: a Redis or Valkey server with the module, in a temporary folder.
-//! - [`Clock`]: the clock of a server, which a test sets back.
+//! - [`Clock`]: the clock of a server, which a test sets.
 //! - [`Cluster`]: several servers that share the keys.
 //! - [`SentinelGroup`]: a primary and its replicas, watched by Sentinels.
 //! - [`Port`]: a port that nobody else gets.

@@ -138,12 +138,6 @@ impl ServerOptions {
         self.settings.iter().find(|(its, _)| its == name).map(|(_, value)| value.as_str())
     }
 
-    /// Runs the server with a clock that is this many seconds ahead of the machine's, or behind it.
-    #[must_use]
-    pub fn clock_ahead_by(self, seconds: i64) -> Self {
-        self.variable("LD_PRELOAD", other_clock()).variable("PMCPTASK_CLOCK_AHEAD_BY", seconds.to_string())
-    }
-
     /// The server program.
     #[must_use]
     pub fn server_program(&self) -> &Path {
@@ -221,13 +215,6 @@ pub fn calling_module() -> PathBuf {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     let what = ["--workspace", "--all-features", "--example", "calling_module"];
     LIBRARY.get_or_init(|| built(&what, "libcalling_module.so")).clone()
-}
-
-/// Path of a library that, preloaded, makes the clock of a server differ: `other_clock.rs` of the examples.
-fn other_clock() -> PathBuf {
-    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    let what = ["--workspace", "--all-features", "--example", "other_clock"];
-    LIBRARY.get_or_init(|| built(&what, "libother_clock.so")).clone()
 }
 
 /// A server for an example in the docs. None where there is no server to run: the example then only compiles.

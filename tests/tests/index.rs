@@ -297,7 +297,7 @@ fn clock_that_is_set_back_delays_no_removal() {
     call(&mut wire, "CLIENT PAUSE 600000 WRITE");
     assert_eq!(call(&mut wire, "PMCPTASK.GET pmcp:tasks:alice:t"), "$-1\r\n");
     std::thread::sleep(Duration::from_millis(300));
-    clock.set_back(60);
+    clock.set_ahead(-60);
     call(&mut wire, "CLIENT UNPAUSE");
     assert!(holds_within(PROMISED, || wire.call(&["DBSIZE"]) == ":0\r\n"));
 }

@@ -11,7 +11,7 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, Lease, Order, RedisBackend};
 use pmcptask_tests::{
-    Cluster, Fault, OK, Proxy, Server, ServerOptions, holds_within, integer, lua_backend, reason,
+    Clock, Cluster, Fault, OK, Proxy, Server, ServerOptions, holds_within, integer, lua_backend, reason,
 };
 use tokio::time::sleep;
 
@@ -316,7 +316,9 @@ async fn slow_replies_shorten_what_the_holder_believes_and_too_slow_ones_give_no
 async fn lease_lasts_its_duration_although_the_clocks_of_client_and_server_differ() {
     const HOUR: i64 = 3_600;
     for ahead in [-HOUR, 0, HOUR] {
-        let server = Server::start_with(&ServerOptions::default().clock_ahead_by(ahead));
+        let clock = Clock::new();
+        clock.set_ahead(ahead);
+        let server = Server::start_with(&clock.of(ServerOptions::default()));
         let time = server.wire().run("TIME");
         let time: i64 = time.lines().nth(2).unwrap().parse().unwrap();
         assert!((time - pmcptask_tests::now_ms() / 1_000 - ahead).abs() < 60, "the server's clock: {time}");

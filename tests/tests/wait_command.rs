@@ -548,7 +548,7 @@ fn clock_that_is_set_back_delays_no_wake_up() {
     let _other = stage.waiter("PMCPTASK.WAIT pmcp:tasks:o:other 1 0");
     let mut waiter = stage.waiter("PMCPTASK.WAIT T 1 0");
     std::thread::sleep(A_MOMENT);
-    clock.set_back(60);
+    clock.set_ahead(-60);
     // Until the timer is overdue.
     std::thread::sleep(Duration::from_millis(700) * slowness());
     stage.run(&["DEL T"]);
