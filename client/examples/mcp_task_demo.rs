@@ -31,6 +31,8 @@ const ANSWER: &str = "14 words";
 
 /// Far more than the steps of the tool need, so a run that hits it is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Time between two polls.
+const POLL: Duration = Duration::from_millis(100);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -105,6 +107,7 @@ async fn demo() -> Result<()> {
 
     println!("\n6. A cancel at one MCP server stops the tool at another.");
     let third = alice.start_task().await?;
+    alice.wait_for_progress(&third.task_id).await?;
     let cancelled = alice_at_c.client.tasks_cancel(&third.task_id).await?;
     check(cancelled.status == TaskStatus::Cancelled, "the task is not cancelled")?;
     alice_at_c.show("tasks/cancel", "cancelled");
@@ -112,10 +115,13 @@ async fn demo() -> Result<()> {
 
     println!("\n7. An MCP server is killed in the middle of a tool's work. Its task fails within 15 s.");
     let fourth = alice.start_task().await?;
+    alice.wait_for_progress(&fourth.task_id).await?;
     mcp_b.kill().await?;
     let killed = Instant::now();
     let failed = alice_at_c.wait_for_end(&fourth.task_id).await?;
     check(failed.status == TaskStatus::Failed, "the task has not failed")?;
+    // The lease, and one poll.
+    check(killed.elapsed() < Duration::from_secs(16), "the task failed too late")?;
     let message = failed.status_message.unwrap_or_default();
     alice_at_c.show("tasks/get", &format!("failed: {message} (after {:.0?})", killed.elapsed()));
     Ok(())
@@ -253,25 +259,34 @@ impl Session {
                 match task.status {
                     TaskStatus::Completed => return check(seen.len() > 1, "no progress was seen"),
                     status if status.is_terminal() => return Err(format!("the task has {status}").into()),
-                    _ => tokio::time::sleep(Duration::from_millis(100)).await,
+                    _ => tokio::time::sleep(POLL).await,
                 }
             }
         };
         tokio::time::timeout(PATIENCE, poll).await.map_err(|_| format!("task {id} does not end"))?
     }
 
+    /// Polls until the tool has reported its first step.
+    async fn wait_for_progress(&self, id: &str) -> Result<Task> {
+        self.poll_until(id, |task| task.status_message.is_some()).await
+    }
+
     /// Polls until the task has ended in any way.
     async fn wait_for_end(&self, id: &str) -> Result<Task> {
+        self.poll_until(id, |task| task.status.is_terminal()).await
+    }
+
+    async fn poll_until(&self, id: &str, is_done: fn(&Task) -> bool) -> Result<Task> {
         let poll = async {
             loop {
                 let task = self.client.tasks_get(id).await?;
-                if task.status.is_terminal() {
+                if is_done(&task) {
                     return Ok(task);
                 }
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(POLL).await;
             }
         };
-        tokio::time::timeout(PATIENCE, poll).await.map_err(|_| format!("task {id} does not end"))?
+        tokio::time::timeout(PATIENCE, poll).await.map_err(|_| format!("task {id} stays as it is"))?
     }
 
     async fn expect_answer(&self, id: &str) -> Result<()> {

@@ -511,6 +511,17 @@ pub(crate) fn of_reply_in_cluster(error: RedisError, address: String) -> Storage
     }
 }
 
+/// The conflict of a write that was not sent because what it was to replace is outdated: what is there now may be another
+/// record with the version that was read.
+pub(crate) fn conflict_if_outdated(error: StorageError, key: &str, version: u64) -> StorageError {
+    match Error::of(&error) {
+        Some(Error::Outdated { .. }) => {
+            StorageError::VersionConflict { key: key.to_owned(), expected: version, actual: version }
+        }
+        _ => error,
+    }
+}
+
 /// True for the refusal of a new task whose owner has as many tasks as `MAXTASKS` allows. The server has the same code for
 /// a record that is too large.
 pub(crate) fn says_owner_is_full(error: &StorageError) -> bool {

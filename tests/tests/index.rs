@@ -296,6 +296,7 @@ fn clock_that_is_set_back_delays_no_removal() {
     call(&mut wire, "HSET pmcp:tasks:alice:t expires_at 1");
     call(&mut wire, "CLIENT PAUSE 600000 WRITE");
     assert_eq!(call(&mut wire, "PMCPTASK.GET pmcp:tasks:alice:t"), "$-1\r\n");
+    // The timer is set.
     std::thread::sleep(Duration::from_millis(300));
     clock.set_ahead(-60);
     call(&mut wire, "CLIENT UNPAUSE");

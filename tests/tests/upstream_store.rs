@@ -38,8 +38,7 @@ const OPERATIONS: usize = 4_000;
 /// Calls of the longest sequence.
 const LONGEST: usize = 80;
 
-type Upstream = ServerTaskStore<GenericTaskStoreBackend>;
-type GenericTaskStoreBackend = InMemoryBackend;
+type Upstream = ServerTaskStore<InMemoryBackend>;
 
 const OWNERS: [&str; 4] = ["alice", "bob|x", "", "local"];
 const STATUSES: [TaskStatus; 5] = [
@@ -469,10 +468,10 @@ async fn expired_task_is_not_found_and_counts_for_nothing() {
 
 #[tokio::test]
 async fn of_a_full_owner_and_a_ttl_that_is_too_long_the_ttl_is_named_first() {
-    let none = TaskSecurityConfig::default().with_max_tasks_per_owner(1);
-    let upstream = GenericTaskStore::new(InMemoryBackend::new()).with_security(none.clone());
+    let one = TaskSecurityConfig::default().with_max_tasks_per_owner(1);
+    let upstream = GenericTaskStore::new(InMemoryBackend::new()).with_security(one.clone());
     let server = Server::start();
-    let ours = TaskStore::new(RedisBackend::new(&server.url()).await.unwrap()).with_security(none);
+    let ours = TaskStore::new(RedisBackend::new(&server.url()).await.unwrap()).with_security(one);
     let mut errors = Vec::new();
     for store in [&upstream as &dyn pmcp_tasks::TaskStore, &ours] {
         store.create("alice", "tools/call", None).await.unwrap();

@@ -211,6 +211,86 @@ async fn task_of_a_killed_process_fails_within_the_lease_whoever_looks_at_it_fir
     }
 }
 
+/// What is in memory was read while the worker lived.
+#[tokio::test(flavor = "multi_thread")]
+async fn task_of_a_killed_process_fails_for_a_store_that_has_it_in_memory() {
+    let server = Server::start();
+    let near = store(&server.url(), SHORT).await.near_cache(1 << 20);
+    let ids = [new_task(&near).await, new_task(&near).await];
+    let process = Process::that_works_on(&server.url(), &[&ids[0], &ids[1]]);
+    for id in &ids {
+        for _ in 0..3 {
+            near.get(id, OWNER).await.unwrap();
+        }
+    }
+    let reads = server.calls_of("pmcptask.get");
+    for id in &ids {
+        assert_eq!(near.get(id, OWNER).await.unwrap().status, ServerStatus::Working);
+    }
+    assert_eq!(server.calls_of("pmcptask.get"), reads, "the tasks are in memory");
+    drop(process);
+    assert!(holds_within(SHORT + SOON * slowness(), || lease_keys(&server).is_empty()));
+    let error = pmcp_tasks::TaskStore::cancel(&near, &ids[0], OWNER).await.unwrap_err();
+    assert!(matches!(error, TaskError::InvalidTransition { from: TaskStatus::Failed, .. }), "{error}");
+    assert_eq!(near.get(&ids[1], OWNER).await.unwrap().status, ServerStatus::Failed);
+    assert_eq!(near.get(&ids[0], OWNER).await.unwrap().status, ServerStatus::Failed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_tasks_of_a_killed_process_fail_after_few_looks_at_its_lease() {
+    const TASKS: usize = 90;
+    let server = Server::start();
+    let store = store(&server.url(), SHORT).await;
+    let mut ids = Vec::new();
+    for _ in 0..TASKS {
+        ids.push(new_task(&store).await);
+    }
+    let process = Process::that_works_on(&server.url(), &ids.iter().map(String::as_str).collect::<Vec<_>>());
+    let reads = server.calls_of("pmcptask.get");
+    let waiting: Vec<_> = ids
+        .into_iter()
+        .map(|id| {
+            let store = store.clone();
+            tokio::spawn(async move { store.wait_until_terminal(&id, OWNER, LONG).await })
+        })
+        .collect();
+    // Each waiter reads before it waits, and twice to wait.
+    assert!(holds_within(LONG, || server.calls_of("pmcptask.get") >= reads + 3 * TASKS as u64));
+    let looks = server.calls_of("pttl");
+    drop(process);
+    for waiting in waiting {
+        assert!(has_died(&waiting.await.unwrap().unwrap()));
+    }
+    let looks = server.calls_of("pttl") - looks;
+    assert!(looks < 10, "{looks}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lease_that_cannot_be_looked_at_holds_up_many_readers_no_longer_than_one() {
+    const READERS: usize = 10;
+    /// How long a look waits for a server that loads its data.
+    const LOOK: Duration = Duration::from_secs(2);
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let owner = store(&server.url(), LONG).await;
+    let id = new_task(&owner).await;
+    let _worker = owner.work_on(&id, OWNER).await.unwrap();
+    let backend = RedisBackend::builder(proxy.url()).connect_timeout(LOOK).connect().await.unwrap();
+    let reader = TaskStore::new(backend);
+    proxy.set(Fault::Answer { command: "PTTL", reply: b"-LOADING is loading\r\n".to_vec() });
+    let begun = Instant::now();
+    let reads: Vec<_> = (0..READERS)
+        .map(|_| {
+            let (reader, id) = (reader.clone(), id.clone());
+            tokio::spawn(async move { reader.get(&id, OWNER).await })
+        })
+        .collect();
+    for read in reads {
+        assert_eq!(read.await.unwrap().unwrap().status, ServerStatus::Working);
+    }
+    assert!(begun.elapsed() < 2 * LOOK * slowness(), "{:?}", begun.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn process_that_stood_still_changes_nothing_after_its_lease() {
     let server = Server::start();
@@ -359,6 +439,7 @@ async fn unknown_outcomes_leave_no_task_without_a_worker_and_no_result_twice() {
     assert!(error.to_string().contains("unknown"), "{error}");
     assert!(is_refused(&worker.complete(result("43")).await, TaskStatus::Completed));
     drop(worker);
+    // What a dropped worker writes would be there.
     sleep(Duration::from_millis(200)).await;
     let task = record(&direct, &id).await;
     assert_eq!(task.task.status, TaskStatus::Completed);
@@ -568,7 +649,6 @@ async fn worker_that_lost_its_lease_learns_it_and_writes_nothing_more() {
         let (here, there) = (store(&proxy.url(), SHORT).await, store(&server.url(), SHORT).await);
         let id = new_task(&here).await;
         let worker: Worker = here.work_on(&id, OWNER).await.unwrap();
-        let begun = Instant::now();
         match way {
             "no connection" => {
                 proxy.set(Fault::Close);
@@ -583,7 +663,6 @@ async fn worker_that_lost_its_lease_learns_it_and_writes_nothing_more() {
             _ => redis::cmd("FLUSHALL").exec(&mut server.connection()).unwrap(),
         }
         timeout(SHORT + SOON, worker.cancelled()).await.expect(way);
-        assert!(begun.elapsed() < SHORT + SOON * slowness(), "{way}: {:?}", begun.elapsed());
         proxy.set(Fault::None);
         proxy.cut();
         if way != "everything flushed" {

@@ -9,7 +9,7 @@ use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 use super::known::State;
 use super::near::Tracking;
 use super::reading::Reader;
-use crate::error::{Error, says_owner_is_full};
+use crate::error::{conflict_if_outdated, says_owner_is_full};
 
 /// The backend of one attempt of upstream's store.
 pub(super) struct Attempt {
@@ -79,9 +79,12 @@ impl StorageBackend for Attempt {
             // Writes that wait for replicas have another connection, which may lead to another server for a moment.
             && (tracking.is_none() || !self.reader.backend.session().waits_for_replicas())
         {
+            let version = record.version;
+            // A task whose worker has died has failed, also for who remembers it.
+            let record = self.noted(self.reader.judged(key, record).await)?;
             self.met(|met| {
                 met.remembered = true;
-                met.tracking = tracking;
+                met.tracking = tracking.filter(|_| record.version == version);
             });
             return Ok(record);
         }
@@ -105,13 +108,7 @@ impl StorageBackend for Attempt {
     async fn put_if_version(&self, key: &str, data: &[u8], expected: u64) -> Result<u64, StorageError> {
         let tracking = self.met(|met| met.tracking.take());
         let written = self.reader.write_over(key, data, expected, self.epoch, tracking).await;
-        self.noted(written.map_err(|error| match Error::of(&error) {
-            // What is there now may be another record with the version that was read.
-            Some(Error::Outdated { .. }) => {
-                StorageError::VersionConflict { key: key.to_owned(), expected, actual: expected }
-            }
-            _ => error,
-        }))
+        self.noted(written.map_err(|error| conflict_if_outdated(error, key, expected)))
     }
 
     /// Upstream lists to count an owner's tasks. The server counts when a task is put.

@@ -7,7 +7,7 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 
 use crate::backend::RedisBackend;
-use crate::error::CallKind;
+use crate::error::{CallKind, conflict_if_outdated};
 
 /// One answer. Each read of upstream's store asks once.
 pub(super) struct Found {
@@ -66,7 +66,8 @@ impl StorageBackend for Found {
     async fn put_if_version(&self, key: &str, data: &[u8], version: u64) -> Result<u64, StorageError> {
         let (backend, epoch) = self.changes.as_ref().ok_or_else(unexpected)?;
         let kind = CallKind::Replace { epoch: *epoch, is_tracked: false };
-        Ok(backend.compare_and_set(key, data, version, kind).await?.0)
+        let written = backend.compare_and_set(key, data, version, kind).await;
+        Ok(written.map_err(|error| conflict_if_outdated(error, key, version))?.0)
     }
 
     async fn delete(&self, _key: &str) -> Result<bool, StorageError> {

@@ -211,6 +211,7 @@ impl TaskStore {
     /// - The server keeps the name of each tracked task until the task changes or ends, in a table of
     ///   `tracking-table-max-keys` names. The name of a task that is deleted, instead of expiring, may stay if the
     ///   task is polled once more.
+    /// - Polls of a task with a [worker](Self::work_on) ask once per duration of the worker's lease whether it lives (`PTTL`).
     /// - All reads of a task are of the primary, also with
     ///   [`read_from_replicas`](crate::RedisBackendBuilder::read_from_replicas).
     /// - If the server cannot tell of changes, every poll reads: with RESP2, with

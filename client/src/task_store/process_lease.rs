@@ -66,37 +66,53 @@ pub(super) struct Workers {
     backend: RedisBackend,
     pub(super) duration: Duration,
     own: tokio::sync::Mutex<Weak<ProcessLease>>,
-    /// The leases that were alive when they were looked at, by their composite keys.
-    alive: Mutex<Leases>,
+    leases: Mutex<Leases>,
 }
 
+/// What is known of leases, by their composite keys.
 #[derive(Default)]
 struct Leases {
-    by_key: HashMap<String, Arc<AliveUntil>>,
+    by_key: HashMap<String, Arc<Entry>>,
     /// How many were left when those were removed that nobody asks for any more.
     kept: usize,
 }
 
 impl Leases {
-    fn entry(&mut self, lease: &str) -> Arc<AliveUntil> {
+    fn entry(&mut self, lease: &str) -> Arc<Entry> {
         // Now and then, so that an entry costs little.
         if self.by_key.len() > self.kept.saturating_mul(2).saturating_add(16) {
-            let now = Instant::now();
-            let is_alive = |until: &Option<Instant>| until.is_some_and(|until| until > now);
             // Somebody looks at one that is locked.
-            self.by_key.retain(|_, entry| entry.try_lock().map_or(true, |until| is_alive(&until)));
+            self.by_key.retain(|_, entry| entry.try_lock().map_or(true, |known| holds(*known)));
             self.kept = self.by_key.len();
         }
         self.by_key.entry(lease.to_owned()).or_default().clone()
     }
 }
 
-/// Until when a lease is certain to live. One looks, and the others wait for what is found.
-type AliveUntil = tokio::sync::Mutex<Option<Instant>>;
+/// What is known of a lease. One looks, and the others wait for what is found.
+type Entry = tokio::sync::Mutex<Option<Verdict>>;
+
+/// What a look at a lease has found.
+#[derive(Clone, Copy)]
+struct Verdict {
+    is_alive: bool,
+    /// Until then, nobody looks again.
+    until: Instant,
+}
+
+impl Verdict {
+    fn alive_until(self) -> Option<Instant> {
+        self.is_alive.then_some(self.until)
+    }
+}
+
+fn holds(known: Option<Verdict>) -> bool {
+    known.is_some_and(|verdict| verdict.until > Instant::now())
+}
 
 impl Workers {
     pub(super) fn new(backend: RedisBackend, duration: Duration) -> Self {
-        Self { backend, duration, own: tokio::sync::Mutex::default(), alive: Mutex::default() }
+        Self { backend, duration, own: tokio::sync::Mutex::default(), leases: Mutex::default() }
     }
 
     /// The lease of this process, acquired if there is none. It is renewed as long as anybody keeps what is returned.
@@ -118,8 +134,10 @@ impl Workers {
             tokio::spawn(keep(workers.clone(), lease, sender, shared.clone()));
             Ok(shared)
         });
-        // The runtime ends.
-        acquired.await.unwrap_or_else(|_| Err(Error::LeaseLost { name: "worker".to_owned() }.into()))
+        acquired.await.unwrap_or_else(|error| {
+            let message = format!("the lease of workers was not acquired: {error}");
+            Err(StorageError::Backend { message, source: Some(Box::new(error)) })
+        })
     }
 
     /// Resolves once the lease in the mark is dead.
@@ -132,39 +150,51 @@ impl Workers {
     /// Until when a lease is certain to live; None if it is dead. A lease that cannot be looked at is taken for alive, for a
     /// short time: the worker may well be.
     async fn alive_until(self: &Arc<Self>, lease: &str) -> Option<Instant> {
-        let now = Instant::now();
-        let entry = self.alive().entry(lease);
-        if let Ok(Some(until)) = entry.try_lock().as_deref()
-            && *until > now
+        // This process knows best whether it lives.
+        if let Ok(Some(own)) = self.own.try_lock().map(|own| own.upgrade())
+            && own.key == lease
+            && own.is_valid()
         {
-            return Some(*until);
+            return Some(*own.valid_until.borrow());
+        }
+        let entry = self.leases().entry(lease);
+        if let Ok(Some(verdict)) = entry.try_lock().as_deref()
+            && holds(Some(*verdict))
+        {
+            return verdict.alive_until();
         }
         let (workers, lease) = (self.clone(), lease.to_owned());
         // A task of its own: a caller that is not polled any more must not keep the lock, which all others wait for.
         let looked = tokio::spawn(async move { workers.look_at(&lease, &entry).await });
         // The runtime ends.
-        looked.await.unwrap_or_else(|_| now.checked_add(UNKNOWN))
+        looked.await.unwrap_or_else(|_| Instant::now().checked_add(UNKNOWN))
     }
 
     /// Looks at a lease, unless somebody has done so just before.
-    async fn look_at(&self, lease: &str, entry: &AliveUntil) -> Option<Instant> {
-        let mut until = entry.lock().await;
-        let now = Instant::now();
-        if until.is_some_and(|until| until > now) {
-            return *until;
+    async fn look_at(&self, lease: &str, entry: &Entry) -> Option<Instant> {
+        let mut known = entry.lock().await;
+        if let Some(verdict) = *known
+            && holds(*known)
+        {
+            return verdict.alive_until();
         }
-        *until = match lease::left(&self.backend, lease).await {
-            Ok(None) => None,
-            Ok(Some(left)) if !left.is_zero() => now.checked_add(left),
+        let asked = Instant::now();
+        let left = lease::left(&self.backend, lease).await;
+        // Counted from the answer: whoever waits for this look shares what it found, also if it took long.
+        let soon = Instant::now().checked_add(UNKNOWN);
+        let (is_alive, until) = match left {
+            Ok(None) => (false, soon),
+            Ok(Some(left)) if !left.is_zero() => (true, asked.checked_add(left)),
             // What is no key of a lease is no lease.
-            Err(error) if matches!(Error::of(&error), Some(Error::Key(_))) => None,
-            _ => now.checked_add(UNKNOWN),
+            Err(error) if matches!(Error::of(&error), Some(Error::Key(_))) => (false, soon),
+            _ => (true, soon),
         };
-        *until
+        *known = until.map(|until| Verdict { is_alive, until });
+        known.and_then(Verdict::alive_until)
     }
 
-    fn alive(&self) -> MutexGuard<'_, Leases> {
-        self.alive.lock().unwrap_or_else(PoisonError::into_inner)
+    fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The record of a marked task that is not terminal. If its worker is dead, the task fails first.
@@ -267,15 +297,17 @@ mod tests {
     #[test]
     fn leases_that_are_over_are_forgotten_and_those_that_live_are_not() {
         const LIVING: usize = 50;
-        let until = Instant::now().checked_add(Duration::from_mins(1));
+        let until = Instant::now().checked_add(Duration::from_mins(1)).unwrap();
         let mut leases = Leases::default();
         for n in 0..LIVING {
-            *leases.entry(&format!("living:{n}")).try_lock().unwrap() = until;
+            *leases.entry(&format!("living:{n}")).try_lock().unwrap() =
+                Some(Verdict { is_alive: true, until });
         }
         for n in 0..10_000 {
             drop(leases.entry(&format!("over:{n}")));
             assert!(leases.by_key.len() <= 3 * LIVING);
         }
-        assert!((0..LIVING).all(|n| *leases.entry(&format!("living:{n}")).try_lock().unwrap() == until));
+        let mut is_known = |n| leases.entry(&format!("living:{n}")).try_lock().unwrap().is_some();
+        assert!((0..LIVING).all(&mut is_known));
     }
 }
