@@ -22,6 +22,9 @@ use crate::server::{
 use crate::slots::{SlotState, Slots};
 use crate::{reclaim, settings, statistics};
 
+/// How many clients one run of the timer wakes at most: the server answers each of them after the run, which takes it tens
+/// of microseconds.
+const MOST_WOKEN: usize = 32;
 /// Delay before a missing key is looked at again while its slot migrates, in ms.
 const MIGRATION_MS: i64 = 100;
 /// Maximum delay of the timer, in ms.
@@ -295,10 +298,12 @@ fn look(context: &Context) {
     }
     settings::panic_if_asked();
     let (started, slots) = (Instant::now(), Slots::of(context));
-    while started.elapsed() < LONGEST_RUN {
+    let mut woken: usize = 0;
+    while started.elapsed() < LONGEST_RUN && woken < MOST_WOKEN {
         // Nothing is borrowed while the server is called: opening an expired key is an event.
         if let Some(id) = next_to_wake(context) {
             report(context, wake(context, id), "a waiting client was woken");
+            woken = woken.saturating_add(1);
             continue;
         }
         let noted = WAITERS.borrow_mut(context).and_then(|mut waiters| waiters.next_noted());

@@ -18,8 +18,8 @@ const WAITERS: usize = 10_000;
 const WAKE_UPS: usize = 2_000;
 /// After this time, the server has shrunk the buffers of idle clients.
 const SETTLING: Duration = Duration::from_secs(15);
-/// Time before and after all are woken, in which another client measures its round trips.
-const AROUND: Duration = Duration::from_millis(500);
+/// Time before all are woken, in which the client that measures round trips gets going.
+const BEFORE: Duration = Duration::from_millis(500);
 
 /// Measures one waiter, many waiters of as many tasks, and as many of one task.
 ///
@@ -160,7 +160,7 @@ fn many_waiters(server: &Server, tasks: usize) -> Result<Crowd> {
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         let pinging = scope.spawn(|| round_trips(server, &is_over));
-        thread::sleep(AROUND);
+        thread::sleep(BEFORE);
         let started = Instant::now();
         if tasks == 1 {
             put(&mut writing, 0)?;
@@ -171,20 +171,22 @@ fn many_waiters(server: &Server, tasks: usize) -> Result<Crowd> {
             client.receive()?;
         }
         let answered_ms = milliseconds(started);
-        thread::sleep(AROUND);
         is_over.store(true, Ordering::Relaxed);
         let pings = pinging.join().map_err(|_| "the client that pings panicked")?;
+        let meanwhile = |(sent, took): (Instant, f64)| (sent >= started).then_some(took);
+        let pings = pings.into_iter().filter_map(meanwhile).collect();
         Ok(Crowd { bytes, answered_ms, pings })
     })
 }
 
-fn round_trips(server: &Server, is_over: &AtomicBool) -> Vec<f64> {
+/// When each PING was sent, and how long its reply took, in ms.
+fn round_trips(server: &Server, is_over: &AtomicBool) -> Vec<(Instant, f64)> {
     let mut wire = server.wire();
     let mut times = Vec::new();
     while !is_over.load(Ordering::Relaxed) {
         let started = Instant::now();
         wire.call(&["PING"]);
-        times.push(milliseconds(started));
+        times.push((started, milliseconds(started)));
         thread::sleep(Duration::from_micros(200));
     }
     times
