@@ -17,7 +17,7 @@ use pmcp_tasks::store::backend::StorageBackend;
 use pmcp_tasks::{GenericTaskStore, ListTasksOptions, TaskError, TaskRecord, TaskStatus};
 use pmcptask_client::{RedisBackend, TaskStore, Worker, WorkerError};
 use pmcptask_tests::{
-    Cluster, Fault, Proxy, Server, ServerOptions, holds_within, lua_backend, show, slowness,
+    Cluster, Fault, Proxy, SentinelGroup, Server, ServerOptions, holds_within, lua_backend, show, slowness,
 };
 use tokio::time::{sleep, timeout};
 
@@ -806,4 +806,78 @@ async fn reader_without_permission_to_write_or_to_look_at_leases_reads_the_task_
         assert!(commands <= 100, "{commands} commands with {rules}");
     }
     assert_eq!(store.get(&one, OWNER).await.unwrap().status, ServerStatus::Failed);
+}
+
+// Primaries that are replaced, slots that move.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_keep_their_tasks_over_a_failover_by_sentinels() {
+    let watched = SentinelGroup::start(1);
+    let (here, there) = (store(&watched.url(), LONG).await, store(&watched.url(), LONG).await);
+    let (done, stopped, killed) = (new_task(&here).await, new_task(&here).await, new_task(&here).await);
+    let (completes, stops) =
+        (here.work_on(&done, OWNER).await.unwrap(), here.work_on(&stopped, OWNER).await.unwrap());
+    let process = Process::that_works_on(&watched.url(), &[&killed]);
+    let [waits, waits_for_dead] = [&done, &killed].map(|id| {
+        let (there, id) = (there.clone(), id.clone());
+        tokio::spawn(async move { there.wait_until_terminal(&id, OWNER, LONG).await.unwrap() })
+    });
+    let [old, new] = [0, 1].map(|number| &watched.servers[number]);
+    // What the replica does not have yet, a failover loses.
+    let keys = |server: &Server| server.wire().call(&["DBSIZE"]);
+    assert!(holds_within(SOON, || keys(new) == keys(old)));
+    watched.fail_over();
+    assert!(holds_within(6 * SOON, || new.is_primary()));
+    // While there is no primary, a write fails, and says so.
+    let started = Instant::now();
+    while let Err(error) = completes.complete(result("done")).await {
+        assert!(matches!(error, WorkerError::Task(TaskError::StoreError(_))), "{error}");
+        assert!(started.elapsed() < 6 * SOON, "{error}");
+    }
+    assert_eq!(timeout(SOON, waits).await.expect("woken").unwrap().task.status, TaskStatus::Completed);
+    there.cancel(&stopped, OWNER).await.unwrap();
+    timeout(SOON, stops.cancelled()).await.expect("the cancel reaches the worker");
+    assert!(is_refused(&stops.progress("late").await, TaskStatus::Cancelled));
+    drop(process);
+    let task = timeout(SHORT + SOON, waits_for_dead).await.expect("the lease ends").unwrap();
+    assert!(has_died(&task), "{task:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_keep_their_tasks_while_the_slots_of_tasks_and_leases_move() {
+    let cluster = Cluster::start(2, 0);
+    let (here, there) = (store(&cluster.url(), SHORT).await, store(&cluster.url(), SHORT).await);
+    let id = new_task(&here).await;
+    let worker = here.work_on(&id, OWNER).await.unwrap();
+    let (task, index) = (format!("pmcp:tasks:{{{OWNER}}}:{id}"), format!("pmcp:idx:{{{OWNER}}}"));
+    let lease = cluster.servers.iter().flat_map(lease_keys).next().unwrap();
+    let (owner, _) = lease.rsplit_once(':').unwrap();
+    let lease_index = owner.replace(":tasks:", ":idx:");
+    let renewals = || cluster.servers.iter().map(|server| server.calls_of("pexpire")).sum::<u64>();
+    for (key, index) in [(&task, &index), (&lease, &lease_index)] {
+        let source = cluster.servers.iter().position(|server| server.has_slot_of(index)).unwrap();
+        for round in 0..2 {
+            let [from, to] = [source ^ round, source ^ 1 ^ round].map(|number| &cluster.servers[number]);
+            let slot = from.slot_of(index);
+            for step in 0..4 {
+                match step {
+                    0 => from.start_moving(&slot, to),
+                    1 => from.migrate(&[key], to),
+                    2 => from.migrate(&[index], to),
+                    _ => from.stop_moving(&slot, to),
+                }
+                // A renewal of the lease, wherever its slot is.
+                let before = renewals();
+                assert!(holds_within(SHORT, || renewals() > before), "round {round}, step {step}");
+                // A task whose index is at another node cannot be written.
+                if step != 1 || key != &task {
+                    worker.progress(format!("{key} {round} {step}")).await.unwrap();
+                }
+                let seen = there.get(&id, OWNER).await.unwrap();
+                assert_eq!(seen.status, ServerStatus::Working, "round {round}, step {step}");
+            }
+        }
+    }
+    worker.complete(result("done")).await.unwrap();
+    assert_eq!(there.get(&id, OWNER).await.unwrap().status, ServerStatus::Completed);
 }
