@@ -65,8 +65,16 @@ impl ProcessLease {
 pub(super) struct Workers {
     backend: RedisBackend,
     pub(super) duration: Duration,
-    own: tokio::sync::Mutex<Weak<ProcessLease>>,
+    own: tokio::sync::Mutex<Own>,
     leases: Mutex<Leases>,
+}
+
+/// The lease of this process.
+#[derive(Default)]
+struct Own {
+    lease: Weak<ProcessLease>,
+    /// When it could not be acquired for the last time, and why.
+    failure: Option<(Instant, Arc<StorageError>)>,
 }
 
 /// What is known of leases, by their composite keys.
@@ -116,28 +124,45 @@ impl Workers {
     }
 
     /// The lease of this process, acquired if there is none. It is renewed as long as anybody keeps what is returned.
-    pub(super) async fn own(self: &Arc<Self>) -> Result<Arc<ProcessLease>, StorageError> {
-        let workers = self.clone();
+    /// Who waits for an acquisition shares its failure too: else, each would wait for all before, and then fail as late.
+    pub(super) async fn own(self: &Arc<Self>) -> Result<Arc<ProcessLease>, Arc<StorageError>> {
+        let (workers, asked) = (self.clone(), Instant::now());
         // A task of its own: a caller that is not polled any more must not keep the lock, which renewals wait for.
         let acquired = tokio::spawn(async move {
             let mut own = workers.own.lock().await;
-            if let Some(lease) = own.upgrade().filter(|lease| lease.is_valid() && lease.is_kept()) {
+            if let Some(lease) = own.lease.upgrade().filter(|lease| lease.is_valid() && lease.is_kept()) {
                 return Ok(lease);
             }
-            // Nobody else acquires this name.
-            let name = format!("worker-{:032x}", fastrand::u128(..));
-            let lost = || Error::LeaseLost { name: name.clone() };
-            let lease = Lease::acquire(&workers.backend, &name, workers.duration).await?.ok_or_else(lost)?;
-            let (sender, valid_until) = watch::channel(lease.valid_until());
-            let shared = Arc::new(ProcessLease { key: lease.key().to_owned(), valid_until });
-            *own = Arc::downgrade(&shared);
-            tokio::spawn(keep(workers.clone(), lease, sender, shared.clone()));
-            Ok(shared)
+            if let Some((_, failure)) = own.failure.as_ref().filter(|(failed, _)| *failed > asked) {
+                return Err(failure.clone());
+            }
+            match workers.acquire().await {
+                Ok(lease) => {
+                    *own = Own { lease: Arc::downgrade(&lease), failure: None };
+                    Ok(lease)
+                }
+                Err(error) => {
+                    let failure = Arc::new(error);
+                    own.failure = Some((Instant::now(), failure.clone()));
+                    Err(failure)
+                }
+            }
         });
         acquired.await.unwrap_or_else(|error| {
             let message = format!("the lease of workers was not acquired: {error}");
-            Err(StorageError::Backend { message, source: Some(Box::new(error)) })
+            Err(Arc::new(StorageError::Backend { message, source: Some(Box::new(error)) }))
         })
+    }
+
+    async fn acquire(self: &Arc<Self>) -> Result<Arc<ProcessLease>, StorageError> {
+        // Nobody else acquires this name.
+        let name = format!("worker-{:032x}", fastrand::u128(..));
+        let lost = || Error::LeaseLost { name: name.clone() };
+        let lease = Lease::acquire(&self.backend, &name, self.duration).await?.ok_or_else(lost)?;
+        let (sender, valid_until) = watch::channel(lease.valid_until());
+        let shared = Arc::new(ProcessLease { key: lease.key().to_owned(), valid_until });
+        tokio::spawn(keep(self.clone(), lease, sender, shared.clone()));
+        Ok(shared)
     }
 
     /// Resolves once the lease in the mark is dead.
@@ -151,7 +176,7 @@ impl Workers {
     /// short time: the worker may well be.
     async fn alive_until(self: &Arc<Self>, lease: &str) -> Option<Instant> {
         // This process knows best whether it lives.
-        if let Ok(Some(own)) = self.own.try_lock().map(|own| own.upgrade())
+        if let Ok(Some(own)) = self.own.try_lock().map(|own| own.lease.upgrade())
             && own.key == lease
             && own.is_valid()
         {
@@ -258,8 +283,8 @@ async fn keep(
         let mut own = workers.own.lock().await;
         if Arc::strong_count(&shared) == 1 {
             // A newer one stays.
-            if own.as_ptr() == Arc::as_ptr(&shared) {
-                *own = Weak::new();
+            if own.lease.as_ptr() == Arc::as_ptr(&shared) {
+                own.lease = Weak::new();
             }
             break;
         }

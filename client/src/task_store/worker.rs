@@ -48,9 +48,9 @@ pub enum WorkerError {
     /// The store refused or failed. [`TaskError::InvalidTransition`] from `cancelled`: somebody cancelled the task.
     #[error(transparent)]
     Task(#[from] TaskError),
-    /// The lease of the process could not be acquired.
+    /// The lease of the process could not be acquired. All who waited for it at the same time share the error.
     #[error("no lease for a worker: {0}")]
-    Lease(#[source] StorageError),
+    Lease(#[source] Arc<StorageError>),
 }
 
 /// Working on tasks.
