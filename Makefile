@@ -105,12 +105,12 @@ valgrind: ## Run suites on a server under valgrind; fail if it finds anything in
 	@if grep -l 'libpmcptask' '$(valgrind_logs)'/*.log; then echo 'valgrind found something in the module'; exit 1; fi
 	@echo "$$(ls '$(valgrind_logs)' | wc -l) servers ran under valgrind; it found nothing in the module"
 
-# Folder for figures, tables and plots.
-bench_folder := docs/performance
+# Folder for figures, tables and plots. Quick figures replace none.
+bench_folder := $(if $(BENCH_QUICK),$(target)/performance,docs/performance)
 bench = PMCPTASK_SERVER='$(SERVER)' PMCPTASK_MODULE='$(module)' \
   cargo run --locked --quiet --release --package pmcptask-bench --
 
-bench: build ## Compare lives of tasks, latency and throughput with the Lua backend; BENCH_QUICK=1 measures less
+bench: build ## Compare lives of tasks, latency and throughput with the Lua backend; BENCH_QUICK=1 measures less, into target/performance
 	$(bench) throughput $(bench_folder)
 	$(bench) lives $(bench_folder)
 	$(bench) placement $(bench_folder)

@@ -18,20 +18,18 @@ use pmcptask_tests::{Proxy, Server, ServerOptions, lua_backend};
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
 
-use crate::Result;
 use crate::comparison::progress_bar;
 use crate::contest::{LUA, OURS, Servers};
 use crate::figures::{Spread, short, write};
 use crate::machine;
 use crate::plot::{Bar, bars};
+use crate::{Result, repeats};
 
 const PROGRESS_MESSAGES: usize = 5;
 const OWNERS: [usize; 2] = [1, 32];
 const TASKS: [usize; 2] = [0, 50];
 /// Lives that all owners together have in one run.
 const LIVES: u32 = 640;
-const REPEATS: usize = 5;
-const QUICK_REPEATS: usize = 2;
 
 const NEAR: &str = "TaskStore, near cache";
 const STORE: &str = "TaskStore";
@@ -51,11 +49,10 @@ type Figures = BTreeMap<(Cell, &'static str), Vec<f64>>;
 /// If a step fails.
 pub(crate) async fn measure(folder: &Path) -> Result<()> {
     let cells: Vec<Cell> = OWNERS.into_iter().flat_map(|owners| TASKS.map(|tasks| (owners, tasks))).collect();
-    let repeats = if std::env::var_os("BENCH_QUICK").is_some() { QUICK_REPEATS } else { REPEATS };
-    let progress = progress_bar(repeats * cells.len() * NAMES.len())?;
+    let progress = progress_bar(repeats() * cells.len() * NAMES.len())?;
     let servers = Servers::start(&ServerOptions::default())?;
     let mut figures = Figures::new();
-    for repeat in 0..repeats {
+    for repeat in 0..repeats() {
         for cell in &cells {
             // Each time another store begins.
             for turn in 0..NAMES.len() {
@@ -186,7 +183,7 @@ fn table(figures: &Figures, cells: &[Cell], round_trips: &[usize], described: &V
         table,
         "\nLives per second, and how many times those of the Lua backend: median (minimum to maximum) of {} runs. \
          A life: create, five progress messages with a poll after each, result, completed, two reads.\n\n`{described}`",
-        figures.values().map(Vec::len).max().unwrap_or_default()
+        repeats()
     )?;
     Ok(table)
 }

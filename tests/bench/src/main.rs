@@ -29,6 +29,16 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 const USAGE: &str =
     "usage: pmcptask-bench instructions|throughput|lives|placement|growth|waiting|wait-command FOLDER";
 
+/// Whether less is to be measured, in some minutes instead of an hour.
+fn is_quick() -> bool {
+    std::env::var_os("BENCH_QUICK").is_some()
+}
+
+/// How often all is measured.
+fn repeats() -> usize {
+    if is_quick() { 2 } else { 5 }
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -10,7 +10,6 @@ use std::process::Command;
 use pmcptask_tests::{Server, ServerOptions};
 use serde_json::json;
 
-use crate::Result;
 use crate::comparison::{Comparison, progress_bar};
 use crate::contest::{Contestant, LUA, OURS, Servers, contestants};
 use crate::figures::{short, write};
@@ -19,8 +18,8 @@ use crate::machine;
 use crate::plot::{Bar, bars};
 use crate::records::record;
 use crate::versus::{CREATE, LIST, LIST_LENGTHS, lists_and_creates_of, ours_and_lua};
+use crate::{Result, repeats};
 
-const REPEATS: usize = 5;
 const GETS: usize = 3_000;
 
 /// Where client and server run.
@@ -71,8 +70,8 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     let contestants = contestants(&servers).await?;
     let data = record("owner", 500);
     let mut figures = Figures::new();
-    let progress = progress_bar(REPEATS * Placement::ALL.len() * 2)?;
-    for repeat in 0..REPEATS {
+    let progress = progress_bar(repeats() * Placement::ALL.len() * 2)?;
+    for repeat in 0..repeats() {
         for placement in Placement::ALL {
             for contestant in ours_and_lua(repeat).iter().filter_map(|name| named(&contestants, name)) {
                 let name = contestant.name;
@@ -111,13 +110,14 @@ fn table(figures: &Figures, described: &serde_json::Value) -> String {
     let text = |name: &str| described[name].as_str().unwrap_or_default().to_owned();
     let mut table = format!(
         "# One call at a time, by processors\n\n{}, {}; pmcptask {}, pmcp-tasks {}. Records of 0.5 KB. Client and server kept \
-         on one processor, or on one each. Latency in µs; how many times as fast as the Lua backend, median of {REPEATS} \
+         on one processor, or on one each. Latency in µs; how many times as fast as the Lua backend, median of {} \
          repeats (least to greatest).\n\n\
          | processors | operation | p50 | p99 | Lua p50 | Lua p99 | times as fast |\n|---|---|---|---|---|---|---|\n",
         text("processor"),
         text("server"),
         text("pmcptask"),
         text("pmcp-tasks"),
+        repeats(),
     );
     for ((placement, _, what), comparison) in figures {
         let median = |name, of| comparison.median(name, of).map_or("-".to_owned(), short);

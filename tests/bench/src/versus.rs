@@ -10,7 +10,6 @@ use indicatif::ProgressBar;
 use pmcptask_tests::{Server, ServerOptions};
 use serde_json::json;
 
-use crate::Result;
 use crate::comparison::{Comparison, progress_bar};
 use crate::contest::{self, BARE, Contestant, LUA, OURS, Servers, TRIO, contestants};
 use crate::figures::{short, write};
@@ -22,15 +21,22 @@ use crate::pipeline::{Batch, Pipeline, batches};
 use crate::plot::{Bar, bars};
 use crate::records::record;
 use crate::watched::{Commands, OWNER};
+use crate::{Result, is_quick, repeats};
 
 /// How much is measured.
 struct Extent {
-    repeats: usize,
     record_bytes: &'static [usize],
+    list_lengths: &'static [usize],
+    /// The most calls of one run with several in flight.
+    most_calls: usize,
 }
 
-const WHOLE: Extent = Extent { repeats: 5, record_bytes: &[500, 10_000, 100_000, 1_000_000] };
-const QUICK: Extent = Extent { repeats: 2, record_bytes: &[500, 100_000] };
+const WHOLE: Extent = Extent {
+    record_bytes: &[500, 10_000, 100_000, 1_000_000],
+    list_lengths: &LIST_LENGTHS,
+    most_calls: 100_000,
+};
+const QUICK: Extent = Extent { record_bytes: &[500], list_lengths: &[100], most_calls: 20_000 };
 const IN_FLIGHT: [usize; 3] = [1, 16, 256];
 /// With AOF, more than this would make a log of tens of gigabytes.
 const MOST_BYTES_LOGGED: usize = 32_000_000;
@@ -39,8 +45,9 @@ pub(crate) const LIST: &str = "list of";
 pub(crate) const CREATE: &str = "create beside";
 
 /// Numbers of tasks of an owner, and how many list or create calls are in flight.
-fn lists() -> impl Iterator<Item = (usize, usize)> {
-    LIST_LENGTHS.into_iter().flat_map(|tasks| IN_FLIGHT.into_iter().map(move |in_flight| (tasks, in_flight)))
+fn lists(extent: &Extent) -> impl Iterator<Item = (usize, usize)> {
+    let lengths = extent.list_lengths.iter();
+    lengths.flat_map(|tasks| IN_FLIGHT.into_iter().map(move |in_flight| (*tasks, in_flight)))
 }
 
 fn in_flight(record_bytes: usize, aof: bool) -> impl Iterator<Item = usize> {
@@ -49,9 +56,9 @@ fn in_flight(record_bytes: usize, aof: bool) -> impl Iterator<Item = usize> {
 
 /// Calls of one run: for some tenths of a second or longer, but fewer for long records, which move more
 /// bytes. Always enough for a 99th percentile.
-fn calls(record_bytes: usize, in_flight: usize) -> usize {
+fn calls(record_bytes: usize, in_flight: usize, most_calls: usize) -> usize {
     const MOST_BYTES: usize = 50_000_000;
-    let most = if in_flight == 1 { 3_000 } else { 100_000 };
+    let most = if in_flight == 1 { 3_000 } else { most_calls };
     most.min(MOST_BYTES / record_bytes).max(in_flight).max(CALLS_FOR_P99)
 }
 
@@ -88,19 +95,19 @@ impl Ground {
     /// Steps of the progress bar in one comparison.
     fn steps(&self, extent: &Extent) -> usize {
         let cells: usize = extent.record_bytes.iter().map(|bytes| in_flight(*bytes, self.aof).count()).sum();
-        Operation::ALL.len() * cells * self.contestants.len() + 2 * 2 * lists().count() + 8
+        Operation::ALL.len() * cells * self.contestants.len() + 2 * 2 * lists(extent).count() + 8
     }
 }
 
 /// Measures everything and writes table, raw figures and a plot to a folder.
 pub(crate) async fn measure(folder: &Path) -> Result<()> {
-    let extent = if std::env::var_os("BENCH_QUICK").is_some() { QUICK } else { WHOLE };
+    let extent = if is_quick() { QUICK } else { WHOLE };
     let mut figures = Figures::new();
     let mut grounds = [Ground::prepare(false).await?, Ground::prepare(true).await?];
     let described = machine::described(grounds[0].servers.of(OURS));
-    let steps = extent.repeats * grounds.iter().map(|ground| ground.steps(&extent)).sum::<usize>();
+    let steps = repeats() * grounds.iter().map(|ground| ground.steps(&extent)).sum::<usize>();
     let progress = progress_bar(steps)?;
-    for repeat in 0..extent.repeats {
+    for repeat in 0..repeats() {
         // Alternately, and in reverse order each time, so that changes of the machine do not look like an
         // effect of the AOF.
         for ground in &grounds {
@@ -110,7 +117,7 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
         grounds.reverse();
     }
     progress.finish_and_clear();
-    let table = table(&figures, &described, extent.repeats);
+    let table = table(&figures, &described);
     println!("{table}");
     write(folder, "throughput.md", &table)?;
     write(folder, "throughput.json", &(serde_json::to_string(&raw(&figures, &described))? + "\n"))?;
@@ -135,7 +142,7 @@ async fn compare(
                 for turn in 0..contestants.len() {
                     let contestant = &contestants[(repeat + turn) % contestants.len()];
                     servers.empty()?;
-                    let calls = calls(record_bytes, in_flight);
+                    let calls = calls(record_bytes, in_flight, extent.most_calls);
                     let sample = run(contestant, operation, calls, in_flight, &data).await?;
                     figures.entry(cell.clone()).or_default().add(contestant.name, sample);
                     progress.inc(1);
@@ -143,7 +150,7 @@ async fn compare(
             }
         }
     }
-    for (tasks, in_flight) in lists() {
+    for (tasks, in_flight) in lists(extent) {
         let cell = |what: &str| Cell { aof, what: format!("{what} {tasks}"), record_bytes: 500, in_flight };
         for name in ours_and_lua(repeat) {
             servers.empty()?;
@@ -245,11 +252,11 @@ fn size(record_bytes: usize) -> String {
     if record_bytes < 1_000 { "0.5 KB".to_owned() } else { format!("{} KB", record_bytes / 1_000) }
 }
 
-fn table(figures: &Figures, described: &serde_json::Value, repeats: usize) -> String {
+fn table(figures: &Figures, described: &serde_json::Value) -> String {
     let text = |name: &str| described[name].as_str().unwrap_or_default().to_owned();
     let mut table = format!(
         "# Latency and throughput\n\n{}, {} cores, {}; pmcptask {}, pmcp-tasks {}. Calls per second of pmcptask by those of \
-         the other, median of {repeats} repeats (least to greatest): more is faster. One client, one connection; `bare` is \
+         the other, median of {} repeats (least to greatest): more is faster. One client, one connection; `bare` is \
          HSET for writes and HGETALL for reads, `trio` HSET, ZADD and PEXPIREAT in one pipeline, neither with versions, \
          conditions or checks. With AOF, 256 records of 1 MB in flight are left out: their log would be too long. Creations at once come in bursts, undone in between. Latency in µs at the median repeat.\n",
         text("processor"),
@@ -257,6 +264,7 @@ fn table(figures: &Figures, described: &serde_json::Value, repeats: usize) -> St
         text("server"),
         text("pmcptask"),
         text("pmcp-tasks"),
+        repeats(),
     );
     for aof in [false, true] {
         let _ = write!(
@@ -321,6 +329,7 @@ mod tests {
 
     #[test]
     fn large_records_are_sent_less_often() {
+        let calls = |record_bytes, in_flight| calls(record_bytes, in_flight, WHOLE.most_calls);
         assert_eq!(calls(500, 1), 3_000);
         assert_eq!(calls(500, 256), 100_000);
         assert_eq!(calls(100_000, 1), 500);
