@@ -32,7 +32,7 @@ struct Entry {
     /// The epoch in which the record was written or read.
     epoch: u64,
     state: State,
-    /// When the record says that the task expires, by another clock than the server's.
+    /// Of a record whose data are not kept: when it says that the task expires.
     expires_at_ms: Option<i64>,
 }
 
@@ -66,6 +66,15 @@ impl Entry {
             State::Seen | State::Tracked(_) => 0,
         };
         (self.record.version, of_state)
+    }
+
+    /// When the record says that the task expires, by another clock than the server's. Read only when asked for: most records
+    /// are replaced before.
+    fn expires_at_ms(&self) -> Option<i64> {
+        match self.state {
+            State::Seen => self.expires_at_ms,
+            State::Written | State::Tracked(_) => expires_at_ms(&self.record.data),
+        }
     }
 
     fn size(&self, key: &str) -> usize {
@@ -127,7 +136,7 @@ impl Known {
                 return if tracking.was_told() { Look::Unknown } else { Look::Ends };
             }
         }
-        if known.expires_at_ms.is_some_and(|at| at <= now_ms()) { Look::Ends } else { Look::Known }
+        if known.expires_at_ms().is_some_and(|at| at <= now_ms()) { Look::Ends } else { Look::Known }
     }
 
     pub(super) fn forget(&self, key: &str) {
@@ -136,9 +145,8 @@ impl Known {
 
     /// Remembers the record of a task, unless a better one is known, and forgets those that were not used for longest.
     pub(super) fn put(&self, key: &str, data: &[u8], version: u64, state: State, epoch: u64) {
-        let times = self.is_near.then(|| RecordTimes::of(data).ok()).flatten();
-        let expires_at_ms = times.and_then(|times| times.expires_at_ms);
-        let data = if matches!(state, State::Seen) { &[] } else { data };
+        let (data, expires_at_ms) =
+            if matches!(state, State::Seen) { (&[][..], expires_at_ms(data)) } else { (data, None) };
         let record = VersionedRecord { data: Vec::new(), version };
         let mut new = Entry { record, epoch, state, expires_at_ms };
         let more = new.size(key).saturating_add(data.len());
@@ -163,6 +171,10 @@ impl Known {
             records.bytes = records.bytes.saturating_sub(oldest.size(&key));
         }
     }
+}
+
+fn expires_at_ms(data: &[u8]) -> Option<i64> {
+    RecordTimes::of(data).ok()?.expires_at_ms
 }
 
 fn now_ms() -> i64 {
