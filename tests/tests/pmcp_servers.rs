@@ -759,6 +759,33 @@ async fn task_that_is_started_with_one_protocol_is_read_with_the_other() {
 // What `InMemoryTaskStore` cannot do.
 
 #[tokio::test(flavor = "multi_thread")]
+async fn failure_of_a_worker_is_told_to_clients_of_both_protocols() {
+    let redis = Server::start();
+    let store = store(&redis.url()).await;
+    let server = pmcp::Server::builder().tool(TOOL, task_tool(working()));
+    let http = Http::serve(server.task_store(Arc::new(store.clone())).auth_provider(Tokens)).await;
+    let (old, new) = (http.client(&Heard::default()).await, http.client_of_2026(&Heard::default()).await);
+    for way in ["the worker says so", "the worker is dropped", "the process has died"] {
+        let id = start(&new).await.task_id;
+        if way == "the process has died" {
+            // The mark of a worker whose lease is not there any more.
+            let mark = json!({"lease": "lease:worker", "worker": 1});
+            let mark = HashMap::from([("pmcptask.worker".to_owned(), mark)]);
+            pmcp_tasks::TaskStore::set_variables(&store, &id, "alice", mark).await.unwrap();
+        } else {
+            let worker = store.work_on(&id, "alice").await.unwrap();
+            if way == "the worker says so" {
+                worker.fail("no paper").await.unwrap();
+            }
+        }
+        let task = poll_until(&old, &id, |task| task.status == TaskStatus::Failed).await;
+        let message = task.status_message.unwrap();
+        let waited = new.wait_for_task(&id, WaitForTaskOptions::default()).await;
+        assert_eq!(refusal(waited), (error_codes::INTERNAL_ERROR, message), "{way}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn result_is_waited_for_over_http_while_the_server_answers_others() {
     let redis = Server::start();
     let store = store(&redis.url()).await.wait_for_results(RECOVERY);
