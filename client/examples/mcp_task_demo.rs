@@ -9,6 +9,7 @@
 //! `mcp_task_server` in separate processes and talks to them over HTTP with pmcp's client. It has checked
 //! everything that it prints, and ends with exit code 1 at the first thing that is wrong.
 
+use std::collections::HashMap;
 use std::env;
 use std::error::Error;
 use std::ffi::OsString;
@@ -17,12 +18,14 @@ use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use pmcp::shared::streamable_http::{StreamableHttpTransport, StreamableHttpTransportConfigBuilder};
-use pmcp::types::tasks::{Task, TaskStatus};
-use pmcp::types::{ClientCapabilities, Content};
-use pmcp::{Client, ToolCallResponse};
+use pmcp::types::elicitation::{ElicitAction, ElicitResult};
+use pmcp::types::protocol::{PROTOCOL_VERSION_2026_07_28, ProtocolVersion};
+use pmcp::types::tasks::{Task, TaskDetailV2, TaskStatus};
+use pmcp::types::{CallToolResult, ClientCapabilities, Content, InputResponse, InputResponses};
+use pmcp::{Client, ClientBuilder, ToolCallResponse, WaitForTaskOptions};
 use pmcptask_tests::{Server, ServerOptions};
 use redis::aio::MultiplexedConnection;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -113,17 +116,36 @@ async fn demo() -> Result<()> {
     alice_at_c.show("tasks/cancel", "cancelled");
     mcp_b.expect_line(&format!("task {}: cancelled, the work stops", third.task_id)).await?;
 
-    println!("\n7. An MCP server is killed in the middle of a tool's work. Its task fails within 15 s.");
-    let fourth = alice.start_task().await?;
-    alice.wait_for_progress(&fourth.task_id).await?;
-    mcp_b.kill().await?;
-    let killed = Instant::now();
-    let failed = alice_at_c.wait_for_end(&fourth.task_id).await?;
-    check(failed.status == TaskStatus::Failed, "the task has not failed")?;
-    // The lease, and one poll.
-    check(killed.elapsed() < Duration::from_secs(16), "the task failed too late")?;
+    println!(
+        "\n7. Both protocols, the same tasks. With that of 2026-07-28, a task asks for what is missing."
+    );
+    let new_alice = mcp_b.connect_2026("alice")?;
+    let new_alice_at_c = mcp_c.connect_2026("alice")?;
+    new_alice_at_c.expect_answer_2026(&second.task_id).await?;
+    let asking = new_alice.start(json!({}), TaskStatus::InputRequired).await?;
+    let id = asking.task_id.as_str();
+    new_alice_at_c.answer_question(id).await?;
+    alice.follow(id).await?;
+    alice.expect_answer(id).await?;
+    new_alice_at_c.expect_answer_2026(id).await?;
+
+    println!(
+        "\n8. An MCP server is killed in the middle of a tool's work. Who waits at another learns of it within 15 s."
+    );
+    let lost = alice.start_task().await?;
+    let id = lost.task_id.as_str();
+    alice.wait_for_progress(id).await?;
+    // The request waits at C until the task has ended.
+    let (answer, killed) = tokio::join!(alice_at_c.client.tasks_result(id), async {
+        mcp_b.kill().await.map(|()| Instant::now())
+    });
+    let waited = killed?.elapsed();
+    alice_at_c.expect_refusal("tasks/result", answer, "not available")?;
+    let failed = alice_at_c.client.tasks_get(id).await?;
+    check(failed.status == TaskStatus::Failed, "the wait is over, but the task has not failed")?;
+    check(waited < Duration::from_secs(16), "the task failed too late")?;
     let message = failed.status_message.unwrap_or_default();
-    alice_at_c.show("tasks/get", &format!("failed: {message} (after {:.0?})", killed.elapsed()));
+    alice_at_c.show("tasks/get", &format!("failed: {message} ({waited:.0?} after the kill)"));
     Ok(())
 }
 
@@ -197,13 +219,27 @@ impl McpServer {
         Ok(Self { name, process, output, url })
     }
 
+    /// A client with the protocol of 2025-11-25.
     async fn connect(&self, user: &str) -> Result<Session> {
+        let mut client = Client::new(self.transport(user)?);
+        client.initialize(ClientCapabilities::default()).await?;
+        Ok(Session { name: format!("{user} at {}", self.name), client })
+    }
+
+    /// A client with the protocol of 2026-07-28. Every request names the version and says that the client knows tasks, so there is
+    /// nothing to agree on before.
+    fn connect_2026(&self, user: &str) -> Result<Session> {
+        let version = ProtocolVersion(PROTOCOL_VERSION_2026_07_28.to_owned());
+        let builder = ClientBuilder::new(self.transport(user)?).with_protocol_version(version)?;
+        let client = builder.with_tasks_extension().build();
+        Ok(Session { name: format!("{user} at {}, 2026", self.name), client })
+    }
+
+    fn transport(&self, user: &str) -> Result<StreamableHttpTransport> {
         let config = StreamableHttpTransportConfigBuilder::new(self.url.parse()?)
             .with_header("authorization", format!("Bearer {user}-token"))
             .build();
-        let mut client = Client::new(StreamableHttpTransport::new(config));
-        client.initialize(ClientCapabilities::default()).await?;
-        Ok(Session { name: format!("{user} at {}", self.name), client })
+        Ok(StreamableHttpTransport::new(config))
     }
 
     /// Waits until the server prints this line.
@@ -230,12 +266,16 @@ struct Session {
 
 impl Session {
     fn show(&self, request: &str, answer: &str) {
-        println!("   {:<10}  {request:<12} -> {answer}", self.name);
+        println!("   {:<16}  {request:<12} -> {answer}", self.name);
     }
 
     async fn start_task(&self) -> Result<Task> {
-        match self.client.call_tool_with_task("count_words".into(), json!({ "text": TEXT })).await? {
-            ToolCallResponse::Task(task) if task.status == TaskStatus::Working => {
+        self.start(json!({ "text": TEXT }), TaskStatus::Working).await
+    }
+
+    async fn start(&self, arguments: Value, status: TaskStatus) -> Result<Task> {
+        match self.client.call_tool_with_task("count_words".into(), arguments).await? {
+            ToolCallResponse::Task(task) if task.status == status => {
                 self.show("tools/call", &format!("task {}", task.task_id));
                 Ok(task)
             }
@@ -267,33 +307,48 @@ impl Session {
     }
 
     /// Polls until the tool has reported its first step.
-    async fn wait_for_progress(&self, id: &str) -> Result<Task> {
-        self.poll_until(id, |task| task.status_message.is_some()).await
-    }
-
-    /// Polls until the task has ended in any way.
-    async fn wait_for_end(&self, id: &str) -> Result<Task> {
-        self.poll_until(id, |task| task.status.is_terminal()).await
-    }
-
-    async fn poll_until(&self, id: &str, is_done: fn(&Task) -> bool) -> Result<Task> {
+    async fn wait_for_progress(&self, id: &str) -> Result<()> {
         let poll = async {
-            loop {
-                let task = self.client.tasks_get(id).await?;
-                if is_done(&task) {
-                    return Ok(task);
-                }
+            while self.client.tasks_get(id).await?.status_message.is_none() {
                 tokio::time::sleep(POLL).await;
             }
+            Ok(())
         };
-        tokio::time::timeout(PATIENCE, poll).await.map_err(|_| format!("task {id} stays as it is"))?
+        tokio::time::timeout(PATIENCE, poll).await.map_err(|_| format!("task {id} makes no progress"))?
     }
 
     async fn expect_answer(&self, id: &str) -> Result<()> {
-        let result = self.client.tasks_result(id).await?;
+        self.check_answer("tasks/result", &self.client.tasks_result(id).await?)
+    }
+
+    /// With the protocol of 2026-07-28, the result comes with `tasks/get`.
+    async fn expect_answer_2026(&self, id: &str) -> Result<()> {
+        let result = self.client.wait_for_task(id, WaitForTaskOptions::default()).await?;
+        self.check_answer("tasks/get", &result)
+    }
+
+    fn check_answer(&self, request: &str, result: &CallToolResult) -> Result<()> {
         let answers = matches!(result.content.as_slice(), [Content::Text { text }] if text == ANSWER);
-        check(answers && !result.is_error, &format!("tasks/result is not '{ANSWER}': {result:?}"))?;
-        self.show("tasks/result", ANSWER);
+        check(answers && !result.is_error, &format!("{request} is not '{ANSWER}': {result:?}"))?;
+        self.show(request, ANSWER);
+        Ok(())
+    }
+
+    /// Gives the task the text that it asks for.
+    async fn answer_question(&self, id: &str) -> Result<()> {
+        let task = self.client.tasks_get_detailed(id).await?;
+        let asks = match task.detail() {
+            TaskDetailV2::InputRequired { input_requests } => input_requests.contains_key("text"),
+            _ => false,
+        };
+        check(asks, &format!("the task does not ask for a text: {task:?}"))?;
+        self.show("tasks/get", "input_required: text");
+        let content = HashMap::from([("text".to_owned(), json!(TEXT))]);
+        let answer = ElicitResult { action: ElicitAction::Accept, content: Some(content) };
+        let answers =
+            InputResponses::from([("text".to_owned(), InputResponse::Elicitation(Box::new(answer)))]);
+        self.client.tasks_update(id, answers).await?;
+        self.show("tasks/update", "text given");
         Ok(())
     }
 
@@ -318,7 +373,7 @@ impl Session {
                 Ok(())
             }
             Err(error) => Err(error.into()),
-            Ok(_) => Err(format!("{request} shows a task that belongs to somebody else").into()),
+            Ok(_) => Err(format!("{request}: expected a refusal, got an answer").into()),
         }
     }
 }

@@ -7,7 +7,8 @@
 //! cargo run -p pmcptask-client --example mcp_task_server -- redis://127.0.0.1:6379
 //! ```
 //!
-//! Callers are known by a token: `Authorization: Bearer alice-token`, or `bob-token`.
+//! Callers are known by a token: `Authorization: Bearer alice-token`, or `bob-token`. The server speaks the protocols of 2025-11-25
+//! and 2026-07-28, with the same tasks. With the newer one, a task can ask the client for what is missing.
 //!
 //! The server itself keeps nothing. Everything that a client can ask about a task (its status, its progress,
 //! its result, its owner) is in Redis, so any instance can answer. If an instance dies, its tasks fail within
@@ -24,15 +25,19 @@ use pmcp::server::auth::{AuthContext, AuthProvider};
 use pmcp::server::streamable_http_server::{StreamableHttpServer, StreamableHttpServerConfig};
 use pmcp::server::task_store::CreatedTask;
 use pmcp::server::typed_tool::TypedTool;
+use pmcp::types::protocol::{Era, LATEST_PROTOCOL_VERSION, PROTOCOL_VERSION_2026_07_28, ProtocolVersion};
 use pmcp::types::{CallToolResult, Content, TaskSupport, ToolExecution};
 use pmcp::{AllowedOrigins, RequestHandlerExtra, Server, ToolHandler};
 use pmcptask_client::{RedisBackend, TaskStore, Worker, WorkerError};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Stands in for the slow part of a real tool.
 const STEP: Duration = Duration::from_millis(300);
+
+/// How long a `tasks/result` waits for the end of its task. Proxies in between must not give up earlier.
+const RESULT_WAIT: Duration = Duration::from_mins(1);
 
 /// A finished task counts against its owner's limit (100 by default) until it expires. A short life keeps
 /// repeated runs below the limit.
@@ -55,12 +60,14 @@ async fn main() -> ExitCode {
 
 async fn serve(redis_url: &str) -> Result<(), Box<dyn Error>> {
     // No `allow_anonymous`: a task without a real owner is refused, so no caller can read or cancel another
-    // caller's task.
-    let store = TaskStore::new(RedisBackend::new(redis_url).await?);
+    // caller's task. A `tasks/result` that waits holds up nobody, because this server is `concurrent`, see below.
+    let store = TaskStore::new(RedisBackend::new(redis_url).await?).wait_for_results(RESULT_WAIT);
 
+    let versions = [LATEST_PROTOCOL_VERSION, PROTOCOL_VERSION_2026_07_28];
     let server = Server::builder()
         .name("count-words")
         .version(env!("CARGO_PKG_VERSION"))
+        .with_supported_protocol_versions(versions.map(|version| ProtocolVersion(version.to_owned())))
         .auth_provider(DemoTokens)
         .tool("count_words", count_words_tool(store.clone()))
         // Setting a store is what advertises the `tasks` capability.
@@ -91,7 +98,8 @@ async fn serve(redis_url: &str) -> Result<(), Box<dyn Error>> {
 
 #[derive(Deserialize)]
 struct CountWords {
-    text: String,
+    /// Without a text, the task asks for it.
+    text: Option<String>,
 }
 
 fn count_words_tool(store: TaskStore) -> impl ToolHandler {
@@ -100,7 +108,6 @@ fn count_words_tool(store: TaskStore) -> impl ToolHandler {
         json!({
             "type": "object",
             "properties": { "text": { "type": "string" } },
-            "required": ["text"],
         }),
         move |args: CountWords, extra: RequestHandlerExtra| {
             let store = store.clone();
@@ -110,13 +117,26 @@ fn count_words_tool(store: TaskStore) -> impl ToolHandler {
                 if !extra.will_create_task() {
                     return Err(pmcp::Error::tool_rejected("count_words runs only as a task", None));
                 }
+                let asks = args.text.is_none();
+                if asks && extra.era() != Some(Era::V2) {
+                    return Err(pmcp::Error::validation("text: expected a text, got none"));
+                }
                 // The task gets its id after this handler returns, so only the hook that gets the id can
                 // start the work.
                 extra.on_task_created(move |created| {
                     tokio::spawn(run(store, created, args.text));
                 });
                 // Any task-shaped value will do; the store's id replaces this one.
-                Ok(json!({ "taskId": "", "status": "working", "ttl": TASK_TTL_MS }))
+                Ok(if asks {
+                    json!({
+                        "taskId": "",
+                        "status": "input_required",
+                        "ttl": TASK_TTL_MS,
+                        "inputRequests": question(),
+                    })
+                } else {
+                    json!({ "taskId": "", "status": "working", "ttl": TASK_TTL_MS })
+                })
             })
         },
     )
@@ -124,18 +144,29 @@ fn count_words_tool(store: TaskStore) -> impl ToolHandler {
     .with_execution(ToolExecution::new().with_task_support(TaskSupport::Required))
 }
 
+/// What the client finds in `tasks/get`, and answers with `tasks/update`.
+fn question() -> Value {
+    let schema = json!({
+        "type": "object",
+        "properties": { "text": { "type": "string" } },
+        "required": ["text"],
+    });
+    let params = json!({ "mode": "form", "message": "Which text?", "requestedSchema": schema });
+    json!({ "text": { "method": "elicitation/create", "params": params } })
+}
+
 /// The background half of a call. An error that could not be written to the task goes to the log, because
 /// nobody else would see it.
-async fn run(store: TaskStore, created: CreatedTask, text: String) {
+async fn run(store: TaskStore, created: CreatedTask, text: Option<String>) {
     let (id, owner) = (created.task.task_id, created.owner_id);
-    if let Err(error) = work(&store, &id, &owner, &text).await {
+    if let Err(error) = work(&store, &id, &owner, text).await {
         eprintln!("task {id}: {error}");
     }
 }
 
 /// The task's only worker. If this process dies, the task fails within 15 s. A tool whose work must go on needs a
 /// queue that hands it to another worker.
-async fn work(store: &TaskStore, id: &str, owner: &str, text: &str) -> Result<(), WorkerError> {
+async fn work(store: &TaskStore, id: &str, owner: &str, text: Option<String>) -> Result<(), WorkerError> {
     let worker = store.work_on(id, owner).await?;
     tokio::select! {
         // Somebody has cancelled the task, perhaps at another instance: the work is dropped where it stands.
@@ -143,9 +174,41 @@ async fn work(store: &TaskStore, id: &str, owner: &str, text: &str) -> Result<()
             println!("task {id}: cancelled, the work stops");
             Ok(())
         }
-        // Result and status in one write, so that a cancelled task never gets a result.
-        result = count_words(&worker, text) => worker.complete(result).await,
+        result = result(store, &worker, text) => match result? {
+            // Result and status in one write, so that a cancelled task never gets a result.
+            Some(result) => worker.complete(result).await,
+            None => worker.fail("there is no text").await,
+        },
     }
+}
+
+async fn result(
+    store: &TaskStore,
+    worker: &Worker,
+    text: Option<String>,
+) -> Result<Option<CallToolResult>, WorkerError> {
+    let text = match text {
+        Some(text) => Some(text),
+        None => answer(store, worker).await?,
+    };
+    Ok(match text {
+        Some(text) => Some(count_words(worker, &text).await),
+        None => None,
+    })
+}
+
+/// The text that the client answers with, perhaps at another instance. None if the client gives no text.
+async fn answer(store: &TaskStore, worker: &Worker) -> Result<Option<String>, WorkerError> {
+    let mut version = 0;
+    while let Some(task) = store.changed(worker.task_id(), worker.owner_id(), version).await? {
+        version = task.version;
+        if let Some(answers) = task.input_responses {
+            let text = answers.get("text").and_then(|answer| answer.pointer("/content/text"));
+            return Ok(text.and_then(Value::as_str).map(str::to_owned));
+        }
+    }
+    // The task has expired.
+    Ok(None)
 }
 
 async fn count_words(worker: &Worker, text: &str) -> CallToolResult {

@@ -812,7 +812,6 @@ async fn result_is_waited_for_and_a_cancel_ends_the_wait() {
     assert!(matches!(error, TaskError::NotReady { .. }), "{error}");
 }
 
-/// `ServerCore` has no lock around its requests, unlike pmcp's server over HTTP.
 #[tokio::test(flavor = "multi_thread")]
 async fn server_core_answers_other_requests_while_one_waits_for_a_result() {
     let redis = Server::start();

@@ -9,7 +9,7 @@ use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 use crate::backend::RedisBackend;
 use crate::error::{CallKind, conflict_if_outdated};
 
-/// One answer. Each read of upstream's store asks once.
+/// One answer: each read of upstream's store asks once. After a change, the next read finds what was written.
 pub(super) struct Found {
     task: Answer<VersionedRecord>,
     page: Answer<Vec<(String, VersionedRecord)>>,
@@ -67,7 +67,10 @@ impl StorageBackend for Found {
         let (backend, epoch) = self.changes.as_ref().ok_or_else(unexpected)?;
         let kind = CallKind::Replace { epoch: *epoch, is_tracked: false };
         let written = backend.compare_and_set(key, data, version, kind).await;
-        Ok(written.map_err(|error| conflict_if_outdated(error, key, version))?.0)
+        let version = written.map_err(|error| conflict_if_outdated(error, key, version))?.0;
+        let record = VersionedRecord { data: data.to_vec(), version };
+        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(Ok(record));
+        Ok(version)
     }
 
     async fn delete(&self, _key: &str) -> Result<bool, StorageError> {

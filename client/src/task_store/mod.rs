@@ -263,9 +263,9 @@ impl TaskStore {
     /// # }
     /// ```
     ///
-    /// Only for servers that handle requests at the same time. `StreamableHttpServer` of pmcp 2.23 has one lock around its
-    /// server: while one `tasks/result` waits there, all other requests wait too. `pmcp::server::core::ServerCore` has no such
-    /// lock: its `handle_request` can be called for many requests at once.
+    /// Only for servers that handle requests at the same time: `ServerCore`, and over HTTP those of
+    /// `StreamableHttpServer::new_concurrent` and `with_config_concurrent` of pmcp 2.23. `StreamableHttpServer::new` and
+    /// `with_config` have one lock around the server: while one `tasks/result` waits there, all other requests wait too.
     #[must_use]
     pub fn wait_for_results(self, limit: Duration) -> Self {
         Self { waits_for_results: Some(limit), ..self }

@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use pmcp_tasks::store::backend::VersionedRecord;
-use pmcp_tasks::{GenericTaskStore, StorageError, TaskError, TaskStatus};
+use pmcp_tasks::{GenericTaskStore, StorageError, TaskError};
 use pmcptask_schema::split_composite;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::found::Found;
 use super::mark::Mark;
+use super::worker;
 use crate::backend::RedisBackend;
 use crate::error::{CallKind, Error};
 use crate::lease::{self, Lease};
@@ -262,8 +263,7 @@ impl Workers {
             return Err(TaskError::NotFound { task_id: key.to_owned() });
         };
         let store = GenericTaskStore::new(Found::task_to_change(record.clone(), self.backend.clone(), epoch));
-        let died = Some(DIED.to_owned());
-        let failed = store.update_status(task_id, owner_id, TaskStatus::Failed, died).await?;
+        let failed = worker::fail(&store, task_id, owner_id, DIED).await?;
         // As upstream has just written it.
         let data = serde_json::to_vec(&failed).map_err(|error| TaskError::StoreError(error.to_string()))?;
         Ok(VersionedRecord { data, version: failed.version })

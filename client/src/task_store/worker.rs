@@ -7,9 +7,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use pmcp::types::CallToolResult;
-use pmcp_tasks::store::backend::{VersionedRecord, make_key};
-use pmcp_tasks::{ServerTaskStore, StorageError, TaskError, TaskRecord, TaskStatus};
-use serde_json::Value;
+use pmcp::types::protocol::error_codes;
+use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord, make_key};
+use pmcp_tasks::{GenericTaskStore, ServerTaskStore, StorageError, TaskError, TaskRecord, TaskStatus};
+use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -204,11 +205,11 @@ impl Worker {
     /// [`WorkerError::Lost`]; [`TaskError::InvalidTransition`] if somebody cancelled the task; those of `set_status_message`.
     pub async fn progress(&self, message: impl Into<String>) -> Result<(), WorkerError> {
         let message = &message.into();
-        self.write(|store, task| async move {
+        let written = self.work.write(|store, task| async move {
             let message = Some(message.clone());
             store.inner().set_status_message(&task.task_id, &task.owner_id, message).await
-        })
-        .await
+        });
+        self.noted(written.await)
     }
 
     /// Completes the task with a result, both in one write: a task that was cancelled before gets no result.
@@ -222,25 +223,25 @@ impl Worker {
         let result = serde_json::to_value(result)
             .map_err(|error| TaskError::StoreError(format!("the result is not JSON: {error}")))?;
         let result = &result;
-        let complete = |store: ServerTaskStore<Attempt>, task: Arc<Work>| async move {
+        let written = self.work.write(|store, task| async move {
             let (status, result) = (TaskStatus::Completed, result.clone());
             store.inner().complete_with_result(&task.task_id, &task.owner_id, status, None, result).await
-        };
-        self.end(complete).await
+        });
+        self.ended(written.await)
     }
 
-    /// Fails the task.
+    /// Fails the task. The message is the task's status message and, for clients of 2026-07-28, its error. Two round trips.
     ///
     /// # Errors
     ///
-    /// [`WorkerError::Lost`]; [`TaskError::InvalidTransition`] if somebody cancelled the task; those of `update_status`.
+    /// [`WorkerError::Lost`]; [`TaskError::InvalidTransition`] if somebody cancelled the task; those of `set_error` and
+    /// `update_status`.
     pub async fn fail(&self, message: impl Into<String>) -> Result<(), WorkerError> {
         let message = &message.into();
-        let fail = |store: ServerTaskStore<Attempt>, task: Arc<Work>| async move {
-            let message = Some(message.clone());
-            store.inner().update_status(&task.task_id, &task.owner_id, TaskStatus::Failed, message).await
-        };
-        self.end(fail).await
+        let written = self.work.write(|store, task| async move {
+            fail(store.inner(), &task.task_id, &task.owner_id, message).await
+        });
+        self.ended(written.await)
     }
 
     /// Resolves once there is no more to do: somebody cancelled the task, with any store or backend, at any server; or the
@@ -259,33 +260,37 @@ impl Worker {
         }
     }
 
-    async fn end<F>(
-        &self,
-        change: impl Fn(ServerTaskStore<Attempt>, Arc<Work>) -> F,
-    ) -> Result<(), WorkerError>
-    where
-        F: Future<Output = Result<TaskRecord, TaskError>>,
-    {
-        self.write(change).await?;
-        self.is_done.store(true, Ordering::SeqCst);
-        self.stopped.send_replace(true);
-        Ok(())
+    fn ended(&self, written: Result<(), WorkerError>) -> Result<(), WorkerError> {
+        if written.is_ok() {
+            self.stop();
+        }
+        self.noted(written)
     }
 
-    async fn write<F>(
-        &self,
-        change: impl Fn(ServerTaskStore<Attempt>, Arc<Work>) -> F,
-    ) -> Result<(), WorkerError>
-    where
-        F: Future<Output = Result<TaskRecord, TaskError>>,
-    {
-        let written = self.work.write(change).await;
+    fn noted(&self, written: Result<(), WorkerError>) -> Result<(), WorkerError> {
         if written.as_ref().is_err_and(is_final) {
-            self.is_done.store(true, Ordering::SeqCst);
-            self.stopped.send_replace(true);
+            self.stop();
         }
         written
     }
+
+    fn stop(&self) {
+        self.is_done.store(true, Ordering::SeqCst);
+        self.stopped.send_replace(true);
+    }
+}
+
+/// Fails a task, with upstream's code.
+pub(super) async fn fail<B: StorageBackend>(
+    store: &GenericTaskStore<B>,
+    task_id: &str,
+    owner_id: &str,
+    message: &str,
+) -> Result<TaskRecord, TaskError> {
+    // First, because with the protocol of 2026-07-28 a task that has failed has an error.
+    let error = json!({ "code": error_codes::INTERNAL_ERROR, "message": message });
+    store.set_error(task_id, owner_id, error).await?;
+    store.update_status(task_id, owner_id, TaskStatus::Failed, Some(message.to_owned())).await
 }
 
 /// True for an error after which the worker can write no more.
@@ -376,8 +381,7 @@ impl Work {
                 let record = self.read(&store).await?;
                 match Mark::of(&record) {
                     Some(mark) if mark == self.mark => {
-                        let message = Some(DROPPED.to_owned());
-                        store.inner().update_status(task_id, owner_id, TaskStatus::Failed, message).await?;
+                        fail(store.inner(), task_id, owner_id, DROPPED).await?;
                     }
                     None if !record.task.status.is_terminal() => {
                         // The mark may be on its way. Over another version, it meets a conflict.
