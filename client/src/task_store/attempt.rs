@@ -8,12 +8,12 @@ use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 
 use super::known::State;
 use super::near::Tracking;
-use super::reading::Reader;
+use super::records::Records;
 use crate::error::{conflict_if_outdated, says_owner_is_full};
 
 /// The backend of one attempt of upstream's store.
 pub(super) struct Attempt {
-    pub(super) reader: Arc<Reader>,
+    pub(super) records: Arc<Records>,
     /// Whether the record may be one that is known, and need not be read.
     pub(super) may_remember: bool,
     pub(super) max_tasks: usize,
@@ -75,39 +75,39 @@ impl StorageBackend for Attempt {
             return Ok(record);
         }
         if self.may_remember
-            && let Some((record, tracking)) = self.reader.known.take(key, self.epoch)
+            && let Some((record, tracking)) = self.records.known.take(key, self.epoch)
             // Writes that wait for replicas have another connection, which may lead to another server for a moment.
-            && (tracking.is_none() || !self.reader.backend.session().waits_for_replicas())
+            && (tracking.is_none() || !self.records.backend.session().waits_for_replicas())
         {
             let version = record.version;
             // A task whose worker has died has failed, also for who remembers it.
-            let record = self.noted(self.reader.judged(key, record).await)?;
+            let record = self.noted(self.records.judged(key, record).await)?;
             self.met(|met| {
                 met.remembered = true;
                 met.tracking = tracking.filter(|_| record.version == version);
             });
             return Ok(record);
         }
-        self.noted(self.reader.task_to_replace(key).await)
+        self.noted(self.records.task_to_replace(key).await)
     }
 
     /// Only a new task is put.
     async fn put(&self, key: &str, data: &[u8]) -> Result<u64, StorageError> {
         /// The version of a new task.
         const FIRST: u64 = 1;
-        let created = self.reader.backend.create_within(key, data, Some(self.max_tasks)).await;
+        let created = self.records.backend.create_within(key, data, Some(self.max_tasks)).await;
         let created = created.and_then(|is_new| {
             let taken = || StorageError::VersionConflict { key: key.to_owned(), expected: 0, actual: FIRST };
             if is_new { Ok(()) } else { Err(taken()) }
         });
         self.noted(created)?;
-        self.reader.known.put(key, data, FIRST, State::Written, self.epoch);
+        self.records.known.put(key, data, FIRST, State::Written, self.epoch);
         Ok(FIRST)
     }
 
     async fn put_if_version(&self, key: &str, data: &[u8], expected: u64) -> Result<u64, StorageError> {
         let tracking = self.met(|met| met.tracking.take());
-        let written = self.reader.write_over(key, data, expected, self.epoch, tracking).await;
+        let written = self.records.write_over(key, data, expected, self.epoch, tracking).await;
         self.noted(written.map_err(|error| conflict_if_outdated(error, key, expected)))
     }
 
@@ -117,10 +117,10 @@ impl StorageBackend for Attempt {
     }
 
     async fn delete(&self, key: &str) -> Result<bool, StorageError> {
-        self.reader.backend.delete(key).await
+        self.records.backend.delete(key).await
     }
 
     async fn cleanup_expired(&self) -> Result<usize, StorageError> {
-        self.reader.backend.cleanup_expired().await
+        self.records.backend.cleanup_expired().await
     }
 }

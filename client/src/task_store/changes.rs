@@ -38,7 +38,7 @@ pub(super) async fn of_owner(
     store: TaskStore,
     owner: String,
 ) -> Result<BoxStream<'static, Result<TaskRecord, TaskError>>, TaskError> {
-    let watch = match OwnerWatch::new(&store.reader.backend, &owner) {
+    let watch = match OwnerWatch::new(&store.records.backend, &owner) {
         Ok(watch) => watch,
         Err(error) => return Err(refused(&store, error.into()).await),
     };
@@ -144,7 +144,7 @@ impl Changes {
     fn watch(&mut self, task_id: String, version: u64) {
         self.watched.insert(task_id.clone());
         self.versions.insert(task_id.clone(), version);
-        let (reader, key) = (self.store.reader.clone(), make_key(&self.owner, &task_id));
-        self.tasks.push(Box::pin(async move { (task_id, reader.changed(&key, version).await) }));
+        let (records, key) = (self.store.records.clone(), make_key(&self.owner, &task_id));
+        self.tasks.push(Box::pin(async move { (task_id, records.changed(&key, version).await) }));
     }
 }

@@ -18,11 +18,10 @@ const TRACKING: usize = 300;
 pub(super) struct Known {
     /// At most so many bytes.
     limit: usize,
-    is_near: bool,
-    records: Mutex<Records>,
+    entries: Mutex<Entries>,
 }
 
-struct Records {
+struct Entries {
     by_key: LruCache<String, Entry>,
     bytes: usize,
 }
@@ -87,7 +86,7 @@ impl Entry {
     }
 }
 
-impl Records {
+impl Entries {
     fn pop(&mut self, key: &str) -> Option<Entry> {
         let known = self.by_key.pop(key)?;
         self.bytes = self.bytes.saturating_sub(known.size(key));
@@ -96,23 +95,18 @@ impl Records {
 }
 
 impl Known {
-    pub(super) fn new(limit: usize, is_near: bool) -> Self {
-        Self { limit, is_near, records: Mutex::new(Records { by_key: LruCache::unbounded(), bytes: 0 }) }
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit, entries: Mutex::new(Entries { by_key: LruCache::unbounded(), bytes: 0 }) }
     }
 
-    /// Whether reads are answered from here.
-    pub(super) fn is_near(&self) -> bool {
-        self.is_near
-    }
-
-    fn records(&self) -> MutexGuard<'_, Records> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the record of a task out, if it was written in this epoch or is current. Whoever writes over it puts the next one
     /// in, and whoever fails leaves none.
     pub(super) fn take(&self, key: &str, epoch: u64) -> Option<(VersionedRecord, Option<Tracking>)> {
-        let known = self.records().pop(key)?;
+        let known = self.entries().pop(key)?;
         match known.state {
             State::Written if known.epoch == epoch => Some((known.record, None)),
             State::Tracked(tracking) if known.epoch == epoch && tracking.is_current() => {
@@ -124,8 +118,8 @@ impl Known {
 
     /// What is known of a task that somebody reads.
     pub(super) fn look(&self, key: &str) -> Look {
-        let mut records = self.records();
-        let Some(known) = records.by_key.get_mut(key) else { return Look::Unknown };
+        let mut entries = self.entries();
+        let Some(known) = entries.by_key.get_mut(key) else { return Look::Unknown };
         if let State::Tracked(tracking) = &mut known.state {
             if tracking.is_current() {
                 tracking.unseen_writes = 0;
@@ -140,7 +134,7 @@ impl Known {
     }
 
     pub(super) fn forget(&self, key: &str) {
-        drop(self.records().pop(key));
+        drop(self.entries().pop(key));
     }
 
     /// Remembers the record of a task, unless a better one is known, and forgets those that were not used for longest.
@@ -154,21 +148,21 @@ impl Known {
             return;
         }
         new.record.data = data.to_vec();
-        let mut records = self.records();
+        let mut entries = self.entries();
         let worth = new.worth();
         let is_current = worth.1 == 2;
         if !is_current
-            && records.by_key.peek(key).is_some_and(|old| old.epoch == epoch && old.worth() > worth)
+            && entries.by_key.peek(key).is_some_and(|old| old.epoch == epoch && old.worth() > worth)
         {
             return;
         }
-        records.pop(key);
-        records.by_key.put(key.to_owned(), new);
-        records.bytes = records.bytes.saturating_add(more);
-        while records.bytes > self.limit
-            && let Some((key, oldest)) = records.by_key.pop_lru()
+        entries.pop(key);
+        entries.by_key.put(key.to_owned(), new);
+        entries.bytes = entries.bytes.saturating_add(more);
+        while entries.bytes > self.limit
+            && let Some((key, oldest)) = entries.by_key.pop_lru()
         {
-            records.bytes = records.bytes.saturating_sub(oldest.size(&key));
+            entries.bytes = entries.bytes.saturating_sub(oldest.size(&key));
         }
     }
 }
@@ -189,11 +183,11 @@ mod tests {
 
     #[test]
     fn records_take_no_more_than_the_limit_and_those_not_used_for_longest_go_first() {
-        let known = Known::new(10 * (OVERHEAD + 1_001), false);
+        let known = Known::new(10 * (OVERHEAD + 1_001));
         for round in 0..3 {
             for task in 0..20_u8 {
                 known.put(&char::from(b'a' + task).to_string(), &[0; 1_000], round, State::Written, 0);
-                let bytes = known.records.lock().unwrap().bytes;
+                let bytes = known.entries.lock().unwrap().bytes;
                 assert!(bytes <= known.limit, "{bytes}");
             }
         }
@@ -202,16 +196,16 @@ mod tests {
         assert!(known.take("k", 0).is_none(), "taken");
         known.put("k", &vec![0; 20_000], 3, State::Written, 0);
         assert!(known.take("k", 0).is_none(), "larger than the limit");
-        assert_eq!(known.records.lock().unwrap().by_key.len(), 9);
+        assert_eq!(known.entries.lock().unwrap().by_key.len(), 9);
         for task in 0..20_u8 {
             known.take(&char::from(b'a' + task).to_string(), 0);
         }
-        assert_eq!(known.records.lock().unwrap().bytes, 0);
+        assert_eq!(known.entries.lock().unwrap().bytes, 0);
     }
 
     #[test]
     fn records_that_many_put_at_once_are_counted_once() {
-        let known = Known::new(10_000, false);
+        let known = Known::new(10_000);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -220,12 +214,12 @@ mod tests {
             }
         });
         known.take("a", 0);
-        assert_eq!(known.records.lock().unwrap().bytes, 0);
+        assert_eq!(known.entries.lock().unwrap().bytes, 0);
     }
 
     #[test]
     fn record_of_another_epoch_is_not_known() {
-        let known = Known::new(10_000, false);
+        let known = Known::new(10_000);
         known.put("a", b"one", 1, State::Written, 7);
         assert!(known.take("a", 8).is_none());
         known.put("a", b"two", 2, State::Written, 8);

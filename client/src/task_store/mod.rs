@@ -7,8 +7,8 @@ mod found;
 mod known;
 mod mark;
 mod near;
-mod process_lease;
-mod reading;
+mod process_leases;
+mod records;
 mod traits;
 mod update;
 mod worker;
@@ -27,7 +27,7 @@ use pmcp_tasks::{
 use tokio::time::{Instant, timeout};
 
 use self::found::Found;
-use self::reading::{Reader, Settings};
+use self::records::{Records, Settings};
 pub use self::worker::{Worker, WorkerError};
 use crate::backend::RedisBackend;
 
@@ -108,7 +108,7 @@ use crate::backend::RedisBackend;
 ///   of lists. Changes read from the primary.
 #[derive(Clone)]
 pub struct TaskStore {
-    reader: Arc<Reader>,
+    records: Arc<Records>,
     config: StoreConfig,
     security: TaskSecurityConfig,
     poll_interval: u64,
@@ -124,7 +124,7 @@ impl TaskStore {
     pub fn new(backend: RedisBackend) -> Self {
         let (config, security, poll_interval) = (StoreConfig::default(), TaskSecurityConfig::default(), 500);
         Self {
-            reader: Arc::new(Reader::new(backend, Settings::default())),
+            records: Arc::new(Records::new(backend, Settings::default())),
             config,
             security,
             poll_interval,
@@ -157,7 +157,7 @@ impl TaskStore {
     /// [`RedisBackend::with_connection`] in any case.
     #[must_use]
     pub fn with_memory(self, bytes: usize) -> Self {
-        let settings = Settings { memory: bytes, ..self.reader.settings };
+        let settings = Settings { memory: bytes, ..self.records.settings };
         self.reading_with(settings)
     }
 
@@ -218,7 +218,7 @@ impl TaskStore {
     ///   [`RedisBackend::with_connection`], and without permission for `CLIENT TRACKING`, `CLIENT CACHING` or `PTTL`.
     #[must_use]
     pub fn near_cache(self, bytes: usize) -> Self {
-        let settings = Settings { memory: bytes, is_near: true, ..self.reader.settings };
+        let settings = Settings { memory: bytes, is_near: true, ..self.records.settings };
         self.reading_with(settings)
     }
 
@@ -226,12 +226,12 @@ impl TaskStore {
     /// lease after each third of this time. Default: 15 s. At least 10 ms.
     #[must_use]
     pub fn with_worker_lease(self, duration: Duration) -> Self {
-        let settings = Settings { worker_lease: duration, ..self.reader.settings };
+        let settings = Settings { worker_lease: duration, ..self.records.settings };
         self.reading_with(settings)
     }
 
     fn reading_with(self, settings: Settings) -> Self {
-        Self { reader: Arc::new(Reader::new(self.reader.backend.clone(), settings)), ..self }
+        Self { records: Arc::new(Records::new(self.records.backend.clone(), settings)), ..self }
     }
 
     /// Makes `get_result` wait until the task is terminal, as the protocol of 2025-11-25 asks of `tasks/result`. After this
@@ -274,7 +274,7 @@ impl TaskStore {
     /// The backend, for what the store does not do: deleting tasks, for example.
     #[must_use]
     pub fn backend(&self) -> &RedisBackend {
-        &self.reader.backend
+        &self.records.backend
     }
 
     fn configured(mut self) -> Self {
@@ -297,7 +297,7 @@ impl TaskStore {
 
     /// Upstream's store over a task that is read now.
     async fn over_task(&self, task_id: &str, owner_id: &str) -> ServerTaskStore<Found> {
-        self.over(Found::task(self.reader.task(&make_key(owner_id, task_id)).await))
+        self.over(Found::task(self.records.task(&make_key(owner_id, task_id)).await))
     }
 
     /// The same, and the task is awaited if `get_result` waits.
@@ -330,7 +330,7 @@ impl TaskStore {
         limit: Duration,
     ) -> Result<VersionedRecord, StorageError> {
         let (started, key) = (Instant::now(), make_key(owner_id, task_id));
-        let record = self.reader.task_to_await(&key).await?;
+        let record = self.records.task_to_await(&key).await?;
         // What upstream refuses needs no wait. Upstream waits for nothing here.
         let is_final = |record: &VersionedRecord| {
             let task = self.record(task_id, owner_id, Ok(record.clone())).now_or_never();
@@ -340,9 +340,9 @@ impl TaskStore {
             return Ok(record);
         }
         let left = limit.saturating_sub(started.elapsed());
-        match timeout(left, self.reader.wait_until(&key, &is_final)).await {
+        match timeout(left, self.records.wait_until(&key, &is_final)).await {
             Ok(ended) => ended?.ok_or(StorageError::NotFound { key }),
-            Err(_) => self.reader.task_at_primary(&key).await,
+            Err(_) => self.records.task_at_primary(&key).await,
         }
     }
 }
@@ -383,7 +383,7 @@ impl TaskStore {
         if task_id.contains(':') {
             return Ok(None);
         }
-        let Some(record) = self.reader.changed(&make_key(owner_id, task_id), version).await.transpose()
+        let Some(record) = self.records.changed(&make_key(owner_id, task_id), version).await.transpose()
         else {
             return Ok(None);
         };
@@ -496,7 +496,7 @@ impl TaskStore {
 impl fmt::Debug for TaskStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TaskStore")
-            .field("backend", &self.reader.backend)
+            .field("backend", &self.records.backend)
             .field("config", &self.config)
             .field("security", &self.security)
             .field("poll_interval", &self.poll_interval)

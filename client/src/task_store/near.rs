@@ -21,7 +21,7 @@ use tokio::task::coop::consume_budget;
 use tokio::time::Instant;
 
 use super::known::{Look, State};
-use super::reading::Reader;
+use super::records::Records;
 use crate::connection::{Moment, Waiter};
 use crate::error::CallKind;
 use crate::replies::{self, TrackedRecord};
@@ -58,7 +58,7 @@ impl Tracking {
     }
 }
 
-impl Reader {
+impl Records {
     /// A task from memory if it is current there, and else from the server.
     pub(super) async fn near_task(&self, key: &str) -> Result<VersionedRecord, StorageError> {
         match self.known.look(key) {
@@ -115,7 +115,7 @@ impl Reader {
         epoch: u64,
         replaced: Option<Tracking>,
     ) -> Result<u64, StorageError> {
-        if !self.known.is_near() {
+        if !self.settings.is_near {
             let kind = CallKind::Replace { epoch, is_tracked: false };
             let (version, _) = self.backend.compare_and_set(key, data, expected, kind).await?;
             self.known.put(key, data, version, State::Written, epoch);
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn changes_are_counted_of_no_more_tasks_than_there_are_records() {
-        let (all, known) = (waiters(), Known::new(10_000, true));
+        let (all, known) = (waiters(), Known::new(10_000));
         for version in 1..4 {
             for task in (0..100).map(|task| task.to_string()) {
                 known.put(&task, &[0; 500], version, tracked(&all, &task), 0);
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn newer_or_current_record_is_not_replaced_by_an_older_one_and_a_current_one_replaces_all() {
-        let (all, known) = (waiters(), Known::new(10_000, true));
+        let (all, known) = (waiters(), Known::new(10_000));
         known.put(TASK, b"5", 5, tracked(&all, TASK), 0);
         for (version, state) in [(4, State::Written), (5, State::Written), (5, State::Seen)] {
             known.put(TASK, b"x", version, state, 0);
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn record_that_may_be_old_is_neither_answered_nor_written_over() {
-        let (all, known) = (waiters(), Known::new(10_000, true));
+        let (all, known) = (waiters(), Known::new(10_000));
         known.put(TASK, b"1", 1, tracked(&all, TASK), 0);
         all.add(TASK.to_owned()).note_own_change();
         assert!(matches!(known.look(TASK), Look::Known));
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn task_that_ends_by_its_record_is_not_tracked_again() {
-        let known = Known::new(10_000, true);
+        let known = Known::new(10_000);
         for (expires_at, ends) in [("2020-01-01T00:00:00Z", true), ("2999-01-01T00:00:00Z", false)] {
             let record = format!(r#"{{"expiresAt":"{expires_at}"}}"#);
             known.put(TASK, record.as_bytes(), 1, State::Written, 0);

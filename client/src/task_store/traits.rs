@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::TaskStore;
 use super::found::Found;
-use super::reading::Page;
+use super::records::Page;
 
 /// The tasks of a page, as pmcp's own stores have them.
 const SERVER_PAGE: usize = 20;
@@ -28,7 +28,7 @@ impl TaskStore {
         cursor: Option<&str>,
         limit: usize,
     ) -> (pmcp_tasks::ServerTaskStore<Found>, Option<String>) {
-        match self.reader.page(owner_id, cursor, limit).await {
+        match self.records.page(owner_id, cursor, limit).await {
             Ok(Page { tasks, next }) => (self.over(Found::page(Ok(tasks))), next),
             Err(error) => (self.over(Found::page(Err(error))), None),
         }

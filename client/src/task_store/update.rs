@@ -33,10 +33,10 @@ impl TaskStore {
         loop {
             let met = Arc::new(Mutex::new(Met::default()));
             let attempt = Attempt {
-                reader: self.reader.clone(),
+                records: self.records.clone(),
                 may_remember,
                 max_tasks,
-                epoch: self.reader.backend.session().epoch(),
+                epoch: self.records.backend.session().epoch(),
                 met: met.clone(),
                 peeked: Mutex::default(),
             };

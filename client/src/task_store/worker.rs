@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::TaskStore;
 use super::attempt::Attempt;
 use super::mark::{Mark, VARIABLE};
-use super::process_lease::ProcessLease;
+use super::process_leases::ProcessLease;
 use crate::waiting::Awaited;
 
 /// The pause before a read or a write that failed is made again in the background.
@@ -116,7 +116,7 @@ impl TaskStore {
     /// [`WorkerError::Taken`]; [`TaskError::InvalidTransition`] for a task that is terminal, also because its worker has died;
     /// [`WorkerError::Lease`]; [`WorkerError::Lost`] if the lease was lost meanwhile; those of `set_variables`.
     pub async fn work_on(&self, task_id: &str, owner_id: &str) -> Result<Worker, WorkerError> {
-        let lease = self.reader.workers.own().await.map_err(WorkerError::Lease)?;
+        let lease = self.records.leases.own().await.map_err(WorkerError::Lease)?;
         let mark = Mark { lease: lease.key.clone(), worker: fastrand::u32(..) };
         // From here on, an error or a drop leaves no task with a mark and nobody who works on it.
         let worker = Worker {
@@ -351,7 +351,7 @@ impl Work {
         let is_end =
             |record: &VersionedRecord| Mark::of_unfinished(&record.data).as_ref() != Some(&self.mark);
         loop {
-            match self.store.reader.backend.wait_until(&key, &is_end, &|_| None).await {
+            match self.store.records.backend.wait_until(&key, &is_end, &|_| None).await {
                 Ok(Awaited::News(_)) => return,
                 // The server is away. If it stays away, the lease is lost.
                 Ok(Awaited::End) | Err(_) => sleep(PAUSE).await,
@@ -367,7 +367,7 @@ impl Work {
             if is_final(&error) || !self.has_lease() {
                 return;
             }
-            if begun.elapsed() >= self.store.reader.workers.duration {
+            if begun.elapsed() >= self.store.records.leases.duration {
                 drop(lease.take());
             }
             sleep(PAUSE).await;

@@ -1,5 +1,5 @@
-//! How the store reads. Every record that it gives out, or checks a transition against, comes from here, and is at the
-//! primary unless a caller only looks at it. What is to be done with a record before anybody sees it has its place here.
+//! The records of tasks. Every record that the store gives out, or checks a transition against, is read here, at the
+//! primary unless a caller only looks at the task. What is to be done with a record before anybody sees it has its place here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::cursor;
 use super::known::Known;
 use super::mark::Mark;
-use super::process_lease::Workers;
+use super::process_leases::ProcessLeases;
 use crate::backend::RedisBackend;
 use crate::error::{CallKind, Error};
 use crate::listing::{ListedTask, Order};
@@ -24,10 +24,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How many tasks of a list are looked after at once.
 const AT_ONCE: usize = 64;
 
-pub(super) struct Reader {
+pub(super) struct Records {
     pub(super) backend: RedisBackend,
     pub(super) known: Known,
-    pub(super) workers: Arc<Workers>,
+    pub(super) leases: Arc<ProcessLeases>,
     pub(super) settings: Settings,
 }
 
@@ -53,23 +53,23 @@ pub(super) struct Page {
     pub(super) next: Option<String>,
 }
 
-impl Reader {
+impl Records {
     pub(super) fn new(backend: RedisBackend, settings: Settings) -> Self {
         // Nothing is remembered if nobody would notice that the connection leads to another server.
         let memory = if backend.session().has_epochs() { settings.memory } else { 0 };
-        let known = Known::new(memory, settings.is_near);
-        let workers = Arc::new(Workers::new(backend.clone(), settings.worker_lease));
-        Self { backend, known, workers, settings }
+        let known = Known::new(memory);
+        let leases = Arc::new(ProcessLeases::new(backend.clone(), settings.worker_lease));
+        Self { backend, known, leases, settings }
     }
 
     /// A task for somebody who looks at it.
     pub(super) async fn task(&self, key: &str) -> Result<VersionedRecord, StorageError> {
-        if self.known.is_near() { self.near_task(key).await } else { self.read(key, CallKind::Read).await }
+        if self.settings.is_near { self.near_task(key).await } else { self.read(key, CallKind::Read).await }
     }
 
     /// The same for somebody who waits for a change. A replica could be behind.
     pub(super) async fn task_to_await(&self, key: &str) -> Result<VersionedRecord, StorageError> {
-        if self.known.is_near() { self.near_task(key).await } else { self.task_at_primary(key).await }
+        if self.settings.is_near { self.near_task(key).await } else { self.task_at_primary(key).await }
     }
 
     /// A task as the primary has it.
@@ -101,7 +101,7 @@ impl Reader {
     ) -> Result<VersionedRecord, StorageError> {
         match Mark::of_unfinished(&record.data) {
             // Boxed, because few tasks are like this.
-            Some(mark) => Box::pin(self.workers.fail_if_dead(key, record, mark)).await,
+            Some(mark) => Box::pin(self.leases.fail_if_dead(key, record, mark)).await,
             None => Ok(record),
         }
     }
@@ -122,8 +122,8 @@ impl Reader {
         is_news: &(dyn Fn(&VersionedRecord) -> bool + Sync),
     ) -> Result<Option<VersionedRecord>, StorageError> {
         let death = |record: &VersionedRecord| {
-            let (workers, mark) = (self.workers.clone(), Mark::of_unfinished(&record.data)?);
-            Some(async move { workers.death_of(&mark).await }.boxed())
+            let (leases, mark) = (self.leases.clone(), Mark::of_unfinished(&record.data)?);
+            Some(async move { leases.death_of(&mark).await }.boxed())
         };
         loop {
             let record = match self.backend.wait_until(key, is_news, &death).await {

@@ -62,12 +62,12 @@ impl ProcessLease {
     }
 }
 
-/// Who works: the lease of this process, and the leases of others.
-pub(super) struct Workers {
+/// The lease of this process, and what is known of those of others.
+pub(super) struct ProcessLeases {
     backend: RedisBackend,
     pub(super) duration: Duration,
     own: tokio::sync::Mutex<Own>,
-    leases: Mutex<Leases>,
+    others: Mutex<Others>,
 }
 
 /// The lease of this process.
@@ -78,15 +78,15 @@ struct Own {
     failure: Option<(Instant, Arc<StorageError>)>,
 }
 
-/// What is known of leases, by their composite keys.
+/// What is known of the leases of other processes, by their composite keys.
 #[derive(Default)]
-struct Leases {
+struct Others {
     by_key: HashMap<String, Arc<Entry>>,
     /// How many were left when those were removed that nobody asks for any more.
     kept: usize,
 }
 
-impl Leases {
+impl Others {
     fn entry(&mut self, lease: &str) -> Arc<Entry> {
         // Now and then, so that an entry costs little.
         if self.by_key.len() > self.kept.saturating_mul(2).saturating_add(16) {
@@ -119,25 +119,25 @@ fn holds(known: Option<Verdict>) -> bool {
     known.is_some_and(|verdict| verdict.until > Instant::now())
 }
 
-impl Workers {
+impl ProcessLeases {
     pub(super) fn new(backend: RedisBackend, duration: Duration) -> Self {
-        Self { backend, duration, own: tokio::sync::Mutex::default(), leases: Mutex::default() }
+        Self { backend, duration, own: tokio::sync::Mutex::default(), others: Mutex::default() }
     }
 
     /// The lease of this process, acquired if there is none. It is renewed as long as anybody keeps what is returned.
     /// Who waits for an acquisition shares its failure too: else, each would wait for all before, and then fail as late.
     pub(super) async fn own(self: &Arc<Self>) -> Result<Arc<ProcessLease>, Arc<StorageError>> {
-        let (workers, asked) = (self.clone(), Instant::now());
+        let (leases, asked) = (self.clone(), Instant::now());
         // A task of its own: a caller that is not polled any more must not keep the lock, which renewals wait for.
         let acquired = tokio::spawn(async move {
-            let mut own = workers.own.lock().await;
+            let mut own = leases.own.lock().await;
             if let Some(lease) = own.lease.upgrade().filter(|lease| lease.is_valid() && lease.is_kept()) {
                 return Ok(lease);
             }
             if let Some((_, failure)) = own.failure.as_ref().filter(|(failed, _)| *failed > asked) {
                 return Err(failure.clone());
             }
-            match workers.acquire().await {
+            match leases.acquire().await {
                 Ok(lease) => {
                     *own = Own { lease: Arc::downgrade(&lease), failure: None };
                     Ok(lease)
@@ -183,15 +183,15 @@ impl Workers {
         {
             return Some(*own.valid_until.borrow());
         }
-        let entry = self.leases().entry(lease);
+        let entry = self.others().entry(lease);
         if let Ok(Some(verdict)) = entry.try_lock().as_deref()
             && holds(Some(*verdict))
         {
             return verdict.alive_until();
         }
-        let (workers, lease) = (self.clone(), lease.to_owned());
+        let (leases, lease) = (self.clone(), lease.to_owned());
         // A task of its own: a caller that is not polled any more must not keep the lock, which all others wait for.
-        let looked = tokio::spawn(async move { workers.look_at(&lease, &entry).await });
+        let looked = tokio::spawn(async move { leases.look_at(&lease, &entry).await });
         // The runtime ends.
         looked.await.unwrap_or_else(|_| Instant::now().checked_add(UNKNOWN))
     }
@@ -219,8 +219,8 @@ impl Workers {
         known.and_then(Verdict::alive_until)
     }
 
-    fn leases(&self) -> MutexGuard<'_, Leases> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    fn others(&self) -> MutexGuard<'_, Others> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The record of a marked task that is not terminal. If its worker is dead, the task fails first.
@@ -272,15 +272,15 @@ impl Workers {
 
 /// Renews the lease as long as anybody works, and gives it up after a period in which nobody did.
 async fn keep(
-    workers: Arc<Workers>,
+    leases: Arc<ProcessLeases>,
     mut lease: Lease,
     valid_until: watch::Sender<Instant>,
     shared: Arc<ProcessLease>,
 ) {
-    let period = workers.duration.mul_f32(1.0 / 3.0);
+    let period = leases.duration.mul_f32(1.0 / 3.0);
     loop {
         sleep(period).await;
-        let mut own = workers.own.lock().await;
+        let mut own = leases.own.lock().await;
         if Arc::strong_count(&shared) == 1 {
             // A newer one stays.
             if own.lease.as_ptr() == Arc::as_ptr(&shared) {
@@ -323,16 +323,16 @@ mod tests {
     fn leases_that_are_over_are_forgotten_and_those_that_live_are_not() {
         const LIVING: usize = 50;
         let until = Instant::now().checked_add(Duration::from_mins(1)).unwrap();
-        let mut leases = Leases::default();
+        let mut others = Others::default();
         for n in 0..LIVING {
-            *leases.entry(&format!("living:{n}")).try_lock().unwrap() =
+            *others.entry(&format!("living:{n}")).try_lock().unwrap() =
                 Some(Verdict { is_alive: true, until });
         }
         for n in 0..10_000 {
-            drop(leases.entry(&format!("over:{n}")));
-            assert!(leases.by_key.len() <= 3 * LIVING);
+            drop(others.entry(&format!("over:{n}")));
+            assert!(others.by_key.len() <= 3 * LIVING);
         }
-        let mut is_known = |n| leases.entry(&format!("living:{n}")).try_lock().unwrap().is_some();
+        let mut is_known = |n| others.entry(&format!("living:{n}")).try_lock().unwrap().is_some();
         assert!((0..LIVING).all(&mut is_known));
     }
 }
