@@ -41,6 +41,8 @@ async fn main() -> Result<()> {
         "placement" => placement::measure(folder).await,
         "growth" => growth::measure(folder).await,
         "waiting" => waiting::measure(folder).await,
+        // What the job before starts for each of its cases.
+        "waiting-case" => waiting::print_case(&folder.to_string_lossy()).await,
         "wait-command" => wait_command::measure(folder),
         _ => Err(USAGE.into()),
     }
