@@ -17,6 +17,7 @@ mod pipeline;
 mod placement;
 mod plot;
 mod records;
+mod stores;
 mod versus;
 mod wait_command;
 mod waiting;
