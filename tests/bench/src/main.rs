@@ -13,6 +13,7 @@ mod lives;
 mod load;
 mod machine;
 mod many;
+mod mcp;
 mod pipeline;
 mod placement;
 mod plot;
@@ -28,7 +29,7 @@ use std::path::Path;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const USAGE: &str =
-    "usage: pmcptask-bench instructions|throughput|lives|placement|growth|waiting|wait-command FOLDER";
+    "usage: pmcptask-bench instructions|throughput|lives|mcp|placement|growth|waiting|wait-command FOLDER";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -39,6 +40,7 @@ async fn main() -> Result<()> {
         "instructions" => instructions::measure(folder).await,
         "throughput" => versus::measure(folder).await,
         "lives" => lives::measure(folder).await,
+        "mcp" => mcp::measure(folder).await,
         "placement" => placement::measure(folder).await,
         "growth" => growth::measure(folder).await,
         "waiting" => waiting::measure(folder).await,
