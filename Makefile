@@ -110,9 +110,10 @@ bench_folder := $(if $(BENCH_QUICK),$(target)/performance,docs/performance)
 bench = PMCPTASK_SERVER='$(SERVER)' PMCPTASK_MODULE='$(module)' \
   cargo run --locked --quiet --release --package pmcptask-bench --
 
-bench: build ## Compare lives of tasks, latency and throughput with the Lua backend; BENCH_QUICK=1 measures less, into target/performance
+bench: build ## Compare lives of tasks, MCP over HTTP, latency and throughput with the Lua backend; BENCH_QUICK=1 measures less, into target/performance
 	$(bench) throughput $(bench_folder)
 	$(bench) lives $(bench_folder)
+	$(bench) mcp $(bench_folder)
 	$(bench) placement $(bench_folder)
 
 bench-instructions: build ## Count the server's instructions per command (installs valgrind if it is missing)

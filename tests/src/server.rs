@@ -580,18 +580,14 @@ impl Server {
         self.process.wait().expect("the process is ours");
     }
 
-    /// How often a command was called. `command` is its name in `INFO commandstats`, with `|` before
-    /// a subcommand.
+    /// See [`Wire::calls_of`].
     ///
     /// # Panics
     ///
     /// If the server does not answer.
     #[must_use]
     pub fn calls_of(&self, command: &str) -> u64 {
-        let statistics = self.wire().call(&["INFO", "commandstats"]);
-        let of_command = format!("cmdstat_{command}:calls=");
-        let calls = statistics.lines().find_map(|line| line.strip_prefix(&of_command)?.split(',').next());
-        calls.map_or(0, |calls| calls.parse().expect("a count is a number"))
+        self.wire().calls_of(command)
     }
 
     /// Suspends the process: its port stays open, but nothing answers there until [`Server::go_on`].

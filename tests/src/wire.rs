@@ -133,6 +133,19 @@ impl Wire {
         self.info(section, field).parse().expect("the field is a number")
     }
 
+    /// How often a command was called. `command` is its name in `INFO commandstats`, with `|` before
+    /// a subcommand.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not answer.
+    pub fn calls_of(&mut self, command: &str) -> u64 {
+        let statistics = self.call(&["INFO", "commandstats"]);
+        let of_command = format!("cmdstat_{command}:calls=");
+        let calls = statistics.lines().find_map(|line| line.strip_prefix(&of_command)?.split(',').next());
+        calls.map_or(0, |calls| calls.parse().expect("a count is a number"))
+    }
+
     /// Whether a key exists.
     pub fn exists(&mut self, key: &str) -> bool {
         self.call(&["EXISTS", key]) == ":1\r\n"

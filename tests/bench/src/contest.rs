@@ -97,7 +97,8 @@ pub(crate) async fn lua(server: &Server) -> Result<pmcp_tasks::RedisBackend> {
     Ok(lua_backend(&server.url()).await?)
 }
 
-async fn connection(server: &Server) -> Result<MultiplexedConnection> {
+/// A connection that waits for slow replies.
+pub(crate) async fn connection(server: &Server) -> Result<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
     Ok(redis::Client::open(server.url())?.get_multiplexed_async_connection_with_config(&config).await?)
 }

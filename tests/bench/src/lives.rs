@@ -1,28 +1,22 @@
 //! Whole lives of tasks in the stores of a pmcp server: this project's task store, and pmcp's own over this project's
-//! backend and over the Lua backend.
+//! backend and over the Lua backend. Beside them, round trips that do nothing.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use pmcp::server::task_store::TaskStore as Store;
 use pmcp::types::tasks::TaskStatus;
 use pmcp::types::{CallToolResult, Content};
-use pmcp_tasks::store::backend::StorageBackend;
-use pmcp_tasks::{GenericTaskStore, ServerTaskStore, TaskSecurityConfig};
-use pmcptask_client::{RedisBackend, TaskStore};
-use pmcptask_tests::{Proxy, Server, ServerOptions, lua_backend};
+use pmcptask_tests::{Proxy, ServerOptions};
 use redis::aio::MultiplexedConnection;
-use serde_json::Value;
 
-use crate::comparison::progress_bar;
-use crate::contest::{LUA, OURS, Servers};
-use crate::figures::{Spread, short, write};
+use crate::contest::{LUA, OURS, Servers, connection};
+use crate::figures::write;
 use crate::machine;
 use crate::plot::{Bar, bars};
+use crate::stores::{GENERIC, NEAR, Rates, STORE, server_of, store};
 use crate::{Result, repeats};
 
 const PROGRESS_MESSAGES: usize = 5;
@@ -31,16 +25,12 @@ const TASKS: [usize; 2] = [0, 50];
 /// Lives that all owners together have in one run.
 const LIVES: u32 = 640;
 
-const NEAR: &str = "TaskStore, near cache";
-const STORE: &str = "TaskStore";
-const GENERIC: &str = "pmcp's store over RedisBackend";
-const NAMES: [&str; 4] = [NEAR, STORE, GENERIC, LUA];
+/// As many PINGs, one after the other, as a life has round trips with the near cache.
+const PINGS: &str = "PINGs only";
+const NAMES: [&str; 5] = [PINGS, NEAR, STORE, GENERIC, LUA];
 
 /// Owners at once, and the tasks that each has beside the one that lives.
 type Cell = (usize, usize);
-
-/// Lives per second of each store, repeat by repeat.
-type Figures = BTreeMap<(Cell, &'static str), Vec<f64>>;
 
 /// Measures all stores, and writes a table and a plot.
 ///
@@ -49,49 +39,36 @@ type Figures = BTreeMap<(Cell, &'static str), Vec<f64>>;
 /// If a step fails.
 pub(crate) async fn measure(folder: &Path) -> Result<()> {
     let cells: Vec<Cell> = OWNERS.into_iter().flat_map(|owners| TASKS.map(|tasks| (owners, tasks))).collect();
-    let progress = progress_bar(repeats() * cells.len() * NAMES.len())?;
     let servers = Servers::start(&ServerOptions::default())?;
-    let mut figures = Figures::new();
-    for repeat in 0..repeats() {
-        for cell in &cells {
-            // Each time another store begins.
-            for turn in 0..NAMES.len() {
-                let name = NAMES[(repeat + turn) % NAMES.len()];
-                servers.empty()?;
-                let per_second = lives_per_second(name, &servers, *cell).await?;
-                figures.entry((*cell, name)).or_default().push(per_second);
-                progress.inc(1);
-            }
-        }
+    let pings = round_trips_of(NEAR, &servers).await?;
+    let rates = Rates::measure(&servers, &cells, &NAMES, async |name, cell| {
+        lives_per_second(name, &servers, cell, pings).await
+    });
+    let rates = rates.await?;
+    let mut table = "| store | round trips per life |".to_owned();
+    for (owners, tasks) in &cells {
+        write!(table, " {owners} at once, {tasks} tasks each |")?;
     }
-    progress.finish_and_clear();
-    let mut round_trips = Vec::new();
+    writeln!(table, "\n|---|---|{}", "---|".repeat(cells.len()))?;
     for name in NAMES {
-        round_trips.push(round_trips_of(name, &servers).await?);
+        let round_trips = if name == PINGS { pings } else { round_trips_of(name, &servers).await? };
+        write!(table, "| {name} | {round_trips} |")?;
+        for cell in &cells {
+            write!(table, " {} |", rates.shown(*cell, name, LUA))?;
+        }
+        writeln!(table)?;
     }
-    let table = table(&figures, &cells, &round_trips, &machine::described(servers.of(OURS)))?;
+    writeln!(
+        table,
+        "\nLives per second, and how many times those of the Lua backend: median (minimum to maximum) of {} runs. \
+         A life: create, five progress messages with a poll after each, result, completed, two reads. {PINGS}: {pings} `PING`s one \
+         after the other instead of a life; with so many round trips, no store can be faster.\n\n`{}`",
+        repeats(),
+        machine::described(servers.of(OURS)),
+    )?;
     println!("{table}");
     write(folder, "lives.md", &table)?;
-    draw(folder, &figures, &cells)
-}
-
-fn server<'s>(name: &str, servers: &'s Servers) -> &'s Server {
-    servers.of(if name == LUA { LUA } else { OURS })
-}
-
-async fn store(name: &str, url: &str) -> Result<Arc<dyn Store>> {
-    let security = TaskSecurityConfig::default().with_max_tasks_per_owner(1_000);
-    let ours = async || RedisBackend::new(url).await;
-    Ok(match name {
-        NEAR => Arc::new(TaskStore::new(ours().await?).with_security(security).near_cache(64 << 20)),
-        STORE => Arc::new(TaskStore::new(ours().await?).with_security(security)),
-        GENERIC => over(ours().await?, security),
-        _ => over(lua_backend(url).await?, security),
-    })
-}
-
-fn over<B: StorageBackend + 'static>(backend: B, security: TaskSecurityConfig) -> Arc<dyn Store> {
-    Arc::new(ServerTaskStore::new(GenericTaskStore::new(backend).with_security(security)))
+    draw(folder, &rates, &cells)
 }
 
 /// One task from its creation to the last read of its result. Returns the task's id.
@@ -108,13 +85,15 @@ async fn live(store: &dyn Store, owner: &str) -> Result<String> {
     Ok(id)
 }
 
-async fn lives_per_second(name: &str, servers: &Servers, (owners, tasks): Cell) -> Result<f64> {
-    let url = server(name, servers).url();
-    let store = store(name, &url).await?;
-    let plain = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
-    for owner in 0..owners {
-        for _ in 0..tasks {
-            store.create(&name_of(owner), None).await?;
+async fn lives_per_second(name: &str, servers: &Servers, (owners, tasks): Cell, pings: usize) -> Result<f64> {
+    let server = server_of(name, servers);
+    let plain = connection(server).await?;
+    let store = if name == PINGS { None } else { Some(store(name, &server.url()).await?) };
+    if let Some(store) = &store {
+        for owner in 0..owners {
+            for _ in 0..tasks {
+                store.create(&name_of(owner), None).await?;
+            }
         }
     }
     let lives = (0..owners).map(|owner| {
@@ -123,7 +102,10 @@ async fn lives_per_second(name: &str, servers: &Servers, (owners, tasks): Cell) 
             let (owner, mut lived) = (name_of(owner), Duration::ZERO);
             for _ in 0..LIVES as usize / owners {
                 let born = Instant::now();
-                let id = live(store.as_ref(), &owner).await?;
+                let id = match &store {
+                    Some(store) => live(store.as_ref(), &owner).await?,
+                    None => ping(plain.clone(), pings).await?,
+                };
                 lived += born.elapsed();
                 remove(plain.clone(), &owner, &id).await?;
             }
@@ -135,11 +117,19 @@ async fn lives_per_second(name: &str, servers: &Servers, (owners, tasks): Cell) 
     Ok(f64::from(LIVES) / each.as_secs_f64())
 }
 
+/// PINGs instead of a life. Returns the id of no task.
+async fn ping(mut connection: MultiplexedConnection, times: usize) -> Result<String> {
+    for _ in 0..times {
+        redis::cmd("PING").exec_async(&mut connection).await?;
+    }
+    Ok("none".to_owned())
+}
+
 fn name_of(owner: usize) -> String {
     format!("owner{owner}")
 }
 
-/// Removes a task, so that the owner has as many as before. The same for all stores.
+/// Removes a task, so that the owner has as many as before. The same for all.
 async fn remove(mut connection: MultiplexedConnection, owner: &str, id: &str) -> Result<()> {
     let mut both = redis::pipe();
     both.cmd("DEL").arg(format!("pmcp:tasks:{owner}:{id}"));
@@ -150,7 +140,7 @@ async fn remove(mut connection: MultiplexedConnection, owner: &str, id: &str) ->
 /// The round trips of a life: how many times something was sent.
 async fn round_trips_of(name: &str, servers: &Servers) -> Result<usize> {
     servers.empty()?;
-    let proxy = Proxy::to(server(name, servers).port());
+    let proxy = Proxy::to(server_of(name, servers).port());
     let store = store(name, &proxy.url()).await?;
     live(store.as_ref(), "owner").await?;
     let before = proxy.sent();
@@ -158,41 +148,11 @@ async fn round_trips_of(name: &str, servers: &Servers) -> Result<usize> {
     Ok(proxy.sent() - before)
 }
 
-/// Lives per second as a multiple of those with the Lua backend, for each repeat.
-fn ratio(figures: &Figures, cell: Cell, name: &'static str) -> Option<Spread> {
-    let (ours, lua) = (figures.get(&(cell, name))?, figures.get(&(cell, LUA))?);
-    Some(Spread::of(&ours.iter().zip(lua).map(|(ours, lua)| ours / lua).collect::<Vec<_>>()))
-}
-
-fn table(figures: &Figures, cells: &[Cell], round_trips: &[usize], described: &Value) -> Result<String> {
-    let mut table = "| store | round trips per life |".to_owned();
-    for (owners, tasks) in cells {
-        write!(table, " {owners} at once, {tasks} tasks each |")?;
-    }
-    writeln!(table, "\n|---|---|{}", "---|".repeat(cells.len()))?;
-    for (name, round_trips) in NAMES.into_iter().zip(round_trips) {
-        write!(table, "| {name} | {round_trips} |")?;
-        for cell in cells {
-            let lives = figures.get(&(*cell, name)).map(|lives| Spread::of(lives).median);
-            let ratio = ratio(figures, *cell, name).map(|ratio| ratio.to_string());
-            write!(table, " {} / s, {} |", short(lives.unwrap_or(f64::NAN)), ratio.unwrap_or_default())?;
-        }
-        writeln!(table)?;
-    }
-    writeln!(
-        table,
-        "\nLives per second, and how many times those of the Lua backend: median (minimum to maximum) of {} runs. \
-         A life: create, five progress messages with a poll after each, result, completed, two reads.\n\n`{described}`",
-        repeats()
-    )?;
-    Ok(table)
-}
-
-fn draw(folder: &Path, figures: &Figures, cells: &[Cell]) -> Result<()> {
-    let rows = cells.iter().flat_map(|cell| [NEAR, STORE, GENERIC].map(|name| (*cell, name)));
+fn draw(folder: &Path, rates: &Rates<Cell>, cells: &[Cell]) -> Result<()> {
+    let rows = cells.iter().flat_map(|cell| [PINGS, NEAR, STORE, GENERIC].map(|name| (*cell, name)));
     let rows = rows.filter_map(|(cell, name)| {
         let label = format!("{name}, {} at once, {} tasks", cell.0, cell.1);
-        Some(Bar { label, figure: ratio(figures, cell, name)?.median })
+        Some(Bar { label, figure: rates.ratio(cell, name, LUA)?.median })
     });
     bars(
         folder,

@@ -13,10 +13,12 @@ mod lives;
 mod load;
 mod machine;
 mod many;
+mod mcp;
 mod pipeline;
 mod placement;
 mod plot;
 mod records;
+mod stores;
 mod versus;
 mod wait_command;
 mod waiting;
@@ -27,7 +29,7 @@ use std::path::Path;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const USAGE: &str =
-    "usage: pmcptask-bench instructions|throughput|lives|placement|growth|waiting|wait-command FOLDER";
+    "usage: pmcptask-bench instructions|throughput|lives|mcp|placement|growth|waiting|wait-command FOLDER";
 
 /// Whether less is to be measured, in some minutes instead of an hour.
 fn is_quick() -> bool {
@@ -48,9 +50,12 @@ async fn main() -> Result<()> {
         "instructions" => instructions::measure(folder).await,
         "throughput" => versus::measure(folder).await,
         "lives" => lives::measure(folder).await,
+        "mcp" => mcp::measure(folder).await,
         "placement" => placement::measure(folder).await,
         "growth" => growth::measure(folder).await,
         "waiting" => waiting::measure(folder).await,
+        // What the job before starts for each of its cases.
+        "waiting-case" => waiting::print_case(&folder.to_string_lossy()).await,
         "wait-command" => wait_command::measure(folder),
         _ => Err(USAGE.into()),
     }
