@@ -71,6 +71,8 @@ struct Waiters {
     to_wake: VecDeque<WaiterId>,
     /// Keys by the time when they are due to be looked at.
     due: BTreeSet<(i64, KeyName)>,
+    /// The server's clock when it was last looked at.
+    clock_ms: i64,
     timer: Timer,
     /// What the server tells of; None without a subscription.
     told: Option<Told>,
@@ -86,6 +88,7 @@ impl Waiters {
             noted: VecDeque::new(),
             to_wake: VecDeque::new(),
             due: BTreeSet::new(),
+            clock_ms: 0,
             timer: Timer::new(look),
             told: None,
         }
@@ -272,8 +275,15 @@ pub(crate) fn on_server_event(context: &Context, event: ServerEvent) {
     let Some(mut waiters) = WAITERS.borrow_mut(context) else { return };
     match event {
         ServerEvent::AppendOnlyFileLoads => {}
-        // Starts a timer that has not fired in time, or whose work panicked.
-        ServerEvent::Cron => waiters.start_timer(context, 0),
+        ServerEvent::Cron => {
+            let now_ms = context.now_ms();
+            if std::mem::replace(&mut waiters.clock_ms, now_ms) > now_ms {
+                // The clock was set back. What was to be looked at soon, by the old clock, would be late.
+                waiters.note_all(context, |_, _| {});
+            }
+            // Starts a timer that has not fired in time, or whose work panicked.
+            waiters.start_timer(context, 0);
+        }
         // A replica that loads the data of its primary anew gets the same tasks again.
         ServerEvent::DataLoaded => waiters.note_all(context, |_, key| key.ended_for = None),
         ServerEvent::RoleChanged => waiters.note_all(context, |_, _| {}),
