@@ -223,6 +223,19 @@ impl Call {
             _ => None,
         }
     }
+
+    /// The task whose keys the command touches, if the command is not this project's.
+    fn touched_plainly(&self) -> Option<TaskName> {
+        match self {
+            Self::Delete(task)
+            | Self::Unlink(task)
+            | Self::Persist(task)
+            | Self::SetVersion(task, _)
+            | Self::DropData(task) => Some(*task),
+            Self::Enter(owner, id, _) => Some(TaskName { owner: *owner, id }),
+            _ => None,
+        }
+    }
 }
 
 fn on_task(name: &str, task: TaskName) -> Cmd {
@@ -369,6 +382,21 @@ pub struct Model {
 }
 
 impl Model {
+    /// The states in which a command may find the server: a plain command meets a hash that has outlived its task, or meets
+    /// nothing, because the module has removed hash and entry.
+    #[must_use]
+    pub fn before(&self, call: &Call, now_ms: i64) -> Vec<Self> {
+        let mut states = vec![self.clone()];
+        if let Some(name) = call.touched_plainly()
+            && self.tasks.get(&name).is_some_and(|task| task.has_lapsed(now_ms))
+        {
+            let mut removed = self.clone();
+            removed.remove(name);
+            states.push(removed);
+        }
+        states
+    }
+
     /// Runs a command at a time in ms since the epoch.
     pub fn run(&mut self, call: &Call, now_ms: i64) -> Reply {
         self.expire(now_ms);

@@ -414,8 +414,11 @@ impl Run {
         let answer = answer.map_err(|error| error.code().unwrap_or("no code").to_owned());
         let mut replies = Vec::new();
         // A key still exists in the millisecond of its expiry.
-        for moment in self.model.moments(before - 1, after) {
-            let mut model = self.model.clone();
+        let states = self.model.moments(before - 1, after).into_iter();
+        let states: Vec<_> = states
+            .flat_map(|moment| self.model.before(call, moment).into_iter().map(move |model| (moment, model)))
+            .collect();
+        for (moment, mut model) in states {
             let reply = model.run(call, moment);
             // A trim in the millisecond of an expiry can remove one task or another, with the same reply.
             let mut is_certain = |model: &Model| match call {
@@ -589,6 +592,36 @@ fn run_lane(lane: u64, operations: usize) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// As when another client has removed the expiry of the hash, and the field `expires_at` ends the task.
+#[test]
+fn plain_commands_find_nothing_of_a_lapsed_task_that_the_module_has_removed() {
+    let server = Server::start();
+    let owner = Owner { prefix: "pmcp", name: "alice" };
+    let task = TaskName { owner, id: "t" };
+    for call in [
+        Call::Delete(task),
+        Call::Unlink(task),
+        Call::SetVersion(task, "2"),
+        Call::DropData(task),
+        Call::Enter(owner, task.id, 7),
+    ] {
+        let mut run = Run::start(&server);
+        let record =
+            Record { bytes: b"data".to_vec(), lifetime: Some(Lifetime::Unlimited), created_ms: None };
+        let lifetime = Some(Lifetime::Until(now_ms() + 100));
+        let write = Write { task, record, lifetime, created_ms: Some(1) };
+        let limits = Limits { max_tasks: None, only_new: false };
+        run.call(&Call::Put(write, limits), 0).unwrap();
+        run.call(&Call::Persist(task), 0).unwrap();
+        run.let_time_pass();
+        run.call(&Call::Get(task), 0).unwrap();
+        let is_removed = || server.wire().call(&["DBSIZE"]) == ":0\r\n";
+        assert!(holds_within(PROMISED, is_removed));
+        run.call(&call, 0).unwrap();
+        run.finish().unwrap();
+    }
 }
 
 #[test]
