@@ -7,8 +7,8 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 
 use super::known::State;
-use super::near::Tracking;
 use super::records::Records;
+use super::tracking::Tracking;
 use crate::error::{conflict_if_outdated, says_owner_is_full};
 
 /// The backend of one attempt of upstream's store.

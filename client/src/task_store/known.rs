@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use lru::LruCache;
 use pmcp_tasks::store::backend::VersionedRecord;
 
-use super::near::Tracking;
+use super::tracking::Tracking;
 use crate::commands::RecordTimes;
 
 /// What an entry takes besides its key and record, roughly.

@@ -3,12 +3,14 @@
 mod attempt;
 mod changes;
 mod cursor;
+mod failing;
 mod found;
 mod known;
 mod mark;
 mod near;
 mod process_leases;
 mod records;
+mod tracking;
 mod traits;
 mod update;
 mod worker;

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::known::{Look, State};
 use super::records::Records;
-use crate::connection::{Moment, Waiter};
+use super::tracking::Tracking;
 use crate::error::CallKind;
 use crate::replies::{self, TrackedRecord};
 
@@ -30,33 +30,6 @@ use crate::replies::{self, TrackedRecord};
 const LONGEST_READ_AGAIN: usize = 16 << 10;
 /// How many writes in a row are followed by a read although nobody reads the task.
 const UNSEEN_WRITES: u8 = 2;
-
-/// What makes a record current.
-pub(super) struct Tracking {
-    /// Counts what is told of the task.
-    waiter: Waiter,
-    /// At this moment, the record was current for certain.
-    moment: Moment,
-    /// From then on, the task may have expired.
-    until: Option<Instant>,
-    /// The writes since somebody read the task.
-    pub(super) unseen_writes: u8,
-}
-
-impl Tracking {
-    pub(super) fn is_current(&self) -> bool {
-        !self.was_told() && self.waiter.hears() && !self.has_expired()
-    }
-
-    /// Whether something was told since.
-    pub(super) fn was_told(&self) -> bool {
-        self.waiter.moment() != self.moment
-    }
-
-    pub(super) fn has_expired(&self) -> bool {
-        self.until.is_some_and(|until| until <= Instant::now())
-    }
-}
 
 impl Records {
     /// A task from memory if it is current there, and else from the server.

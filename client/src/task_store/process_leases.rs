@@ -13,9 +13,9 @@ use pmcptask_schema::split_composite;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
+use super::failing::{self, DIED};
 use super::found::Found;
 use super::mark::Mark;
-use super::worker;
 use crate::backend::RedisBackend;
 use crate::error::{CallKind, Error};
 use crate::lease::{self, Lease};
@@ -25,9 +25,6 @@ const UNKNOWN: Duration = Duration::from_secs(1);
 
 /// How often a task whose worker has died is read again because somebody changes it.
 const ATTEMPTS: usize = 10;
-
-/// The message of a task whose worker has died.
-pub(super) const DIED: &str = "the process that worked on the task ended or lost its connection";
 
 /// The lease of this process.
 pub(super) struct ProcessLease {
@@ -263,7 +260,7 @@ impl ProcessLeases {
             return Err(TaskError::NotFound { task_id: key.to_owned() });
         };
         let store = GenericTaskStore::new(Found::task_to_change(record.clone(), self.backend.clone(), epoch));
-        let failed = worker::fail(&store, task_id, owner_id, DIED).await?;
+        let failed = failing::fail(&store, task_id, owner_id, DIED).await?;
         // As upstream has just written it.
         let data = serde_json::to_vec(&failed).map_err(|error| TaskError::StoreError(error.to_string()))?;
         Ok(VersionedRecord { data, version: failed.version })

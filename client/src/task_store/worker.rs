@@ -7,25 +7,22 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use pmcp::types::CallToolResult;
-use pmcp::types::protocol::error_codes;
-use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord, make_key};
-use pmcp_tasks::{GenericTaskStore, ServerTaskStore, StorageError, TaskError, TaskRecord, TaskStatus};
-use serde_json::{Value, json};
+use pmcp_tasks::store::backend::{VersionedRecord, make_key};
+use pmcp_tasks::{ServerTaskStore, StorageError, TaskError, TaskRecord, TaskStatus};
+use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::TaskStore;
 use super::attempt::Attempt;
+use super::failing::{self, DROPPED};
 use super::mark::{Mark, VARIABLE};
 use super::process_leases::ProcessLease;
 use crate::waiting::Awaited;
 
 /// The pause before a read or a write that failed is made again in the background.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// The message of a task whose worker was dropped.
-const DROPPED: &str = "the worker ended without a result";
 
 /// Why a worker could not do something.
 #[derive(Debug, thiserror::Error)]
@@ -239,7 +236,7 @@ impl Worker {
     pub async fn fail(&self, message: impl Into<String>) -> Result<(), WorkerError> {
         let message = &message.into();
         let written = self.work.write(|store, task| async move {
-            fail(store.inner(), &task.task_id, &task.owner_id, message).await
+            failing::fail(store.inner(), &task.task_id, &task.owner_id, message).await
         });
         self.ended(written.await)
     }
@@ -278,19 +275,6 @@ impl Worker {
         self.is_done.store(true, Ordering::SeqCst);
         self.stopped.send_replace(true);
     }
-}
-
-/// Fails a task, with upstream's code.
-pub(super) async fn fail<B: StorageBackend>(
-    store: &GenericTaskStore<B>,
-    task_id: &str,
-    owner_id: &str,
-    message: &str,
-) -> Result<TaskRecord, TaskError> {
-    // First, because with the protocol of 2026-07-28 a task that has failed has an error.
-    let error = json!({ "code": error_codes::INTERNAL_ERROR, "message": message });
-    store.set_error(task_id, owner_id, error).await?;
-    store.update_status(task_id, owner_id, TaskStatus::Failed, Some(message.to_owned())).await
 }
 
 /// True for an error after which the worker can write no more.
@@ -381,7 +365,7 @@ impl Work {
                 let record = self.read(&store).await?;
                 match Mark::of(&record) {
                     Some(mark) if mark == self.mark => {
-                        fail(store.inner(), task_id, owner_id, DROPPED).await?;
+                        failing::fail(store.inner(), task_id, owner_id, DROPPED).await?;
                     }
                     None if !record.task.status.is_terminal() => {
                         // The mark may be on its way. Over another version, it meets a conflict.
