@@ -105,12 +105,12 @@ valgrind: ## Run suites on a server under valgrind; fail if it finds anything in
 	@if grep -l 'libpmcptask' '$(valgrind_logs)'/*.log; then echo 'valgrind found something in the module'; exit 1; fi
 	@echo "$$(ls '$(valgrind_logs)' | wc -l) servers ran under valgrind; it found nothing in the module"
 
-# Folder for figures, tables and plots. Quick figures replace none.
+# Folder for figures, tables and plots. Quick figures go to the target folder, and replace none.
 bench_folder := $(if $(BENCH_QUICK),$(target)/performance,docs/performance)
 bench = PMCPTASK_SERVER='$(SERVER)' PMCPTASK_MODULE='$(module)' \
   cargo run --locked --quiet --release --package pmcptask-bench --
 
-bench: build ## Compare lives of tasks, MCP over HTTP, latency and throughput with the Lua backend; BENCH_QUICK=1 measures less, into target/performance
+bench: build ## Compare lives of tasks, MCP over HTTP, latency and throughput with the Lua backend; BENCH_QUICK=1 measures less
 	$(bench) throughput $(bench_folder)
 	$(bench) lives $(bench_folder)
 	$(bench) mcp $(bench_folder)
@@ -123,7 +123,7 @@ bench-instructions: build ## Count the server's instructions per command (instal
 bench-growth: build ## Measure memory per task, a day of churn, and time per command with up to a million tasks
 	$(bench) growth $(bench_folder)
 
-bench-waiting: build ## Measure what waiting for changes costs: memory, time to wake up, requests while idle
+bench-waiting: build ## Measure what waiting and the near cache cost: memory, time to wake up or cancel, requests while idle
 	$(bench) waiting $(bench_folder)
 	$(bench) wait-command $(bench_folder)
 

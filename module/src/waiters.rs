@@ -22,8 +22,8 @@ use crate::server::{
 use crate::slots::{SlotState, Slots};
 use crate::{reclaim, settings, statistics};
 
-/// How many clients one run of the timer wakes at most: the server answers each of them after the run, which takes it tens
-/// of microseconds.
+/// How many clients one run of the timer wakes at most. The server answers them after the run, in tens of microseconds
+/// each.
 const MOST_WOKEN: usize = 32;
 /// Delay before a missing key is looked at again while its slot migrates, in ms.
 const MIGRATION_MS: i64 = 100;
@@ -247,7 +247,7 @@ pub(crate) fn remove(context: &Context, id: WaiterId) {
         let told = waiters.told.filter(|told| !unsubscribe_from_all_keys(context, *told));
         waiters.timer.stop(context);
         // Frees the memory that many clients took.
-        *waiters = Waiters { told, ..Waiters::new() };
+        *waiters = Waiters { told, clock_ms: waiters.clock_ms, ..Waiters::new() };
     }
 }
 
@@ -278,7 +278,7 @@ pub(crate) fn on_server_event(context: &Context, event: ServerEvent) {
         ServerEvent::Cron => {
             let now_ms = context.now_ms();
             if std::mem::replace(&mut waiters.clock_ms, now_ms) > now_ms {
-                // The clock was set back. What was to be looked at soon, by the old clock, would be late.
+                // The clock was set back. Due times by the old clock are now too far ahead.
                 waiters.note_all(context, |_, _| {});
             }
             // Starts a timer that has not fired in time, or whose work panicked.

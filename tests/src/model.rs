@@ -227,11 +227,9 @@ impl Call {
     /// The task whose keys the command touches, if the command is not this project's.
     fn touched_plainly(&self) -> Option<TaskName> {
         match self {
-            Self::Delete(task)
-            | Self::Unlink(task)
-            | Self::Persist(task)
-            | Self::SetVersion(task, _)
-            | Self::DropData(task) => Some(*task),
+            Self::Delete(task) | Self::Unlink(task) | Self::SetVersion(task, _) | Self::DropData(task) => {
+                Some(*task)
+            }
             Self::Enter(owner, id, _) => Some(TaskName { owner: *owner, id }),
             _ => None,
         }

@@ -610,11 +610,12 @@ fn plain_commands_find_nothing_of_a_lapsed_task_that_the_module_has_removed() {
         let mut run = Run::start(&server);
         let record =
             Record { bytes: b"data".to_vec(), lifetime: Some(Lifetime::Unlimited), created_ms: None };
-        let lifetime = Some(Lifetime::Until(now_ms() + 100));
+        let lifetime = Some(Lifetime::Until(now_ms() + 500));
         let write = Write { task, record, lifetime, created_ms: Some(1) };
         let limits = Limits { max_tasks: None, only_new: false };
         run.call(&Call::Put(write, limits), 0).unwrap();
         run.call(&Call::Persist(task), 0).unwrap();
+        assert_eq!(server.wire().call(&["TTL", &task.key()]), ":-1\r\n");
         run.let_time_pass();
         run.call(&Call::Get(task), 0).unwrap();
         let is_removed = || server.wire().call(&["DBSIZE"]) == ":0\r\n";

@@ -34,7 +34,7 @@ use pmcp::types::{
 use pmcp::{Client, ClientBuilder, RequestHandlerExtra, ServerBuilder, ToolCallResponse, ToolHandler};
 use pmcp_tasks::TaskSecurityConfig;
 use pmcptask_client::RedisBackend;
-use pmcptask_tests::{Server, now_ms};
+use pmcptask_tests::{Server, holds_within, now_ms};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -63,6 +63,7 @@ async fn with_each_store(scenario: impl AsyncFn(Arc<dyn TaskStore>, Heard)) {
     let far = store(&redis.url()).await;
     let near = store(&redis.url()).await.near_cache(1 << 20);
     let of_memory = answers(InMemoryTaskStore::new(), &scenario).await;
+    assert!(!of_memory.is_empty());
     assert_eq!(answers(far, &scenario).await, of_memory);
     // Lists must not have the tasks of the scenario before.
     redis.wire().call(&["FLUSHALL"]);
@@ -794,7 +795,11 @@ async fn result_is_waited_for_over_http_while_the_server_answers_others() {
     let (waiter, other) = (http.client(&Heard::default()).await, http.client(&Heard::default()).await);
     let id = start(&other).await.task_id;
     let waited_for = id.clone();
+    let reads = || redis.calls_of("pmcptask.get");
+    let before = reads();
     let waiting = tokio::spawn(async move { waiter.tasks_result(&waited_for).await });
+    // Once before the wait, and twice to wait.
+    assert!(holds_within(RECOVERY, || reads() == before + 3));
     let store: Arc<dyn TaskStore> = Arc::new(store);
     for step in 0..3 {
         let message = Some(format!("step {step}"));

@@ -56,6 +56,12 @@ impl Attempt {
         Ok(record)
     }
 
+    /// Changes the record that [`Attempt::peek`] returned, for upstream's store.
+    pub(super) fn amend(&self, change: impl FnOnce(VersionedRecord) -> VersionedRecord) {
+        let mut peeked = self.peeked.lock().unwrap_or_else(PoisonError::into_inner);
+        *peeked = peeked.take().map(change);
+    }
+
     fn noted<T>(&self, result: Result<T, StorageError>) -> Result<T, StorageError> {
         let obstacle = match &result {
             Err(StorageError::VersionConflict { .. }) => Some(Obstacle::Conflict),

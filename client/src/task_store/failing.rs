@@ -1,8 +1,8 @@
-//! Failing a task for its worker.
+//! What a task has that fails for its worker.
 
 use pmcp::types::protocol::error_codes;
-use pmcp_tasks::store::backend::StorageBackend;
-use pmcp_tasks::{GenericTaskStore, TaskError, TaskRecord, TaskStatus};
+use pmcp_tasks::TaskRecord;
+use pmcp_tasks::store::backend::VersionedRecord;
 use serde_json::json;
 
 /// The message of a task whose worker has died.
@@ -10,15 +10,17 @@ pub(super) const DIED: &str = "the process that worked on the task ended or lost
 /// The message of a task whose worker was dropped.
 pub(super) const DROPPED: &str = "the worker ended without a result";
 
-/// Fails a task, with upstream's code.
-pub(super) async fn fail<B: StorageBackend>(
-    store: &GenericTaskStore<B>,
-    task_id: &str,
-    owner_id: &str,
-    message: &str,
-) -> Result<TaskRecord, TaskError> {
-    // First, because with the protocol of 2026-07-28 a task that has failed has an error.
-    let error = json!({ "code": error_codes::INTERNAL_ERROR, "message": message });
-    store.set_error(task_id, owner_id, error).await?;
-    store.update_status(task_id, owner_id, TaskStatus::Failed, Some(message.to_owned())).await
+/// The record with an error, which a task that has failed needs with the protocol of 2026-07-28. The error becomes part of the
+/// record before upstream's code changes the status, so that both are one write, and a refusal writes neither.
+pub(super) fn with_error(record: VersionedRecord, message: &str) -> VersionedRecord {
+    let VersionedRecord { data, version } = record;
+    let data = match serde_json::from_slice::<TaskRecord>(&data) {
+        Ok(mut task) => {
+            task.error = Some(json!({ "code": error_codes::INTERNAL_ERROR, "message": message }));
+            serde_json::to_vec(&task).unwrap_or(data)
+        }
+        // Upstream's code says what is wrong with the record.
+        Err(_) => data,
+    };
+    VersionedRecord { data, version }
 }

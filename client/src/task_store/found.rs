@@ -9,11 +9,11 @@ use pmcp_tasks::store::backend::{StorageBackend, VersionedRecord};
 use crate::backend::RedisBackend;
 use crate::error::{CallKind, conflict_if_outdated};
 
-/// One answer: each read of upstream's store asks once. After a change, the next read finds what was written.
+/// One answer. Each read of upstream's store asks once.
 pub(super) struct Found {
     task: Answer<VersionedRecord>,
     page: Answer<Vec<(String, VersionedRecord)>>,
-    /// Where changes of the task go, and the epoch in which it was read. Without this, there are none.
+    /// Where changes of the task go, and the epoch in which it was read. None: the task cannot be changed.
     changes: Option<(RedisBackend, u64)>,
 }
 
@@ -67,10 +67,7 @@ impl StorageBackend for Found {
         let (backend, epoch) = self.changes.as_ref().ok_or_else(unexpected)?;
         let kind = CallKind::Replace { epoch: *epoch, is_tracked: false };
         let written = backend.compare_and_set(key, data, version, kind).await;
-        let version = written.map_err(|error| conflict_if_outdated(error, key, version))?.0;
-        let record = VersionedRecord { data: data.to_vec(), version };
-        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(Ok(record));
-        Ok(version)
+        Ok(written.map_err(|error| conflict_if_outdated(error, key, version))?.0)
     }
 
     async fn delete(&self, _key: &str) -> Result<bool, StorageError> {

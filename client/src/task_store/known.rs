@@ -1,6 +1,7 @@
 //! The last known record of each task that this store wrote. A change writes over it without reading first. With the near
 //! cache, also the records that this store read, and what makes them current.
 
+use std::cell::OnceCell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -31,8 +32,9 @@ struct Entry {
     /// The epoch in which the record was written or read.
     epoch: u64,
     state: State,
-    /// Of a record whose data are not kept: when it says that the task expires.
-    expires_at_ms: Option<i64>,
+    /// When the record says that the task expires, by another clock than the server's. Read only when it is asked for, because
+    /// most records are replaced before, or when the data are not kept.
+    expires_at_ms: OnceCell<Option<i64>>,
 }
 
 /// Where a record comes from.
@@ -67,13 +69,8 @@ impl Entry {
         (self.record.version, of_state)
     }
 
-    /// When the record says that the task expires, by another clock than the server's. Read only when asked for: most records
-    /// are replaced before.
     fn expires_at_ms(&self) -> Option<i64> {
-        match self.state {
-            State::Seen => self.expires_at_ms,
-            State::Written | State::Tracked(_) => expires_at_ms(&self.record.data),
-        }
+        *self.expires_at_ms.get_or_init(|| expires_at_ms(&self.record.data))
     }
 
     fn size(&self, key: &str) -> usize {
@@ -139,8 +136,11 @@ impl Known {
 
     /// Remembers the record of a task, unless a better one is known, and forgets those that were not used for longest.
     pub(super) fn put(&self, key: &str, data: &[u8], version: u64, state: State, epoch: u64) {
-        let (data, expires_at_ms) =
-            if matches!(state, State::Seen) { (&[][..], expires_at_ms(data)) } else { (data, None) };
+        let (data, expires_at_ms) = if matches!(state, State::Seen) {
+            (&[][..], OnceCell::from(expires_at_ms(data)))
+        } else {
+            (data, OnceCell::new())
+        };
         let record = VersionedRecord { data: Vec::new(), version };
         let mut new = Entry { record, epoch, state, expires_at_ms };
         let more = new.size(key).saturating_add(data.len());

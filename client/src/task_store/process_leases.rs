@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use pmcp_tasks::store::backend::VersionedRecord;
-use pmcp_tasks::{GenericTaskStore, StorageError, TaskError};
+use pmcp_tasks::{GenericTaskStore, StorageError, TaskError, TaskStatus};
 use pmcptask_schema::split_composite;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -20,8 +20,8 @@ use crate::backend::RedisBackend;
 use crate::error::{CallKind, Error};
 use crate::lease::{self, Lease};
 
-/// How often a lease is looked at that has no known end, or could not be looked at.
-const UNKNOWN: Duration = Duration::from_secs(1);
+/// How soon a lease is looked at again that is dead, has no known end, or could not be looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How often a task whose worker has died is read again because somebody changes it.
 const ATTEMPTS: usize = 10;
@@ -122,7 +122,8 @@ impl ProcessLeases {
     }
 
     /// The lease of this process, acquired if there is none. It is renewed as long as anybody keeps what is returned.
-    /// Who waits for an acquisition shares its failure too: else, each would wait for all before, and then fail as late.
+    /// Callers that wait for an acquisition share its failure. Otherwise each caller would start its own attempt after the one
+    /// before, and the last would fail late.
     pub(super) async fn own(self: &Arc<Self>) -> Result<Arc<ProcessLease>, Arc<StorageError>> {
         let (leases, asked) = (self.clone(), Instant::now());
         // A task of its own: a caller that is not polled any more must not keep the lock, which renewals wait for.
@@ -190,7 +191,7 @@ impl ProcessLeases {
         // A task of its own: a caller that is not polled any more must not keep the lock, which all others wait for.
         let looked = tokio::spawn(async move { leases.look_at(&lease, &entry).await });
         // The runtime ends.
-        looked.await.unwrap_or_else(|_| Instant::now().checked_add(UNKNOWN))
+        looked.await.unwrap_or_else(|_| Instant::now().checked_add(LOOK_AGAIN))
     }
 
     /// Looks at a lease, unless somebody has done so just before.
@@ -203,8 +204,8 @@ impl ProcessLeases {
         }
         let asked = Instant::now();
         let left = lease::left(&self.backend, lease).await;
-        // Counted from the answer: whoever waits for this look shares what it found, also if it took long.
-        let soon = Instant::now().checked_add(UNKNOWN);
+        // Counted from the answer: whoever waits for this look shares that the lease is dead or unknown, also if it took long.
+        let soon = Instant::now().checked_add(LOOK_AGAIN);
         let (is_alive, until) = match left {
             Ok(None) => (false, soon),
             Ok(Some(left)) if !left.is_zero() => (true, asked.checked_add(left)),
@@ -259,8 +260,10 @@ impl ProcessLeases {
         let Ok((owner_id, task_id)) = split_composite(key) else {
             return Err(TaskError::NotFound { task_id: key.to_owned() });
         };
-        let store = GenericTaskStore::new(Found::task_to_change(record.clone(), self.backend.clone(), epoch));
-        let failed = failing::fail(&store, task_id, owner_id, DIED).await?;
+        let record = failing::with_error(record.clone(), DIED);
+        let store = GenericTaskStore::new(Found::task_to_change(record, self.backend.clone(), epoch));
+        let died = Some(DIED.to_owned());
+        let failed = store.update_status(task_id, owner_id, TaskStatus::Failed, died).await?;
         // As upstream has just written it.
         let data = serde_json::to_vec(&failed).map_err(|error| TaskError::StoreError(error.to_string()))?;
         Ok(VersionedRecord { data, version: failed.version })

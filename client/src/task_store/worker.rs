@@ -227,17 +227,14 @@ impl Worker {
         self.ended(written.await)
     }
 
-    /// Fails the task. The message is the task's status message and, for clients of 2026-07-28, its error. Two round trips.
+    /// Fails the task. The message is the task's status message and, for clients of 2026-07-28, its error.
     ///
     /// # Errors
     ///
-    /// [`WorkerError::Lost`]; [`TaskError::InvalidTransition`] if somebody cancelled the task; those of `set_error` and
-    /// `update_status`.
+    /// [`WorkerError::Lost`]; [`TaskError::InvalidTransition`] if somebody cancelled the task; those of `update_status`.
     pub async fn fail(&self, message: impl Into<String>) -> Result<(), WorkerError> {
         let message = &message.into();
-        let written = self.work.write(|store, task| async move {
-            failing::fail(store.inner(), &task.task_id, &task.owner_id, message).await
-        });
+        let written = self.work.write(|store, task| async move { task.fail(&store, message).await });
         self.ended(written.await)
     }
 
@@ -293,6 +290,13 @@ impl Work {
     async fn read(&self, store: &ServerTaskStore<Attempt>) -> Result<TaskRecord, TaskError> {
         let record = store.inner().backend().peek(&make_key(&self.owner_id, &self.task_id)).await;
         self.store.record(&self.task_id, &self.owner_id, record).await
+    }
+
+    /// Fails the task that was read.
+    async fn fail(&self, store: &ServerTaskStore<Attempt>, message: &str) -> Result<TaskRecord, TaskError> {
+        store.inner().backend().amend(|record| failing::with_error(record, message));
+        let (status, message) = (TaskStatus::Failed, Some(message.to_owned()));
+        store.inner().update_status(&self.task_id, &self.owner_id, status, message).await
     }
 
     /// Makes a change if the worker is the task's, and has not lost its lease. A worker that stands still after its look at the
@@ -365,7 +369,7 @@ impl Work {
                 let record = self.read(&store).await?;
                 match Mark::of(&record) {
                     Some(mark) if mark == self.mark => {
-                        failing::fail(store.inner(), task_id, owner_id, DROPPED).await?;
+                        self.fail(&store, DROPPED).await?;
                     }
                     None if !record.task.status.is_terminal() => {
                         // The mark may be on its way. Over another version, it meets a conflict.
