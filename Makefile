@@ -105,8 +105,9 @@ valgrind: ## Run suites on a server under valgrind; fail if it finds anything in
 	@if grep -l 'libpmcptask' '$(valgrind_logs)'/*.log; then echo 'valgrind found something in the module'; exit 1; fi
 	@echo "$$(ls '$(valgrind_logs)' | wc -l) servers ran under valgrind; it found nothing in the module"
 
-# Folder for figures, tables and plots. Quick figures go to the target folder, and replace none.
-bench_folder := $(if $(BENCH_QUICK),$(target)/performance,docs/performance)
+# Folder for figures, tables and plots. Quick figures and those of another server than the published ones replace none: they go to the
+# target folder.
+bench_folder := $(if $(BENCH_QUICK)$(filter-out redis-server,$(SERVER)),$(target)/performance,docs/performance)
 bench = PMCPTASK_SERVER='$(SERVER)' PMCPTASK_MODULE='$(module)' \
   cargo run --locked --quiet --release --package pmcptask-bench --
 

@@ -270,19 +270,25 @@ async fn many_tasks_of_a_killed_process_fail_after_few_looks_at_its_lease() {
     assert!(looks < 10, "{looks}");
 }
 
+/// How long a store behind [`loading`] waits for its server.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A store whose server refuses this command, as one that loads its data.
+async fn loading(server: &Server, command: &'static str) -> (Proxy, TaskStore) {
+    let proxy = Proxy::to(server.port());
+    let backend = RedisBackend::builder(proxy.url()).connect_timeout(PATIENCE).connect().await.unwrap();
+    proxy.set(Fault::Answer { command, reply: b"-LOADING is loading\r\n".to_vec() });
+    (proxy, TaskStore::new(backend))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn lease_that_cannot_be_looked_at_holds_up_many_readers_no_longer_than_one() {
     const READERS: usize = 10;
-    /// How long a look waits for a server that loads its data.
-    const LOOK: Duration = Duration::from_secs(2);
     let server = Server::start();
-    let proxy = Proxy::to(server.port());
     let owner = store(&server.url(), LONG).await;
     let id = new_task(&owner).await;
     let _worker = owner.work_on(&id, OWNER).await.unwrap();
-    let backend = RedisBackend::builder(proxy.url()).connect_timeout(LOOK).connect().await.unwrap();
-    let reader = TaskStore::new(backend);
-    proxy.set(Fault::Answer { command: "PTTL", reply: b"-LOADING is loading\r\n".to_vec() });
+    let (_proxy, reader) = loading(&server, "PTTL").await;
     let begun = Instant::now();
     let reads: Vec<_> = (0..READERS)
         .map(|_| {
@@ -293,26 +299,22 @@ async fn lease_that_cannot_be_looked_at_holds_up_many_readers_no_longer_than_one
     for read in reads {
         assert_eq!(read.await.unwrap().unwrap().status, ServerStatus::Working);
     }
-    assert!(begun.elapsed() < 2 * LOOK * slowness(), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < 2 * PATIENCE * slowness(), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_workers_without_a_lease_fail_no_later_than_one() {
     const WORKERS: usize = 20;
-    const CONNECT: Duration = Duration::from_secs(2);
     let server = Server::start();
-    let proxy = Proxy::to(server.port());
-    let backend = RedisBackend::builder(proxy.url()).connect_timeout(CONNECT).connect().await.unwrap();
-    let store = TaskStore::new(backend);
+    let (proxy, store) = loading(&server, "TIME").await;
     let id = new_task(&store).await;
-    proxy.set(Fault::Answer { command: "TIME", reply: b"-LOADING is loading\r\n".to_vec() });
     let started = Instant::now();
     let begin = async || store.work_on(&id, OWNER).await;
     for begun in futures_util::future::join_all((0..WORKERS).map(|_| begin())).await {
         let message = begun.unwrap_err().to_string();
         assert!(message.contains("no lease for a worker") && message.contains("is loading"), "{message}");
     }
-    assert!(started.elapsed() < 2 * CONNECT * slowness(), "{:?}", started.elapsed());
+    assert!(started.elapsed() < 2 * PATIENCE * slowness(), "{:?}", started.elapsed());
     proxy.set(Fault::None);
     begin().await.unwrap();
 }
@@ -625,6 +627,7 @@ async fn ended_task_gets_no_error_of_its_worker() {
         // The write over the remembered record meets a conflict, and the task is read.
         assert!(holds_within(SOON, || server.calls_of("pmcptask.get") > reads));
         let writes = server.calls_of("pmcptask.cas");
+        // Time for a write that must not come.
         sleep(Duration::from_millis(300)).await;
         assert_eq!(server.calls_of("pmcptask.cas"), writes, "{way}");
         let task = record(&there, &id).await;
@@ -885,7 +888,7 @@ async fn reader_without_permission_to_write_or_to_look_at_leases_reads_the_task_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_keep_their_tasks_over_a_failover_by_sentinels() {
-    /// Longer than there is no primary.
+    /// Longer than the time without a primary.
     const LEASE: Duration = Duration::from_secs(15);
     let watched = SentinelGroup::start(1);
     let (here, there) = (store(&watched.url(), LONG).await, store(&watched.url(), LONG).await);
@@ -915,6 +918,9 @@ async fn workers_keep_their_tasks_over_a_failover_by_sentinels() {
     timeout(SOON, stops.cancelled()).await.expect("the cancel reaches the worker");
     let late = stops.progress("late").await;
     assert!(is_refused(&late, TaskStatus::Cancelled), "{late:?}");
+    // The process renews its lease at the new primary.
+    let before = new.calls_of("pexpire");
+    assert!(holds_within(LEASE, || new.calls_of("pexpire") > before));
     assert_eq!(there.get(&killed, OWNER).await.unwrap().status, ServerStatus::Working);
     drop(process);
     let task = timeout(LEASE + SOON, waits_for_dead).await.expect("the lease ends").unwrap();

@@ -1,6 +1,6 @@
 //! One attempt at a change: what upstream's store reads and writes meanwhile, and what it met.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use pmcp_tasks::StorageError;
@@ -49,16 +49,20 @@ impl Attempt {
         change(&mut self.met.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn peeked(&self) -> MutexGuard<'_, Option<VersionedRecord>> {
+        self.peeked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The record that the attempt will be made over.
     pub(super) async fn peek(&self, key: &str) -> Result<VersionedRecord, StorageError> {
         let record = self.get(key).await?;
-        *self.peeked.lock().unwrap_or_else(PoisonError::into_inner) = Some(record.clone());
+        *self.peeked() = Some(record.clone());
         Ok(record)
     }
 
     /// Changes the record that [`Attempt::peek`] returned, for upstream's store.
     pub(super) fn amend(&self, change: impl FnOnce(VersionedRecord) -> VersionedRecord) {
-        let mut peeked = self.peeked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peeked = self.peeked();
         *peeked = peeked.take().map(change);
     }
 
@@ -77,7 +81,7 @@ impl Attempt {
 #[async_trait]
 impl StorageBackend for Attempt {
     async fn get(&self, key: &str) -> Result<VersionedRecord, StorageError> {
-        if let Some(record) = self.peeked.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(record) = self.peeked().take() {
             return Ok(record);
         }
         if self.may_remember

@@ -231,7 +231,8 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// [`WorkerError::Lost`]; [`TaskError::InvalidTransition`] if somebody cancelled the task; those of `update_status`.
+    /// [`WorkerError::Lost`]; [`TaskError::InvalidTransition`] if somebody cancelled the task; those of `update_status`. After
+    /// another error, call again, as with [`complete`](Self::complete).
     pub async fn fail(&self, message: impl Into<String>) -> Result<(), WorkerError> {
         let message = &message.into();
         let written = self.work.write(|store, task| async move { task.fail(&store, message).await });

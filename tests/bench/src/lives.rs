@@ -16,7 +16,8 @@ use crate::contest::{LUA, OURS, Servers, connection};
 use crate::figures::write;
 use crate::machine;
 use crate::plot::{Bar, bars};
-use crate::stores::{GENERIC, NEAR, Rates, STORE, server_of, store};
+use crate::rates::Rates;
+use crate::stores::{GENERIC, NEAR, STORE, server_of, store};
 use crate::{Result, repeats};
 
 const PROGRESS_MESSAGES: usize = 5;

@@ -17,6 +17,7 @@ mod mcp;
 mod pipeline;
 mod placement;
 mod plot;
+mod rates;
 mod records;
 mod stores;
 mod versus;

@@ -24,7 +24,8 @@ use crate::contest::{LUA, OURS, Servers};
 use crate::figures::write;
 use crate::machine;
 use crate::plot::{Bar, bars};
-use crate::stores::{GENERIC, MEMORY, NEAR, Rates, STORE, server_of, store};
+use crate::rates::Rates;
+use crate::stores::{GENERIC, MEMORY, NEAR, STORE, server_of, store};
 use crate::{Result, repeats};
 
 const CLIENTS: [usize; 2] = [1, 8];

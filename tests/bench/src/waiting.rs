@@ -227,7 +227,7 @@ async fn of(port: u16, call: Call, waiters: usize, tasks: usize) -> Result<Figur
     let mut commands = || wire.info_number("stats", "total_commands_processed");
     let before = commands();
     sleep(IDLE).await;
-    // Without the two counts themselves.
+    // Without the first count itself.
     figures.idle_commands = (commands() - before).saturating_sub(1);
     if tasks == 1 && waiters > 1 {
         let started = Instant::now();
