@@ -10,7 +10,7 @@ use crate::backend::RedisBackend;
 use crate::commands::{self, RecordTimes};
 use crate::connection::Request;
 use crate::error::{CallKind, Error};
-use crate::listing::{ListedTask, Order, TaskPosition};
+use crate::listing::{ListedEntry, ListedTask, Order, TaskPosition};
 use crate::observe;
 use crate::replies;
 
@@ -187,10 +187,32 @@ impl RedisBackend {
         })
         .await
     }
+
+    /// The same without the records, with `PMCPTASK.LIST … NODATA`. Never asks a replica.
+    ///
+    /// # Errors
+    ///
+    /// Those of `list_by_prefix`.
+    pub async fn list_entries(
+        &self,
+        owner: &str,
+        after: Option<&TaskPosition>,
+        count: usize,
+        order: Order,
+    ) -> Result<Vec<ListedEntry>, StorageError> {
+        observe::call("PMCPTASK.LIST", owner, || async move {
+            let index_key = self.session().index_key(owner)?;
+            let command = &commands::list_entries(&index_key, count, after, order);
+            let key = &[owner, ":"].concat();
+            let request = Request { command, kind: CallKind::PrimaryRead, key, routed_by: &index_key };
+            self.session().call(&request, replies::entries).await
+        })
+        .await
+    }
 }
 
 /// A time in ms since the epoch, rounded up; 0 for times before the epoch, which are just as past.
-fn to_ms(time: SystemTime) -> i64 {
+pub(crate) fn to_ms(time: SystemTime) -> i64 {
     let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     i64::try_from(since_epoch.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
 }

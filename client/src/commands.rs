@@ -111,6 +111,18 @@ pub(crate) fn list(index_key: &str, count: usize, after: Option<&TaskPosition>, 
     list
 }
 
+/// The same without records.
+pub(crate) fn list_entries(
+    index_key: &str,
+    count: usize,
+    after: Option<&TaskPosition>,
+    order: Order,
+) -> Cmd {
+    let mut list = list(index_key, count, after, order);
+    list.arg("NODATA");
+    list
+}
+
 /// `PMCPTASK.LIST` of all tasks without their records.
 pub(crate) fn list_versions(index_key: &str) -> Cmd {
     command("PMCPTASK.LIST", &[index_key.as_bytes(), b"NODATA"], 0)
@@ -126,7 +138,18 @@ pub(crate) fn probe_wait() -> Cmd {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RecordTimes {
     pub(crate) expires_at_ms: Option<i64>,
-    created_at_ms: Option<i64>,
+    created: Created,
+}
+
+/// The creation time of a task that enters the index.
+#[derive(Debug, Clone, Copy)]
+enum Created {
+    /// The server's clock.
+    Now,
+    /// In ms since the epoch.
+    At(i64),
+    /// Later than that of every other task of the owner.
+    Newest,
 }
 
 impl RecordTimes {
@@ -136,12 +159,20 @@ impl RecordTimes {
     /// Reads the times from the record.
     pub(crate) fn of(record: &[u8]) -> Result<Self, ExpiryError> {
         let Envelope { expires_at_ms, created_at_ms, .. } = Envelope::read(record);
-        Ok(Self { expires_at_ms: expires_at_ms?, created_at_ms })
+        Ok(Self {
+            expires_at_ms: expires_at_ms?,
+            created: created_at_ms.map_or(Created::Now, Created::At),
+        })
     }
 
-    /// The expiry alone, in ms since the epoch.
-    pub(crate) fn ending_at(ms: i64) -> Self {
-        Self { expires_at_ms: Some(ms), created_at_ms: None }
+    /// The expiry alone, in ms since the epoch; None: never.
+    pub(crate) fn ending_at(ms: Option<i64>) -> Self {
+        Self { expires_at_ms: ms, created: Created::Now }
+    }
+
+    /// The same expiry for the newest task of the owner.
+    pub(crate) fn of_newest(self) -> Self {
+        Self { created: Created::Newest, ..self }
     }
 
     fn add_to(self, command: &mut Cmd) {
@@ -150,8 +181,10 @@ impl RecordTimes {
             Some(at_ms) => command.arg("PXAT").arg(at_ms.max(0)),
             None => command.arg("PERSIST"),
         };
-        if let Some(created_ms) = self.created_at_ms {
-            command.arg("CREATED").arg(created_ms);
+        match self.created {
+            Created::Now => {}
+            Created::At(ms) => _ = command.arg("CREATED").arg(ms),
+            Created::Newest => _ = command.arg("CREATED").arg("NEWEST"),
         }
     }
 }

@@ -209,13 +209,18 @@ impl Lease {
         &self.key
     }
 
+    /// The key of the record at the server.
+    pub(crate) fn task_key(&self) -> &str {
+        &self.keys.task
+    }
+
     pub(crate) fn valid_until(&self) -> Instant {
         self.valid_until
     }
 
     /// Stores the record; false if the name has one already.
     async fn create(&self, ends_ms: i64) -> Result<bool, StorageError> {
-        let times = RecordTimes::ending_at(ends_ms);
+        let times = RecordTimes::ending_at(Some(ends_ms));
         let command = commands::put_new(&self.keys.task, &self.keys.index, RECORD, times, Some(1));
         let read = |reply| replies::yes_or_no("PMCPTASK.PUT", reply);
         match self.call("PMCPTASK.PUT", &command, CallKind::Write, read).await {

@@ -56,6 +56,7 @@ mod replies;
 mod session;
 mod settings;
 mod task_store;
+mod terms;
 mod waiting;
 
 pub use backend::RedisBackend;
@@ -65,8 +66,9 @@ pub use builder::RedisBackendBuilder;
 pub use error::{Applied, Error};
 pub use hash_tags::HashTags;
 pub use lease::Lease;
-pub use listing::{ListedTask, Order, TaskPosition};
+pub use listing::{ListedEntry, ListedTask, Order, TaskPosition};
 pub use task_store::{TaskStore, Worker, WorkerError};
+pub use terms::{Access, WriteTerms};
 
 /// The version of the redis crate that [`RedisBackend::with_connection`] takes a connection of.
 pub use redis;

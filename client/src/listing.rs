@@ -1,4 +1,4 @@
-//! What lists consist of: tasks with their position, in one order or the other.
+//! What lists consist of: tasks with their position, with or without records, in one order or the other.
 
 use pmcp_tasks::VersionedRecord;
 
@@ -15,6 +15,26 @@ pub struct ListedTask {
 }
 
 impl ListedTask {
+    /// Where the next page starts if this task is the last one of a page.
+    #[must_use]
+    pub fn position(&self) -> TaskPosition {
+        TaskPosition { created_ms: self.created_ms, task_id: self.task_id.clone() }
+    }
+}
+
+/// A task of a list without its record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ListedEntry {
+    /// The task id, without the owner.
+    pub task_id: String,
+    /// When the task was created, in ms since the epoch.
+    pub created_ms: i64,
+    /// The record's version.
+    pub version: u64,
+}
+
+impl ListedEntry {
     /// Where the next page starts if this task is the last one of a page.
     #[must_use]
     pub fn position(&self) -> TaskPosition {

@@ -6,7 +6,7 @@ use pmcp_tasks::{StorageError, VersionedRecord};
 use redis::Value;
 
 use crate::error::Error;
-use crate::listing::ListedTask;
+use crate::listing::{ListedEntry, ListedTask};
 
 /// The outcome of a command that expects a version.
 #[derive(Debug, PartialEq, Eq)]
@@ -194,17 +194,26 @@ pub(crate) fn tracked_versions(reply: Value) -> Result<(Vec<(String, u64)>, bool
     let Ok([Value::Boolean(is_tracked), Value::Array(tasks), _]) = <[Value; 3]>::try_from(parts) else {
         return Err(malformed(COMMAND));
     };
-    let versions = tasks.into_iter().map(|task| {
-        let Value::Array(parts) = task else { return Err(unexpected(COMMAND, &task)) };
-        match <[Value; 3]>::try_from(parts) {
-            Ok([Value::BulkString(id), Value::Int(version), Value::Int(_)]) => {
-                let id = String::from_utf8(id).map_err(|_| malformed(COMMAND))?;
-                Ok((id, to_version(COMMAND, version)?))
-            }
-            _ => Err(malformed(COMMAND)),
-        }
-    });
+    let versions = tasks.into_iter().map(|task| entry(task).map(|entry| (entry.task_id, entry.version)));
     Ok((versions.collect::<Result<_, _>>()?, is_tracked))
+}
+
+/// The tasks of a list without records, in the server's order.
+pub(crate) fn entries(reply: Value) -> Result<Vec<ListedEntry>, Error> {
+    let Value::Array(tasks) = reply else { return Err(unexpected("PMCPTASK.LIST", &reply)) };
+    tasks.into_iter().map(entry).collect()
+}
+
+fn entry(task: Value) -> Result<ListedEntry, Error> {
+    const COMMAND: &str = "PMCPTASK.LIST";
+    let Value::Array(parts) = task else { return Err(unexpected(COMMAND, &task)) };
+    match <[Value; 3]>::try_from(parts) {
+        Ok([Value::BulkString(id), Value::Int(version), Value::Int(created_ms)]) => {
+            let task_id = String::from_utf8(id).map_err(|_| malformed(COMMAND))?;
+            Ok(ListedEntry { task_id, created_ms, version: to_version(COMMAND, version)? })
+        }
+        _ => Err(malformed(COMMAND)),
+    }
 }
 
 fn to_version(command: &'static str, version: i64) -> Result<u64, Error> {

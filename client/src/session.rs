@@ -59,6 +59,14 @@ impl Session {
         self.keyspace.as_ref().map_err(|error| Error::Settings(error.to_string()))
     }
 
+    pub(crate) fn prefix(&self) -> Result<&str, Error> {
+        Ok(self.keyspace()?.prefix())
+    }
+
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.connection.is_cluster()
+    }
+
     /// The keys of the task with this composite key, `owner:task-id`.
     pub(crate) fn keys_of(&self, key: &str) -> Result<TaskKeys, Error> {
         let keyspace = self.keyspace()?;

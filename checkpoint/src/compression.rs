@@ -1,0 +1,148 @@
+//! The stored form of a record: the JSON itself, or compressed behind a tag. Which of the two, each record says
+//! for itself, so a change of the setting leaves all records readable.
+
+use std::io::Read as _;
+
+/// Compression of what is stored. Applies to writes; reads understand both forms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Compression {
+    /// Records are stored as JSON, which others can read.
+    Off,
+    /// Zstandard.
+    Zstd {
+        /// 1 is fastest, 19 compresses most.
+        level: i32,
+        /// Smaller records stay JSON.
+        from_bytes: usize,
+    },
+}
+
+impl Default for Compression {
+    /// Zstandard at level 1, from 1,024 bytes on.
+    fn default() -> Self {
+        Self::Zstd { level: 1, from_bytes: 1_024 }
+    }
+}
+
+/// Why stored bytes are not a record.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// The compressed record ends early, is damaged, or is not what it says.
+    #[error("expected a compressed record, got damaged bytes: {0}")]
+    Damaged(#[source] std::io::Error),
+    /// The record says that it is longer than records may be.
+    #[error("expected a record of at most {limit} bytes, got one of {length}")]
+    #[non_exhaustive]
+    TooLong {
+        /// The length in bytes that the record says it has.
+        length: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The record is not the JSON of a checkpoint. The cause names place and kind of what is wrong, and no data.
+    #[error("expected the JSON of a checkpoint, got other bytes: {:?} error at line {}, column {}", .0.classify(), .0.line(), .0.column())]
+    Json(serde_json::Error),
+}
+
+/// The start of a compressed record. No JSON starts with a zero byte.
+const TAG: [u8; 4] = *b"\0zs1";
+/// Tag, then the length of the JSON, 8 bytes, little-endian.
+const HEADER: usize = TAG.len().saturating_add(size_of::<u64>());
+
+/// What a record takes in the server. Never longer than the JSON.
+pub(crate) fn encode(json: Vec<u8>, compression: Compression) -> Vec<u8> {
+    let Compression::Zstd { level, from_bytes } = compression else { return json };
+    if json.len() < from_bytes {
+        return json;
+    }
+    // Compressing fails only without memory, or with a level that the library does not know.
+    let Ok(frame) = zstd::bulk::compress(&json, level) else { return json };
+    if frame.len().saturating_add(HEADER) >= json.len() {
+        return json;
+    }
+    let length = u64::try_from(json.len()).unwrap_or(u64::MAX);
+    [TAG.as_slice(), &length.to_le_bytes(), &frame].concat()
+}
+
+/// The JSON of a stored record.
+pub(crate) fn decode(stored: Vec<u8>, limit: u64) -> Result<Vec<u8>, RecordError> {
+    let Some(behind_tag) = stored.strip_prefix(&TAG) else { return Ok(stored) };
+    let Some((length, frame)) = behind_tag.split_first_chunk() else {
+        return Err(RecordError::Damaged(std::io::ErrorKind::UnexpectedEof.into()));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > limit {
+        return Err(RecordError::TooLong { length, limit });
+    }
+    let mut json = Vec::new();
+    // One byte more, so that a longer record is seen. Memory grows with what is read, not with what the record says.
+    let decoder = zstd::stream::Decoder::with_buffer(frame).map_err(RecordError::Damaged)?;
+    decoder.take(length.saturating_add(1)).read_to_end(&mut json).map_err(RecordError::Damaged)?;
+    if u64::try_from(json.len()).ok() != Some(length) {
+        return Err(RecordError::Damaged(std::io::ErrorKind::InvalidData.into()));
+    }
+    Ok(json)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+    use super::*;
+
+    const LIMIT: u64 = 1_000_000;
+
+    fn text(length: usize) -> Vec<u8> {
+        b"{\"messages\":[\"as before\"]}".iter().copied().cycle().take(length).collect()
+    }
+
+    #[test]
+    fn both_forms_are_read_back_whatever_the_setting_is() {
+        for length in [0, 1, 1_023, 1_024, 100_000] {
+            for compression in [Compression::Off, Compression::default()] {
+                let stored = encode(text(length), compression);
+                assert!(stored.len() <= length);
+                assert_eq!(decode(stored, LIMIT).unwrap(), text(length), "{length} {compression:?}");
+            }
+        }
+        assert!(encode(text(100_000), Compression::default()).len() < 1_000);
+    }
+
+    #[test]
+    fn record_that_compression_would_grow_stays_as_it_is() {
+        let mut state = 1_u64;
+        let noise: Vec<_> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .take(10_000)
+        .collect();
+        assert_eq!(encode(noise.clone(), Compression::default()), noise);
+    }
+
+    #[test]
+    fn record_that_claims_or_holds_more_than_the_limit_is_refused() {
+        let bomb = encode(vec![b' '; 10_000_000], Compression::default());
+        assert!(bomb.len() < 10_000);
+        let error = decode(bomb.clone(), LIMIT).unwrap_err();
+        assert!(matches!(error, RecordError::TooLong { length: 10_000_000, limit: LIMIT }), "{error}");
+        let mut lying = bomb;
+        lying[4..12].copy_from_slice(&10_u64.to_le_bytes());
+        assert!(matches!(decode(lying, LIMIT), Err(RecordError::Damaged(_))));
+    }
+
+    #[test]
+    fn damaged_record_is_an_error_wherever_it_is_cut_or_changed() {
+        let stored = encode(text(5_000), Compression::default());
+        for end in 4..stored.len() {
+            assert!(decode(stored[..end].to_vec(), LIMIT).is_err(), "{end}");
+        }
+        for place in 4..stored.len() {
+            let mut changed = stored.clone();
+            changed[place] ^= 0x55;
+            // Some changes decode to other text of the same length. None may panic.
+            let _ = decode(changed, LIMIT);
+        }
+    }
+}

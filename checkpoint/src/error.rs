@@ -1,0 +1,33 @@
+//! What can go wrong.
+
+use pmcp_tasks::StorageError;
+
+use crate::compression::RecordError;
+
+/// Why a call on checkpoints failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The server, or the way there. [`pmcptask_client::Error::of`] says more about it: what it was, whether anything was
+    /// changed, whether another try may succeed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A setting is out of range. Nothing was sent.
+    #[error("settings of the checkpoints: {0}")]
+    Settings(String),
+    /// A stored record is not a checkpoint. Nothing was changed.
+    #[error("the checkpoint {id:?} of thread {thread:?} cannot be read: {cause}")]
+    #[non_exhaustive]
+    Record {
+        /// The thread.
+        thread: String,
+        /// The stored id.
+        id: String,
+        /// What is wrong.
+        #[source]
+        cause: RecordError,
+    },
+    /// The checkpoint has no JSON. Nothing was sent.
+    #[error("the checkpoint cannot be stored: {0}")]
+    Unstorable(#[source] serde_json::Error),
+}

@@ -1,0 +1,23 @@
+//! Keeps the checkpoints of agents in Redis or Valkey, with the native commands of the `pmcptask` module.
+//!
+//! A thread is an owner, and a checkpoint is a task. So the newest checkpoint is one round trip away, a list is one round
+//! trip for each hundred, and what has expired leaves nothing behind.
+//!
+//! - Feature `adk`: `adk::RedisCheckpointer` for adk-graph.
+//! - Feature `graph-flow`: `graph_flow::RedisSessionStorage` for graph-flow.
+
+#[cfg(feature = "adk")]
+pub mod adk;
+mod builder;
+mod compression;
+mod error;
+#[cfg(feature = "graph-flow")]
+pub mod graph_flow;
+mod ids;
+mod threads;
+
+pub use builder::SaverBuilder;
+pub use compression::{Compression, RecordError};
+pub use error::Error;
+/// The version of the client that savers are made from.
+pub use pmcptask_client;
