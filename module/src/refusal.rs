@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use pmcptask_schema::{ExpiryError, KeyError};
+use pmcptask_schema::{ExpiryError, KeyError, MAX_CREATED_MS};
 
 use crate::server::Failed;
 use pmcptask_schema::arguments::ArgumentError;
@@ -21,6 +21,8 @@ pub(crate) enum Refusal {
     Expiry(ExpiryError),
     /// The task's version is already the largest possible.
     VersionExhausted,
+    /// The newest entry of the index already has the largest creation time.
+    NoneNewer,
     /// A key holds another type.
     WrongType,
     /// The owner has as many tasks as `MAXTASKS` allows.
@@ -29,6 +31,8 @@ pub(crate) enum Refusal {
     RecordTooLarge { bytes: usize, allowed: i64 },
     /// The hash lacks `data` or a valid `version`.
     Corrupt { key: Vec<u8>, what: &'static str },
+    /// The task of `HELD` does not live.
+    NotHeld { key: Vec<u8> },
     /// The user may not do this to a task's key.
     NoPermission { action: &'static str, key: Vec<u8> },
     /// A task is missing here and may be at another node of the cluster.
@@ -44,6 +48,7 @@ pub(crate) enum Code {
     WrongType,
     Capacity,
     Corrupt,
+    NotHeld,
     NoPerm,
     TryAgain,
     Defect,
@@ -52,10 +57,13 @@ pub(crate) enum Code {
 impl Refusal {
     pub(crate) fn code(&self) -> Code {
         match self {
-            Self::Argument(_) | Self::Key(_) | Self::Expiry(_) | Self::VersionExhausted => Code::Err,
+            Self::Argument(_) | Self::Key(_) | Self::Expiry(_) | Self::VersionExhausted | Self::NoneNewer => {
+                Code::Err
+            }
             Self::WrongType => Code::WrongType,
             Self::TooManyTasks { .. } | Self::RecordTooLarge { .. } => Code::Capacity,
             Self::Corrupt { .. } => Code::Corrupt,
+            Self::NotHeld { .. } => Code::NotHeld,
             Self::NoPermission { .. } => Code::NoPerm,
             Self::MayBeElsewhere { .. } => Code::TryAgain,
             Self::Failed(_) => Code::Defect,
@@ -70,6 +78,7 @@ impl fmt::Display for Code {
             Self::WrongType => "WRONGTYPE",
             Self::Capacity => "CAPACITY",
             Self::Corrupt => "CORRUPT",
+            Self::NotHeld => "NOTHELD",
             Self::NoPerm => "NOPERM",
             Self::TryAgain => "TRYAGAIN",
             Self::Defect => "DEFECT",
@@ -85,6 +94,12 @@ impl fmt::Display for Refusal {
             Self::Key(error) => error.fmt(f),
             Self::Expiry(error) => error.fmt(f),
             Self::VersionExhausted => write!(f, "version: the task is at {}, the largest there is", i64::MAX),
+            Self::NoneNewer => {
+                write!(
+                    f,
+                    "CREATED: no task can be newer, an entry of the index is at {MAX_CREATED_MS} or later"
+                )
+            }
             Self::WrongType => f.write_str("Operation against a key holding the wrong kind of value"),
             Self::TooManyTasks { allowed } => {
                 write!(f, "owner already has {allowed} or more live tasks (MAXTASKS {allowed})")
@@ -93,6 +108,9 @@ impl fmt::Display for Refusal {
                 write!(f, "data: expected at most {allowed} bytes (pmcptask.max-record-bytes), got {bytes}")
             }
             Self::Corrupt { key, what } => write!(f, "the hash at key '{}' has {what}", printable(key)),
+            Self::NotHeld { key } => {
+                write!(f, "the task of HELD does not exist or has expired: '{}'", printable(key))
+            }
             Self::NoPermission { action, key } => {
                 write!(f, "No permissions to {action} the key '{}'", printable(key))
             }

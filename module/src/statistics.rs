@@ -89,6 +89,7 @@ counters! {
     REFUSED_WRONGTYPE: c"refused_wrongtype",
     REFUSED_CAPACITY: c"refused_capacity",
     REFUSED_CORRUPT: c"refused_corrupt",
+    REFUSED_NOTHELD: c"refused_notheld",
     REFUSED_NOPERM: c"refused_noperm",
     REFUSED_TRYAGAIN: c"refused_tryagain",
     /// 1 while a restart would lose writes that are in the append-only file.
@@ -106,6 +107,7 @@ pub(crate) fn count_refusal(code: Code) {
         Code::WrongType => &REFUSED_WRONGTYPE,
         Code::Capacity => &REFUSED_CAPACITY,
         Code::Corrupt => &REFUSED_CORRUPT,
+        Code::NotHeld => &REFUSED_NOTHELD,
         Code::NoPerm => &REFUSED_NOPERM,
         Code::TryAgain => &REFUSED_TRYAGAIN,
         Code::Defect => &FAILED_CALLS,

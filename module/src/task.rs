@@ -68,12 +68,29 @@ impl<'c> OpenTask<'c> {
         Ok(stored)
     }
 
+    /// Checks that another task lives.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NotHeld`] and [`Refusal::WrongType`].
+    pub(crate) fn check_held(&self, held: StringRef<'_>) -> Result<(), Refusal> {
+        let stored = record::header_unnoticed(self.context, held, self.now_ms);
+        match stored {
+            Ok(Stored::Live(_)) => return Ok(()),
+            Ok(Stored::Lapsed) => reclaim::note_lapsed(self.context, held),
+            // A corrupt hash is no task that somebody holds.
+            Ok(Stored::Nothing) | Err(Refusal::Corrupt { .. }) => {}
+            Err(refusal) => return Err(refusal),
+        }
+        Err(Refusal::NotHeld { key: held.bytes().to_vec() })
+    }
+
     /// Stores a record as the next version (1 for a new task), publishes `event`, and returns the version. If
     /// the record has already expired, the task is removed instead.
     ///
     /// # Errors
     ///
-    /// [`Refusal::Expiry`], [`Refusal::VersionExhausted`], [`Refusal::TooManyTasks`] and
+    /// [`Refusal::Expiry`], [`Refusal::VersionExhausted`], [`Refusal::NoneNewer`], [`Refusal::TooManyTasks`] and
     /// [`Refusal::RecordTooLarge`]: nothing was written. [`Refusal::Failed`]: part of the write may
     /// have been made.
     pub(crate) fn write(&mut self, stored: Stored, terms: &Terms<'_>, event: &CStr) -> Result<i64, Refusal> {
@@ -86,7 +103,7 @@ impl<'c> OpenTask<'c> {
         let expires_at = terms.expires_at()?;
         let created = match entry {
             Some(_) => None,
-            None => Some(terms.created(now_ms)),
+            None => Some(terms.created(now_ms, || index::newest(&self.index, now_ms))?),
         };
         if let (true, Some(allowed)) = (is_new, terms.max_tasks()) {
             self.check_room_for_one_more(allowed)?;
