@@ -35,6 +35,8 @@ pub(crate) enum Refusal {
     NotHeld { key: Vec<u8> },
     /// The user may not do this to a task's key.
     NoPermission { action: &'static str, key: Vec<u8> },
+    /// The keys have different slots of the cluster.
+    CrossSlot,
     /// A task is missing here and may be at another node of the cluster.
     MayBeElsewhere { key: Vec<u8> },
     /// A server function failed unexpectedly.
@@ -50,6 +52,7 @@ pub(crate) enum Code {
     Corrupt,
     NotHeld,
     NoPerm,
+    CrossSlot,
     TryAgain,
     Defect,
 }
@@ -65,6 +68,7 @@ impl Refusal {
             Self::Corrupt { .. } => Code::Corrupt,
             Self::NotHeld { .. } => Code::NotHeld,
             Self::NoPermission { .. } => Code::NoPerm,
+            Self::CrossSlot => Code::CrossSlot,
             Self::MayBeElsewhere { .. } => Code::TryAgain,
             Self::Failed(_) => Code::Defect,
         }
@@ -80,6 +84,7 @@ impl fmt::Display for Code {
             Self::Corrupt => "CORRUPT",
             Self::NotHeld => "NOTHELD",
             Self::NoPerm => "NOPERM",
+            Self::CrossSlot => "CROSSSLOT",
             Self::TryAgain => "TRYAGAIN",
             Self::Defect => "DEFECT",
         })
@@ -114,6 +119,7 @@ impl fmt::Display for Refusal {
             Self::NoPermission { action, key } => {
                 write!(f, "No permissions to {action} the key '{}'", printable(key))
             }
+            Self::CrossSlot => f.write_str("Keys in request don't hash to the same slot"),
             Self::MayBeElsewhere { key } => {
                 write!(f, "the key '{}' may be at another node", printable(key))
             }

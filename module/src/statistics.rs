@@ -91,6 +91,7 @@ counters! {
     REFUSED_CORRUPT: c"refused_corrupt",
     REFUSED_NOTHELD: c"refused_notheld",
     REFUSED_NOPERM: c"refused_noperm",
+    REFUSED_CROSSSLOT: c"refused_crossslot",
     REFUSED_TRYAGAIN: c"refused_tryagain",
     /// 1 while a restart would lose writes that are in the append-only file.
     DEFAULT_USER_WOULD_LOSE_WRITES: c"default_user_would_lose_writes",
@@ -109,6 +110,7 @@ pub(crate) fn count_refusal(code: Code) {
         Code::Corrupt => &REFUSED_CORRUPT,
         Code::NotHeld => &REFUSED_NOTHELD,
         Code::NoPerm => &REFUSED_NOPERM,
+        Code::CrossSlot => &REFUSED_CROSSSLOT,
         Code::TryAgain => &REFUSED_TRYAGAIN,
         Code::Defect => &FAILED_CALLS,
     }

@@ -9,6 +9,7 @@ use crate::record::{self, ExpiresAt, Header, Stored};
 use crate::refusal::Refusal;
 use crate::server::{Context, Failed, Key, Kind, OwnedString, StringRef};
 use crate::settings::MAX_RECORD_BYTES;
+use crate::slots::Slots;
 use crate::terms::Terms;
 use crate::time::Time;
 use crate::{effects, index, reclaim};
@@ -68,18 +69,27 @@ impl<'c> OpenTask<'c> {
         Ok(stored)
     }
 
-    /// Checks that another task lives.
+    /// Checks that another task lives. In a cluster, its key has to have the same slot: servers look only at the keys
+    /// whose place never changes before they run a command.
     ///
     /// # Errors
     ///
-    /// [`Refusal::NotHeld`] and [`Refusal::WrongType`].
+    /// [`Refusal::CrossSlot`], [`Refusal::NotHeld`], [`Refusal::MayBeElsewhere`] and [`Refusal::WrongType`].
     pub(crate) fn check_held(&self, held: StringRef<'_>) -> Result<(), Refusal> {
+        let slots = Slots::of(self.context);
+        if !slots.have_same(self.task_name.bytes(), held.bytes()) {
+            return Err(Refusal::CrossSlot);
+        }
         let stored = record::header_unnoticed(self.context, held, self.now_ms);
         match stored {
             Ok(Stored::Live(_)) => return Ok(()),
             Ok(Stored::Lapsed) => reclaim::note_lapsed(self.context, held),
             // A corrupt hash is no task that somebody holds.
-            Ok(Stored::Nothing) | Err(Refusal::Corrupt { .. }) => {}
+            Err(Refusal::Corrupt { .. }) => {}
+            Ok(Stored::Nothing) if slots.may_be_elsewhere(held.bytes()) => {
+                return Err(Refusal::MayBeElsewhere { key: held.bytes().to_vec() });
+            }
+            Ok(Stored::Nothing) => {}
             Err(refusal) => return Err(refusal),
         }
         Err(Refusal::NotHeld { key: held.bytes().to_vec() })

@@ -470,6 +470,7 @@ fn info_counts_what_the_module_has_done() {
         "refused_corrupt",
         "refused_notheld",
         "refused_noperm",
+        "refused_crossslot",
         "refused_tryagain",
         "default_user_would_lose_writes",
         "failed_calls",
