@@ -248,6 +248,18 @@ pub enum Error {
         /// The server's reply, which names the key.
         cause: RedisError,
     },
+    /// The task that has to live while the call writes does not exist or has expired, such as the record of a lease. Nothing
+    /// was changed.
+    #[error(
+        "the Redis server at {address} makes this write only while another task lives, and that task has ended: {cause}"
+    )]
+    #[non_exhaustive]
+    NotHeld {
+        /// The server's address, or the addresses in the URL.
+        address: String,
+        /// The server's reply, which names the other task's key.
+        cause: RedisError,
+    },
     /// The module failed on the server. This is a bug in the module: please report it. If the call was a
     /// write, its outcome is unknown.
     #[error("the pmcptask module at {address} failed to carry out the call: {cause}")]
@@ -606,6 +618,7 @@ fn of_server(error: RedisError, address: String) -> Error {
         Some("NOREPLICAS") => Error::TooFewReplicas { address, cause: error },
         Some("MISCONF") => Error::CannotPersist { address, cause: error },
         Some("CORRUPT") => Error::Corrupt { address, cause: error },
+        Some("NOTHELD") => Error::NotHeld { address, cause: error },
         Some("DEFECT") => Error::Defect { address, cause: error },
         _ => Error::Refused { address, cause: error },
     }
@@ -674,6 +687,11 @@ mod tests {
             ),
             // A failover may make the server a primary.
             (Error::ReadOnly { address: address.clone(), cause: cause() }, Applied::No, true),
+            (
+                Error::NotHeld { address: address.clone(), cause: server_error("NOTHELD", "") },
+                Applied::No,
+                false,
+            ),
             (Error::NoPermission { address, cause: cause() }, Applied::No, false),
             (Error::ListPrefix, Applied::No, false),
         ] {
@@ -703,6 +721,7 @@ mod tests {
             ("CLUSTERDOWN", "right now"),
             ("MISCONF", "cannot save to disk"),
             ("CORRUPT", "is corrupt"),
+            ("NOTHELD", "only while another task lives"),
             ("DEFECT", "failed to carry out"),
             ("NOAUTH", "user name or password"),
             ("WRONGTYPE", "at h:1 refuses: "),

@@ -5,7 +5,7 @@
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
-use pmcptask_schema::IndexKey;
+use pmcptask_schema::{IndexKey, MAX_CREATED_MS};
 
 use crate::record::{self, Presence, Reading};
 use crate::refusal::{Code, Refusal};
@@ -297,6 +297,18 @@ pub(crate) fn nth_newest_live<'c>(
         }
     }
     Ok(None)
+}
+
+/// A creation time that is later than that of every entry, also where the clock is behind that of an earlier write.
+///
+/// # Errors
+///
+/// [`Refusal::NoneNewer`].
+pub(crate) fn newest(index: &Key<'_>, now_ms: i64) -> Result<i64, Refusal> {
+    let last = entries_after(index, None, true, 1);
+    let next_ms = last.first().map_or(i64::MIN, |entry| entry.created_ms().saturating_add(1));
+    let newest_ms = now_ms.max(next_ms);
+    if newest_ms <= MAX_CREATED_MS { Ok(newest_ms) } else { Err(Refusal::NoneNewer) }
 }
 
 /// Adds a task to the index, or changes the creation time of its entry.

@@ -85,6 +85,19 @@ pub(crate) fn read_header(context: &Context, name: StringRef<'_>, now_ms: i64) -
     }
 }
 
+/// The same of a key that somebody else uses. This does not count as a use of the key.
+///
+/// # Errors
+///
+/// [`Refusal::WrongType`] and [`Refusal::Corrupt`].
+pub(crate) fn header_unnoticed(
+    context: &Context,
+    name: StringRef<'_>,
+    now_ms: i64,
+) -> Result<Stored, Refusal> {
+    header_of(context, &Key::open_unnoticed(context, name), name, now_ms)
+}
+
 /// The same of an open key.
 ///
 /// # Errors

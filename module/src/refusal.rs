@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use pmcptask_schema::{ExpiryError, KeyError};
+use pmcptask_schema::{ExpiryError, KeyError, MAX_CREATED_MS};
 
 use crate::server::Failed;
 use pmcptask_schema::arguments::ArgumentError;
@@ -21,6 +21,8 @@ pub(crate) enum Refusal {
     Expiry(ExpiryError),
     /// The task's version is already the largest possible.
     VersionExhausted,
+    /// The newest entry of the index already has the largest creation time.
+    NoneNewer,
     /// A key holds another type.
     WrongType,
     /// The owner has as many tasks as `MAXTASKS` allows.
@@ -29,8 +31,12 @@ pub(crate) enum Refusal {
     RecordTooLarge { bytes: usize, allowed: i64 },
     /// The hash lacks `data` or a valid `version`.
     Corrupt { key: Vec<u8>, what: &'static str },
+    /// The task of `HELD` does not live.
+    NotHeld { key: Vec<u8> },
     /// The user may not do this to a task's key.
     NoPermission { action: &'static str, key: Vec<u8> },
+    /// The keys have different slots of the cluster.
+    CrossSlot,
     /// A task is missing here and may be at another node of the cluster.
     MayBeElsewhere { key: Vec<u8> },
     /// A server function failed unexpectedly.
@@ -44,7 +50,9 @@ pub(crate) enum Code {
     WrongType,
     Capacity,
     Corrupt,
+    NotHeld,
     NoPerm,
+    CrossSlot,
     TryAgain,
     Defect,
 }
@@ -52,11 +60,15 @@ pub(crate) enum Code {
 impl Refusal {
     pub(crate) fn code(&self) -> Code {
         match self {
-            Self::Argument(_) | Self::Key(_) | Self::Expiry(_) | Self::VersionExhausted => Code::Err,
+            Self::Argument(_) | Self::Key(_) | Self::Expiry(_) | Self::VersionExhausted | Self::NoneNewer => {
+                Code::Err
+            }
             Self::WrongType => Code::WrongType,
             Self::TooManyTasks { .. } | Self::RecordTooLarge { .. } => Code::Capacity,
             Self::Corrupt { .. } => Code::Corrupt,
+            Self::NotHeld { .. } => Code::NotHeld,
             Self::NoPermission { .. } => Code::NoPerm,
+            Self::CrossSlot => Code::CrossSlot,
             Self::MayBeElsewhere { .. } => Code::TryAgain,
             Self::Failed(_) => Code::Defect,
         }
@@ -70,7 +82,9 @@ impl fmt::Display for Code {
             Self::WrongType => "WRONGTYPE",
             Self::Capacity => "CAPACITY",
             Self::Corrupt => "CORRUPT",
+            Self::NotHeld => "NOTHELD",
             Self::NoPerm => "NOPERM",
+            Self::CrossSlot => "CROSSSLOT",
             Self::TryAgain => "TRYAGAIN",
             Self::Defect => "DEFECT",
         })
@@ -85,6 +99,12 @@ impl fmt::Display for Refusal {
             Self::Key(error) => error.fmt(f),
             Self::Expiry(error) => error.fmt(f),
             Self::VersionExhausted => write!(f, "version: the task is at {}, the largest there is", i64::MAX),
+            Self::NoneNewer => {
+                write!(
+                    f,
+                    "CREATED: no task can be newer, an entry of the index is at {MAX_CREATED_MS} or later"
+                )
+            }
             Self::WrongType => f.write_str("Operation against a key holding the wrong kind of value"),
             Self::TooManyTasks { allowed } => {
                 write!(f, "owner already has {allowed} or more live tasks (MAXTASKS {allowed})")
@@ -93,9 +113,13 @@ impl fmt::Display for Refusal {
                 write!(f, "data: expected at most {allowed} bytes (pmcptask.max-record-bytes), got {bytes}")
             }
             Self::Corrupt { key, what } => write!(f, "the hash at key '{}' has {what}", printable(key)),
+            Self::NotHeld { key } => {
+                write!(f, "the task of HELD does not exist or has expired: '{}'", printable(key))
+            }
             Self::NoPermission { action, key } => {
                 write!(f, "No permissions to {action} the key '{}'", printable(key))
             }
+            Self::CrossSlot => f.write_str("Keys in request don't hash to the same slot"),
             Self::MayBeElsewhere { key } => {
                 write!(f, "the key '{}' may be at another node", printable(key))
             }

@@ -39,6 +39,11 @@ impl<'c> Slots<'c> {
         self.context.cluster_slot(key).map_or(SlotState::Elsewhere, |slot| table.state_of(slot))
     }
 
+    /// Whether two keys have the same slot. Without a cluster, all have.
+    pub(crate) fn have_same(&self, one: &[u8], other: &[u8]) -> bool {
+        !self.context.is_cluster() || self.context.cluster_slot(one) == self.context.cluster_slot(other)
+    }
+
     /// Whether a task that is missing here may be at another node of the cluster: while its slot migrates or
     /// belongs to another node, and always on a replica, which is not told of migrations.
     pub(crate) fn may_be_elsewhere(&self, task_name: &[u8]) -> bool {

@@ -89,7 +89,9 @@ counters! {
     REFUSED_WRONGTYPE: c"refused_wrongtype",
     REFUSED_CAPACITY: c"refused_capacity",
     REFUSED_CORRUPT: c"refused_corrupt",
+    REFUSED_NOTHELD: c"refused_notheld",
     REFUSED_NOPERM: c"refused_noperm",
+    REFUSED_CROSSSLOT: c"refused_crossslot",
     REFUSED_TRYAGAIN: c"refused_tryagain",
     /// 1 while a restart would lose writes that are in the append-only file.
     DEFAULT_USER_WOULD_LOSE_WRITES: c"default_user_would_lose_writes",
@@ -106,7 +108,9 @@ pub(crate) fn count_refusal(code: Code) {
         Code::WrongType => &REFUSED_WRONGTYPE,
         Code::Capacity => &REFUSED_CAPACITY,
         Code::Corrupt => &REFUSED_CORRUPT,
+        Code::NotHeld => &REFUSED_NOTHELD,
         Code::NoPerm => &REFUSED_NOPERM,
+        Code::CrossSlot => &REFUSED_CROSSSLOT,
         Code::TryAgain => &REFUSED_TRYAGAIN,
         Code::Defect => &FAILED_CALLS,
     }

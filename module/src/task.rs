@@ -9,6 +9,7 @@ use crate::record::{self, ExpiresAt, Header, Stored};
 use crate::refusal::Refusal;
 use crate::server::{Context, Failed, Key, Kind, OwnedString, StringRef};
 use crate::settings::MAX_RECORD_BYTES;
+use crate::slots::Slots;
 use crate::terms::Terms;
 use crate::time::Time;
 use crate::{effects, index, reclaim};
@@ -68,12 +69,38 @@ impl<'c> OpenTask<'c> {
         Ok(stored)
     }
 
+    /// Checks that another task lives. In a cluster, its key has to have the same slot: servers look only at the keys
+    /// whose place never changes before they run a command.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::CrossSlot`], [`Refusal::NotHeld`], [`Refusal::MayBeElsewhere`] and [`Refusal::WrongType`].
+    pub(crate) fn check_held(&self, held: StringRef<'_>) -> Result<(), Refusal> {
+        let slots = Slots::of(self.context);
+        if !slots.have_same(self.task_name.bytes(), held.bytes()) {
+            return Err(Refusal::CrossSlot);
+        }
+        let stored = record::header_unnoticed(self.context, held, self.now_ms);
+        match stored {
+            Ok(Stored::Live(_)) => return Ok(()),
+            Ok(Stored::Lapsed) => reclaim::note_lapsed(self.context, held),
+            // A corrupt hash is no task that somebody holds.
+            Err(Refusal::Corrupt { .. }) => {}
+            Ok(Stored::Nothing) if slots.may_be_elsewhere(held.bytes()) => {
+                return Err(Refusal::MayBeElsewhere { key: held.bytes().to_vec() });
+            }
+            Ok(Stored::Nothing) => {}
+            Err(refusal) => return Err(refusal),
+        }
+        Err(Refusal::NotHeld { key: held.bytes().to_vec() })
+    }
+
     /// Stores a record as the next version (1 for a new task), publishes `event`, and returns the version. If
     /// the record has already expired, the task is removed instead.
     ///
     /// # Errors
     ///
-    /// [`Refusal::Expiry`], [`Refusal::VersionExhausted`], [`Refusal::TooManyTasks`] and
+    /// [`Refusal::Expiry`], [`Refusal::VersionExhausted`], [`Refusal::NoneNewer`], [`Refusal::TooManyTasks`] and
     /// [`Refusal::RecordTooLarge`]: nothing was written. [`Refusal::Failed`]: part of the write may
     /// have been made.
     pub(crate) fn write(&mut self, stored: Stored, terms: &Terms<'_>, event: &CStr) -> Result<i64, Refusal> {
@@ -86,7 +113,7 @@ impl<'c> OpenTask<'c> {
         let expires_at = terms.expires_at()?;
         let created = match entry {
             Some(_) => None,
-            None => Some(terms.created(now_ms)),
+            None => Some(terms.created(now_ms, || index::newest(&self.index, now_ms))?),
         };
         if let (true, Some(allowed)) = (is_new, terms.max_tasks()) {
             self.check_room_for_one_more(allowed)?;

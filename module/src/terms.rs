@@ -2,9 +2,10 @@
 
 use std::cell::OnceCell;
 
-use pmcptask_schema::arguments::{Expiry, WriteOptions};
+use pmcptask_schema::arguments::{Created, Expiry, WriteOptions};
 use pmcptask_schema::{Envelope, ExpiryError};
 
+use crate::refusal::Refusal;
 use crate::server::StringRef;
 use crate::time::Time;
 
@@ -34,11 +35,20 @@ impl<'a> Terms<'a> {
         }
     }
 
-    /// When the task was created; `now_ms` if neither options nor record say.
-    pub(crate) fn created(&self, now_ms: i64) -> Time<'a> {
-        match self.options.created_ms {
-            Some(created) => created.into(),
-            None => Time::new(self.envelope().created_at_ms.unwrap_or(now_ms)),
+    /// When the task was created: `newest` if the options ask for that, `now_ms` if neither options nor record say.
+    ///
+    /// # Errors
+    ///
+    /// That of `newest`.
+    pub(crate) fn created(
+        &self,
+        now_ms: i64,
+        newest: impl FnOnce() -> Result<i64, Refusal>,
+    ) -> Result<Time<'a>, Refusal> {
+        match self.options.created {
+            Created::At(created) => Ok(created.into()),
+            Created::Newest => newest().map(Time::new),
+            Created::FromRecord => Ok(Time::new(self.envelope().created_at_ms.unwrap_or(now_ms))),
         }
     }
 
@@ -50,6 +60,11 @@ impl<'a> Terms<'a> {
     /// Whether a live task is left as it is.
     pub(crate) fn only_new(&self) -> bool {
         self.options.only_new
+    }
+
+    /// The key of the task that has to live, whatever is written.
+    pub(crate) fn held(&self) -> Option<StringRef<'a>> {
+        self.options.held
     }
 
     fn envelope(&self) -> &Envelope {

@@ -17,7 +17,7 @@
 
 use std::fmt;
 
-use crate::{MAX_CREATED_MS, parse_decimal};
+use crate::{MAX_CREATED_MS, TaskKey, parse_decimal};
 
 /// An argument is not what the command expects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,17 +78,30 @@ pub enum Expiry<A> {
     At(Number<A>),
 }
 
+/// The creation time of a task that enters the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created<A> {
+    /// As the record says, else the server's clock.
+    FromRecord,
+    /// This time, ms since the epoch.
+    At(Number<A>),
+    /// Later than that of every entry of the index.
+    Newest,
+}
+
 /// The options of PUT and CAS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WriteOptions<A> {
     /// `PXAT` or `PERSIST`.
     pub expiry: Expiry<A>,
-    /// `CREATED`: creation time of a task that enters the index, ms since the epoch.
-    pub created_ms: Option<Number<A>>,
+    /// `CREATED`.
+    pub created: Created<A>,
     /// `MAXTASKS`: how many live tasks the owner may have, a new one included.
     pub max_tasks: Option<i64>,
     /// `NX`: only if there is no live task yet.
     pub only_new: bool,
+    /// `HELD`: the key of another task, only while that task lives.
+    pub held: Option<A>,
 }
 
 impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
@@ -98,7 +111,7 @@ impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
     ///
     /// The first unknown or repeated option, or the first invalid value.
     pub fn of_put(options: impl Iterator<Item = A>) -> Result<Self, ArgumentError> {
-        Self::parse(options, true, "PXAT, PERSIST, CREATED, MAXTASKS or NX")
+        Self::parse(options, true, "PXAT, PERSIST, CREATED, MAXTASKS, NX or HELD")
     }
 
     /// Reads the options of CAS, which never creates a task.
@@ -115,20 +128,29 @@ impl<A: AsRef<[u8]> + Copy> WriteOptions<A> {
         creates: bool,
         known: &'static str,
     ) -> Result<Self, ArgumentError> {
-        let mut read =
-            Self { expiry: Expiry::FromRecord, created_ms: None, max_tasks: None, only_new: false };
+        let mut read = Self {
+            expiry: Expiry::FromRecord,
+            created: Created::FromRecord,
+            max_tasks: None,
+            only_new: false,
+            held: None,
+        };
         while let Some(option) = options.next() {
             let option = option.as_ref();
             if let Some(expiry) = expiry_option(option, &mut options)? {
                 set_expiry(&mut read.expiry, expiry)?;
             } else if is(option, "CREATED") {
-                let created = number("CREATED", CREATED_MILLISECONDS, options.next(), MAX_CREATED_MS)?;
-                set_once("CREATED", &mut read.created_ms, created)?;
+                let created = created(options.next())?;
+                if !matches!(std::mem::replace(&mut read.created, created), Created::FromRecord) {
+                    return Err(twice("CREATED"));
+                }
             } else if creates && is(option, "MAXTASKS") {
                 let max = number("MAXTASKS", COUNT, options.next(), i64::MAX)?;
                 set_once("MAXTASKS", &mut read.max_tasks, max.value)?;
             } else if creates && is(option, "NX") {
                 set_flag("NX", &mut read.only_new)?;
+            } else if creates && is(option, "HELD") {
+                set_once("HELD", &mut read.held, task_key("HELD", options.next())?)?;
             } else {
                 return Err(ArgumentError::new("option", known, option));
             }
@@ -282,7 +304,8 @@ impl<'a> ListOptions<'a> {
 }
 
 const MILLISECONDS: &str = "ms since the epoch, from 0 to 9223372036854775807";
-const CREATED_MILLISECONDS: &str = "ms since the epoch, from 0 to 9007199254740991";
+const CREATED_TIME: &str = "NEWEST or ms since the epoch, from 0 to 9007199254740991";
+const A_TASK_KEY: &str = "a task key <prefix>:tasks:<owner>:<task-id>";
 const LISTED_MILLISECONDS: &str = "ms since the epoch, from -9223372036854775808 to 9223372036854775807";
 const TIMEOUT: &str = "ms, from 0 (for ever) to 9223372036854775807";
 const COUNT: &str = "an integer from 0 to 9223372036854775807";
@@ -331,6 +354,21 @@ fn number<A: AsRef<[u8]> + Copy>(
     }
 }
 
+fn created<A: AsRef<[u8]> + Copy>(argument: Option<A>) -> Result<Created<A>, ArgumentError> {
+    match argument {
+        Some(word) if is(word.as_ref(), "NEWEST") => Ok(Created::Newest),
+        time => number("CREATED", CREATED_TIME, time, MAX_CREATED_MS).map(Created::At),
+    }
+}
+
+fn task_key<A: AsRef<[u8]>>(name: &'static str, argument: Option<A>) -> Result<A, ArgumentError> {
+    let key = argument.ok_or_else(|| ArgumentError::missing(name, A_TASK_KEY))?;
+    match TaskKey::parse(key.as_ref()) {
+        Ok(_) => Ok(key),
+        Err(_) => Err(ArgumentError::new(name, A_TASK_KEY, key.as_ref())),
+    }
+}
+
 /// Reads a creation time as LIST returns it. It may be negative, because other writers can store any score.
 fn created_of_listed(argument: Option<&[u8]>) -> Result<i64, ArgumentError> {
     let argument = argument.ok_or_else(|| ArgumentError::missing("AFTER", LISTED_MILLISECONDS))?;
@@ -375,18 +413,40 @@ mod tests {
     fn options_come_in_any_order_and_case() {
         let expected = WriteOptions {
             expiry: Expiry::At(Number { value: 5, argument: "5" }),
-            created_ms: Some(Number { value: 0, argument: "0" }),
+            created: Created::At(Number { value: 0, argument: "0" }),
             max_tasks: Some(i64::MAX),
             only_new: true,
+            held: Some("p:tasks:o:t"),
         };
         assert_eq!(
-            put(&["PXAT", "5", "CREATED", "0", "MAXTASKS", "9223372036854775807", "NX"]),
+            put(&[
+                "PXAT",
+                "5",
+                "CREATED",
+                "0",
+                "MAXTASKS",
+                "9223372036854775807",
+                "NX",
+                "HELD",
+                "p:tasks:o:t"
+            ]),
             Ok(expected)
         );
         assert_eq!(
-            put(&["nx", "maxtasks", "9223372036854775807", "Created", "0", "pxAT", "5"]),
+            put(&[
+                "held",
+                "p:tasks:o:t",
+                "nx",
+                "maxtasks",
+                "9223372036854775807",
+                "Created",
+                "0",
+                "pxAT",
+                "5"
+            ]),
             Ok(expected)
         );
+        assert_eq!(put(&["created", "newest"]).unwrap().created, Created::Newest);
         assert_eq!(put(&["persist"]).unwrap().expiry, Expiry::Never);
         assert_eq!(put(&[]).unwrap().expiry, Expiry::FromRecord);
         assert_eq!(
@@ -408,8 +468,12 @@ mod tests {
             &["PERSIST", "PXAT", "1"],
             &["PERSIST", "PERSIST"],
             &["CREATED", "1", "CREATED", "1"],
+            &["CREATED", "NEWEST", "CREATED", "NEWEST"],
+            &["CREATED", "NEWEST", "CREATED", "1"],
+            &["CREATED", "1", "CREATED", "NEWEST"],
             &["MAXTASKS", "1", "MAXTASKS", "1"],
             &["NX", "NX"],
+            &["HELD", "p:tasks:o:t", "HELD", "p:tasks:o:t"],
         ] {
             assert!(put(options).is_err(), "{options:?}");
         }
@@ -490,8 +554,15 @@ mod tests {
         );
         assert_eq!(
             put(&["TTL", "5"]).unwrap_err(),
-            "option: expected PXAT, PERSIST, CREATED, MAXTASKS or NX, got 'TTL'"
+            "option: expected PXAT, PERSIST, CREATED, MAXTASKS, NX or HELD, got 'TTL'"
         );
+        assert_eq!(
+            put(&["CREATED", "now"]).unwrap_err(),
+            format!("CREATED: expected {CREATED_TIME}, got 'now'")
+        );
+        for (key, got) in [("x", "'x'"), ("p:tasks:o:", "10 bytes that are not shown")] {
+            assert_eq!(put(&["HELD", key]).unwrap_err(), format!("HELD: expected {A_TASK_KEY}, got {got}"));
+        }
         assert_eq!(
             list(&["AFTER", "5"]).unwrap_err(),
             "AFTER: expected a task id after the creation time, got nothing"
@@ -501,6 +572,9 @@ mod tests {
     #[test]
     fn cas_creates_no_task_and_takes_no_limit() {
         assert!(WriteOptions::of_cas([&b"MAXTASKS"[..], b"5"].into_iter()).is_err());
+        assert!(WriteOptions::of_cas([&b"HELD"[..], b"p:tasks:o:t"].into_iter()).is_err());
+        let newest = WriteOptions::of_cas([&b"CREATED"[..], b"NEWEST"].into_iter()).unwrap();
+        assert_eq!(newest.created, Created::Newest);
     }
 
     #[test]
@@ -508,7 +582,7 @@ mod tests {
         let error = put(&[r#"{"secret":1}"#]).unwrap_err();
         assert_eq!(
             error,
-            "option: expected PXAT, PERSIST, CREATED, MAXTASKS or NX, got 12 bytes that are not shown"
+            "option: expected PXAT, PERSIST, CREATED, MAXTASKS, NX or HELD, got 12 bytes that are not shown"
         );
         assert!(!put(&[&"secret".repeat(9)]).unwrap_err().contains("secret"));
     }

@@ -106,6 +106,8 @@ pub struct Limits {
     pub max_tasks: Option<usize>,
     /// `NX`.
     pub only_new: bool,
+    /// `HELD`.
+    pub held: Option<TaskName>,
 }
 
 /// The options of TRIM.
@@ -162,6 +164,9 @@ impl Call {
                 }
                 if let Some(max_tasks) = limits.max_tasks {
                     put.arg("MAXTASKS").arg(max_tasks);
+                }
+                if let Some(held) = limits.held {
+                    put.arg("HELD").arg(held.key());
                 }
                 put
             }
@@ -428,6 +433,10 @@ impl Model {
     }
 
     fn put(&mut self, write: &Write, limits: Limits, now_ms: i64) -> Reply {
+        let lives = |name| self.live(name, now_ms).is_some_and(|task| task.read().is_some());
+        if limits.held.is_some_and(|held| !lives(held)) {
+            return Reply::Refused(vec!["NOTHELD"]);
+        }
         let live = self.live(write.task, now_ms);
         let is_full =
             live.is_none() && limits.max_tasks.is_some_and(|max| self.count(write.task.owner, now_ms) >= max);

@@ -21,7 +21,7 @@ pub const TWO_EXPIRIES: &str = "ERR expiry: expected one PXAT or PERSIST, got tw
 /// For neither `PXAT` nor `PERSIST`, where one of them is required.
 pub const NO_EXPIRY: &str = "ERR expiry: expected PXAT or PERSIST, got nothing";
 /// How the error for an unknown option of PUT starts.
-pub const OF_PUT: &str = "ERR option: expected PXAT, PERSIST, CREATED, MAXTASKS or NX, got";
+pub const OF_PUT: &str = "ERR option: expected PXAT, PERSIST, CREATED, MAXTASKS, NX or HELD, got";
 /// How the error for an unknown option of CAS starts.
 pub const OF_CAS: &str = "ERR option: expected PXAT, PERSIST or CREATED, got";
 /// How the error for an unknown option of DEL starts.
@@ -38,14 +38,27 @@ pub const LARGEST_VERSION: &str = "ERR version: the task is at 92233720368547758
 /// What `PXAT` takes.
 pub const MS: &str = "ms since the epoch, from 0 to 9223372036854775807";
 /// What `CREATED` takes.
-pub const CREATED_MS: &str = "ms since the epoch, from 0 to 9007199254740991";
+pub const CREATED_TIME: &str = "NEWEST or ms since the epoch, from 0 to 9007199254740991";
 /// What `AFTER` takes.
 pub const LISTED_MS: &str = "ms since the epoch, from -9223372036854775808 to 9223372036854775807";
 /// What `COUNT`, `KEEP`, `MAXTASKS`, `VERSION` and an expected version take.
 pub const INTEGER: &str = "an integer from 0 to 9223372036854775807";
 
+/// What `HELD` takes.
+pub const A_TASK_KEY: &str = "a task key <prefix>:tasks:<owner>:<task-id>";
+
 /// What the timeout of WAIT takes.
 pub const TIMEOUT: &str = "ms, from 0 (for ever) to 9223372036854775807";
+
+/// For `CREATED NEWEST` where an entry of the index has the largest creation time.
+pub const NONE_NEWER: &str =
+    "ERR CREATED: no task can be newer, an entry of the index is at 9007199254740991 or later";
+
+/// For `HELD` with this key, where no task lives.
+#[must_use]
+pub fn not_held(key: &str) -> String {
+    format!("NOTHELD the task of HELD does not exist or has expired: '{key}'")
+}
 
 /// For a new task of an owner who has as many tasks as `MAXTASKS` allows.
 #[must_use]

@@ -99,11 +99,13 @@ fn all_commands(owner: &str) -> [String; 8] {
 }
 
 /// Every option on the task `t` of an owner that makes another call of a command, reads first.
-fn all_options(owner: &str) -> [String; 4] {
+fn all_options(owner: &str) -> [String; 6] {
     let (task, index) = (format!("pmcp:tasks:{owner}:t"), format!("pmcp:idx:{owner}"));
     [
         format!("PMCPTASK.LIST {index} NODATA"),
         format!("PMCPTASK.PUT {task} {index} data NX"),
+        format!("PMCPTASK.PUT {task} {index} data CREATED NEWEST"),
+        format!("PMCPTASK.PUT {task} {index} data HELD {task}"),
         format!("PMCPTASK.EXPIRE {task} {index} PXAT 1"),
         format!("PMCPTASK.DEL {task} {index} VERSION 1"),
     ]
@@ -133,7 +135,8 @@ fn user_of_one_owner_can_do_everything_with_that_owners_tasks() {
     assert_eq!(replies, expected);
     assert_eq!(guarded.run("EXISTS pmcp:tasks:alice:t pmcp:idx:alice"), ":0\r\n");
     let replies = all_options("alice").map(|line| alice.run(&line));
-    assert_eq!(replies, ["*0\r\n", ":1\r\n", ":1\r\n", "*2\r\n+MISSING\r\n:0\r\n"]);
+    let expected = ["*0\r\n", ":1\r\n", ":2\r\n", ":3\r\n", ":1\r\n", "*2\r\n+MISSING\r\n:0\r\n"];
+    assert_eq!(replies, expected);
 }
 
 #[test]
@@ -582,6 +585,37 @@ fn expire_needs_permission_to_write_the_task_and_the_index() {
         if !may {
             assert_eq!(guarded.everything(), before, "{rules}");
         }
+    }
+}
+
+#[test]
+fn held_needs_permission_to_read_the_task_that_has_to_live() {
+    let mut guarded = Guarded::start();
+    let before = guarded.everything();
+    let own = "-@all +pmcptask.put %W~pmcp:tasks:alice:t %W~pmcp:idx:alice";
+    for (rules, may) in [
+        ("", false),
+        ("%W~pmcp:tasks:bob:*", false),
+        ("%R~pmcp:tasks:bob:x", false),
+        ("%R~pmcp:tasks:bob:*", true),
+    ] {
+        let mut user = guarded.user(&format!("{own} {rules}"));
+        // Otherwise the reply would tell whether there is such a task.
+        for (held, reply) in [("t", ":"), ("none", "-NOTHELD ")] {
+            for options in ["", "MAXTASKS 9 ", "NX CREATED NEWEST "] {
+                let put = "PMCPTASK.PUT pmcp:tasks:alice:t pmcp:idx:alice HELD";
+                let line = format!("{put} {options}held pmcp:tasks:bob:{held}");
+                let came = user.run(&line);
+                assert_eq!(is_denied(&came), !may, "{rules}: {line}: {came}");
+                assert!(!may || came.starts_with(reply), "{rules}: {line}: {came}");
+            }
+        }
+        if !may {
+            assert_eq!(guarded.everything(), before, "{rules}");
+        }
+        // The word is no key where it is data.
+        let reply = user.run("PMCPTASK.PUT pmcp:tasks:alice:t pmcp:idx:alice HELD NX");
+        assert_eq!(reply, ":0\r\n", "{rules}");
     }
 }
 

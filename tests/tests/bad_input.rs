@@ -7,9 +7,9 @@
 use std::iter;
 
 use pmcptask_tests::refusals::{
-    CORRUPT_DATA, CORRUPT_VERSION, CREATED_MS, INTEGER, LARGEST_VERSION, LISTED_MS, MS, NO_INDEX_KEY,
-    NO_TASK_ID, NO_TASK_KEY, OF_CAS, OF_DEL, OF_EXPIRE, OF_LIST, OF_PUT, OF_TRIM, OTHER_INDEX, TIMEOUT,
-    TWO_EXPIRIES, WRONG_TYPE, no_room,
+    A_TASK_KEY, CORRUPT_DATA, CORRUPT_VERSION, CREATED_TIME, INTEGER, LARGEST_VERSION, LISTED_MS, MS,
+    NO_INDEX_KEY, NO_TASK_ID, NO_TASK_KEY, NONE_NEWER, OF_CAS, OF_DEL, OF_EXPIRE, OF_LIST, OF_PUT, OF_TRIM,
+    OTHER_INDEX, TIMEOUT, TWO_EXPIRIES, WRONG_TYPE, no_room, not_held,
 };
 use pmcptask_tests::{INDEX, Server, ServerOptions, TASK, Wire};
 
@@ -134,6 +134,36 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
         ("PUT T I R PERSIST PERSIST", TWO_EXPIRIES.into()),
         ("PUT T I R PERSIST 5", format!("{OF_PUT} '5'")),
         ("PUT T I R CREATED 1 CREATED 1", "ERR CREATED: expected one, got two".into()),
+        ("PUT T I R CREATED", format!("ERR CREATED: expected {CREATED_TIME}, got nothing")),
+        ("PUT T I R CREATED NEWEST CREATED NEWEST", "ERR CREATED: expected one, got two".into()),
+        ("PUT T I R CREATED NEWEST created 1", "ERR CREATED: expected one, got two".into()),
+        ("PUT T I R CREATED 1 CREATED newest", "ERR CREATED: expected one, got two".into()),
+        ("PUT T I R CREATED NEWEST 1", format!("{OF_PUT} '1'")),
+        ("PUT T I R CREATED NEWEST NEWEST", format!("{OF_PUT} 'NEWEST'")),
+        ("PUT T I R CREATED HELD T", format!("ERR CREATED: expected {CREATED_TIME}, got 'HELD'")),
+        ("PUT T I R NEWEST", format!("{OF_PUT} 'NEWEST'")),
+        ("PUT T I R PXAT NEWEST", format!("ERR PXAT: expected {MS}, got 'NEWEST'")),
+        ("PUT T I R MAXTASKS HELD T", format!("ERR MAXTASKS: expected {INTEGER}, got 'HELD'")),
+        ("PUT T I R PXAT HELD T", format!("ERR PXAT: expected {MS}, got 'HELD'")),
+        ("PUT T I R HELD", format!("ERR HELD: expected {A_TASK_KEY}, got nothing")),
+        ("PUT T I R NX HELD", format!("ERR HELD: expected {A_TASK_KEY}, got nothing")),
+        ("PUT T I R HELD ''", format!("ERR HELD: expected {A_TASK_KEY}, got an empty string")),
+        ("PUT T I R HELD I", format!("ERR HELD: expected {A_TASK_KEY}, got 10 bytes that are not shown")),
+        ("PUT T I R HELD t", format!("ERR HELD: expected {A_TASK_KEY}, got 't'")),
+        (
+            "PUT T I R HELD pmcp:tasks:o:",
+            format!("ERR HELD: expected {A_TASK_KEY}, got 13 bytes that are not shown"),
+        ),
+        ("PUT T I R HELD R", format!("ERR HELD: expected {A_TASK_KEY}, got 17 bytes that are not shown")),
+        ("PUT T I R HELD HELD T", format!("ERR HELD: expected {A_TASK_KEY}, got 'HELD'")),
+        ("PUT T I R HELD NX T", format!("ERR HELD: expected {A_TASK_KEY}, got 'NX'")),
+        ("PUT T I R HELD T held T", "ERR HELD: expected one, got two".into()),
+        ("PUT T I R HELD T T", format!("{OF_PUT} 14 bytes that are not shown")),
+        ("PUT T I R HELD T PXAT", format!("ERR PXAT: expected {MS}, got nothing")),
+        ("CAS T I 1 R HELD T", format!("{OF_CAS} 'HELD'")),
+        ("CAS T I 1 R CREATED NEWEST CREATED NEWEST", "ERR CREATED: expected one, got two".into()),
+        ("DEL T I HELD T", format!("{OF_DEL} 'HELD'")),
+        ("EXPIRE T I PERSIST HELD T", format!("{OF_EXPIRE} 'HELD'")),
         ("PUT T I R MAXTASKS 9 MAXTASKS 9", "ERR MAXTASKS: expected one, got two".into()),
         ("PUT T I R MAXTASKS", format!("ERR MAXTASKS: expected {INTEGER}, got nothing")),
         ("PUT T I R NX NX", "ERR NX: expected one, got two".into()),
@@ -142,7 +172,7 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
         ("PUT T I R NX PXAT", format!("ERR PXAT: expected {MS}, got nothing")),
         ("PUT T I R PXAT NX", format!("ERR PXAT: expected {MS}, got 'NX'")),
         ("PUT T I R NX PXAT 1 PERSIST", TWO_EXPIRIES.into()),
-        ("PUT T I R CREATED NX", format!("ERR CREATED: expected {CREATED_MS}, got 'NX'")),
+        ("PUT T I R CREATED NX", format!("ERR CREATED: expected {CREATED_TIME}, got 'NX'")),
         ("PUT T I R MAXTASKS NX", format!("ERR MAXTASKS: expected {INTEGER}, got 'NX'")),
         ("PUT T I R XX", format!("{OF_PUT} 'XX'")),
         ("PUT T I R VERSION 1", format!("{OF_PUT} 'VERSION'")),
@@ -265,11 +295,11 @@ fn text_that_is_not_a_number_and_number_out_of_range() {
     ];
     let places = [
         ("PMCPTASK.PUT T I R PXAT HERE", "PXAT", MS),
-        ("PMCPTASK.PUT T I R CREATED HERE", "CREATED", CREATED_MS),
+        ("PMCPTASK.PUT T I R CREATED HERE", "CREATED", CREATED_TIME),
         ("PMCPTASK.PUT T I R MAXTASKS HERE", "MAXTASKS", INTEGER),
         ("PMCPTASK.CAS T I HERE R", "expected-version", INTEGER),
         ("PMCPTASK.CAS T I 1 R PXAT HERE", "PXAT", MS),
-        ("PMCPTASK.CAS T I 1 R CREATED HERE", "CREATED", CREATED_MS),
+        ("PMCPTASK.CAS T I 1 R CREATED HERE", "CREATED", CREATED_TIME),
         ("PMCPTASK.LIST I AFTER HERE t", "AFTER", LISTED_MS),
         ("PMCPTASK.LIST I COUNT HERE", "COUNT", INTEGER),
         ("PMCPTASK.PUT T I R NX PXAT HERE", "PXAT", MS),
@@ -290,7 +320,7 @@ fn text_that_is_not_a_number_and_number_out_of_range() {
         }
         let error = format!("ERR {argument}: expected {expected}, got {MEGABYTE} bytes that are not shown");
         calls.push(bad_bytes(line, nines.as_bytes(), &error));
-        if expected == CREATED_MS {
+        if expected == CREATED_TIME {
             let error = format!("ERR {argument}: expected {expected}, got '9007199254740992'");
             calls.push(bad_bytes(line, b"9007199254740992", &error));
         }
@@ -611,6 +641,29 @@ fn record_or_task_for_which_there_is_no_room() {
             &no_room(2),
         ),
     ]);
+}
+
+#[test]
+fn write_without_the_task_that_has_to_live_and_new_task_that_cannot_be_the_newest() {
+    let lease = "pmcp:tasks:o:lease";
+    let error = not_held(lease);
+    let mut calls = Vec::new();
+    for line in ["PUT T I R", "PUT T I R NX", "PUT T I R PXAT 1", "PUT pmcp:tasks:o:new I R MAXTASKS 0"] {
+        calls.push(bad(&format!("PMCPTASK.{line} HELD {lease}"), &error));
+    }
+    for make in ["HSET L version 1", "HSET L data d", "HSET L version 01 data d", "HSET L f v"] {
+        let make = make.replace('L', lease);
+        calls.push(bad_after(&make, &format!("PMCPTASK.PUT T I R HELD {lease}"), &error));
+    }
+    for make in ["SET L text", "ZADD L 1 a", "RPUSH L v"] {
+        let make = make.replace('L', lease);
+        calls.push(bad_after(&make, &format!("PMCPTASK.PUT T I R HELD {lease}"), WRONG_TYPE));
+    }
+    let new = "PMCPTASK.PUT pmcp:tasks:o:new I R CREATED NEWEST";
+    for score in ["9007199254740991", "9007199254740991.5", "1e308", "inf"] {
+        calls.push(bad_after(&format!("ZADD I {score} dead"), new, NONE_NEWER));
+    }
+    each_fails_and_changes_nothing(&calls);
 }
 
 // What looks bad and is not.

@@ -56,6 +56,37 @@ fn entry_of_a_deleted_task_goes_in_a_cluster_too() {
     assert_eq!(entries(&mut wire), ["other"]);
 }
 
+#[test]
+fn task_that_has_to_live_has_to_be_in_the_same_slot_and_is_not_said_to_have_ended_on_its_way() {
+    let pair = Pair::start();
+    let mut wire = pair.first.wire();
+    let carols = ["PMCPTASK.PUT", "pmcp:tasks:{carol}:t", "pmcp:idx:{carol}", "data"];
+    assert_eq!(wire.call(&carols), ":1\r\n");
+    for (held, refusal) in [
+        (TASK, "-NOTHELD "),
+        ("app:lease:tasks:{alice}:x", "-NOTHELD "),
+        ("pmcp:tasks:{bob}:t", "-CROSSSLOT "),
+        ("pmcp:tasks:alice:t", "-CROSSSLOT "),
+        // One that lives, at the same node.
+        ("pmcp:tasks:{carol}:t", "-CROSSSLOT "),
+    ] {
+        for options in [&[][..], &["MAXTASKS", "9"]] {
+            let put = [&["PMCPTASK.PUT", OTHER, INDEX, "HELD"], options, &["held", held]].concat();
+            let reply = wire.call(&put);
+            assert!(reply.starts_with(refusal), "{held}: {reply}");
+        }
+    }
+    assert_eq!(wire.call(&["DBSIZE"]), ":2\r\n");
+    put(&mut wire, TASK);
+    assert_eq!(wire.call(&["PMCPTASK.PUT", OTHER, INDEX, "data", "HELD", TASK]), ":1\r\n");
+    // While the slot moves, the task that has to live may be at the other node: nobody says that it has ended.
+    pair.start_moving();
+    let held = "pmcp:tasks:{alice}:lease";
+    let reply = wire.call(&["PMCPTASK.PUT", OTHER, INDEX, "data", "HELD", held]);
+    assert!(reply.starts_with("-TRYAGAIN "), "{reply}");
+    assert_eq!(wire.call(&["PMCPTASK.PUT", OTHER, INDEX, "data", "HELD", TASK]), ":2\r\n");
+}
+
 /// A test of the harness: tasks end while their slot moves.
 #[test]
 fn key_that_is_gone_is_not_migrated() {

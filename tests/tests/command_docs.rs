@@ -70,13 +70,21 @@ fn command_info_tells_arity_flags_and_keys() {
             "find_keys": {"type": "range", "spec": {"lastkey": 0, "keystep": 1, "limit": 0}},
         })
     };
+    let mut held = key(0, json!(["RO", "access"]));
+    held["begin_search"] = json!({"type": "keyword", "spec": {"keyword": "HELD", "startfrom": 4}});
     let write = json!(["denyoom", "module", "write"]);
     // A command that makes nothing larger runs where memory is full.
     let frees = json!(["module", "write"]);
     let update = json!(["RW", "update"]);
     let delete_from = json!(["RW", "delete"]);
     for (command, arity, flags, first_and_last_key, keys) in [
-        ("pmcptask.put", -4, &write, [1, 2], json!([key(1, update.clone()), key(2, update.clone())])),
+        (
+            "pmcptask.put",
+            -4,
+            &json!(["denyoom", "module", "movablekeys", "write"]),
+            [1, 2],
+            json!([held, key(1, update.clone()), key(2, update.clone())]),
+        ),
         (
             "pmcptask.cas",
             -5,
@@ -159,6 +167,18 @@ fn command_getkeys_finds_the_keys() {
         ("PMCPTASK.DEL p:tasks:o:t p:idx:o", json!(["p:tasks:o:t", "p:idx:o"])),
         ("PMCPTASK.LIST p:idx:o REV AFTER 5 t COUNT 1", json!(["p:idx:o"])),
         ("PMCPTASK.PUT p:tasks:o:t p:idx:o data NX MAXTASKS 5", json!(["p:tasks:o:t", "p:idx:o"])),
+        (
+            "PMCPTASK.PUT p:tasks:o:t p:idx:o data HELD q:tasks:l:x",
+            json!(["p:tasks:o:t", "p:idx:o", "q:tasks:l:x"]),
+        ),
+        (
+            "PMCPTASK.PUT p:tasks:o:t p:idx:o HELD NX CREATED NEWEST held q:tasks:l:x PERSIST",
+            json!(["p:tasks:o:t", "p:idx:o", "q:tasks:l:x"]),
+        ),
+        ("PMCPTASK.PUT p:tasks:o:t p:idx:o HELD", json!(["p:tasks:o:t", "p:idx:o"])),
+        ("PMCPTASK.PUT p:tasks:o:t p:idx:o HELD NX", json!(["p:tasks:o:t", "p:idx:o"])),
+        ("PMCPTASK.PUT HELD HELD HELD PERSIST", json!(["HELD", "HELD"])),
+        ("PMCPTASK.CAS p:tasks:o:t p:idx:o 1 HELD CREATED NEWEST", json!(["p:tasks:o:t", "p:idx:o"])),
         ("PMCPTASK.DEL p:tasks:o:t p:idx:o VERSION 5", json!(["p:tasks:o:t", "p:idx:o"])),
         ("PMCPTASK.LIST p:idx:o NODATA COUNT 1", json!(["p:idx:o"])),
         ("PMCPTASK.EXPIRE p:tasks:o:t p:idx:o PXAT 5", json!(["p:tasks:o:t", "p:idx:o"])),
@@ -217,8 +237,13 @@ fn command_docs_tell_every_argument() {
     ]});
     let mut expiry = new_expiry.clone();
     expiry["flags"] = json!(["optional"]);
-    let created =
-        json!({"name": "created-ms", "type": "unix-time", "token": "CREATED", "flags": ["optional"]});
+    let created = json!({"name": "created", "type": "oneof", "token": "CREATED", "flags": ["optional"], "arguments": [
+        {"name": "created-ms", "type": "unix-time"},
+        {"name": "newest", "type": "pure-token", "token": "NEWEST"},
+    ]});
+    let held = json!({
+        "name": "held-task-key", "type": "key", "key_spec_index": 2, "token": "HELD", "flags": ["optional"],
+    });
     let max_tasks =
         json!({"name": "max-tasks", "type": "integer", "token": "MAXTASKS", "flags": ["optional"]});
     let only_new = json!({"name": "only-new", "type": "pure-token", "token": "NX", "flags": ["optional"]});
@@ -241,7 +266,7 @@ fn command_docs_tell_every_argument() {
         {"name": "no-data", "type": "pure-token", "token": "NODATA", "flags": ["optional"]},
     ]);
     for (command, arguments) in [
-        ("pmcptask.put", json!([task_key, index_key, data, expiry, created, max_tasks, only_new])),
+        ("pmcptask.put", json!([task_key, index_key, data, expiry, created, max_tasks, only_new, held])),
         ("pmcptask.cas", json!([task_key, index_key, version, data, expiry, created])),
         ("pmcptask.get", json!([task_key])),
         ("pmcptask.del", json!([task_key, index_key, version_to_delete])),
@@ -299,11 +324,11 @@ fn redis_cli_completes_and_explains_the_commands() {
     for (command, syntax) in [
         (
             "PMCPTASK.PUT",
-            "task-key index-key data [PXAT expires-at-ms|PERSIST] [CREATED created-ms] [MAXTASKS max-tasks] [NX]",
+            "task-key index-key data [PXAT expires-at-ms|PERSIST] [CREATED created-ms|NEWEST] [MAXTASKS max-tasks] [NX] [HELD held-task-key]",
         ),
         (
             "PMCPTASK.CAS",
-            "task-key index-key expected-version data [PXAT expires-at-ms|PERSIST] [CREATED created-ms]",
+            "task-key index-key expected-version data [PXAT expires-at-ms|PERSIST] [CREATED created-ms|NEWEST]",
         ),
         ("PMCPTASK.GET", "task-key"),
         ("PMCPTASK.DEL", "task-key index-key [VERSION version]"),
@@ -443,7 +468,9 @@ fn info_counts_what_the_module_has_done() {
         "refused_wrongtype",
         "refused_capacity",
         "refused_corrupt",
+        "refused_notheld",
         "refused_noperm",
+        "refused_crossslot",
         "refused_tryagain",
         "default_user_would_lose_writes",
         "failed_calls",
@@ -502,6 +529,7 @@ fn info_counts_what_the_module_has_done() {
         ("PMCPTASK.PUT p:tasks:o:t p:idx:o d TTL", &[("refused_err", 1)]),
         ("PMCPTASK.GET p:idx:o", &[("refused_err", 1)]),
         ("PMCPTASK.PUT p:tasks:o:v p:idx:o d MAXTASKS 0", &[("refused_capacity", 1)]),
+        ("PMCPTASK.PUT p:tasks:o:v p:idx:o d HELD p:tasks:o:none", &[("refused_notheld", 1)]),
         ("SET p:tasks:o:s text", &[]),
         ("PMCPTASK.GET p:tasks:o:s", &[("refused_wrongtype", 1)]),
     ] {

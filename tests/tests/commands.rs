@@ -4,12 +4,12 @@
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use pmcptask_tests::refusals::{
-    CORRUPT_DATA, CORRUPT_VERSION, CREATED_MS, INTEGER, LARGEST_VERSION, LISTED_MS, MS, NO_INDEX_KEY,
-    NO_TASK_ID, NO_TASK_KEY, OF_CAS, OF_DEL, OF_EXPIRE, OF_LIST, OF_PUT, OF_TRIM, OTHER_INDEX, TWO_EXPIRIES,
-    WRONG_TYPE, no_room,
+    A_TASK_KEY, CORRUPT_DATA, CORRUPT_VERSION, CREATED_TIME, INTEGER, LARGEST_VERSION, LISTED_MS, MS,
+    NO_INDEX_KEY, NO_TASK_ID, NO_TASK_KEY, NONE_NEWER, OF_CAS, OF_DEL, OF_EXPIRE, OF_LIST, OF_PUT, OF_TRIM,
+    OTHER_INDEX, TWO_EXPIRIES, WRONG_TYPE, no_room, not_held,
 };
 use pmcptask_tests::{
-    EMPTY, INDEX, NIL, PROMISED, Server, ServerOptions, TASK, Wire, holds_within, integer, now_ms,
+    Clock, EMPTY, INDEX, NIL, PROMISED, Server, ServerOptions, TASK, Wire, holds_within, integer, now_ms,
     sleep_until,
 };
 
@@ -192,7 +192,7 @@ fn command_and_option_names_are_known_in_any_case() {
     assert_eq!(session.run("Pmcptask.Cas T I 1 d PerSist cReAtEd 9"), cas_reply("OK", 2));
     assert_eq!(session.run("PMCPTASK.list I rev Count 1 aFTER 8 x"), array(&[listed("t", 2, 7, "d")]));
     assert_eq!(session.run("pmcptask.get T"), record(2, "d"));
-    assert_eq!(session.run("pmcptask.put T I d nX"), int(0));
+    assert_eq!(session.run("pmcptask.put T I d nX hElD T created Newest"), int(0));
     assert_eq!(session.run("PMCPTASK.LIST I NoData"), array(&[listed_without_data("t", 2, 7)]));
     assert_eq!(session.run("PMCPTASK.expire T I pxAT 4102444800123"), int(1));
     assert_eq!(session.run("pmcptask.Expire T I persist"), int(1));
@@ -205,8 +205,16 @@ fn command_and_option_names_are_known_in_any_case() {
 fn options_of_put_mean_the_same_in_any_order() {
     let mut session = Session::start();
     for expiry in ["PXAT 4102444800123", "PERSIST"] {
-        let [e, c, m, n] = [expiry, "CREATED 7", "MAXTASKS 1", "NX"];
-        for order in [[e, c, m, n], [e, n, m, c], [c, e, n, m], [n, c, m, e], [m, n, e, c], [n, m, c, e]] {
+        let [e, c, m, n, h] = [expiry, "CREATED 7", "MAXTASKS 1", "NX", "HELD pmcp:tasks:p:lease"];
+        session.run("PMCPTASK.PUT pmcp:tasks:p:lease pmcp:idx:p d");
+        for order in [
+            [e, c, m, n, h],
+            [h, e, n, m, c],
+            [c, e, n, h, m],
+            [n, c, h, m, e],
+            [m, h, n, e, c],
+            [n, m, c, e, h],
+        ] {
             let options = order.join(" ");
             assert_eq!(session.run(&format!("PMCPTASK.PUT T I d {options}")), int(1), "{options}");
             assert_eq!(session.run(&format!("PMCPTASK.PUT T I d {options}")), int(0), "{options}");
@@ -494,6 +502,126 @@ fn largest_creation_time_is_exact() {
         session.run("PMCPTASK.LIST I REV COUNT 1"),
         array(&[listed("t", 1, 9_007_199_254_740_991, "d")])
     );
+}
+
+/// Runs commands as one transaction, so that most of them run in the same millisecond.
+fn at_once(session: &mut Session, lines: &[String]) -> String {
+    session.run("MULTI");
+    for line in lines {
+        assert_eq!(session.run(line), "+QUEUED\r\n", "{line}");
+    }
+    session.run("EXEC")
+}
+
+#[test]
+fn newest_puts_tasks_in_the_order_of_their_writes_within_one_millisecond_too() {
+    for mut session in Session::of_each_encoding() {
+        // The order of the ids is another.
+        let ids: Vec<_> = (0..50).map(|n| format!("t{:02}", n * 7 % 50)).collect();
+        let record = r#"{"task":{"createdAt":"2023-11-14T22:13:20.123Z"}}"#;
+        let put = |id: &String| format!("PMCPTASK.PUT pmcp:tasks:o:{id} I {record} CREATED NEWEST");
+        let before = now_ms();
+        at_once(&mut session, &ids.iter().map(put).collect::<Vec<_>>());
+        let after = now_ms();
+        assert_eq!(session.ids("PMCPTASK.LIST I"), ids);
+        let oldest = session.number("ZCOUNT I -inf +inf");
+        assert_eq!(oldest, 50);
+        // Each is one millisecond after the one before, or at the clock.
+        let in_time = format!("ZCOUNT I {before} {}", after + 49);
+        assert_eq!(session.number(&in_time), 50);
+    }
+}
+
+#[test]
+fn newest_is_the_clock_or_one_more_than_the_greatest_score() {
+    let ahead = now_ms() + 3_600_000;
+    for mut session in Session::of_each_encoding() {
+        for (scores, expected) in [
+            ("-inf dead".to_owned(), None),
+            ("-5 dead".to_owned(), None),
+            ("0.5 dead 7 dead2".to_owned(), None),
+            (format!("{ahead} dead 3 dead2"), Some(ahead + 1)),
+            (format!("{ahead}.25 dead {ahead} dead2"), Some(ahead + 1)),
+            (format!("{ahead}.99 a:b"), Some(ahead + 1)),
+            // The entry that the task itself has left.
+            (format!("{ahead} t 5 dead"), Some(ahead + 1)),
+            ("9007199254740990 dead".to_owned(), Some(9_007_199_254_740_991)),
+        ] {
+            session.run(&format!("ZADD I {scores}"));
+            let before = now_ms();
+            assert_eq!(session.run("PMCPTASK.PUT T I d CREATED NEWEST"), int(1), "{scores}");
+            let score = session.run("ZSCORE I t");
+            let created: i64 = score.lines().nth(1).unwrap().parse().unwrap();
+            match expected {
+                Some(expected) => assert_eq!(created, expected, "{scores}"),
+                None => assert!((before..=now_ms()).contains(&created), "{scores}: {created}"),
+            }
+            assert_eq!(session.entries().last().unwrap(), "t", "{scores}");
+            session.run("DEL T I");
+        }
+    }
+}
+
+#[test]
+fn newest_changes_no_creation_time_of_a_task_that_is_in_the_index() {
+    let mut session = Session::start();
+    session.store_all(&["t", "u"]);
+    session.run("PMCPTASK.PUT T I d CREATED NEWEST");
+    session.run("PMCPTASK.CAS T I 2 d CREATED NEWEST");
+    assert_eq!(session.run("PMCPTASK.PUT T I d NX CREATED NEWEST"), int(0));
+    assert_eq!(session.run("PMCPTASK.LIST I COUNT 1"), array(&[listed("t", 3, 1, "d")]));
+    // A task that left the index enters it as the newest.
+    session.run("ZREM I t");
+    session.run("ZADD I 4102444800123 dead");
+    assert_eq!(session.run("PMCPTASK.CAS T I 3 d CREATED NEWEST"), cas_reply("OK", 4));
+    assert_eq!(session.run("ZSCORE I t"), bulk("4102444800124"));
+}
+
+#[test]
+fn newest_is_refused_where_no_creation_time_is_later() {
+    for mut session in Session::of_each_encoding() {
+        session.run("PMCPTASK.PUT T I d CREATED 5");
+        for score in ["9007199254740991", "9007199254740992", "1e300", "+inf"] {
+            session.run(&format!("ZADD I {score} dead"));
+            let before = session.everything();
+            let new = "PMCPTASK.PUT pmcp:tasks:o:new I d CREATED NEWEST";
+            for options in ["", " NX", " PXAT 1", " MAXTASKS 9"] {
+                let reply = session.run(&format!("{new}{options}"));
+                assert_eq!(reply, format!("-{NONE_NEWER}\r\n"), "{score}{options}");
+            }
+            assert_eq!(session.everything(), before, "{score}");
+        }
+        // A task in the index needs no creation time.
+        assert_eq!(session.run("PMCPTASK.PUT T I d CREATED NEWEST"), int(2));
+        session.run("ZREM I t");
+        let before = session.everything();
+        let reply = session.run("PMCPTASK.CAS T I 2 d CREATED NEWEST");
+        assert_eq!(reply, format!("-{NONE_NEWER}\r\n"));
+        assert_eq!(session.everything(), before);
+        assert_eq!(session.server.counter("refused_err"), 17);
+    }
+}
+
+#[test]
+fn newest_is_last_after_the_clock_was_set_back() {
+    let clock = Clock::new();
+    let server = Server::start_with(&clock.of(ServerOptions::default()));
+    let mut session = Session { wire: server.wire(), server };
+    let mut expected = Vec::new();
+    for (id, ahead) in [("c", 0), ("b", -3_600), ("a", -7_200), ("d", 60), ("e", -60)] {
+        clock.set_ahead(ahead);
+        let shown = |session: &mut Session| {
+            let time: i64 = session.run("TIME").lines().nth(2).unwrap().parse().unwrap();
+            (time - now_ms() / 1_000 - ahead).abs() < 30
+        };
+        assert!(holds_within(PROMISED, || shown(&mut session)), "the server's clock");
+        session.run(&format!("PMCPTASK.PUT pmcp:tasks:o:{id} I d CREATED NEWEST"));
+        expected.push(id);
+        assert_eq!(session.ids("PMCPTASK.LIST I"), expected, "{ahead}");
+    }
+    // Without NEWEST, the clock decides.
+    session.run("PMCPTASK.PUT pmcp:tasks:o:z I d");
+    assert_ne!(session.ids("PMCPTASK.LIST I").last().unwrap(), "z");
 }
 
 // Expiry.
@@ -827,6 +955,115 @@ fn put_nx_counts_the_tasks_of_the_owner_like_any_put() {
     let full = session.run("PMCPTASK.PUT pmcp:tasks:o:u I d NX MAXTASKS 1");
     assert_eq!(full, format!("-{}\r\n", no_room(1)));
     assert_eq!(session.everything(), before);
+}
+
+// A write only while another task lives.
+
+#[test]
+fn held_writes_only_while_the_other_task_lives() {
+    let mut session = Session::start();
+    // Neither owner nor prefix has to be the same.
+    for (lease, index) in [
+        ("pmcp:tasks:o:lease", "pmcp:idx:o"),
+        ("pmcp:tasks:p:q:lease", "pmcp:idx:p:q"),
+        ("app:lease:tasks:name:x", "app:lease:idx:name"),
+    ] {
+        session.run("DEL T I");
+        let put = format!("PMCPTASK.PUT T I d HELD {lease}");
+        let refusal = format!("-{}\r\n", not_held(lease));
+        let before = session.everything();
+        assert_eq!(session.run(&put), refusal);
+        assert_eq!(session.everything(), before);
+        session.run(&format!("PMCPTASK.PUT {lease} {index} held PXAT {FUTURE} CREATED 1"));
+        let lease_before = session.run(&format!("DUMP {lease}"));
+        assert_eq!(session.run(&put), int(1));
+        assert_eq!(session.run(&format!("{put} NX")), int(0));
+        assert_eq!(session.run(&format!("{put} MAXTASKS 0")), int(2));
+        assert_eq!(session.run(&format!("DUMP {lease}")), lease_before);
+        assert_eq!(session.number(&format!("PEXPIRETIME {lease}")), FUTURE);
+        session.run(&format!("PMCPTASK.DEL {lease} {index}"));
+        let before = session.everything();
+        // This comes before what the other options say.
+        for options in ["", " NX", " MAXTASKS 0", " PXAT 1", " CREATED NEWEST"] {
+            assert_eq!(session.run(&format!("{put}{options}")), refusal, "{options}");
+        }
+        assert_eq!(session.everything(), before);
+    }
+    assert_eq!(session.server.counter("refused_notheld"), 18);
+    assert_eq!(session.server.counter("puts"), 9);
+}
+
+#[test]
+fn held_ends_at_the_millisecond_of_the_other_task() {
+    let mut session = Session::start();
+    let at_ms = now_ms() + 150;
+    session.run(&format!("PMCPTASK.PUT pmcp:tasks:o:lease I d PXAT {at_ms}"));
+    loop {
+        let before = now_ms();
+        let reply = session.run("PMCPTASK.PUT T I d HELD pmcp:tasks:o:lease");
+        if reply.starts_with("-NOTHELD ") {
+            assert!(now_ms() >= at_ms);
+            break;
+        }
+        // The server's rule: a key has expired once the clock is past its expiry.
+        assert!(before <= at_ms, "{before} {at_ms}");
+    }
+}
+
+#[test]
+fn held_is_a_task_that_could_be_read_and_no_remains_of_one() {
+    let mut session = Session::start();
+    session.run("CONFIG SET pmcptask.reclaim no");
+    session.run("PMCPTASK.PUT T I d");
+    let lease = "pmcp:tasks:o:lease";
+    let before = session.run("DUMP T");
+    for (make, error) in [
+        (format!("HSET {lease} version 1 data d expires_at 946684800"), not_held(lease)),
+        (format!("HSET {lease} version 1"), not_held(lease)),
+        (format!("HSET {lease} data d"), not_held(lease)),
+        (format!("HSET {lease} version 01 data d"), not_held(lease)),
+        (format!("ZADD I 5 {lease}"), not_held(lease)),
+        (format!("SET {lease} text"), WRONG_TYPE.to_owned()),
+        (format!("ZADD {lease} 1 a"), WRONG_TYPE.to_owned()),
+    ] {
+        session.run(&make);
+        let made = session.run(&format!("DUMP {lease}"));
+        let reply = session.run(&format!("PMCPTASK.PUT T I x HELD {lease}"));
+        assert_eq!(reply, format!("-{error}\r\n"), "{make}");
+        assert_eq!(session.run("DUMP T"), before, "{make}");
+        assert_eq!(session.run(&format!("DUMP {lease}")), made, "{make}");
+        session.run(&format!("DEL {lease}"));
+    }
+}
+
+#[test]
+fn held_with_the_key_of_the_task_itself_writes_an_existing_task_only() {
+    let mut session = Session::start();
+    let refusal = format!("-{}\r\n", not_held(TASK));
+    assert_eq!(session.run("PMCPTASK.PUT T I d HELD T"), refusal);
+    assert_eq!(session.run("PMCPTASK.PUT T I d NX HELD T"), refusal);
+    assert_eq!(session.run("EXISTS T I"), int(0));
+    session.run("PMCPTASK.PUT T I d CREATED 5");
+    assert_eq!(session.run("PMCPTASK.PUT T I x HELD T"), int(2));
+    assert_eq!(session.run("PMCPTASK.PUT T I y NX HELD T"), int(0));
+    assert_eq!(session.run("PMCPTASK.LIST I"), array(&[listed("t", 2, 5, "x")]));
+    session.run("HSET T expires_at 946684800");
+    assert_eq!(session.run("PMCPTASK.PUT T I y HELD T"), refusal);
+    let at_ms = now_ms() + 50;
+    session.run(&format!("PMCPTASK.PUT T I d PXAT {at_ms}"));
+    sleep_until(at_ms + 1);
+    assert_eq!(session.run("PMCPTASK.PUT T I y HELD T"), refusal);
+}
+
+#[test]
+fn word_held_is_data_and_an_owner_like_any_other() {
+    let mut session = Session::start();
+    assert_eq!(session.run("PMCPTASK.PUT T I HELD"), int(1));
+    assert_eq!(session.run("PMCPTASK.GET T"), record(1, "HELD"));
+    assert_eq!(session.run("PMCPTASK.PUT T I HELD HELD T"), int(2));
+    assert_eq!(session.run("PMCPTASK.GET T"), record(2, "HELD"));
+    assert_eq!(session.run("PMCPTASK.PUT HELD:tasks:HELD:HELD HELD:idx:HELD HELD HELD T"), int(1));
+    assert_eq!(session.run("PMCPTASK.PUT T I d HELD HELD:tasks:HELD:HELD"), int(3));
 }
 
 // A deletion of one version only.
@@ -1273,13 +1510,20 @@ fn argument_error_names_the_argument_what_was_expected_and_what_came() {
         ("PUT T I d PERSIST pxat 1", TWO_EXPIRIES.to_owned()),
         ("PUT T I d PXAT 1 PXAT 1", TWO_EXPIRIES.to_owned()),
         ("PUT T I d PERSIST PERSIST", TWO_EXPIRIES.to_owned()),
-        ("PUT T I d CREATED", format!("ERR CREATED: expected {CREATED_MS}, got nothing")),
-        ("PUT T I d CREATED -1", format!("ERR CREATED: expected {CREATED_MS}, got '-1'")),
+        ("PUT T I d CREATED", format!("ERR CREATED: expected {CREATED_TIME}, got nothing")),
+        ("PUT T I d CREATED -1", format!("ERR CREATED: expected {CREATED_TIME}, got '-1'")),
         (
             "PUT T I d CREATED 9007199254740992",
-            format!("ERR CREATED: expected {CREATED_MS}, got '9007199254740992'"),
+            format!("ERR CREATED: expected {CREATED_TIME}, got '9007199254740992'"),
         ),
         ("PUT T I d CREATED 1 CREATED 1", "ERR CREATED: expected one, got two".to_owned()),
+        ("PUT T I d CREATED newer", format!("ERR CREATED: expected {CREATED_TIME}, got 'newer'")),
+        ("PUT T I d CREATED NEWEST CREATED 1", "ERR CREATED: expected one, got two".to_owned()),
+        ("PUT T I d NEWEST", format!("{OF_PUT} 'NEWEST'")),
+        ("PUT T I d HELD", format!("ERR HELD: expected {A_TASK_KEY}, got nothing")),
+        ("PUT T I d HELD lease", format!("ERR HELD: expected {A_TASK_KEY}, got 'lease'")),
+        ("PUT T I d HELD T HELD T", "ERR HELD: expected one, got two".to_owned()),
+        ("CAS T I 1 d HELD T", format!("{OF_CAS} 'HELD'")),
         ("PUT T I d MAXTASKS", format!("ERR MAXTASKS: expected {INTEGER}, got nothing")),
         ("PUT T I d MAXTASKS -1", format!("ERR MAXTASKS: expected {INTEGER}, got '-1'")),
         ("PUT T I d MAXTASKS many", format!("ERR MAXTASKS: expected {INTEGER}, got 'many'")),
@@ -1299,7 +1543,7 @@ fn argument_error_names_the_argument_what_was_expected_and_what_came() {
         ),
         ("CAS T I 1 d PXAT x", format!("ERR PXAT: expected {MS}, got 'x'")),
         ("CAS T I 1 d PERSIST PXAT 1", TWO_EXPIRIES.to_owned()),
-        ("CAS T I 1 d CREATED x", format!("ERR CREATED: expected {CREATED_MS}, got 'x'")),
+        ("CAS T I 1 d CREATED x", format!("ERR CREATED: expected {CREATED_TIME}, got 'x'")),
         ("CAS T I 1 d MAXTASKS 5", format!("{OF_CAS} 'MAXTASKS'")),
         ("CAS T I 1 d NX", format!("{OF_CAS} 'NX'")),
         ("DEL T I x", format!("{OF_DEL} 'x'")),
@@ -1423,6 +1667,8 @@ fn refused_and_lost_calls_do_not_end_a_watch() {
         &["PMCPTASK.PUT", "pmcp:tasks:o:t2", INDEX, "x", "MAXTASKS", "1"],
         &["PMCPTASK.DEL", "pmcp:tasks:o:t2", INDEX],
         &["PMCPTASK.PUT", TASK, INDEX, "x", "NX"],
+        &["PMCPTASK.PUT", TASK, INDEX, "x", "HELD", "pmcp:tasks:o:t2"],
+        &["PMCPTASK.PUT", TASK, INDEX, "x", "NX", "HELD", TASK],
         &["PMCPTASK.DEL", TASK, INDEX, "VERSION", "7"],
         &["PMCPTASK.DEL", "pmcp:tasks:o:t2", INDEX, "VERSION", "1"],
         &["PMCPTASK.EXPIRE", "pmcp:tasks:o:t2", INDEX, "PERSIST"],
@@ -1454,6 +1700,7 @@ fn keyspace_events_tell_of_every_change_and_of_no_refusal() {
     for line in [
         "PMCPTASK.PUT T I d PXAT",
         "PMCPTASK.PUT T I d MAXTASKS 0",
+        "PMCPTASK.PUT T I d HELD T",
         "PMCPTASK.CAS T I 1 d",
         "PMCPTASK.DEL T I",
         "PMCPTASK.PUT T I d PXAT 1",

@@ -635,6 +635,11 @@ fn own_reads_leave_idle_times_counters_and_statistics_as_they_are() {
         let put = "PMCPTASK.PUT pmcp:tasks:alice:u pmcp:idx:alice x MAXTASKS 10";
         let refused = wire.run(put);
         assert!(refused.starts_with("-CAPACITY "), "{refused}");
+        // These look at another task first.
+        let refused = wire.run(&format!("{put} HELD pmcp:tasks:alice:t7"));
+        assert!(refused.starts_with("-CAPACITY "), "{refused}");
+        let refused = wire.run(&format!("{put} HELD pmcp:tasks:alice:none"));
+        assert!(refused.starts_with("-NOTHELD "), "{refused}");
         assert_eq!(lookups(&mut wire)[1], counted[1], "{policy}");
         let after = usage(&mut wire);
         for (before, after) in before.iter().zip(&after) {

@@ -312,8 +312,8 @@ fn lists() -> impl Strategy<Value = Step> {
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    (option::weighted(0.3, 0..5_usize), prop::bool::weighted(0.3))
-        .prop_map(|(max_tasks, only_new)| Limits { max_tasks, only_new })
+    (option::weighted(0.3, 0..5_usize), prop::bool::weighted(0.3), option::weighted(0.3, tasks()))
+        .prop_map(|(max_tasks, only_new, held)| Limits { max_tasks, only_new, held })
 }
 
 /// An owner has at most one task for each id, so a trim removes none, some or all of them.
@@ -612,8 +612,7 @@ fn plain_commands_find_nothing_of_a_lapsed_task_that_the_module_has_removed() {
             Record { bytes: b"data".to_vec(), lifetime: Some(Lifetime::Unlimited), created_ms: None };
         let lifetime = Some(Lifetime::Until(now_ms() + 500));
         let write = Write { task, record, lifetime, created_ms: Some(1) };
-        let limits = Limits { max_tasks: None, only_new: false };
-        run.call(&Call::Put(write, limits), 0).unwrap();
+        run.call(&Call::Put(write, Limits::default()), 0).unwrap();
         run.call(&Call::Persist(task), 0).unwrap();
         assert_eq!(server.wire().call(&["TTL", &task.key()]), ":-1\r\n");
         run.let_time_pass();

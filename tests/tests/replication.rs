@@ -69,7 +69,8 @@ fn one_call(wire: &mut Wire, dice: &mut Dice) {
     let keep = (4 + dice.roll(8)).to_string();
     let call = match dice.roll(28) {
         0..5 => [&["PMCPTASK.PUT", &task, &index, &data][..], options].concat(),
-        5 | 6 => vec!["PMCPTASK.PUT", &task, &index, &data, "MAXTASKS", "6"],
+        5 => vec!["PMCPTASK.PUT", &task, &index, &data, "MAXTASKS", "6"],
+        6 => vec!["PMCPTASK.PUT", &task, &index, &data, "CREATED", "NEWEST", "HELD", &task],
         7..12 => [&["PMCPTASK.CAS", &task, &index, &version, &data], options].concat(),
         12 | 13 => vec!["PMCPTASK.DEL", &task, &index],
         14 => vec!["PMCPTASK.GET", &task],
@@ -364,6 +365,17 @@ fn new_task_a_deleted_version_and_a_new_expiry_tell_exactly_what_they_change() {
         ),
         ("PMCPTASK.EXPIRE T I PXAT 1".to_owned(), &["DEL T", "ZREM I t"]),
         ("PMCPTASK.EXPIRE T I PXAT 1".to_owned(), &[]),
+        (
+            "PMCPTASK.PUT T I e CREATED 4102444800123".to_owned(),
+            &["HSET T version 1 data e", "ZADD I 4102444800123 t"],
+        ),
+        // The time itself is sent, and nothing of the other task.
+        (
+            "PMCPTASK.PUT pmcp:tasks:o:u I f CREATED NEWEST HELD T".to_owned(),
+            &["HSET pmcp:tasks:o:u version 1 data f", "ZADD I 4102444800124 u"],
+        ),
+        ("PMCPTASK.PUT T I g CREATED NEWEST HELD T".to_owned(), &["HSET T version 2 data g"]),
+        ("PMCPTASK.DEL T I".to_owned(), &["DEL T", "ZREM I t"]),
         ("PMCPTASK.PUT T I d NX PXAT 1".to_owned(), &[]),
     ] {
         assert_eq!(effects(&server, &line), as_told(expected), "{line}");
@@ -512,6 +524,10 @@ fn reads_and_calls_that_are_refused_or_lost_tell_nothing() {
         ("PMCPTASK.PUT T I x NX PXAT 1", ":0"),
         ("PMCPTASK.PUT pmcp:tasks:o:new I x NX MAXTASKS 1", "-CAPACITY"),
         (&format!("{large} NX").replace("T I", "pmcp:tasks:o:new I"), "-CAPACITY"),
+        ("PMCPTASK.PUT T I x HELD pmcp:tasks:o:nothing", "-NOTHELD"),
+        ("PMCPTASK.PUT T I x HELD pmcp:tasks:o:nodata", "-NOTHELD"),
+        ("PMCPTASK.PUT T I x HELD pmcp:tasks:o:text", "-WRONGTYPE"),
+        ("PMCPTASK.PUT T I x NX HELD T", ":0"),
         ("PMCPTASK.DEL T I VERSION 7", "*2\r\n+CONFLICT"),
         // Its entry stays.
         ("PMCPTASK.DEL pmcp:tasks:o:nothing I VERSION 1", "*2\r\n+MISSING"),

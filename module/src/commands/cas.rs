@@ -1,4 +1,4 @@
-//! `PMCPTASK.CAS task-key index-key expected-version data [PXAT ms | PERSIST] [CREATED ms]`
+//! `PMCPTASK.CAS task-key index-key expected-version data [PXAT ms | PERSIST] [CREATED ms | NEWEST]`
 //!
 //! Stores a record if the task is at the expected version. Replies with `OK` and the new version, with
 //! `CONFLICT` and the actual version, or with `MISSING` and 0. Only `OK` means that anything has changed.
@@ -7,7 +7,7 @@ use pmcptask_schema::arguments::{WriteOptions, expected_version};
 
 use super::{CREATED, DATA, EXPIRY, INDEX_KEY, TASK_KEY, TaskCommand, positional, reply_outcome, required};
 use crate::refusal::Refusal;
-use crate::server::{Access, ArgumentKind, Arguments, CommandInfo, Context, KeySpec};
+use crate::server::{Access, ArgumentKind, Arguments, CommandInfo, Context, KeySpec, Place};
 use crate::statistics;
 use crate::task::OpenTask;
 use crate::terms::Terms;
@@ -24,8 +24,8 @@ impl TaskCommand for Cas {
         complexity: c"O(log(N)) with N tasks of the owner.",
         since: c"0.1.0",
         key_specs: &[
-            KeySpec { position: 1, access: Access::ReadAndUpdate },
-            KeySpec { position: 2, access: Access::Update },
+            KeySpec { place: Place::At(1), access: Access::ReadAndUpdate },
+            KeySpec { place: Place::At(2), access: Access::Update },
         ],
         arguments: &[
             TASK_KEY,

@@ -7,7 +7,7 @@ use pmcptask_schema::arguments::deleted_version;
 
 use super::{INDEX_KEY, TASK_KEY, TaskCommand, optional, reply_outcome, required};
 use crate::refusal::Refusal;
-use crate::server::{Access, ArgumentKind, Arguments, CommandInfo, Context, KeySpec};
+use crate::server::{Access, ArgumentKind, Arguments, CommandInfo, Context, KeySpec, Place};
 use crate::statistics;
 use crate::task::OpenTask;
 
@@ -23,8 +23,8 @@ impl TaskCommand for Del {
         complexity: c"O(log(N)) with N tasks of the owner.",
         since: c"0.1.0",
         key_specs: &[
-            KeySpec { position: 1, access: Access::Remove },
-            KeySpec { position: 2, access: Access::DeleteFrom },
+            KeySpec { place: Place::At(1), access: Access::Remove },
+            KeySpec { place: Place::At(2), access: Access::DeleteFrom },
         ],
         arguments: &[TASK_KEY, INDEX_KEY, optional(c"version", ArgumentKind::Integer, c"VERSION")],
     };

@@ -7,7 +7,7 @@ use pmcptask_schema::arguments::new_expiry;
 
 use super::{INDEX_KEY, NEW_EXPIRY, TASK_KEY, TaskCommand, required};
 use crate::refusal::Refusal;
-use crate::server::{Access, Arguments, CommandInfo, Context, KeySpec};
+use crate::server::{Access, Arguments, CommandInfo, Context, KeySpec, Place};
 use crate::statistics;
 use crate::task::OpenTask;
 use crate::time::Time;
@@ -24,8 +24,8 @@ impl TaskCommand for Expire {
         complexity: c"O(1), or O(log(N)) with N tasks of the owner if the time is past.",
         since: c"0.1.0",
         key_specs: &[
-            KeySpec { position: 1, access: Access::Update },
-            KeySpec { position: 2, access: Access::DeleteFrom },
+            KeySpec { place: Place::At(1), access: Access::Update },
+            KeySpec { place: Place::At(2), access: Access::DeleteFrom },
         ],
         arguments: &[TASK_KEY, INDEX_KEY, NEW_EXPIRY],
     };

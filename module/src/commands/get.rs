@@ -7,7 +7,7 @@ use pmcptask_schema::TaskKey;
 use super::{TASK_KEY, TaskCommand, required};
 use crate::record::{self, Reading};
 use crate::refusal::Refusal;
-use crate::server::{Access, Arguments, CommandInfo, Context, KeySpec};
+use crate::server::{Access, Arguments, CommandInfo, Context, KeySpec, Place};
 use crate::{reclaim, statistics};
 
 pub(super) struct Get;
@@ -21,7 +21,7 @@ impl TaskCommand for Get {
         summary: c"Returns a task's version and record.",
         complexity: c"O(1)",
         since: c"0.1.0",
-        key_specs: &[KeySpec { position: 1, access: Access::Read }],
+        key_specs: &[KeySpec { place: Place::At(1), access: Access::Read }],
         arguments: &[TASK_KEY],
     };
 

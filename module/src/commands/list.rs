@@ -9,7 +9,9 @@ use pmcptask_schema::arguments::ListOptions;
 use super::{TaskCommand, optional, positional, required};
 use crate::index::{Part, Position};
 use crate::refusal::Refusal;
-use crate::server::{Access, Argument, ArgumentKind, Arguments, CommandInfo, Context, Key, KeySpec, Kind};
+use crate::server::{
+    Access, Argument, ArgumentKind, Arguments, CommandInfo, Context, Key, KeySpec, Kind, Place,
+};
 use crate::{index, reclaim, statistics};
 
 pub(super) struct List;
@@ -24,7 +26,7 @@ impl TaskCommand for List {
         complexity: c"O(log(N)+M) with N tasks of the owner and M entries looked at: those listed, those without a live task \
                       before the last one listed, and with AFTER those of the same creation time.",
         since: c"0.1.0",
-        key_specs: &[KeySpec { position: 1, access: Access::Read }],
+        key_specs: &[KeySpec { place: Place::At(1), access: Access::Read }],
         arguments: &[
             positional(c"index-key", ArgumentKind::Key(0)),
             optional(c"newest-first", ArgumentKind::Flag, c"REV"),

@@ -101,7 +101,14 @@ const NEW_EXPIRY: Argument = Argument {
     optional: false,
 };
 const EXPIRY: Argument = Argument { optional: true, ..NEW_EXPIRY };
-const CREATED: Argument = optional(c"created-ms", ArgumentKind::UnixTime, c"CREATED");
+const CREATED: Argument = optional(
+    c"created",
+    ArgumentKind::OneOf(&[
+        positional(c"created-ms", ArgumentKind::UnixTime),
+        Argument { name: c"newest", kind: ArgumentKind::Flag, token: Some(c"NEWEST"), optional: false },
+    ]),
+    c"CREATED",
+);
 
 const fn positional(name: &'static std::ffi::CStr, kind: ArgumentKind) -> Argument {
     Argument { name, kind, token: None, optional: false }

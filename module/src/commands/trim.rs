@@ -8,7 +8,9 @@ use pmcptask_schema::arguments::TrimOptions;
 
 use super::{TaskCommand, optional, positional, required};
 use crate::refusal::Refusal;
-use crate::server::{Access, Argument, ArgumentKind, Arguments, CommandInfo, Context, Key, KeySpec, Kind};
+use crate::server::{
+    Access, Argument, ArgumentKind, Arguments, CommandInfo, Context, Key, KeySpec, Kind, Place,
+};
 use crate::{statistics, trim};
 
 pub(super) struct Trim;
@@ -23,7 +25,7 @@ impl TaskCommand for Trim {
         complexity: c"O(M*log(N)) with N tasks of the owner and M entries looked at: those of the tasks to keep, those of \
                       the tasks that are removed, and those without a live task among them.",
         since: c"0.1.0",
-        key_specs: &[KeySpec { position: 1, access: Access::DeleteFrom }],
+        key_specs: &[KeySpec { place: Place::At(1), access: Access::DeleteFrom }],
         arguments: &[
             positional(c"index-key", ArgumentKind::Key(0)),
             Argument { name: c"keep", kind: ArgumentKind::Integer, token: Some(c"KEEP"), optional: false },

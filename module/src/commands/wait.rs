@@ -25,8 +25,8 @@ use super::{TASK_KEY, TaskCommand, positional, reply_outcome, reply_refusal, req
 use crate::record::{self, Reading};
 use crate::refusal::Refusal;
 use crate::server::{
-    Access, ArgumentKind, Arguments, CommandInfo, CommandName, Context, KeySpec, Permissions, StringRef,
-    WaiterId, Waiting, block_on_key,
+    Access, ArgumentKind, Arguments, CommandInfo, CommandName, Context, KeySpec, Permissions, Place,
+    StringRef, WaiterId, Waiting, block_on_key,
 };
 use crate::slots::Slots;
 use crate::{reclaim, settings, statistics, waiters};
@@ -45,7 +45,7 @@ impl TaskCommand for Wait {
         summary: c"Waits until a task's version is another or the task is gone, at most for the given time.",
         complexity: c"O(log(N)) with N waiting clients.",
         since: c"0.1.0",
-        key_specs: &[KeySpec { position: 1, access: Access::Read }],
+        key_specs: &[KeySpec { place: Place::At(1), access: Access::Read }],
         arguments: &[
             TASK_KEY,
             positional(c"version", ArgumentKind::Integer),

@@ -38,10 +38,20 @@ pub(crate) struct CommandInfo {
     pub(crate) arguments: &'static [Argument],
 }
 
-/// One key of a command: the argument at `position` (the command's name is 0).
+/// One key of a command.
 pub(crate) struct KeySpec {
-    pub(crate) position: i32,
+    pub(crate) place: Place,
     pub(crate) access: Access,
+}
+
+/// Which argument is the key (the command's name is 0).
+pub(crate) enum Place {
+    At(i32),
+    /// The argument after the first one, looked for from `from` on, that is the keyword in any case.
+    After {
+        keyword: &'static CStr,
+        from: i32,
+    },
 }
 
 /// What a command does to a key. The server's ACL requires the matching permission.
@@ -147,8 +157,6 @@ impl<'c> Arguments<'c> {
 /// A sentence that says what failed.
 pub(crate) fn register<C: Command>(context: &Context) -> Result<(), &'static str> {
     let info = &C::INFO;
-    let [first_key, last_key] =
-        [info.key_specs.first(), info.key_specs.last()].map(|spec| spec.map_or(0, |spec| spec.position));
     // SAFETY: the context belongs to the running call; the server copies name and flags, and `call::<C>`
     // lives as long as the module.
     let created = unsafe {
@@ -157,9 +165,10 @@ pub(crate) fn register<C: Command>(context: &Context) -> Result<(), &'static str
             info.name.as_ptr(),
             Some(call::<C>),
             info.flags.as_ptr(),
-            first_key,
-            last_key,
-            1,
+            // The description says where the keys are.
+            0,
+            0,
+            0,
         )
     };
     if created != OK {
@@ -213,12 +222,25 @@ fn describe(
 }
 
 fn key_spec(spec: &KeySpec) -> raw::RedisModuleCommandKeySpec {
+    use raw::{
+        RedisModuleKeySpecBeginSearchType_REDISMODULE_KSPEC_BS_INDEX as INDEX,
+        RedisModuleKeySpecBeginSearchType_REDISMODULE_KSPEC_BS_KEYWORD as KEYWORD,
+    };
     // SAFETY: plain numbers and pointers, for which zero is a valid value. A zeroed way of finding keys means
     // a single key.
     let mut raw: raw::RedisModuleCommandKeySpec = unsafe { std::mem::zeroed() };
     raw.flags = u64::from(spec.access.flags());
-    raw.begin_search_type = raw::RedisModuleKeySpecBeginSearchType_REDISMODULE_KSPEC_BS_INDEX;
-    raw.bs.index.pos = spec.position;
+    match spec.place {
+        Place::At(position) => {
+            raw.begin_search_type = INDEX;
+            raw.bs.index.pos = position;
+        }
+        Place::After { keyword, from } => {
+            raw.begin_search_type = KEYWORD;
+            raw.bs.keyword.keyword = keyword.as_ptr();
+            raw.bs.keyword.startfrom = from;
+        }
+    }
     raw
 }
 

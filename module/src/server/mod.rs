@@ -22,7 +22,8 @@ mod timer;
 pub(crate) use api::Failed;
 pub(crate) use blocked::{WaiterId, Waiting, block_on_key, wake};
 pub(crate) use command::{
-    Access, Argument, ArgumentKind, Arguments, Command, CommandInfo, KeySpec, register as register_command,
+    Access, Argument, ArgumentKind, Arguments, Command, CommandInfo, KeySpec, Place,
+    register as register_command,
 };
 pub(crate) use configuration::{NumericSetting, Switch, TextSetting, load_settings};
 pub(crate) use context::Context;

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use pmcptask_schema::arguments::{
-    Expiry, ListOptions, TrimOptions, WriteOptions, deleted_version, expected_version, new_expiry,
+    Created, Expiry, ListOptions, TrimOptions, WriteOptions, deleted_version, expected_version, new_expiry,
     seen_version, timeout_ms,
 };
 use pmcptask_schema::{IndexKey, TaskKey};
@@ -18,11 +18,18 @@ fuzz_target!(|line: &[u8]| {
             Expiry::Never => again.push("PERSIST".to_owned()),
             Expiry::At(at) => again.extend(["PXAT".to_owned(), at.value.to_string()]),
         }
-        again.extend(read.created_ms.iter().flat_map(|at| ["CREATED".to_owned(), at.value.to_string()]));
+        match read.created {
+            Created::FromRecord => {}
+            Created::At(at) => again.extend(["CREATED".to_owned(), at.value.to_string()]),
+            Created::Newest => again.extend(["created".to_owned(), "Newest".to_owned()]),
+        }
         again.extend(read.max_tasks.iter().flat_map(|n| ["MAXTASKS".to_owned(), n.to_string()]));
         again.extend(read.only_new.then(|| "nx".to_owned()));
-        assert_eq!(WriteOptions::of_put(again.iter().map(String::as_bytes)), Ok(read));
-        assert_eq!(WriteOptions::of_cas(words()).is_ok(), read.max_tasks.is_none() && !read.only_new);
+        let mut again: Vec<&[u8]> = again.iter().map(String::as_bytes).collect();
+        again.extend(read.held.iter().flat_map(|key| [&b"held"[..], key]));
+        assert_eq!(WriteOptions::of_put(again.into_iter()), Ok(read));
+        let is_of_cas = read.max_tasks.is_none() && !read.only_new && read.held.is_none();
+        assert_eq!(WriteOptions::of_cas(words()).is_ok(), is_of_cas);
     }
     if let Ok(read @ ListOptions { newest_first, after, count, without_data }) = ListOptions::parse(words()) {
         let mut again: Vec<Vec<u8>> = Vec::new();
