@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-servers build build-hash-tags install url-is-given hash-tags lint public-api fuzz valgrind bench bench-instructions bench-growth bench-waiting bench-micro prerequisites
+.PHONY: help run demo demo-checkpoints test test-servers build build-hash-tags install url-is-given hash-tags lint public-api fuzz valgrind bench bench-instructions bench-growth bench-waiting bench-micro prerequisites
 
 # The server to run or test with, its port and data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -25,6 +25,10 @@ run: build ## Run a server with the module on 127.0.0.1:6380; PORT=, DATA= and S
 
 demo: prerequisites ## Show that MCP tasks outlive the MCP server that runs them
 	cargo run --locked --quiet --package pmcptask-client --example mcp_task_demo
+
+demo-checkpoints: prerequisites ## Show that agents go on in another process after theirs was killed
+	cargo run --locked --quiet --package pmcptask-checkpoint --all-features --example resumed_graph
+	cargo run --locked --quiet --package pmcptask-checkpoint --all-features --example resumed_flow
 
 # Tests mostly wait for their servers, so more run at once than there are processors.
 test test-servers: export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
