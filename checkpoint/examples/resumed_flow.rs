@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use graph_flow::{
-    Context, ExecutionStatus, FlowRunner, Graph, GraphBuilder, NextAction, Session, SessionStorage as _, Task,
-    TaskResult,
+    Context, ExecutionStatus, FlowRunner, Graph, GraphBuilder, NextAction, Session, SessionStorage as _,
+    Task, TaskResult,
 };
 use pmcptask_checkpoint::graph_flow::RedisSessionStorage;
 

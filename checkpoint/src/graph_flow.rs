@@ -19,7 +19,7 @@ const FIRST: u64 = 0;
 ///
 /// | call | round trips |
 /// |---|---|
-/// | `save` | 1; 3 after another one has deleted the session, or after a conflict |
+/// | `save` | 1; 2 if the session was deleted or has expired meanwhile, and 4 from then on; 2 for a creation that comes too late |
 /// | `get` | 1, and another one if reads refresh the TTL |
 /// | `delete` | 2 |
 ///
@@ -125,7 +125,9 @@ impl RedisSessionStorage {
 
 enum Saved {
     Yes,
-    Conflict { stored: u64 },
+    Conflict {
+        stored: u64,
+    },
     /// The session came or went between two looks.
     Unsettled,
 }

@@ -7,9 +7,9 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use pmcptask_tests::{Server, ServerOptions, now_ms};
 
-pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-pub const STEPS: [&str; 4] = ["gather", "draft", "review", "publish"];
+pub(crate) const STEPS: [&str; 4] = ["gather", "draft", "review", "publish"];
 /// The first process is killed in here.
 const KILLED_IN: &str = "review";
 /// The start of the line with which a process says that it is at a step.
@@ -19,15 +19,15 @@ const STORED: &str = "stored: ";
 
 /// What a process is told to do.
 #[derive(Clone)]
-pub struct Run {
-    pub redis_url: String,
-    pub thread: String,
+pub(crate) struct Run {
+    pub(crate) redis_url: String,
+    pub(crate) thread: String,
     stops_in: Option<String>,
 }
 
 impl Run {
     /// Does the work of a step, and returns what is to be stored of it.
-    pub async fn step(&self, name: &str) -> String {
+    pub(crate) async fn step(&self, name: &str) -> String {
         println!("{AT}{name}");
         if self.stops_in.as_deref() == Some(name) {
             // As if the work took for ever, so that the process is in the middle of it when it is killed.
@@ -39,7 +39,10 @@ impl Run {
 
 /// Starts a server if there is none, and this program as two processes, one after the other. `run` is what they do; it
 /// returns what is stored at the end.
-pub async fn demo<R: Future<Output = Result<Vec<String>>>>(what: &str, run: impl FnOnce(Run) -> R) -> ExitCode {
+pub(crate) async fn demo<R: Future<Output = Result<Vec<String>>>>(
+    what: &str,
+    run: impl FnOnce(Run) -> R,
+) -> ExitCode {
     let arguments: Vec<_> = env::args().skip(1).collect();
     let outcome = match arguments.as_slice() {
         [redis_url, thread, rest @ ..] => {
@@ -78,7 +81,9 @@ fn kill_and_resume(what: &str) -> Result<()> {
     println!("   process {} killed: {status}", first.child.id());
     check("the steps of the first process", &first.at, &["gather", "draft", "review"])?;
 
-    println!("\n2. Another process knows only the server and the name. It goes on, and repeats no finished step.");
+    println!(
+        "\n2. Another process knows only the server and the name. It goes on, and repeats no finished step."
+    );
     let mut second = Process::start(&[&redis_url, &thread])?;
     while second.read_line()?.is_some() {}
     let status = second.child.wait()?;
@@ -88,8 +93,7 @@ fn kill_and_resume(what: &str) -> Result<()> {
     check("the steps of the second process", &second.at, &["review", "publish"])?;
 
     let by = |step: &str, process: &Process| format!("{step} by process {}", process.child.id());
-    let expected =
-        [by("gather", &first), by("draft", &first), by("review", &second), by("publish", &second)];
+    let expected = [by("gather", &first), by("draft", &first), by("review", &second), by("publish", &second)];
     check("what is stored", &second.stored, &expected.each_ref().map(String::as_str))?;
     println!("\nEverything was as it should be.");
     Ok(())
@@ -109,8 +113,7 @@ struct Process {
 
 impl Process {
     fn start(arguments: &[&str]) -> Result<Self> {
-        let mut child =
-            Command::new(env::current_exe()?).args(arguments).stdout(Stdio::piped()).spawn()?;
+        let mut child = Command::new(env::current_exe()?).args(arguments).stdout(Stdio::piped()).spawn()?;
         let stdout = child.stdout.take().ok_or("the process has no output")?;
         let output = Box::new(BufReader::new(stdout).lines());
         Ok(Self { child, output, at: Vec::new(), stored: Vec::new() })
