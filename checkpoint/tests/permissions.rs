@@ -36,8 +36,12 @@ fn url_of_user(url: &str) -> String {
     url.replacen("://", "://agents:agents-secret@", 1)
 }
 
-/// Each kind of call.
 async fn use_all(url: &str) -> Outcome {
+    use_checkpointer(url).await?;
+    use_storage(url, true).await
+}
+
+async fn use_checkpointer(url: &str) -> Outcome {
     let builder = RedisCheckpointer::builder(url).default_ttl(HOUR).refresh_on_read(true);
     let checkpointer = builder.client(|client| client.client_name("agents")).connect().await?;
     checkpointer.check_health().await?;
@@ -52,10 +56,13 @@ async fn use_all(url: &str) -> Outcome {
     lease.renew().await?;
     checkpointer.while_held(&lease).save(&latest).await?;
     lease.release().await?;
-    checkpointer.delete("thread").await?;
+    Ok(checkpointer.delete("thread").await?)
+}
 
-    let builder = RedisSessionStorage::builder(url).default_ttl(HOUR).refresh_on_read(true);
+async fn use_storage(url: &str, refreshes: bool) -> Outcome {
+    let builder = RedisSessionStorage::builder(url).default_ttl(HOUR).refresh_on_read(refreshes);
     let storage = builder.connect().await?;
+    storage.check_health().await?;
     storage.save(Session::new_from_task("session".to_owned(), "start")).await?;
     storage.save(storage.get("session").await?.ok_or("no session")?).await?;
     Ok(storage.delete("session").await?)
@@ -83,4 +90,16 @@ async fn named_permissions_are_enough_and_each_is_needed() {
     let nodes: Vec<_> = cluster.servers.iter().collect();
     allow(&nodes, &rules());
     use_all(&url_of_user(&cluster.url())).await.unwrap();
+}
+
+#[tokio::test]
+async fn sessions_need_the_permissions_of_all_and_their_own() {
+    let server = Server::start();
+    let commands = |of: &str| {
+        let row = PAGE.lines().find(|line| line.starts_with("| `+") && line.ends_with(of)).expect(of);
+        row.split('`').nth(1).unwrap().split(' ').collect::<Vec<_>>()
+    };
+    let needed = [vec!["~sessions:*"], commands("| all |"), commands("| `graph-flow` |")].concat();
+    allow(&[&server], &needed);
+    use_storage(&url_of_user(&server.url()), false).await.unwrap();
 }
