@@ -77,7 +77,7 @@ impl WriteTerms {
         self
     }
 
-    /// The server refuses the write with `NotHeld` if it does not have the record of this lease any more
+    /// The server refuses the write with [`Error::NotHeld`] if it does not have the record of this lease any more
     /// (`HELD`). Unlike [`Lease::is_valid`], this holds at the very moment of the write. In a cluster, the lease's name
     /// must be the owner. For [`put_with`](RedisBackend::put_with) and [`create_with`](RedisBackend::create_with) only.
     pub fn while_held(mut self, lease: &Lease) -> Self {
@@ -113,7 +113,7 @@ impl RedisBackend {
     ///
     /// # Errors
     ///
-    /// Those of `put`; `NotHeld`.
+    /// Those of `put`; [`Error::NotHeld`].
     pub async fn put_with(&self, key: &str, data: &[u8], terms: &WriteTerms) -> Result<u64, StorageError> {
         observe::call("PMCPTASK.PUT", key, || async move {
             let keys = self.session().keys_of(key)?;
@@ -130,7 +130,7 @@ impl RedisBackend {
     ///
     /// # Errors
     ///
-    /// Those of `put`; `NotHeld`.
+    /// Those of `put`; [`Error::NotHeld`].
     pub async fn create_with(&self, key: &str, data: &[u8], terms: &WriteTerms) -> Result<bool, StorageError> {
         observe::call("PMCPTASK.PUT", key, || async move {
             let keys = self.session().keys_of(key)?;
