@@ -159,9 +159,9 @@ impl RedisCheckpointer {
     }
 
     async fn refresh(&self, thread: &str, checkpoints: &[Checkpoint]) -> Result<(), Error> {
-        let named = checkpoints.iter().map(|checkpoint| {
-            (TaskId::of(checkpoint).written(), Some(checkpoint.checkpoint_id.clone()))
-        });
+        let named = checkpoints
+            .iter()
+            .map(|checkpoint| (TaskId::of(checkpoint).written(), Some(checkpoint.checkpoint_id.clone())));
         self.threads.refresh(thread, &named.collect::<Vec<_>>()).await
     }
 
@@ -218,7 +218,9 @@ impl Checkpointer for RedisCheckpointer {
     }
 
     async fn load(&self, thread_id: &str) -> Result<Option<Checkpoint>, GraphError> {
-        let Some(stored) = self.threads.newest(thread_id).await.map_err(graph_error)? else { return Ok(None) };
+        let Some(stored) = self.threads.newest(thread_id).await.map_err(graph_error)? else {
+            return Ok(None);
+        };
         let checkpoint = checkpoint(thread_id, &stored).map_err(graph_error)?;
         self.refresh(thread_id, std::slice::from_ref(&checkpoint)).await.map_err(graph_error)?;
         Ok(Some(checkpoint))
@@ -267,7 +269,9 @@ impl Checkpointer for RedisCheckpointer {
             return Ok(0);
         }
         let entries = self.threads.entries(thread_id).await.map_err(graph_error)?;
-        let cutoff = policy.max_age.and_then(|age| Utc::now().checked_sub_signed(chrono::Duration::from_std(age).ok()?));
+        let cutoff = policy
+            .max_age
+            .and_then(|age| Utc::now().checked_sub_signed(chrono::Duration::from_std(age).ok()?));
         let newest_first = entries.iter().rev().enumerate();
         // The newest one stays: a resume loads it.
         let expired = newest_first.skip(1).filter_map(|(place, entry)| {

@@ -125,7 +125,9 @@ impl RedisSessionStorage {
 
 enum Saved {
     Yes,
-    Conflict { stored: u64 },
+    Conflict {
+        stored: u64,
+    },
     /// The session came or went between two looks.
     Unsettled,
 }

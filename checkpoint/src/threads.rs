@@ -8,7 +8,9 @@ use futures_util::future::try_join_all;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend as _;
 use pmcptask_client::redis::{Value, cmd};
-use pmcptask_client::{Access, Lease, ListedEntry, ListedTask, Order, RedisBackend, TaskPosition, WriteTerms};
+use pmcptask_client::{
+    Access, Lease, ListedEntry, ListedTask, Order, RedisBackend, TaskPosition, WriteTerms,
+};
 
 use crate::compression::{Compression, RecordError, decode, encode};
 use crate::error::Error;
@@ -59,7 +61,9 @@ impl Drop for Turn<'_> {
 pub(crate) enum Written {
     Yes,
     /// The record is at another version.
-    Conflict { actual: u64 },
+    Conflict {
+        actual: u64,
+    },
     /// There is no record.
     Missing,
 }
@@ -251,7 +255,11 @@ impl Threads {
 
     /// Removes records and what makes them found, `PAGE` at a time. `named`: task id, and name if it has one, of each. Returns how many
     /// records there were.
-    pub(crate) async fn remove(&self, thread: &str, named: &[(String, Option<String>)]) -> Result<usize, Error> {
+    pub(crate) async fn remove(
+        &self,
+        thread: &str,
+        named: &[(String, Option<String>)],
+    ) -> Result<usize, Error> {
         let backend = self.any()?;
         let mut removed = 0_usize;
         for page in named.chunks(PAGE) {
@@ -263,9 +271,9 @@ impl Threads {
                 }
             });
             try_join_all(unpointed).await?;
-            let deleted = page.iter().map(|(task_id, _)| async move {
-                backend.delete(&composite(thread, task_id)).await
-            });
+            let deleted = page
+                .iter()
+                .map(|(task_id, _)| async move { backend.delete(&composite(thread, task_id)).await });
             let deleted = try_join_all(deleted).await?;
             removed = removed.saturating_add(deleted.into_iter().filter(|was_there| *was_there).count());
         }
@@ -273,7 +281,11 @@ impl Threads {
     }
 
     /// Gives records their whole TTL again, if reads do that. `named`: see [`Self::remove`]. One round trip.
-    pub(crate) async fn refresh(&self, thread: &str, named: &[(String, Option<String>)]) -> Result<(), Error> {
+    pub(crate) async fn refresh(
+        &self,
+        thread: &str,
+        named: &[(String, Option<String>)],
+    ) -> Result<(), Error> {
         let (true, Some(expiry)) = (self.policy.refresh_on_read, self.expiry()) else { return Ok(()) };
         let backend = self.any()?;
         let at_ms = to_ms(expiry);

@@ -119,8 +119,7 @@ impl RedisBackend {
             let keys = self.session().keys_of(key)?;
             let mut command = commands::put(&keys.task, &keys.index, data, terms.times());
             terms.add_held(&mut command);
-            let request =
-                Request { command: &command, kind: CallKind::Write, key, routed_by: &keys.task };
+            let request = Request { command: &command, kind: CallKind::Write, key, routed_by: &keys.task };
             self.session().call(&request, |reply| replies::version("PMCPTASK.PUT", reply)).await
         })
         .await
@@ -131,14 +130,18 @@ impl RedisBackend {
     /// # Errors
     ///
     /// Those of `put`; [`Error::NotHeld`].
-    pub async fn create_with(&self, key: &str, data: &[u8], terms: &WriteTerms) -> Result<bool, StorageError> {
+    pub async fn create_with(
+        &self,
+        key: &str,
+        data: &[u8],
+        terms: &WriteTerms,
+    ) -> Result<bool, StorageError> {
         observe::call("PMCPTASK.PUT", key, || async move {
             let keys = self.session().keys_of(key)?;
             let max_tasks = terms.is_only_task.then_some(1);
             let mut command = commands::put_new(&keys.task, &keys.index, data, terms.times(), max_tasks);
             terms.add_held(&mut command);
-            let request =
-                Request { command: &command, kind: CallKind::Write, key, routed_by: &keys.task };
+            let request = Request { command: &command, kind: CallKind::Write, key, routed_by: &keys.task };
             let created =
                 self.session().call(&request, |reply| replies::yes_or_no("PMCPTASK.PUT", reply)).await;
             match created {

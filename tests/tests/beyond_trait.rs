@@ -292,7 +292,9 @@ async fn of_many_who_create_the_only_task_of_an_owner_one_does() {
         let creators = (0..32).map(|n: usize| {
             let backend = backend.clone();
             let terms = WriteTerms::new().only_task();
-            tokio::spawn(async move { backend.create_with(&format!("owner:{n}"), b"x", &terms).await.unwrap() })
+            tokio::spawn(
+                async move { backend.create_with(&format!("owner:{n}"), b"x", &terms).await.unwrap() },
+            )
         });
         let mut made = 0;
         for creator in creators.collect::<Vec<_>>() {
