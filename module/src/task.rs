@@ -69,8 +69,8 @@ impl<'c> OpenTask<'c> {
         Ok(stored)
     }
 
-    /// Checks that another task lives. In a cluster, its key has to have the same slot: servers look only at the keys
-    /// whose place never changes before they run a command.
+    /// Checks that another task lives. In a cluster, its key has to have the same slot: before they run a command, most
+    /// servers look only at the keys whose place never changes.
     ///
     /// # Errors
     ///
