@@ -84,12 +84,11 @@ impl<'c> OpenTask<'c> {
         match stored {
             Ok(Stored::Live(_)) => return Ok(()),
             Ok(Stored::Lapsed) => reclaim::note_lapsed(self.context, held),
-            // A corrupt hash is no task that somebody holds.
-            Err(Refusal::Corrupt { .. }) => {}
             Ok(Stored::Nothing) if slots.may_be_elsewhere(held.bytes()) => {
                 return Err(Refusal::MayBeElsewhere { key: held.bytes().to_vec() });
             }
-            Ok(Stored::Nothing) => {}
+            // A corrupt hash is no task that somebody holds.
+            Ok(Stored::Nothing) | Err(Refusal::Corrupt { .. }) => {}
             Err(refusal) => return Err(refusal),
         }
         Err(Refusal::NotHeld { key: held.bytes().to_vec() })
