@@ -99,8 +99,8 @@ impl RedisSessionStorage {
         let json = serde_json::to_vec(session).map_err(Error::Unstorable)?;
         let id = &session.id;
         if session.version > FIRST {
-            match self.threads.replace(id, &task_id(FIRST), &json, session.version).await? {
-                Written::Yes => return Ok(Saved::Yes),
+            match self.threads.replace(id, &task_id(FIRST), json.clone(), session.version).await? {
+                Written::Yes { .. } => return Ok(Saved::Yes),
                 Written::Conflict { actual } => return Ok(Saved::Conflict { stored: actual }),
                 Written::Missing => {}
             }
@@ -115,8 +115,8 @@ impl RedisSessionStorage {
         let Some(expected) = behind_first else {
             return Ok(Saved::Conflict { stored: first.saturating_add(stored.version) });
         };
-        Ok(match self.threads.replace(id, &stored.task_id, &json, expected).await? {
-            Written::Yes => Saved::Yes,
+        Ok(match self.threads.replace(id, &stored.task_id, json, expected).await? {
+            Written::Yes { .. } => Saved::Yes,
             Written::Conflict { actual } => Saved::Conflict { stored: first.saturating_add(actual) },
             Written::Missing => Saved::Unsettled,
         })

@@ -57,9 +57,10 @@ impl Drop for Turn<'_> {
 }
 
 /// What came of a write over a version.
-#[cfg(feature = "graph-flow")]
 pub(crate) enum Written {
-    Yes,
+    Yes {
+        version: u64,
+    },
     /// The record is at another version.
     Conflict {
         actual: u64,
@@ -73,6 +74,8 @@ pub(crate) struct Stored {
     pub(crate) task_id: String,
     pub(crate) version: u64,
     pub(crate) json: Vec<u8>,
+    /// None if the record was asked for by its id.
+    pub(crate) position: Option<TaskPosition>,
 }
 
 impl Threads {
@@ -165,20 +168,33 @@ impl Threads {
         Ok(())
     }
 
+    /// Stores a record as the thread's newest, or over the one with this id, and returns its version. One round trip.
+    pub(crate) async fn put(&self, thread: &str, task_id: &str, json: Vec<u8>) -> Result<u64, Error> {
+        let data = encode(json, self.policy.compression);
+        let turn = self.turn()?;
+        Ok(turn.0.backend.put_with(&composite(thread, task_id), &data, &self.terms()).await?)
+    }
+
+    /// The same if there is no record with this id; false if there is one.
+    pub(crate) async fn create(&self, thread: &str, task_id: &str, json: Vec<u8>) -> Result<bool, Error> {
+        let data = encode(json, self.policy.compression);
+        let turn = self.turn()?;
+        Ok(turn.0.backend.create_with(&composite(thread, task_id), &data, &self.terms()).await?)
+    }
+
     /// Stores a record over one at this version. One round trip.
-    #[cfg(feature = "graph-flow")]
     pub(crate) async fn replace(
         &self,
         thread: &str,
         task_id: &str,
-        json: &[u8],
+        json: Vec<u8>,
         version: u64,
     ) -> Result<Written, Error> {
-        let data = encode(json.to_vec(), self.policy.compression);
+        let data = encode(json, self.policy.compression);
         let turn = self.turn()?;
         let key = composite(thread, task_id);
         match turn.0.backend.put_if_version_with(&key, &data, version, &self.terms()).await {
-            Ok(_) => Ok(Written::Yes),
+            Ok(version) => Ok(Written::Yes { version }),
             Err(StorageError::VersionConflict { actual: 0, .. }) => Ok(Written::Missing),
             Err(StorageError::VersionConflict { actual, .. }) => Ok(Written::Conflict { actual }),
             Err(error) => Err(error.into()),
@@ -202,7 +218,6 @@ impl Threads {
     }
 
     /// The record with this id.
-    #[cfg(feature = "adk")]
     pub(crate) async fn get(&self, thread: &str, task_id: &str) -> Result<Option<Stored>, Error> {
         let turn = self.turn()?;
         let record = match turn.0.backend.get(&composite(thread, task_id)).await {
@@ -211,7 +226,7 @@ impl Threads {
         };
         let task_id = task_id.to_owned();
         let json = self.decoded(thread, &task_id, record.data)?;
-        Ok(Some(Stored { task_id, version: record.version, json }))
+        Ok(Some(Stored { task_id, version: record.version, json, position: None }))
     }
 
     /// The composite key that was saved with this name. One round trip.
@@ -237,6 +252,24 @@ impl Threads {
                 return Ok(all);
             }
         }
+    }
+
+    /// Up to `count` of a thread's records, newest first. One round trip. A record that cannot be read is an error in its
+    /// place.
+    pub(crate) async fn newest_of(
+        &self,
+        thread: &str,
+        count: usize,
+        before: Option<&TaskPosition>,
+    ) -> Result<Vec<Result<Stored, Error>>, Error> {
+        let turn = self.turn()?;
+        let page = turn.0.backend.list_page(thread, before, count, Order::NewestFirst).await?;
+        Ok(page.into_iter().map(|task| self.stored(thread, task)).collect())
+    }
+
+    /// Keeps a thread's newest `keep` records, which have no names, and returns how many it removed.
+    pub(crate) async fn trim(&self, thread: &str, keep: usize) -> Result<usize, Error> {
+        Ok(self.any()?.trim(thread, keep).await?)
     }
 
     /// All entries of a thread, oldest first, without their records.
@@ -310,8 +343,9 @@ impl Threads {
     }
 
     fn stored(&self, thread: &str, task: ListedTask) -> Result<Stored, Error> {
+        let position = Some(task.position());
         let json = self.decoded(thread, &task.task_id, task.record.data)?;
-        Ok(Stored { task_id: task.task_id, version: task.record.version, json })
+        Ok(Stored { task_id: task.task_id, version: task.record.version, json, position })
     }
 
     fn decoded(&self, thread: &str, task_id: &str, stored: Vec<u8>) -> Result<Vec<u8>, Error> {
