@@ -159,9 +159,9 @@ impl RedisCheckpointer {
     }
 
     async fn refresh(&self, thread: &str, checkpoints: &[Checkpoint]) -> Result<(), Error> {
-        let named = checkpoints.iter().map(|checkpoint| {
-            (TaskId::of(checkpoint).written(), Some(checkpoint.checkpoint_id.clone()))
-        });
+        let named = checkpoints
+            .iter()
+            .map(|checkpoint| (TaskId::of(checkpoint).written(), Some(checkpoint.checkpoint_id.clone())));
         self.threads.refresh(thread, &named.collect::<Vec<_>>()).await
     }
 
@@ -203,39 +203,43 @@ fn checkpoint(thread: &str, stored: &Stored) -> Result<Checkpoint, Error> {
     checkpoint.map_err(|cause| unreadable(thread, &stored.task_id, cause))
 }
 
-fn graph_error(error: Error) -> GraphError {
-    GraphError::CheckpointError(error.to_string())
+impl From<Error> for GraphError {
+    fn from(error: Error) -> Self {
+        Self::CheckpointError(error.to_string())
+    }
 }
 
 #[async_trait]
 impl Checkpointer for RedisCheckpointer {
     async fn save(&self, checkpoint: &Checkpoint) -> Result<String, GraphError> {
-        let json = serde_json::to_vec(checkpoint).map_err(Error::Unstorable).map_err(graph_error)?;
+        let json = serde_json::to_vec(checkpoint).map_err(Error::Unstorable)?;
         let (thread, id) = (&checkpoint.thread_id, &checkpoint.checkpoint_id);
         let task_id = TaskId::of(checkpoint).written();
-        self.threads.save(thread, &task_id, id, json).await.map_err(graph_error)?;
+        self.threads.save(thread, &task_id, id, json).await?;
         Ok(id.clone())
     }
 
     async fn load(&self, thread_id: &str) -> Result<Option<Checkpoint>, GraphError> {
-        let Some(stored) = self.threads.newest(thread_id).await.map_err(graph_error)? else { return Ok(None) };
-        let checkpoint = checkpoint(thread_id, &stored).map_err(graph_error)?;
-        self.refresh(thread_id, std::slice::from_ref(&checkpoint)).await.map_err(graph_error)?;
+        let Some(stored) = self.threads.newest(thread_id).await? else {
+            return Ok(None);
+        };
+        let checkpoint = checkpoint(thread_id, &stored)?;
+        self.refresh(thread_id, std::slice::from_ref(&checkpoint)).await?;
         Ok(Some(checkpoint))
     }
 
     async fn load_by_id(&self, checkpoint_id: &str) -> Result<Option<Checkpoint>, GraphError> {
-        let Some(key) = self.threads.find(checkpoint_id).await.map_err(graph_error)? else { return Ok(None) };
+        let Some(key) = self.threads.find(checkpoint_id).await? else { return Ok(None) };
         let Some((thread, task_id)) = key.rsplit_once(':') else { return Ok(None) };
-        let stored = self.threads.get(thread, task_id).await.map_err(graph_error)?;
+        let stored = self.threads.get(thread, task_id).await?;
         let Some(stored) = stored else { return Ok(None) };
-        let checkpoint = checkpoint(thread, &stored).map_err(graph_error)?;
-        self.refresh(thread, std::slice::from_ref(&checkpoint)).await.map_err(graph_error)?;
+        let checkpoint = checkpoint(thread, &stored)?;
+        self.refresh(thread, std::slice::from_ref(&checkpoint)).await?;
         Ok(Some(checkpoint))
     }
 
     async fn list(&self, thread_id: &str) -> Result<Vec<Checkpoint>, GraphError> {
-        let listed = self.threads.list(thread_id).await.map_err(graph_error)?;
+        let listed = self.threads.list(thread_id).await?;
         let mut checkpoints = Vec::with_capacity(listed.len());
         for stored in listed {
             match stored.and_then(|stored| checkpoint(thread_id, &stored)) {
@@ -246,12 +250,12 @@ impl Checkpointer for RedisCheckpointer {
                 }
             }
         }
-        self.refresh(thread_id, &checkpoints).await.map_err(graph_error)?;
+        self.refresh(thread_id, &checkpoints).await?;
         Ok(checkpoints)
     }
 
     async fn delete(&self, thread_id: &str) -> Result<(), GraphError> {
-        let entries = self.threads.entries(thread_id).await.map_err(graph_error)?;
+        let entries = self.threads.entries(thread_id).await?;
         let named: Vec<_> = entries
             .into_iter()
             .map(|entry| {
@@ -259,15 +263,18 @@ impl Checkpointer for RedisCheckpointer {
                 (entry.task_id, name)
             })
             .collect();
-        self.threads.remove(thread_id, &named).await.map(drop).map_err(graph_error)
+        self.threads.remove(thread_id, &named).await?;
+        Ok(())
     }
 
     async fn prune(&self, thread_id: &str, policy: &RetentionPolicy) -> Result<usize, GraphError> {
         if policy.is_unlimited() {
             return Ok(0);
         }
-        let entries = self.threads.entries(thread_id).await.map_err(graph_error)?;
-        let cutoff = policy.max_age.and_then(|age| Utc::now().checked_sub_signed(chrono::Duration::from_std(age).ok()?));
+        let entries = self.threads.entries(thread_id).await?;
+        let cutoff = policy
+            .max_age
+            .and_then(|age| Utc::now().checked_sub_signed(chrono::Duration::from_std(age).ok()?));
         let newest_first = entries.iter().rev().enumerate();
         // The newest one stays: a resume loads it.
         let expired = newest_first.skip(1).filter_map(|(place, entry)| {
@@ -276,6 +283,6 @@ impl Checkpointer for RedisCheckpointer {
             let is_old = cutoff.is_some_and(|cutoff| id.created < cutoff);
             (is_beyond || is_old).then_some(id)
         });
-        self.remove(thread_id, expired).await.map_err(graph_error)
+        Ok(self.remove(thread_id, expired).await?)
     }
 }

@@ -35,12 +35,7 @@ impl<S> fmt::Debug for SaverBuilder<S> {
 
 impl Policy {
     pub(crate) fn new() -> Self {
-        Self {
-            ttl: None,
-            refresh_on_read: false,
-            compression: Compression::default(),
-            limit: LONGEST_RECORD,
-        }
+        Self { ttl: None, refresh_on_read: false, compression: Compression::default(), limit: LONGEST_RECORD }
     }
 }
 

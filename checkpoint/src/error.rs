@@ -27,6 +27,18 @@ pub enum Error {
         #[source]
         cause: RecordError,
     },
+    /// The checkpoint is at another version than expected. Nothing was changed.
+    #[error("the checkpoint {id:?} of thread {thread:?}: expected version {expected}, got {actual}")]
+    Conflict {
+        /// The thread.
+        thread: String,
+        /// The checkpoint's id.
+        id: String,
+        /// The version that was expected; 0: none.
+        expected: u64,
+        /// The version that it has; 0: there is none.
+        actual: u64,
+    },
     /// The checkpoint has no JSON. Nothing was sent.
     #[error("the checkpoint cannot be stored: {0}")]
     Unstorable(#[source] serde_json::Error),

@@ -99,8 +99,8 @@ impl RedisSessionStorage {
         let json = serde_json::to_vec(session).map_err(Error::Unstorable)?;
         let id = &session.id;
         if session.version > FIRST {
-            match self.threads.replace(id, &task_id(FIRST), &json, session.version).await? {
-                Written::Yes => return Ok(Saved::Yes),
+            match self.threads.replace(id, &task_id(FIRST), json.clone(), session.version).await? {
+                Written::Yes { .. } => return Ok(Saved::Yes),
                 Written::Conflict { actual } => return Ok(Saved::Conflict { stored: actual }),
                 Written::Missing => {}
             }
@@ -115,8 +115,8 @@ impl RedisSessionStorage {
         let Some(expected) = behind_first else {
             return Ok(Saved::Conflict { stored: first.saturating_add(stored.version) });
         };
-        Ok(match self.threads.replace(id, &stored.task_id, &json, expected).await? {
-            Written::Yes => Saved::Yes,
+        Ok(match self.threads.replace(id, &stored.task_id, json, expected).await? {
+            Written::Yes { .. } => Saved::Yes,
             Written::Conflict { actual } => Saved::Conflict { stored: first.saturating_add(actual) },
             Written::Missing => Saved::Unsettled,
         })
@@ -144,8 +144,10 @@ fn first_version(session: &str, stored: &Stored) -> Result<u64, Error> {
     })
 }
 
-fn graph_error(error: Error) -> GraphError {
-    GraphError::StorageError(error.to_string())
+impl From<Error> for GraphError {
+    fn from(error: Error) -> Self {
+        Self::StorageError(error.to_string())
+    }
 }
 
 #[async_trait]
@@ -154,7 +156,7 @@ impl SessionStorage for RedisSessionStorage {
         /// Each further one needs a deletion and a save of others in between.
         const MOST_LOOKS: usize = 8;
         for _ in 0..MOST_LOOKS {
-            match self.write(&session).await.map_err(graph_error)? {
+            match self.write(&session).await? {
                 Saved::Yes => return Ok(()),
                 Saved::Conflict { stored } => {
                     return Err(GraphError::SessionConflict(format!(
@@ -172,19 +174,19 @@ impl SessionStorage for RedisSessionStorage {
     }
 
     async fn get(&self, id: &str) -> Result<Option<Session>, GraphError> {
-        let Some(stored) = self.threads.newest(id).await.map_err(graph_error)? else { return Ok(None) };
+        let Some(stored) = self.threads.newest(id).await? else { return Ok(None) };
         let read = serde_json::from_slice(&stored.json).map_err(RecordError::Json);
-        let mut session: Session =
-            read.map_err(|cause| graph_error(unreadable(id, &stored.task_id, cause)))?;
-        let first = first_version(id, &stored).map_err(graph_error)?;
+        let mut session: Session = read.map_err(|cause| unreadable(id, &stored.task_id, cause))?;
+        let first = first_version(id, &stored)?;
         session.version = first.saturating_add(stored.version);
-        self.threads.refresh(id, &[(stored.task_id, None)]).await.map_err(graph_error)?;
+        self.threads.refresh(id, &[(stored.task_id, None)]).await?;
         Ok(Some(session))
     }
 
     async fn delete(&self, id: &str) -> Result<(), GraphError> {
-        let entries = self.threads.entries(id).await.map_err(graph_error)?;
+        let entries = self.threads.entries(id).await?;
         let unnamed: Vec<_> = entries.into_iter().map(|entry| (entry.task_id, None)).collect();
-        self.threads.remove(id, &unnamed).await.map(drop).map_err(graph_error)
+        self.threads.remove(id, &unnamed).await?;
+        Ok(())
     }
 }

@@ -6,7 +6,6 @@ pub(crate) fn escaped(id: &str) -> String {
 }
 
 /// The id that was escaped.
-#[cfg(any(feature = "adk", test))]
 pub(crate) fn unescaped(escaped: &str) -> String {
     escaped.replace("%3A", ":").replace("%25", "%")
 }

@@ -3,12 +3,14 @@
 //! A thread is an owner, and a checkpoint is a task. So the newest checkpoint is one round trip away, a list is one round
 //! trip for each hundred, and what has expired leaves nothing behind.
 //!
+//! - [`RedisCheckpoints`], and its trait [`Checkpoints`], for who uses no framework.
 //! - Feature `adk`: `adk::RedisCheckpointer` for adk-graph.
 //! - Feature `graph-flow`: `graph_flow::RedisSessionStorage` for graph-flow.
 
 #[cfg(feature = "adk")]
 pub mod adk;
 mod builder;
+mod checkpoints;
 mod compression;
 mod error;
 #[cfg(feature = "graph-flow")]
@@ -17,6 +19,7 @@ mod ids;
 mod threads;
 
 pub use builder::SaverBuilder;
+pub use checkpoints::{Checkpoint, Checkpoints, NewCheckpoint, RedisCheckpoints, ThreadStats};
 pub use compression::{Compression, RecordError};
 pub use error::Error;
 /// The version of the client that savers are made from.

@@ -8,7 +8,9 @@ use futures_util::future::try_join_all;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend as _;
 use pmcptask_client::redis::{Value, cmd};
-use pmcptask_client::{Access, Lease, ListedEntry, ListedTask, Order, RedisBackend, TaskPosition, WriteTerms};
+use pmcptask_client::{
+    Access, Lease, ListedEntry, ListedTask, Order, RedisBackend, TaskPosition, WriteTerms,
+};
 
 use crate::compression::{Compression, RecordError, decode, encode};
 use crate::error::Error;
@@ -55,11 +57,14 @@ impl Drop for Turn<'_> {
 }
 
 /// What came of a write over a version.
-#[cfg(feature = "graph-flow")]
 pub(crate) enum Written {
-    Yes,
+    Yes {
+        version: u64,
+    },
     /// The record is at another version.
-    Conflict { actual: u64 },
+    Conflict {
+        actual: u64,
+    },
     /// There is no record.
     Missing,
 }
@@ -69,6 +74,8 @@ pub(crate) struct Stored {
     pub(crate) task_id: String,
     pub(crate) version: u64,
     pub(crate) json: Vec<u8>,
+    /// None if the record was asked for by its id.
+    pub(crate) position: Option<TaskPosition>,
 }
 
 impl Threads {
@@ -161,20 +168,33 @@ impl Threads {
         Ok(())
     }
 
+    /// Stores a record as the thread's newest, or over the one with this id, and returns its version. One round trip.
+    pub(crate) async fn put(&self, thread: &str, task_id: &str, json: Vec<u8>) -> Result<u64, Error> {
+        let data = encode(json, self.policy.compression);
+        let turn = self.turn()?;
+        Ok(turn.0.backend.put_with(&composite(thread, task_id), &data, &self.terms()).await?)
+    }
+
+    /// The same if there is no record with this id; false if there is one.
+    pub(crate) async fn create(&self, thread: &str, task_id: &str, json: Vec<u8>) -> Result<bool, Error> {
+        let data = encode(json, self.policy.compression);
+        let turn = self.turn()?;
+        Ok(turn.0.backend.create_with(&composite(thread, task_id), &data, &self.terms()).await?)
+    }
+
     /// Stores a record over one at this version. One round trip.
-    #[cfg(feature = "graph-flow")]
     pub(crate) async fn replace(
         &self,
         thread: &str,
         task_id: &str,
-        json: &[u8],
+        json: Vec<u8>,
         version: u64,
     ) -> Result<Written, Error> {
-        let data = encode(json.to_vec(), self.policy.compression);
+        let data = encode(json, self.policy.compression);
         let turn = self.turn()?;
         let key = composite(thread, task_id);
         match turn.0.backend.put_if_version_with(&key, &data, version, &self.terms()).await {
-            Ok(_) => Ok(Written::Yes),
+            Ok(version) => Ok(Written::Yes { version }),
             Err(StorageError::VersionConflict { actual: 0, .. }) => Ok(Written::Missing),
             Err(StorageError::VersionConflict { actual, .. }) => Ok(Written::Conflict { actual }),
             Err(error) => Err(error.into()),
@@ -198,7 +218,6 @@ impl Threads {
     }
 
     /// The record with this id.
-    #[cfg(feature = "adk")]
     pub(crate) async fn get(&self, thread: &str, task_id: &str) -> Result<Option<Stored>, Error> {
         let turn = self.turn()?;
         let record = match turn.0.backend.get(&composite(thread, task_id)).await {
@@ -207,7 +226,7 @@ impl Threads {
         };
         let task_id = task_id.to_owned();
         let json = self.decoded(thread, &task_id, record.data)?;
-        Ok(Some(Stored { task_id, version: record.version, json }))
+        Ok(Some(Stored { task_id, version: record.version, json, position: None }))
     }
 
     /// The composite key that was saved with this name. One round trip.
@@ -235,6 +254,24 @@ impl Threads {
         }
     }
 
+    /// Up to `count` of a thread's records, newest first. One round trip. A record that cannot be read is an error in its
+    /// place.
+    pub(crate) async fn newest_of(
+        &self,
+        thread: &str,
+        count: usize,
+        before: Option<&TaskPosition>,
+    ) -> Result<Vec<Result<Stored, Error>>, Error> {
+        let turn = self.turn()?;
+        let page = turn.0.backend.list_page(thread, before, count, Order::NewestFirst).await?;
+        Ok(page.into_iter().map(|task| self.stored(thread, task)).collect())
+    }
+
+    /// Keeps a thread's newest `keep` records, which have no names, and returns how many it removed.
+    pub(crate) async fn trim(&self, thread: &str, keep: usize) -> Result<usize, Error> {
+        Ok(self.any()?.trim(thread, keep).await?)
+    }
+
     /// All entries of a thread, oldest first, without their records.
     pub(crate) async fn entries(&self, thread: &str) -> Result<Vec<ListedEntry>, Error> {
         let (mut all, mut after): (Vec<_>, Option<TaskPosition>) = (Vec::new(), None);
@@ -251,7 +288,11 @@ impl Threads {
 
     /// Removes records and what makes them found, `PAGE` at a time. `named`: task id, and name if it has one, of each. Returns how many
     /// records there were.
-    pub(crate) async fn remove(&self, thread: &str, named: &[(String, Option<String>)]) -> Result<usize, Error> {
+    pub(crate) async fn remove(
+        &self,
+        thread: &str,
+        named: &[(String, Option<String>)],
+    ) -> Result<usize, Error> {
         let backend = self.any()?;
         let mut removed = 0_usize;
         for page in named.chunks(PAGE) {
@@ -263,9 +304,9 @@ impl Threads {
                 }
             });
             try_join_all(unpointed).await?;
-            let deleted = page.iter().map(|(task_id, _)| async move {
-                backend.delete(&composite(thread, task_id)).await
-            });
+            let deleted = page
+                .iter()
+                .map(|(task_id, _)| async move { backend.delete(&composite(thread, task_id)).await });
             let deleted = try_join_all(deleted).await?;
             removed = removed.saturating_add(deleted.into_iter().filter(|was_there| *was_there).count());
         }
@@ -273,7 +314,11 @@ impl Threads {
     }
 
     /// Gives records their whole TTL again, if reads do that. `named`: see [`Self::remove`]. One round trip.
-    pub(crate) async fn refresh(&self, thread: &str, named: &[(String, Option<String>)]) -> Result<(), Error> {
+    pub(crate) async fn refresh(
+        &self,
+        thread: &str,
+        named: &[(String, Option<String>)],
+    ) -> Result<(), Error> {
         let (true, Some(expiry)) = (self.policy.refresh_on_read, self.expiry()) else { return Ok(()) };
         let backend = self.any()?;
         let at_ms = to_ms(expiry);
@@ -298,8 +343,9 @@ impl Threads {
     }
 
     fn stored(&self, thread: &str, task: ListedTask) -> Result<Stored, Error> {
+        let position = Some(task.position());
         let json = self.decoded(thread, &task.task_id, task.record.data)?;
-        Ok(Stored { task_id: task.task_id, version: task.record.version, json })
+        Ok(Stored { task_id: task.task_id, version: task.record.version, json, position })
     }
 
     fn decoded(&self, thread: &str, task_id: &str, stored: Vec<u8>) -> Result<Vec<u8>, Error> {

@@ -40,7 +40,8 @@ pub(crate) const LIST_PAGE: usize = 1_000;
 /// | `delete_if_version` | `PMCPTASK.DEL … VERSION` | O(log n) |
 /// | `expire` | `PMCPTASK.EXPIRE` | O(1) |
 /// | `trim` | `PMCPTASK.TRIM` | O(n), one round trip for each 1,000 removed tasks |
-/// | `list_page` | `PMCPTASK.LIST` | O(log n + count) |
+/// | `list_page`, `list_entries` | `PMCPTASK.LIST` | O(log n + count) |
+/// | [`put_with`](Self::put_with), `create_with`, `put_if_version_with` | as `put`, `create`, `put_if_version` | O(log n) |
 /// | [`changed`](Self::changed) | `PMCPTASK.GET` twice, the second tracked | nothing while the task stays as it is |
 ///
 /// ```

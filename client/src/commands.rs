@@ -112,12 +112,7 @@ pub(crate) fn list(index_key: &str, count: usize, after: Option<&TaskPosition>, 
 }
 
 /// The same without records.
-pub(crate) fn list_entries(
-    index_key: &str,
-    count: usize,
-    after: Option<&TaskPosition>,
-    order: Order,
-) -> Cmd {
+pub(crate) fn list_entries(index_key: &str, count: usize, after: Option<&TaskPosition>, order: Order) -> Cmd {
     let mut list = list(index_key, count, after, order);
     list.arg("NODATA");
     list
@@ -159,10 +154,7 @@ impl RecordTimes {
     /// Reads the times from the record.
     pub(crate) fn of(record: &[u8]) -> Result<Self, ExpiryError> {
         let Envelope { expires_at_ms, created_at_ms, .. } = Envelope::read(record);
-        Ok(Self {
-            expires_at_ms: expires_at_ms?,
-            created: created_at_ms.map_or(Created::Now, Created::At),
-        })
+        Ok(Self { expires_at_ms: expires_at_ms?, created: created_at_ms.map_or(Created::Now, Created::At) })
     }
 
     /// The expiry alone, in ms since the epoch; None: never.

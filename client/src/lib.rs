@@ -23,7 +23,11 @@
 //! - [`delete_if_version`](RedisBackend::delete_if_version) deletes a task only at the given version.
 //! - [`expire`](RedisBackend::expire) changes when a task expires, and nothing else.
 //! - [`trim`](RedisBackend::trim) keeps an owner's newest tasks and removes the others.
-//! - [`list_page`](RedisBackend::list_page) lists some of an owner's tasks, from either end.
+//! - [`list_page`](RedisBackend::list_page) lists some of an owner's tasks, from either end, and
+//!   [`list_entries`](RedisBackend::list_entries) does so without the records.
+//! - [`put_with`](RedisBackend::put_with), [`create_with`](RedisBackend::create_with) and
+//!   [`put_if_version_with`](RedisBackend::put_if_version_with) write records of any format, on [`WriteTerms`].
+//! - [`command`](RedisBackend::command) sends any other command on the same connections.
 //! - [`changed`](RedisBackend::changed) waits until a task has another version or is gone, without polling.
 //! - [`get_many`](RedisBackend::get_many), [`put_many`](RedisBackend::put_many) and
 //!   [`delete_many`](RedisBackend::delete_many) send many calls at once, and return a result for each.

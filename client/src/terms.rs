@@ -77,7 +77,7 @@ impl WriteTerms {
         self
     }
 
-    /// The server refuses the write with `NotHeld` if it does not have the record of this lease any more
+    /// The server refuses the write with [`Error::NotHeld`] if it does not have the record of this lease any more
     /// (`HELD`). Unlike [`Lease::is_valid`], this holds at the very moment of the write. In a cluster, the lease's name
     /// must be the owner. For [`put_with`](RedisBackend::put_with) and [`create_with`](RedisBackend::create_with) only.
     pub fn while_held(mut self, lease: &Lease) -> Self {
@@ -113,14 +113,13 @@ impl RedisBackend {
     ///
     /// # Errors
     ///
-    /// Those of `put`; `NotHeld`.
+    /// Those of `put`; [`Error::NotHeld`].
     pub async fn put_with(&self, key: &str, data: &[u8], terms: &WriteTerms) -> Result<u64, StorageError> {
         observe::call("PMCPTASK.PUT", key, || async move {
             let keys = self.session().keys_of(key)?;
             let mut command = commands::put(&keys.task, &keys.index, data, terms.times());
             terms.add_held(&mut command);
-            let request =
-                Request { command: &command, kind: CallKind::Write, key, routed_by: &keys.task };
+            let request = Request { command: &command, kind: CallKind::Write, key, routed_by: &keys.task };
             self.session().call(&request, |reply| replies::version("PMCPTASK.PUT", reply)).await
         })
         .await
@@ -130,15 +129,19 @@ impl RedisBackend {
     ///
     /// # Errors
     ///
-    /// Those of `put`; `NotHeld`.
-    pub async fn create_with(&self, key: &str, data: &[u8], terms: &WriteTerms) -> Result<bool, StorageError> {
+    /// Those of `put`; [`Error::NotHeld`].
+    pub async fn create_with(
+        &self,
+        key: &str,
+        data: &[u8],
+        terms: &WriteTerms,
+    ) -> Result<bool, StorageError> {
         observe::call("PMCPTASK.PUT", key, || async move {
             let keys = self.session().keys_of(key)?;
             let max_tasks = terms.is_only_task.then_some(1);
             let mut command = commands::put_new(&keys.task, &keys.index, data, terms.times(), max_tasks);
             terms.add_held(&mut command);
-            let request =
-                Request { command: &command, kind: CallKind::Write, key, routed_by: &keys.task };
+            let request = Request { command: &command, kind: CallKind::Write, key, routed_by: &keys.task };
             let created =
                 self.session().call(&request, |reply| replies::yes_or_no("PMCPTASK.PUT", reply)).await;
             match created {

@@ -69,8 +69,8 @@ impl<'c> OpenTask<'c> {
         Ok(stored)
     }
 
-    /// Checks that another task lives. In a cluster, its key has to have the same slot: servers look only at the keys
-    /// whose place never changes before they run a command.
+    /// Checks that another task lives. In a cluster, its key has to have the same slot: before they run a command, most
+    /// servers look only at the keys whose place never changes.
     ///
     /// # Errors
     ///
@@ -84,12 +84,11 @@ impl<'c> OpenTask<'c> {
         match stored {
             Ok(Stored::Live(_)) => return Ok(()),
             Ok(Stored::Lapsed) => reclaim::note_lapsed(self.context, held),
-            // A corrupt hash is no task that somebody holds.
-            Err(Refusal::Corrupt { .. }) => {}
             Ok(Stored::Nothing) if slots.may_be_elsewhere(held.bytes()) => {
                 return Err(Refusal::MayBeElsewhere { key: held.bytes().to_vec() });
             }
-            Ok(Stored::Nothing) => {}
+            // A corrupt hash is no task that somebody holds.
+            Ok(Stored::Nothing) | Err(Refusal::Corrupt { .. }) => {}
             Err(refusal) => return Err(refusal),
         }
         Err(Refusal::NotHeld { key: held.bytes().to_vec() })

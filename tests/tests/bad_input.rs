@@ -134,36 +134,6 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
         ("PUT T I R PERSIST PERSIST", TWO_EXPIRIES.into()),
         ("PUT T I R PERSIST 5", format!("{OF_PUT} '5'")),
         ("PUT T I R CREATED 1 CREATED 1", "ERR CREATED: expected one, got two".into()),
-        ("PUT T I R CREATED", format!("ERR CREATED: expected {CREATED_TIME}, got nothing")),
-        ("PUT T I R CREATED NEWEST CREATED NEWEST", "ERR CREATED: expected one, got two".into()),
-        ("PUT T I R CREATED NEWEST created 1", "ERR CREATED: expected one, got two".into()),
-        ("PUT T I R CREATED 1 CREATED newest", "ERR CREATED: expected one, got two".into()),
-        ("PUT T I R CREATED NEWEST 1", format!("{OF_PUT} '1'")),
-        ("PUT T I R CREATED NEWEST NEWEST", format!("{OF_PUT} 'NEWEST'")),
-        ("PUT T I R CREATED HELD T", format!("ERR CREATED: expected {CREATED_TIME}, got 'HELD'")),
-        ("PUT T I R NEWEST", format!("{OF_PUT} 'NEWEST'")),
-        ("PUT T I R PXAT NEWEST", format!("ERR PXAT: expected {MS}, got 'NEWEST'")),
-        ("PUT T I R MAXTASKS HELD T", format!("ERR MAXTASKS: expected {INTEGER}, got 'HELD'")),
-        ("PUT T I R PXAT HELD T", format!("ERR PXAT: expected {MS}, got 'HELD'")),
-        ("PUT T I R HELD", format!("ERR HELD: expected {A_TASK_KEY}, got nothing")),
-        ("PUT T I R NX HELD", format!("ERR HELD: expected {A_TASK_KEY}, got nothing")),
-        ("PUT T I R HELD ''", format!("ERR HELD: expected {A_TASK_KEY}, got an empty string")),
-        ("PUT T I R HELD I", format!("ERR HELD: expected {A_TASK_KEY}, got 10 bytes that are not shown")),
-        ("PUT T I R HELD t", format!("ERR HELD: expected {A_TASK_KEY}, got 't'")),
-        (
-            "PUT T I R HELD pmcp:tasks:o:",
-            format!("ERR HELD: expected {A_TASK_KEY}, got 13 bytes that are not shown"),
-        ),
-        ("PUT T I R HELD R", format!("ERR HELD: expected {A_TASK_KEY}, got 17 bytes that are not shown")),
-        ("PUT T I R HELD HELD T", format!("ERR HELD: expected {A_TASK_KEY}, got 'HELD'")),
-        ("PUT T I R HELD NX T", format!("ERR HELD: expected {A_TASK_KEY}, got 'NX'")),
-        ("PUT T I R HELD T held T", "ERR HELD: expected one, got two".into()),
-        ("PUT T I R HELD T T", format!("{OF_PUT} 14 bytes that are not shown")),
-        ("PUT T I R HELD T PXAT", format!("ERR PXAT: expected {MS}, got nothing")),
-        ("CAS T I 1 R HELD T", format!("{OF_CAS} 'HELD'")),
-        ("CAS T I 1 R CREATED NEWEST CREATED NEWEST", "ERR CREATED: expected one, got two".into()),
-        ("DEL T I HELD T", format!("{OF_DEL} 'HELD'")),
-        ("EXPIRE T I PERSIST HELD T", format!("{OF_EXPIRE} 'HELD'")),
         ("PUT T I R MAXTASKS 9 MAXTASKS 9", "ERR MAXTASKS: expected one, got two".into()),
         ("PUT T I R MAXTASKS", format!("ERR MAXTASKS: expected {INTEGER}, got nothing")),
         ("PUT T I R NX NX", "ERR NX: expected one, got two".into()),
@@ -240,6 +210,44 @@ fn option_that_is_unknown_comes_twice_or_stands_in_the_wrong_place() {
     ] {
         calls.push(bad(&format!("PMCPTASK.{line}"), &error));
     }
+    each_fails_and_changes_nothing(&calls);
+}
+
+#[test]
+fn newest_and_held_that_are_malformed_or_stand_in_the_wrong_place() {
+    let lines = [
+        ("PUT T I R CREATED", format!("ERR CREATED: expected {CREATED_TIME}, got nothing")),
+        ("PUT T I R CREATED NEWEST CREATED NEWEST", "ERR CREATED: expected one, got two".into()),
+        ("PUT T I R CREATED NEWEST created 1", "ERR CREATED: expected one, got two".into()),
+        ("PUT T I R CREATED 1 CREATED newest", "ERR CREATED: expected one, got two".into()),
+        ("PUT T I R CREATED NEWEST 1", format!("{OF_PUT} '1'")),
+        ("PUT T I R CREATED NEWEST NEWEST", format!("{OF_PUT} 'NEWEST'")),
+        ("PUT T I R CREATED HELD T", format!("ERR CREATED: expected {CREATED_TIME}, got 'HELD'")),
+        ("PUT T I R NEWEST", format!("{OF_PUT} 'NEWEST'")),
+        ("PUT T I R PXAT NEWEST", format!("ERR PXAT: expected {MS}, got 'NEWEST'")),
+        ("PUT T I R MAXTASKS HELD T", format!("ERR MAXTASKS: expected {INTEGER}, got 'HELD'")),
+        ("PUT T I R PXAT HELD T", format!("ERR PXAT: expected {MS}, got 'HELD'")),
+        ("PUT T I R HELD", format!("ERR HELD: expected {A_TASK_KEY}, got nothing")),
+        ("PUT T I R NX HELD", format!("ERR HELD: expected {A_TASK_KEY}, got nothing")),
+        ("PUT T I R HELD ''", format!("ERR HELD: expected {A_TASK_KEY}, got an empty string")),
+        ("PUT T I R HELD I", format!("ERR HELD: expected {A_TASK_KEY}, got 10 bytes that are not shown")),
+        ("PUT T I R HELD t", format!("ERR HELD: expected {A_TASK_KEY}, got 't'")),
+        (
+            "PUT T I R HELD pmcp:tasks:o:",
+            format!("ERR HELD: expected {A_TASK_KEY}, got 13 bytes that are not shown"),
+        ),
+        ("PUT T I R HELD R", format!("ERR HELD: expected {A_TASK_KEY}, got 17 bytes that are not shown")),
+        ("PUT T I R HELD HELD T", format!("ERR HELD: expected {A_TASK_KEY}, got 'HELD'")),
+        ("PUT T I R HELD NX T", format!("ERR HELD: expected {A_TASK_KEY}, got 'NX'")),
+        ("PUT T I R HELD T held T", "ERR HELD: expected one, got two".into()),
+        ("PUT T I R HELD T T", format!("{OF_PUT} 14 bytes that are not shown")),
+        ("PUT T I R HELD T PXAT", format!("ERR PXAT: expected {MS}, got nothing")),
+        ("CAS T I 1 R HELD T", format!("{OF_CAS} 'HELD'")),
+        ("CAS T I 1 R CREATED NEWEST CREATED NEWEST", "ERR CREATED: expected one, got two".into()),
+        ("DEL T I HELD T", format!("{OF_DEL} 'HELD'")),
+        ("EXPIRE T I PERSIST HELD T", format!("{OF_EXPIRE} 'HELD'")),
+    ];
+    let calls: Vec<_> = lines.iter().map(|(line, error)| bad(&format!("PMCPTASK.{line}"), error)).collect();
     each_fails_and_changes_nothing(&calls);
 }
 

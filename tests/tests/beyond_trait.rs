@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
-use pmcptask_client::{ListedTask, Order, RedisBackend};
+use pmcptask_client::{Access, Error, Lease, ListedTask, Order, RedisBackend, WriteTerms};
 use pmcptask_tests::{Cluster, Fault, NIL, Proxy, Server, integer, now_ms, sleep_until};
 use redis::Commands as _;
 
@@ -199,4 +199,124 @@ async fn many_calls_take_one_round_trip() {
     assert!(backend.put_many(&records).await.iter().all(Result::is_ok));
     let took = started.elapsed();
     assert!((ROUND_TRIP..2 * ROUND_TRIP).contains(&took), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_on_terms_expires_when_the_terms_say_so_whatever_the_record_says() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    let record = br#"{"expiresAt":"2020-01-01T00:00:00Z"}"#;
+    for backend in backends(&server, &cluster, "terms").await {
+        let at_ms = now_ms() + 60_000;
+        let time = UNIX_EPOCH + Duration::from_millis(u64::try_from(at_ms).unwrap());
+        let terms = WriteTerms::new().expires_at(time);
+        assert_eq!(backend.put_with("owner:put", record, &terms).await.unwrap(), 1);
+        assert!(backend.create_with("owner:create", record, &terms).await.unwrap());
+        assert!(!backend.create_with("owner:create", b"again", &terms).await.unwrap());
+        backend.put("owner:cas", b"one").await.unwrap();
+        assert_eq!(backend.put_if_version_with("owner:cas", record, 1, &terms).await.unwrap(), 2);
+        let conflict = backend.put_if_version_with("owner:cas", b"late", 1, &terms).await;
+        assert!(matches!(conflict, Err(StorageError::VersionConflict { actual: 2, .. })), "{conflict:?}");
+        for task in ["put", "create", "cas"] {
+            let key = format!("{{owner}}:{task}");
+            let tag = if backend.is_cluster() { key } else { format!("owner:{task}") };
+            let key = format!("terms:tasks:{tag}");
+            let mut ask = redis::cmd("PEXPIRETIME");
+            ask.arg(&key);
+            assert_eq!(backend.command(&ask, &key, Access::Read).await.unwrap(), redis::Value::Int(at_ms));
+            assert_eq!(backend.get(&format!("owner:{task}")).await.unwrap().data, record);
+        }
+        // Without a time: never, whatever the record says.
+        backend.put_with("owner:put", record, &WriteTerms::new()).await.unwrap();
+        assert_eq!(backend.get("owner:put").await.unwrap().version, 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn newest_tasks_are_listed_in_the_order_of_their_writes_with_and_without_records() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for backend in backends(&server, &cluster, "newest").await {
+        let far = now_ms() + 1_000_000;
+        let created = format!(r#"{{"task":{{"createdAt":"{}"}}}}"#, pmcptask_tests::timestamp(far));
+        backend.put("owner:of-the-future", created.as_bytes()).await.unwrap();
+        // In descending order of ids, so that ids do not decide.
+        let written: Vec<_> = (0..300).rev().map(|n| format!("{n:03}")).collect();
+        for id in &written {
+            backend.put_with(&format!("owner:{id}"), b"x", &WriteTerms::new().newest()).await.unwrap();
+        }
+        backend.put_with("owner:299", b"again", &WriteTerms::new().newest()).await.unwrap();
+        let mut listed = Vec::new();
+        loop {
+            let after = listed.last().map(pmcptask_client::ListedEntry::position);
+            let page = backend.list_entries("owner", after.as_ref(), 100, Order::OldestFirst).await.unwrap();
+            if page.is_empty() {
+                break;
+            }
+            listed.extend(page);
+        }
+        assert_eq!((listed[0].task_id.as_str(), listed[1].version), ("of-the-future", 2));
+        assert!(listed[1..].iter().map(|entry| &entry.task_id).eq(&written));
+        let newest = backend.list_page("owner", None, 2, Order::NewestFirst).await.unwrap();
+        assert_eq!(ids(&newest), ["000", "001"]);
+        let entries = backend.list_entries("owner", None, 2, Order::NewestFirst).await.unwrap();
+        assert_eq!(entries[0].position(), newest[0].position());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_with_a_lease_is_refused_once_the_server_does_not_have_the_lease_and_changes_nothing() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for backend in backends(&server, &cluster, "held").await {
+        let lease = Lease::acquire(&backend, "owner", Duration::from_secs(15)).await.unwrap().unwrap();
+        let terms = WriteTerms::new().while_held(&lease);
+        backend.put_with("owner:t", b"held", &terms).await.unwrap();
+        assert!(backend.create_with("owner:new", b"held", &terms).await.unwrap());
+        let refused = backend.put_if_version_with("owner:t", b"x", 1, &terms).await.unwrap_err();
+        assert!(matches!(Error::of(&refused), Some(Error::Settings(_))), "{refused}");
+        assert!(lease.release().await.unwrap());
+        let _next = Lease::acquire(&backend, "owner", Duration::from_secs(15)).await.unwrap().unwrap();
+        for error in [
+            backend.put_with("owner:t", b"late", &terms).await.unwrap_err(),
+            backend.create_with("owner:later", b"late", &terms).await.unwrap_err(),
+        ] {
+            assert!(matches!(Error::of(&error), Some(Error::NotHeld { .. })), "{error}");
+        }
+        assert_eq!(backend.get("owner:t").await.unwrap().data, b"held");
+        assert_eq!(backend.list_by_prefix("owner:").await.unwrap().len(), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_who_create_the_only_task_of_an_owner_one_does() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for backend in backends(&server, &cluster, "only").await {
+        let creators = (0..32).map(|n: usize| {
+            let backend = backend.clone();
+            let terms = WriteTerms::new().only_task();
+            tokio::spawn(
+                async move { backend.create_with(&format!("owner:{n}"), b"x", &terms).await.unwrap() },
+            )
+        });
+        let mut made = 0;
+        for creator in creators.collect::<Vec<_>>() {
+            made += usize::from(creator.await.unwrap());
+        }
+        assert_eq!((made, backend.list_by_prefix("owner:").await.unwrap().len()), (1, 1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_commands_go_to_the_node_of_their_key() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for backend in backends(&server, &cluster, "other").await {
+        for n in 0..50 {
+            let key = format!("other:{n}");
+            let mut set = redis::cmd("SET");
+            set.arg(&key).arg(n);
+            backend.command(&set, &key, Access::Write).await.unwrap();
+            let mut get = redis::cmd("GET");
+            get.arg(&key);
+            let got = backend.command(&get, &key, Access::Read).await.unwrap();
+            assert_eq!(got, redis::Value::BulkString(n.to_string().into_bytes()));
+        }
+    }
 }

@@ -429,6 +429,41 @@ fn module_does_not_load_with_a_setting_that_it_does_not_understand_and_says_why(
 
 // Counters.
 
+/// The names of the `INFO` section, in its order.
+const COUNTERS: [&str; 31] = [
+    "puts",
+    "put_exists",
+    "cas_ok",
+    "cas_conflict",
+    "cas_missing",
+    "get_hits",
+    "get_misses",
+    "deletes",
+    "del_conflict",
+    "del_missing",
+    "expires",
+    "lists",
+    "records_listed",
+    "trims",
+    "tasks_trimmed",
+    "waits",
+    "waiting_clients",
+    "corrupt_records_skipped",
+    "index_entries_removed",
+    "index_walks",
+    "refused_err",
+    "refused_wrongtype",
+    "refused_capacity",
+    "refused_corrupt",
+    "refused_notheld",
+    "refused_noperm",
+    "refused_crossslot",
+    "refused_tryagain",
+    "default_user_would_lose_writes",
+    "failed_calls",
+    "panics",
+];
+
 /// The names and numbers of the `INFO` section.
 fn counters(wire: &mut Wire) -> Vec<(String, u64)> {
     let info = wire.run("INFO pmcptask");
@@ -443,40 +478,7 @@ fn counters(wire: &mut Wire) -> Vec<(String, u64)> {
 fn info_counts_what_the_module_has_done() {
     let server = Server::start();
     let mut wire = server.wire();
-    let names = [
-        "puts",
-        "put_exists",
-        "cas_ok",
-        "cas_conflict",
-        "cas_missing",
-        "get_hits",
-        "get_misses",
-        "deletes",
-        "del_conflict",
-        "del_missing",
-        "expires",
-        "lists",
-        "records_listed",
-        "trims",
-        "tasks_trimmed",
-        "waits",
-        "waiting_clients",
-        "corrupt_records_skipped",
-        "index_entries_removed",
-        "index_walks",
-        "refused_err",
-        "refused_wrongtype",
-        "refused_capacity",
-        "refused_corrupt",
-        "refused_notheld",
-        "refused_noperm",
-        "refused_crossslot",
-        "refused_tryagain",
-        "default_user_would_lose_writes",
-        "failed_calls",
-        "panics",
-    ];
-    let zeros: Vec<_> = names.map(|name| (name.to_owned(), 0)).into();
+    let zeros: Vec<_> = COUNTERS.map(|name| (name.to_owned(), 0)).into();
     // The walk through the indexes is the only thing that the module does by itself here.
     let counters = |wire: &mut Wire| -> Vec<(String, u64)> {
         let by_itself = |(name, number)| if name == "index_walks" { (name, 0) } else { (name, number) };

@@ -205,15 +205,15 @@ fn command_and_option_names_are_known_in_any_case() {
 fn options_of_put_mean_the_same_in_any_order() {
     let mut session = Session::start();
     for expiry in ["PXAT 4102444800123", "PERSIST"] {
-        let [e, c, m, n, h] = [expiry, "CREATED 7", "MAXTASKS 1", "NX", "HELD pmcp:tasks:p:lease"];
+        let [e, c, m, n, held] = [expiry, "CREATED 7", "MAXTASKS 1", "NX", "HELD pmcp:tasks:p:lease"];
         session.run("PMCPTASK.PUT pmcp:tasks:p:lease pmcp:idx:p d");
         for order in [
-            [e, c, m, n, h],
-            [h, e, n, m, c],
-            [c, e, n, h, m],
-            [n, c, h, m, e],
-            [m, h, n, e, c],
-            [n, m, c, e, h],
+            [e, c, m, n, held],
+            [held, e, n, m, c],
+            [c, e, n, held, m],
+            [n, c, held, m, e],
+            [m, held, n, e, c],
+            [n, m, c, e, held],
         ] {
             let options = order.join(" ");
             assert_eq!(session.run(&format!("PMCPTASK.PUT T I d {options}")), int(1), "{options}");

@@ -1,6 +1,6 @@
 //! Every reply and every key is what an in-memory model says, for any commands in any order.
 //!
-//! Random sequences of all commands and options run on real servers, over several connections, while time
+//! Random sequences of all commands and options but `CREATED NEWEST` run on real servers, over several connections, while time
 //! passes and other clients change the same keys; [`pmcptask_tests::model`] says what is right. A sequence
 //! that fails is shrunk to a short one.
 //!
