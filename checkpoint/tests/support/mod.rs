@@ -21,11 +21,13 @@ pub(crate) fn named(thread: &str, id: &str, step: usize) -> Checkpoint {
     Checkpoint { checkpoint_id: id.to_owned(), ..checkpoint(thread, step) }
 }
 
-/// A checkpoint whose state has this many random characters, none of which JSON escapes.
+/// A checkpoint whose state has this many characters, none of which JSON escapes. No compression sees that they repeat,
+/// because they do so only after a million.
 pub(crate) fn of_noise(thread: &str, id: &str, characters: usize) -> Checkpoint {
     let mut dice = Dice::new(1);
-    let noise: String =
-        (0..characters).map(|_| char::from(b'0' + u8::try_from(dice.roll(40)).unwrap())).collect();
+    let character = |_| char::from(b'0' + u8::try_from(dice.roll(40)).unwrap());
+    let noise: String = (0..characters.min(1_000_000)).map(character).collect();
+    let noise: String = noise.chars().cycle().take(characters).collect();
     Checkpoint { state: State::from([("noise".to_owned(), noise.into())]), ..named(thread, id, 0) }
 }
 
