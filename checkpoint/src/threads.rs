@@ -141,7 +141,8 @@ impl Threads {
         let Turn(Connection { backend, .. }) = &self.turn()?;
         let pointer = pointer_key(backend, name)?;
         let mut point = cmd("SET");
-        point.arg(&pointer).arg(&key);
+        // The reply is what it led to until now.
+        point.arg(&pointer).arg(&key).arg("GET");
         let terms = self.terms();
         if let Some(at_ms) = self.expiry().map(to_ms) {
             point.arg("PXAT").arg(at_ms);
@@ -157,10 +158,14 @@ impl Threads {
             futures_util::join!(write, point)
         };
         if let Err(error) = written {
-            // Nobody saved what the pointer leads to, as far as anybody knows. Whether it goes does not matter: it
-            // leads nowhere.
-            if pmcptask_client::Error::of(&error).is_none_or(|error| !error.outcome_is_unknown()) {
-                drop(unpoint(backend, name, &key).await);
+            // Nothing was saved, so the pointer leads where it led before. If this fails, the pointer may lead nowhere.
+            let is_known = pmcptask_client::Error::of(&error).is_none_or(|error| !error.outcome_is_unknown());
+            match pointed {
+                Ok(Value::BulkString(before)) if is_known && before != key.as_bytes() => {
+                    drop(unpoint(backend, name, &key, Some(&before)).await);
+                }
+                Ok(Value::Nil) if is_known => drop(unpoint(backend, name, &key, None).await),
+                _ => {}
             }
             return Err(error.into());
         }
@@ -299,7 +304,7 @@ impl Threads {
             // First, so that nothing is left that no list shows.
             let unpointed = page.iter().map(|(task_id, name)| async move {
                 match name {
-                    Some(name) => unpoint(backend, name, &composite(thread, task_id)).await,
+                    Some(name) => unpoint(backend, name, &composite(thread, task_id), None).await,
                     None => Ok(()),
                 }
             });
@@ -372,14 +377,17 @@ fn pointer_key(backend: &RedisBackend, name: &str) -> Result<String, Error> {
     Ok([backend.prefix()?, ":by-id:", &escaped(name)].concat())
 }
 
-/// Removes what makes a record found, unless it leads to another record by now.
-async fn unpoint(backend: &RedisBackend, name: &str, key: &str) -> Result<(), Error> {
+/// Removes what makes a record found, or makes it lead where it led before, unless it leads to another record by now.
+async fn unpoint(backend: &RedisBackend, name: &str, key: &str, before: Option<&[u8]>) -> Result<(), Error> {
     let pointer = pointer_key(backend, name)?;
-    if pointed(backend, &pointer).await?.as_deref() == Some(key) {
-        let mut del = cmd("DEL");
-        del.arg(&pointer);
-        backend.command(&del, &pointer, Access::Write).await?;
+    if pointed(backend, &pointer).await?.as_deref() != Some(key) {
+        return Ok(());
     }
+    let change = match before {
+        Some(before) => cmd("SET").arg(&pointer).arg(before).arg("KEEPTTL").to_owned(),
+        None => cmd("DEL").arg(&pointer).to_owned(),
+    };
+    backend.command(&change, &pointer, Access::Write).await?;
     Ok(())
 }
 
