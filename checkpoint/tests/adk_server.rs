@@ -351,7 +351,7 @@ async fn saves_fail_once_the_lease_has_ended_in_a_cluster() {
 async fn record_that_is_no_checkpoint_is_refused_by_name_and_left_out_of_lists() {
     let server = Server::start();
     let saver = saver(&server).await;
-    let backend = RedisBackend::builder(&server.url()).prefix("checkpoints").connect().await.unwrap();
+    let backend = RedisBackend::builder(server.url()).prefix("checkpoints").connect().await.unwrap();
     let long = of_noise("t", "long", 5_000);
     saver.save(&long).await.unwrap();
     let compressed = backend.list_by_prefix("t:").await.unwrap().remove(0).1.data;
