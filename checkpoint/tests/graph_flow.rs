@@ -222,8 +222,8 @@ impl Task for Step {
     }
 }
 
-fn flow(meeting: Option<Arc<Barrier>>) -> Arc<Graph> {
-    let step = |name, is_last| Arc::new(Step { name, is_last, meeting: meeting.clone() });
+fn flow(meeting: Option<&Arc<Barrier>>) -> Arc<Graph> {
+    let step = |name, is_last| Arc::new(Step { name, is_last, meeting: meeting.cloned() });
     let builder = GraphBuilder::new("flow").add_task(step("start", false)).add_task(step("middle", false));
     let builder = builder.add_task(step("end", true));
     Arc::new(builder.add_edge("start", "middle").add_edge("middle", "end").build().unwrap())
@@ -252,7 +252,7 @@ async fn of_two_runs_of_one_step_one_is_saved() {
     // Not in memory: sessions there share their context, so both runs would be in it.
     for (place, storage) in &everywhere("two-runs").await.storages[1..] {
         storage.save(session("s", 0)).await.unwrap();
-        let runner = FlowRunner::new(flow(Some(Arc::new(Barrier::new(2)))), Arc::clone(storage));
+        let runner = FlowRunner::new(flow(Some(&Arc::new(Barrier::new(2)))), Arc::clone(storage));
         let (one, other) = tokio::join!(runner.run("s"), runner.run("s"));
         let (saved, refused): (Vec<_>, Vec<_>) = [one, other].into_iter().partition(Result::is_ok);
         assert_eq!((saved.len(), refused.len()), (1, 1), "{place}");
