@@ -14,7 +14,9 @@ use graph_flow::{
 };
 use pmcptask_checkpoint::Compression;
 use pmcptask_checkpoint::graph_flow::RedisSessionStorage;
-use pmcptask_tests::{Cluster, Server, holds_within, integer, now_ms, sleep_until};
+use pmcptask_tests::{
+    Cluster, Fault, Proxy, Server, ServerOptions, holds_within, integer, now_ms, sleep_until,
+};
 use tokio::sync::Barrier;
 
 const RACERS: usize = 32;
@@ -406,4 +408,44 @@ async fn long_sessions_are_compressed_and_both_forms_are_read_whatever_the_setti
     let length =
         |id: &str| integer(&server.wire().call(&["HSTRLEN", &format!("sessions:tasks:{id}:0"), "data"]));
     assert!(length("p") > 100_000 && length("c") < 1_000, "{} {}", length("p"), length("c"));
+}
+
+#[tokio::test]
+async fn save_whose_reply_is_lost_says_so_and_is_never_made_twice() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let storage = RedisSessionStorage::new(&proxy.url()).await.unwrap();
+    for version in 0..4 {
+        proxy.set(Fault::LoseReply(1));
+        let Err(GraphError::StorageError(text)) = storage.save(session("s", version)).await else {
+            panic!("the reply was lost");
+        };
+        assert!(text.contains("unknown"), "{text}");
+        // It was made, once. So the same save again is a conflict, and who loads the session sees why.
+        assert_conflict(storage.save(session("s", version)).await, version + 1, version);
+        assert_eq!(stored(&storage, "s").await.version, version + 1);
+    }
+    // The client cannot know that this one was not made. The same save again makes it.
+    proxy.set(Fault::LoseRequest);
+    assert!(matches!(storage.save(session("s", 4)).await, Err(GraphError::StorageError(_))));
+    storage.save(session("s", 4)).await.unwrap();
+    // A read is made again.
+    proxy.set(Fault::LoseReply(1));
+    assert_eq!(stored(&storage, "s").await.version, 5);
+}
+
+#[tokio::test]
+async fn sessions_outlive_a_crash_of_the_server() {
+    let mut server = Server::start_with(&ServerOptions::default().with_aof());
+    let storage = ours(&server).await;
+    storage.save(session("first", 0)).await.unwrap();
+    storage.save(session("later", 7)).await.unwrap();
+    for version in 1..4 {
+        server.kill();
+        server.restart();
+        assert_eq!(stored(&storage, "first").await.version, version);
+        assert_eq!(stored(&storage, "later").await.version, version + 7);
+        storage.save(session("first", version)).await.unwrap();
+        storage.save(session("later", version + 7)).await.unwrap();
+    }
 }
