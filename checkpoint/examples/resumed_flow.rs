@@ -30,7 +30,7 @@ async fn main() -> ExitCode {
 /// Starts the flow, or goes on with its session.
 async fn run(run: Run) -> Result<Vec<String>> {
     let builder = RedisSessionStorage::builder(&run.redis_url);
-    let storage = Arc::new(builder.default_ttl(Duration::from_secs(3_600)).connect().await?);
+    let storage = Arc::new(builder.default_ttl(Duration::from_hours(1)).connect().await?);
     let (flow, first) = (flow(&run)?, STEPS.first().copied().unwrap_or_default());
     if storage.get(&run.thread).await?.is_none() {
         storage.save(Session::new_from_task(run.thread.clone(), first)).await?;

@@ -28,7 +28,7 @@ async fn main() -> ExitCode {
 /// Starts the graph, or goes on from the newest checkpoint: the same call.
 async fn run(run: Run) -> Result<Vec<String>> {
     let builder = RedisCheckpointer::builder(&run.redis_url);
-    let checkpointer = builder.default_ttl(Duration::from_secs(3_600)).connect().await?;
+    let checkpointer = builder.default_ttl(Duration::from_hours(1)).connect().await?;
     let graph = graph(&run)?.with_checkpointer(checkpointer.clone());
     let state = graph.invoke(State::new(), ExecutionConfig::new(&run.thread)).await?;
     checkpointer.delete(&run.thread).await?;

@@ -129,7 +129,7 @@ async fn record_of_others_is_an_error_that_names_it_and_hides_no_checkpoint() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn read_gives_what_it_read_its_whole_ttl_again_if_it_is_asked_to() {
-    const TTL: Duration = Duration::from_secs(60);
+    const TTL: Duration = Duration::from_mins(1);
     let server = Server::start();
     let builder = || RedisCheckpoints::builder(&server.url()).default_ttl(TTL);
     let store = builder().connect().await.unwrap();

@@ -14,7 +14,9 @@ use graph_flow::{
 };
 use pmcptask_checkpoint::Compression;
 use pmcptask_checkpoint::graph_flow::RedisSessionStorage;
-use pmcptask_tests::{Cluster, Server, holds_within, integer, now_ms, sleep_until};
+use pmcptask_tests::{
+    Cluster, Fault, Proxy, Server, ServerOptions, holds_within, integer, now_ms, sleep_until,
+};
 use tokio::sync::Barrier;
 
 const RACERS: usize = 32;
@@ -222,8 +224,8 @@ impl Task for Step {
     }
 }
 
-fn flow(meeting: Option<Arc<Barrier>>) -> Arc<Graph> {
-    let step = |name, is_last| Arc::new(Step { name, is_last, meeting: meeting.clone() });
+fn flow(meeting: Option<&Arc<Barrier>>) -> Arc<Graph> {
+    let step = |name, is_last| Arc::new(Step { name, is_last, meeting: meeting.cloned() });
     let builder = GraphBuilder::new("flow").add_task(step("start", false)).add_task(step("middle", false));
     let builder = builder.add_task(step("end", true));
     Arc::new(builder.add_edge("start", "middle").add_edge("middle", "end").build().unwrap())
@@ -252,7 +254,7 @@ async fn of_two_runs_of_one_step_one_is_saved() {
     // Not in memory: sessions there share their context, so both runs would be in it.
     for (place, storage) in &everywhere("two-runs").await.storages[1..] {
         storage.save(session("s", 0)).await.unwrap();
-        let runner = FlowRunner::new(flow(Some(Arc::new(Barrier::new(2)))), Arc::clone(storage));
+        let runner = FlowRunner::new(flow(Some(&Arc::new(Barrier::new(2)))), Arc::clone(storage));
         let (one, other) = tokio::join!(runner.run("s"), runner.run("s"));
         let (saved, refused): (Vec<_>, Vec<_>) = [one, other].into_iter().partition(Result::is_ok);
         assert_eq!((saved.len(), refused.len()), (1, 1), "{place}");
@@ -406,4 +408,44 @@ async fn long_sessions_are_compressed_and_both_forms_are_read_whatever_the_setti
     let length =
         |id: &str| integer(&server.wire().call(&["HSTRLEN", &format!("sessions:tasks:{id}:0"), "data"]));
     assert!(length("p") > 100_000 && length("c") < 1_000, "{} {}", length("p"), length("c"));
+}
+
+#[tokio::test]
+async fn save_whose_reply_is_lost_says_so_and_is_never_made_twice() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let storage = RedisSessionStorage::new(&proxy.url()).await.unwrap();
+    for version in 0..4 {
+        proxy.set(Fault::LoseReply(1));
+        let Err(GraphError::StorageError(text)) = storage.save(session("s", version)).await else {
+            panic!("the reply was lost");
+        };
+        assert!(text.contains("unknown"), "{text}");
+        // It was made, once. So the same save again is a conflict, and who loads the session sees why.
+        assert_conflict(storage.save(session("s", version)).await, version + 1, version);
+        assert_eq!(stored(&storage, "s").await.version, version + 1);
+    }
+    // The client cannot know that this one was not made. The same save again makes it.
+    proxy.set(Fault::LoseRequest);
+    assert!(matches!(storage.save(session("s", 4)).await, Err(GraphError::StorageError(_))));
+    storage.save(session("s", 4)).await.unwrap();
+    // A read is made again.
+    proxy.set(Fault::LoseReply(1));
+    assert_eq!(stored(&storage, "s").await.version, 5);
+}
+
+#[tokio::test]
+async fn sessions_outlive_a_crash_of_the_server() {
+    let mut server = Server::start_with(&ServerOptions::default().with_aof());
+    let storage = ours(&server).await;
+    storage.save(session("first", 0)).await.unwrap();
+    storage.save(session("later", 7)).await.unwrap();
+    for version in 1..4 {
+        server.kill();
+        server.restart();
+        assert_eq!(stored(&storage, "first").await.version, version);
+        assert_eq!(stored(&storage, "later").await.version, version + 7);
+        storage.save(session("first", version)).await.unwrap();
+        storage.save(session("later", version + 7)).await.unwrap();
+    }
 }

@@ -11,6 +11,7 @@ use adk_graph::state::{Checkpoint, State};
 use graph_flow::{Session, SessionStorage};
 use pmcptask_checkpoint::adk::RedisCheckpointer;
 use pmcptask_checkpoint::graph_flow::RedisSessionStorage;
+use pmcptask_checkpoint::{Checkpoints, NewCheckpoint, RedisCheckpoints};
 use pmcptask_tests::{Cluster, OK, Server};
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -37,8 +38,26 @@ fn url_of_user(url: &str) -> String {
 }
 
 async fn use_all(url: &str) -> Outcome {
+    use_checkpoints(url).await?;
     use_checkpointer(url).await?;
     use_storage(url, true).await
+}
+
+async fn use_checkpoints(url: &str) -> Outcome {
+    let builder = RedisCheckpoints::builder(url).default_ttl(HOUR).refresh_on_read(true);
+    let checkpoints = builder.connect().await?;
+    checkpoints.health().await?;
+    let checkpoint = NewCheckpoint::new("id", serde_json::json!({}));
+    let version = checkpoints.save("thread", &checkpoint).await?;
+    checkpoints.compare_and_swap("thread", &checkpoint, version).await?;
+    checkpoints.load("thread", None).await?.ok_or("no checkpoint")?;
+    checkpoints.load("thread", Some("id")).await?.ok_or("no checkpoint of the id")?;
+    expect(1, checkpoints.list("thread", 10, None).await?.len())?;
+    expect(1, checkpoints.stats("thread").await?.checkpoints)?;
+    checkpoints.prune("thread", 1).await?;
+    checkpoints.delete("thread", Some("id")).await?;
+    checkpoints.delete("thread", None).await?;
+    Ok(())
 }
 
 async fn use_checkpointer(url: &str) -> Outcome {
