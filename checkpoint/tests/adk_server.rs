@@ -12,6 +12,7 @@ use std::time::Duration;
 use adk_graph::checkpoint::{Checkpointer as _, RetentionPolicy};
 use adk_graph::error::GraphError;
 use adk_graph::state::{Checkpoint, State};
+use chrono::Utc;
 use pmcp_tasks::store::backend::StorageBackend as _;
 use pmcptask_checkpoint::Compression;
 use pmcptask_checkpoint::adk::RedisCheckpointer;
@@ -85,12 +86,18 @@ async fn commands_of<T>(server: &Server, calls: impl Future<Output = T>) -> (T, 
     }
 }
 
+/// A checkpoint that says that it was created before those of earlier steps, so that no order but that of saving is right.
+fn created_before(step: usize) -> Checkpoint {
+    let hours = u32::try_from(step).unwrap();
+    Checkpoint { created_at: Utc::now() - 60 * MINUTE * hours, ..checkpoint("t", step) }
+}
+
 #[tokio::test]
 async fn a_thousand_saves_in_a_row_are_listed_in_their_order() {
     let server = Server::start();
     let saver = saver(&server).await;
     for step in 0..1_000 {
-        saver.save(&checkpoint("t", step)).await.unwrap();
+        saver.save(&created_before(step)).await.unwrap();
     }
     assert!(steps(&saver.list("t").await.unwrap()).into_iter().eq(0..1_000));
     assert_eq!(step(saver.load("t").await), Some(999));
@@ -101,7 +108,7 @@ async fn saves_of_two_processes_are_listed_in_their_order() {
     let server = Server::start();
     let savers = [saver(&server).await, saver(&server).await];
     for step in 0..500 {
-        savers[step % 2].save(&checkpoint("t", step)).await.unwrap();
+        savers[step % 2].save(&created_before(step)).await.unwrap();
         assert_eq!(support::step(savers[1 - step % 2].load("t").await), Some(step));
     }
     assert!(steps(&savers[0].list("t").await.unwrap()).into_iter().eq(0..500));
