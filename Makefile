@@ -72,12 +72,12 @@ hash-tags: url-is-given build-hash-tags ## Move the tasks of URL= to keys with h
 lint: prerequisites ## Check formatting, lints and dependencies
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
-	cargo clippy --locked --package pmcptask-client -- -D warnings
+	cargo clippy --locked --package pmcptask-client --package pmcptask-checkpoint -- -D warnings
 	cargo deny --all-features check
 
 # The diff of these files shows each change of what users can call.
 public-api: ## Write what each library offers to its public-api.txt (needs cargo-public-api and a nightly toolchain)
-	for crate in schema client hash-tags; do \
+	for crate in schema client checkpoint hash-tags; do \
 	  cargo public-api --package "pmcptask-$$crate" --all-features -sss >'$(target)/public-api.txt' || exit 1; \
 	  mv '$(target)/public-api.txt' "$$crate/public-api.txt"; \
 	done

@@ -11,7 +11,7 @@ logs=$target/servers/logs
 mkdir -p "$logs"
 rm -f "$logs"/*
 
-read -ra suites <<<"${SUITES:-$(basename -s .rs tests/tests/*.rs | paste -sd ' ')}"
+read -ra suites <<<"${SUITES:-$(basename -s .rs tests/tests/*.rs checkpoint/tests/*.rs | paste -sd ' ')}"
 names=() programs=()
 # The last line may have no newline.
 while read -r name server || [[ -n $name ]]; do

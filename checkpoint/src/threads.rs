@@ -19,6 +19,7 @@ use crate::ids::escaped;
 /// How many entries are listed, or removed, by one call. The server stands still for less than a millisecond each.
 const PAGE: usize = 500;
 /// How many records are listed by one call, because each may be long.
+#[cfg(feature = "adk")]
 const PAGE_OF_RECORDS: usize = 100;
 
 /// What a saver does with each record.
@@ -112,10 +113,10 @@ impl Threads {
         self.connections.first().map(|connection| &connection.backend).ok_or_else(no_connection)
     }
 
-    /// How a record is written now.
-    fn terms(&self) -> WriteTerms {
+    /// How a record is written that expires then.
+    fn terms(&self, expiry: Option<SystemTime>) -> WriteTerms {
         let terms = self.lease.clone().unwrap_or_default().newest();
-        match self.expiry() {
+        match expiry {
             Some(time) => terms.expires_at(time),
             None => terms,
         }
@@ -143,8 +144,9 @@ impl Threads {
         let mut point = cmd("SET");
         // The reply is what it led to until now.
         point.arg(&pointer).arg(&key).arg("GET");
-        let terms = self.terms();
-        if let Some(at_ms) = self.expiry().map(to_ms) {
+        let expiry = self.expiry();
+        let terms = self.terms(expiry);
+        if let Some(at_ms) = expiry.map(to_ms) {
             point.arg("PXAT").arg(at_ms);
         }
         let write = backend.put_with(&key, &data, &terms);
@@ -177,14 +179,14 @@ impl Threads {
     pub(crate) async fn put(&self, thread: &str, task_id: &str, json: Vec<u8>) -> Result<u64, Error> {
         let data = encode(json, self.policy.compression);
         let turn = self.turn()?;
-        Ok(turn.0.backend.put_with(&composite(thread, task_id), &data, &self.terms()).await?)
+        Ok(turn.0.backend.put_with(&composite(thread, task_id), &data, &self.terms(self.expiry())).await?)
     }
 
     /// The same if there is no record with this id; false if there is one.
     pub(crate) async fn create(&self, thread: &str, task_id: &str, json: Vec<u8>) -> Result<bool, Error> {
         let data = encode(json, self.policy.compression);
         let turn = self.turn()?;
-        Ok(turn.0.backend.create_with(&composite(thread, task_id), &data, &self.terms()).await?)
+        Ok(turn.0.backend.create_with(&composite(thread, task_id), &data, &self.terms(self.expiry())).await?)
     }
 
     /// Stores a record over one at this version. One round trip.
@@ -198,7 +200,7 @@ impl Threads {
         let data = encode(json, self.policy.compression);
         let turn = self.turn()?;
         let key = composite(thread, task_id);
-        match turn.0.backend.put_if_version_with(&key, &data, version, &self.terms()).await {
+        match turn.0.backend.put_if_version_with(&key, &data, version, &self.terms(self.expiry())).await {
             Ok(version) => Ok(Written::Yes { version }),
             Err(StorageError::VersionConflict { actual: 0, .. }) => Ok(Written::Missing),
             Err(StorageError::VersionConflict { actual, .. }) => Ok(Written::Conflict { actual }),
@@ -211,7 +213,7 @@ impl Threads {
     pub(crate) async fn create_only(&self, thread: &str, task_id: &str, json: &[u8]) -> Result<bool, Error> {
         let data = encode(json.to_vec(), self.policy.compression);
         let turn = self.turn()?;
-        let terms = self.terms().only_task();
+        let terms = self.terms(self.expiry()).only_task();
         Ok(turn.0.backend.create_with(&composite(thread, task_id), &data, &terms).await?)
     }
 
@@ -401,7 +403,8 @@ async fn pointed(backend: &RedisBackend, pointer: &str) -> Result<Option<String>
     }
 }
 
+/// Rounded up, as the client does.
 fn to_ms(time: SystemTime) -> i64 {
     let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
+    i64::try_from(since_epoch.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! Graphs of adk-graph over `RedisCheckpointer`: pauses, subgraphs, time travel, retention, deltas, functional tasks.
+//! Graphs of adk-graph over `RedisCheckpointer`: pauses, subgraphs, time travel, retention, deltas.
 //! Each resume is by a graph and a connection of its own, as by another process.
 #![cfg(all(feature = "adk", feature = "redis-tests"))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]

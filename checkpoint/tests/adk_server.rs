@@ -254,6 +254,19 @@ async fn everything_has_the_ttl_and_goes_with_it() {
 }
 
 #[tokio::test]
+async fn checkpoint_and_what_makes_it_found_expire_in_the_same_millisecond() {
+    let server = Server::start();
+    let saver = RedisCheckpointer::builder(&server.url()).default_ttl(MINUTE).connect().await.unwrap();
+    let ends =
+        |key: String| -> i64 { redis::cmd("PEXPIRETIME").arg(key).query(&mut server.connection()).unwrap() };
+    for step in 0..100 {
+        let saved = checkpoint("thread", step);
+        saver.save(&saved).await.unwrap();
+        assert_eq!(ends(record(&saved)), ends(pointer(&saved)));
+    }
+}
+
+#[tokio::test]
 async fn without_a_ttl_nothing_expires() {
     let server = Server::start();
     saver(&server).await.save(&checkpoint("t", 0)).await.unwrap();
