@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::try_join_all;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend as _;
+#[cfg(feature = "adk")]
+use pmcptask_client::Applied;
 use pmcptask_client::redis::{Value, cmd};
 use pmcptask_client::{
     Access, Lease, ListedEntry, ListedTask, Order, RedisBackend, TaskPosition, WriteTerms,
@@ -154,19 +156,22 @@ impl Threads {
         // A pointer without a record would be left over if this process dies in between. One connection keeps the
         // order. The nodes of a cluster have a connection each.
         let (written, pointed) = if backend.is_cluster() || self.lease.is_some() {
-            write.await?;
-            (Ok(0), point.await)
+            let written = write.await;
+            if was_applied(&written) != Applied::Yes {
+                return written.map(drop).map_err(Error::from);
+            }
+            (written, point.await)
         } else {
             futures_util::join!(write, point)
         };
+        let is_refused = was_applied(&written) == Applied::No;
         if let Err(error) = written {
-            // Nothing was saved, so the pointer leads where it led before. If this fails, the pointer may lead nowhere.
-            let is_known = pmcptask_client::Error::of(&error).is_none_or(|error| !error.outcome_is_unknown());
+            // If nothing was saved, the pointer leads where it led before. If this fails, the pointer may lead nowhere.
             match pointed {
-                Ok(Value::BulkString(before)) if is_known && before != key.as_bytes() => {
+                Ok(Value::BulkString(before)) if is_refused && before != key.as_bytes() => {
                     drop(unpoint(backend, name, &key, Some(&before)).await);
                 }
-                Ok(Value::Nil) if is_known => drop(unpoint(backend, name, &key, None).await),
+                Ok(Value::Nil) if is_refused => drop(unpoint(backend, name, &key, None).await),
                 _ => {}
             }
             return Err(error.into());
@@ -377,6 +382,17 @@ fn composite(thread: &str, task_id: &str) -> String {
 /// no colon in it.
 fn pointer_key(backend: &RedisBackend, name: &str) -> Result<String, Error> {
     Ok([backend.prefix()?, ":by-id:", &escaped(name)].concat())
+}
+
+/// Whether a write was made. It was if only too few replicas have it.
+#[cfg(feature = "adk")]
+fn was_applied<T>(written: &Result<T, StorageError>) -> Applied {
+    match written {
+        Ok(_) => Applied::Yes,
+        Err(error) => {
+            pmcptask_client::Error::of(error).map_or(Applied::No, pmcptask_client::Error::was_applied)
+        }
+    }
 }
 
 /// Removes what makes a record found, or makes it lead where it led before, unless it leads to another record by now.

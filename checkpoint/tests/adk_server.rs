@@ -267,6 +267,21 @@ async fn checkpoint_and_what_makes_it_found_expire_in_the_same_millisecond() {
 }
 
 #[tokio::test]
+async fn checkpoint_that_too_few_replicas_have_is_saved_and_found_by_its_id() {
+    let server = Server::start();
+    let builder = || RedisCheckpointer::builder(&server.url());
+    let waiting = builder().client(|client| client.wait_for_replicas(1, Duration::from_millis(10)));
+    let waiting = waiting.connect().await.unwrap();
+    let lease = builder().connect().await.unwrap().lease("thread", MINUTE).await.unwrap().unwrap();
+    for (step, saver) in [waiting.clone(), waiting.while_held(&lease)].into_iter().enumerate() {
+        let saved = checkpoint("thread", step);
+        let text = text_of(saver.save(&saved).await);
+        assert!(text.contains("0 of 1 replicas"), "{text}");
+        assert!(saver.load_by_id(&saved.checkpoint_id).await.unwrap().is_some(), "{step}");
+    }
+}
+
+#[tokio::test]
 async fn without_a_ttl_nothing_expires() {
     let server = Server::start();
     saver(&server).await.save(&checkpoint("t", 0)).await.unwrap();
