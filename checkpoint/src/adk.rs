@@ -26,9 +26,9 @@ const PREFIX: &str = "checkpoints";
 /// | call | round trips | cost on the server |
 /// |---|---|---|
 /// | `save` | 1; in a cluster, or with a lease, 2 | O(log n), n checkpoints of the thread |
-/// | `load` | 1 | O(log n) |
-/// | `load_by_id` | 2 | O(1) |
-/// | `list` | 1 for each 100 checkpoints | O(n) |
+/// | `load` | 1, and another one if reads refresh the TTL | O(log n) |
+/// | `load_by_id` | 2, or 3 | O(1) |
+/// | `list` | 1 for each 100 checkpoints, or 2 | O(n) |
 /// | `delete`, `prune` | 4 for each 500 checkpoints, none of which is read | O(n log n) |
 ///
 /// ```
@@ -62,6 +62,11 @@ const PREFIX: &str = "checkpoints";
 ///   outcome is unknown can be repeated.
 /// - `prune` never removes the checkpoint that was saved last. It counts by the order of saving, and takes the age from
 ///   `created_at`.
+/// - A `DeltaCheckpointer` needs older checkpoints to read newer ones. With a TTL, it needs
+///   [`refresh_on_read`](SaverBuilder::refresh_on_read) too: each of its calls reads the thread, so all of the thread lives as long as the
+///   thread is used. Do not use it on threads with unreadable records, which lists leave out.
+/// - A key `by-id` can be left that leads nowhere: if the process dies during a refused save, or if a thread is deleted while a save
+///   to it is under way. It ends with its TTL, or when its id is saved and deleted again.
 /// - Thread ids and checkpoint ids may hold any text. If two threads have a checkpoint of the same id, `load_by_id` returns
 ///   the one that was saved last.
 /// - `load` and `load_by_id` refuse a record that is not a checkpoint. `list` leaves it out, counts it
@@ -100,7 +105,8 @@ impl RedisCheckpointer {
         SaverBuilder::new(url, PREFIX)
     }
 
-    /// Uses the connections and the prefix of a backend. That prefix should be used for nothing else.
+    /// Uses the connections and the prefix of a backend. That prefix should be used for nothing else, and the backend must not
+    /// read from replicas, which may be behind.
     #[must_use]
     pub fn from_backend(backend: RedisBackend) -> Self {
         Threads::new(vec![backend], Policy::new()).into()
@@ -117,7 +123,8 @@ impl RedisCheckpointer {
     }
 
     /// A checkpointer for the run that holds the lease of its thread. Its saves fail once the server does not have the
-    /// lease any more, however late they come. Renew the lease meanwhile.
+    /// lease any more, however late they come. Renew the lease meanwhile. Loads, deletions and prunes need no lease. In a cluster,
+    /// saves to other threads than the lease's fail, those of subgraphs too (`CROSSSLOT`).
     ///
     /// ```
     /// # use std::time::Duration;
@@ -199,7 +206,7 @@ impl TaskId {
 
 /// The checkpoint in a record.
 fn checkpoint(thread: &str, stored: &Stored) -> Result<Checkpoint, Error> {
-    let checkpoint = serde_json::from_slice(&stored.json).map_err(RecordError::Json);
+    let checkpoint = serde_json::from_slice(&stored.json).map_err(RecordError::from);
     checkpoint.map_err(|cause| unreadable(thread, &stored.task_id, cause))
 }
 

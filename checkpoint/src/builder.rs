@@ -72,8 +72,8 @@ impl<S: From<Threads>> SaverBuilder<S> {
         self
     }
 
-    /// Limits the JSON of a record that is read, in bytes. Default: 256 MiB. A compressed record that says or
-    /// turns out to be longer is refused, and takes no more memory than this.
+    /// Limits the JSON of a record, in bytes. Default: 256 MiB. A longer one is neither saved nor read. A compressed record
+    /// that says or turns out to be longer is refused before it takes more memory than this.
     pub fn longest_record(mut self, bytes: u64) -> Self {
         self.policy.limit = bytes;
         self
@@ -88,7 +88,7 @@ impl<S: From<Threads>> SaverBuilder<S> {
     }
 
     /// Changes the settings of the client, for example `.client(|client| client.client_name("agents"))`: timeouts,
-    /// replicas, TLS, and all others.
+    /// replicas that writes wait for, TLS, and all others. Savers always read from the primary.
     pub fn client(mut self, change: impl FnOnce(RedisBackendBuilder) -> RedisBackendBuilder) -> Self {
         self.client = change(self.client);
         self
@@ -106,7 +106,9 @@ impl<S: From<Threads>> SaverBuilder<S> {
         if self.connections == 0 {
             return Err(Error::Settings("connections: expected 1 or more, got 0".to_owned()));
         }
-        let connected = (0..self.connections).map(|_| self.client.clone().connect());
+        // A replica may be behind: a run would go on from a state that is not the last one.
+        let client = self.client.read_from_replicas(false);
+        let connected = (0..self.connections).map(|_| client.clone().connect());
         Ok(Threads::new(try_join_all(connected).await?, self.policy).into())
     }
 }

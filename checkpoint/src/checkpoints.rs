@@ -181,7 +181,8 @@ impl RedisCheckpoints {
         SaverBuilder::new(url, PREFIX)
     }
 
-    /// Uses the connections and the prefix of a backend. That prefix should be used for nothing else.
+    /// Uses the connections and the prefix of a backend. That prefix should be used for nothing else, and the backend must not
+    /// read from replicas, which may be behind.
     #[must_use]
     pub fn from_backend(backend: RedisBackend) -> Self {
         Threads::new(vec![backend], Policy::new()).into()
@@ -211,7 +212,7 @@ fn json(checkpoint: &NewCheckpoint) -> Result<Vec<u8>, Error> {
 }
 
 fn checkpoint(thread: &str, stored: Stored) -> Result<Checkpoint, Error> {
-    let record = serde_json::from_slice(&stored.json).map_err(RecordError::Json);
+    let record = serde_json::from_slice(&stored.json).map_err(RecordError::from);
     let Record { parent, metadata, state } =
         record.map_err(|cause| unreadable(thread, &stored.task_id, cause))?;
     let saved = NewCheckpoint { id: id_of(&stored.task_id), parent, metadata, state };

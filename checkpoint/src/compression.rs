@@ -41,15 +41,41 @@ pub enum RecordError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// The record is not the JSON of a checkpoint. The cause names place and kind of what is wrong, and no data.
-    #[error("expected the JSON of a checkpoint, got other bytes: {:?} error at line {}, column {}", .0.classify(), .0.line(), .0.column())]
-    Json(serde_json::Error),
+    /// The record is not the JSON of a checkpoint. Says where, and nothing of the data, which the error of `serde_json` may
+    /// quote.
+    #[error(
+        "expected the JSON of a checkpoint, got other bytes: {category} error at line {line}, column {column}"
+    )]
+    #[non_exhaustive]
+    Json {
+        /// `Data`, `Syntax` or `Eof`, as `serde_json` has them.
+        category: String,
+        /// From 1 on; 0 if it is not known.
+        line: usize,
+        /// The same.
+        column: usize,
+    },
+    /// The id of the record is none that this saver writes.
+    #[error("expected a record that this saver has written, got another id")]
+    ForeignId,
+}
+
+impl From<serde_json::Error> for RecordError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Json { category: format!("{:?}", error.classify()), line: error.line(), column: error.column() }
+    }
 }
 
 /// The start of a compressed record. No JSON starts with a zero byte.
 const TAG: [u8; 4] = *b"\0zs1";
 /// Tag, then the length of the JSON, 8 bytes, little-endian.
 const HEADER: usize = TAG.len().saturating_add(size_of::<u64>());
+
+/// Checks that JSON of this length may be a record.
+pub(crate) fn check_length(length: usize, limit: u64) -> Result<(), RecordError> {
+    let length = u64::try_from(length).unwrap_or(u64::MAX);
+    if length > limit { Err(RecordError::TooLong { length, limit }) } else { Ok(()) }
+}
 
 /// What a record takes in the server. Never longer than the JSON.
 pub(crate) fn encode(json: Vec<u8>, compression: Compression) -> Vec<u8> {
@@ -68,7 +94,9 @@ pub(crate) fn encode(json: Vec<u8>, compression: Compression) -> Vec<u8> {
 
 /// The JSON of a stored record.
 pub(crate) fn decode(stored: Vec<u8>, limit: u64) -> Result<Vec<u8>, RecordError> {
-    let Some(behind_tag) = stored.strip_prefix(&TAG) else { return Ok(stored) };
+    let Some(behind_tag) = stored.strip_prefix(&TAG) else {
+        return check_length(stored.len(), limit).map(|()| stored);
+    };
     let Some((length, frame)) = behind_tag.split_first_chunk() else {
         return Err(RecordError::Damaged(std::io::ErrorKind::UnexpectedEof.into()));
     };
@@ -130,6 +158,18 @@ mod tests {
         let mut lying = bomb;
         lying[4..12].copy_from_slice(&10_u64.to_le_bytes());
         assert!(matches!(decode(lying, LIMIT), Err(RecordError::Damaged(_))));
+    }
+
+    #[test]
+    fn plain_record_beyond_the_limit_is_refused_too() {
+        assert!(decode(text(1_000), 1_000).is_ok());
+        assert!(matches!(decode(text(1_001), 1_000), Err(RecordError::TooLong { length: 1_001, .. })));
+    }
+
+    #[test]
+    fn error_of_foreign_json_shows_nothing_of_it() {
+        let error = RecordError::from(serde_json::from_str::<u8>(r#""secret""#).unwrap_err());
+        assert!(!format!("{error} {error:?}").contains("secret"));
     }
 
     #[test]

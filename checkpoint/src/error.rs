@@ -27,6 +27,9 @@ pub enum Error {
         #[source]
         cause: RecordError,
     },
+    /// The checkpoint is longer than the longest record that would be read again. Nothing was sent.
+    #[error("the checkpoint cannot be stored: {0}")]
+    TooLong(#[source] RecordError),
     /// The checkpoint is at another version than expected. Nothing was changed.
     #[error("the checkpoint {id:?} of thread {thread:?}: expected version {expected}, got {actual}")]
     Conflict {

@@ -79,7 +79,8 @@ impl RedisSessionStorage {
         SaverBuilder::new(url, PREFIX)
     }
 
-    /// Uses the connections and the prefix of a backend. That prefix should be used for nothing else.
+    /// Uses the connections and the prefix of a backend. That prefix should be used for nothing else, and the backend must not
+    /// read from replicas, which may be behind.
     #[must_use]
     pub fn from_backend(backend: RedisBackend) -> Self {
         Threads::new(vec![backend], Policy::new()).into()
@@ -138,10 +139,7 @@ fn task_id(first: u64) -> String {
 }
 
 fn first_version(session: &str, stored: &Stored) -> Result<u64, Error> {
-    stored.task_id.parse().map_err(|_| {
-        let cause = std::io::Error::new(std::io::ErrorKind::InvalidData, "the task id is no version");
-        unreadable(session, &stored.task_id, RecordError::Json(serde_json::Error::io(cause)))
-    })
+    stored.task_id.parse().map_err(|_| unreadable(session, &stored.task_id, RecordError::ForeignId))
 }
 
 impl From<Error> for GraphError {
@@ -175,7 +173,7 @@ impl SessionStorage for RedisSessionStorage {
 
     async fn get(&self, id: &str) -> Result<Option<Session>, GraphError> {
         let Some(stored) = self.threads.newest(id).await? else { return Ok(None) };
-        let read = serde_json::from_slice(&stored.json).map_err(RecordError::Json);
+        let read = serde_json::from_slice(&stored.json).map_err(RecordError::from);
         let mut session: Session = read.map_err(|cause| unreadable(id, &stored.task_id, cause))?;
         let first = first_version(id, &stored)?;
         session.version = first.saturating_add(stored.version);

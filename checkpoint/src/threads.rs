@@ -14,7 +14,7 @@ use pmcptask_client::{
     Access, Lease, ListedEntry, ListedTask, Order, RedisBackend, TaskPosition, WriteTerms,
 };
 
-use crate::compression::{Compression, RecordError, decode, encode};
+use crate::compression::{Compression, RecordError, check_length, decode, encode};
 use crate::error::Error;
 use crate::ids::escaped;
 
@@ -94,7 +94,7 @@ impl Threads {
 
     /// Acquires the lease of a thread.
     pub(crate) async fn lease(&self, thread: &str, duration: Duration) -> Result<Option<Lease>, Error> {
-        Ok(Lease::acquire(self.any()?, thread, duration).await?)
+        Ok(Lease::acquire(self.of_leases()?, thread, duration).await?)
     }
 
     pub(crate) async fn check_health(&self) -> Result<(), Error> {
@@ -110,9 +110,9 @@ impl Threads {
         Ok(Turn(connection))
     }
 
-    /// A connection for calls that are short.
-    fn any(&self) -> Result<&RedisBackend, Error> {
-        self.connections.first().map(|connection| &connection.backend).ok_or_else(no_connection)
+    /// The connection of leases: of several, the last one, which large records take last.
+    fn of_leases(&self) -> Result<&RedisBackend, Error> {
+        self.connections.last().map(|connection| &connection.backend).ok_or_else(no_connection)
     }
 
     /// How a record is written that expires then.
@@ -139,7 +139,7 @@ impl Threads {
         name: &str,
         json: Vec<u8>,
     ) -> Result<(), Error> {
-        let data = encode(json, self.policy.compression);
+        let data = self.encoded(json)?;
         let key = composite(thread, task_id);
         let Turn(Connection { backend, .. }) = &self.turn()?;
         let pointer = pointer_key(backend, name)?;
@@ -182,14 +182,14 @@ impl Threads {
 
     /// Stores a record as the thread's newest, or over the one with this id, and returns its version. One round trip.
     pub(crate) async fn put(&self, thread: &str, task_id: &str, json: Vec<u8>) -> Result<u64, Error> {
-        let data = encode(json, self.policy.compression);
+        let data = self.encoded(json)?;
         let turn = self.turn()?;
         Ok(turn.0.backend.put_with(&composite(thread, task_id), &data, &self.terms(self.expiry())).await?)
     }
 
     /// The same if there is no record with this id; false if there is one.
     pub(crate) async fn create(&self, thread: &str, task_id: &str, json: Vec<u8>) -> Result<bool, Error> {
-        let data = encode(json, self.policy.compression);
+        let data = self.encoded(json)?;
         let turn = self.turn()?;
         Ok(turn.0.backend.create_with(&composite(thread, task_id), &data, &self.terms(self.expiry())).await?)
     }
@@ -202,7 +202,7 @@ impl Threads {
         json: Vec<u8>,
         version: u64,
     ) -> Result<Written, Error> {
-        let data = encode(json, self.policy.compression);
+        let data = self.encoded(json)?;
         let turn = self.turn()?;
         let key = composite(thread, task_id);
         match turn.0.backend.put_if_version_with(&key, &data, version, &self.terms(self.expiry())).await {
@@ -216,7 +216,7 @@ impl Threads {
     /// Stores the only record of a thread; false if the thread has one. One round trip.
     #[cfg(feature = "graph-flow")]
     pub(crate) async fn create_only(&self, thread: &str, task_id: &str, json: &[u8]) -> Result<bool, Error> {
-        let data = encode(json.to_vec(), self.policy.compression);
+        let data = self.encoded(json.to_vec())?;
         let turn = self.turn()?;
         let terms = self.terms(self.expiry()).only_task();
         Ok(turn.0.backend.create_with(&composite(thread, task_id), &data, &terms).await?)
@@ -281,14 +281,15 @@ impl Threads {
 
     /// Keeps a thread's newest `keep` records, which have no names, and returns how many it removed.
     pub(crate) async fn trim(&self, thread: &str, keep: usize) -> Result<usize, Error> {
-        Ok(self.any()?.trim(thread, keep).await?)
+        Ok(self.turn()?.0.backend.trim(thread, keep).await?)
     }
 
     /// All entries of a thread, oldest first, without their records.
     pub(crate) async fn entries(&self, thread: &str) -> Result<Vec<ListedEntry>, Error> {
         let (mut all, mut after): (Vec<_>, Option<TaskPosition>) = (Vec::new(), None);
         loop {
-            let page = self.any()?.list_entries(thread, after.as_ref(), PAGE, Order::OldestFirst).await?;
+            let page =
+                self.turn()?.0.backend.list_entries(thread, after.as_ref(), PAGE, Order::OldestFirst).await?;
             let is_last = page.len() < PAGE;
             after = page.last().map(ListedEntry::position);
             all.extend(page);
@@ -305,7 +306,7 @@ impl Threads {
         thread: &str,
         named: &[(String, Option<String>)],
     ) -> Result<usize, Error> {
-        let backend = self.any()?;
+        let Turn(Connection { backend, .. }) = &self.turn()?;
         let mut removed = 0_usize;
         for page in named.chunks(PAGE) {
             // First, so that nothing is left that no list shows.
@@ -332,7 +333,7 @@ impl Threads {
         named: &[(String, Option<String>)],
     ) -> Result<(), Error> {
         let (true, Some(expiry)) = (self.policy.refresh_on_read, self.expiry()) else { return Ok(()) };
-        let backend = self.any()?;
+        let Turn(Connection { backend, .. }) = &self.turn()?;
         let at_ms = to_ms(expiry);
         for page in named.chunks(PAGE) {
             let refreshed = page.iter().map(|(task_id, name)| async move {
@@ -358,6 +359,12 @@ impl Threads {
         let position = Some(task.position());
         let json = self.decoded(thread, &task.task_id, task.record.data)?;
         Ok(Stored { task_id: task.task_id, version: task.record.version, json, position })
+    }
+
+    /// The stored form of a record, unless it is so long that no read would take it.
+    fn encoded(&self, json: Vec<u8>) -> Result<Vec<u8>, Error> {
+        check_length(json.len(), self.policy.limit).map_err(Error::TooLong)?;
+        Ok(encode(json, self.policy.compression))
     }
 
     fn decoded(&self, thread: &str, task_id: &str, stored: Vec<u8>) -> Result<Vec<u8>, Error> {

@@ -119,7 +119,7 @@ async fn record_of_others_is_an_error_that_names_it_and_hides_no_checkpoint() {
     let keys = ["checkpoints:tasks:thread:foreign", "checkpoints:idx:thread"];
     redis::cmd("PMCPTASK.PUT").arg(&keys).arg("[secret").exec(&mut server.connection()).unwrap();
     let error = store.load("thread", None).await.unwrap_err();
-    assert!(matches!(error, Error::Record { cause: RecordError::Json(_), .. }), "{error}");
+    assert!(matches!(error, Error::Record { cause: RecordError::Json { .. }, .. }), "{error}");
     let text = error.to_string();
     assert!(text.contains("foreign") && text.contains("thread") && !text.contains("secret"), "{text}");
     let listed = store.list("thread", 10, None).await.unwrap();
@@ -187,4 +187,26 @@ async fn compressed_and_plain_records_are_read_whatever_the_setting_is() {
             .unwrap()
     };
     assert!(stored("compressed") * 10 < stored("plain"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checkpoint_that_no_load_would_take_is_not_saved() {
+    let server = Server::start();
+    for compression in [Compression::Off, Compression::default()] {
+        let builder = RedisCheckpoints::builder(&server.url()).compression(compression);
+        let store = builder.longest_record(10_000).connect().await.unwrap();
+        store.save("thread", &NewCheckpoint::new("a", json!("x".repeat(9_000)))).await.unwrap();
+        assert!(store.load("thread", None).await.unwrap().is_some());
+        let error = store.save("thread", &NewCheckpoint::new("b", json!("x".repeat(10_000)))).await;
+        assert!(matches!(error, Err(Error::TooLong(_))), "{error:?}");
+        assert_eq!(store.stats("thread").await.unwrap().checkpoints, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn savers_do_not_read_from_replicas() {
+    // With one server, the client refuses the setting.
+    let server = Server::start();
+    let builder = RedisCheckpoints::builder(&server.url()).client(|client| client.read_from_replicas(true));
+    builder.connect().await.unwrap();
 }

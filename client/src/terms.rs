@@ -70,8 +70,9 @@ impl WriteTerms {
         self
     }
 
-    /// A new task is the only one of its owner (`MAXTASKS 1`): [`create_with`](RedisBackend::create_with) returns false if
-    /// the owner has any task. For this call only.
+    /// A new task is the only one of its owner (`MAXTASKS 1`). If the owner has another task,
+    /// [`create_with`](RedisBackend::create_with) returns false, and [`put_with`](RedisBackend::put_with) fails with
+    /// [`StorageError::CapacityExceeded`]. For these two calls only.
     pub fn only_task(mut self) -> Self {
         self.is_only_task = true;
         self
@@ -90,7 +91,11 @@ impl WriteTerms {
         if self.is_newest { times.of_newest() } else { times }
     }
 
-    fn add_held(&self, command: &mut Cmd) {
+    /// The conditions of a `PUT`.
+    fn add_conditions(&self, command: &mut Cmd) {
+        if self.is_only_task {
+            command.arg("MAXTASKS").arg(1);
+        }
         if let Some(key) = &self.held {
             command.arg("HELD").arg(key);
         }
@@ -118,7 +123,7 @@ impl RedisBackend {
         observe::call("PMCPTASK.PUT", key, || async move {
             let keys = self.session().keys_of(key)?;
             let mut command = commands::put(&keys.task, &keys.index, data, terms.times());
-            terms.add_held(&mut command);
+            terms.add_conditions(&mut command);
             let request = Request { command: &command, kind: CallKind::Write, key, routed_by: &keys.task };
             self.session().call(&request, |reply| replies::version("PMCPTASK.PUT", reply)).await
         })
@@ -138,9 +143,8 @@ impl RedisBackend {
     ) -> Result<bool, StorageError> {
         observe::call("PMCPTASK.PUT", key, || async move {
             let keys = self.session().keys_of(key)?;
-            let max_tasks = terms.is_only_task.then_some(1);
-            let mut command = commands::put_new(&keys.task, &keys.index, data, terms.times(), max_tasks);
-            terms.add_held(&mut command);
+            let mut command = commands::put_new(&keys.task, &keys.index, data, terms.times(), None);
+            terms.add_conditions(&mut command);
             let request = Request { command: &command, kind: CallKind::Write, key, routed_by: &keys.task };
             let created =
                 self.session().call(&request, |reply| replies::yes_or_no("PMCPTASK.PUT", reply)).await;
@@ -156,7 +160,7 @@ impl RedisBackend {
     ///
     /// # Errors
     ///
-    /// Those of `put_if_version`; [`Error::Settings`] for terms with a lease.
+    /// Those of `put_if_version`; [`Error::Settings`] for terms with a lease or `only_task`.
     pub async fn put_if_version_with(
         &self,
         key: &str,
@@ -164,8 +168,9 @@ impl RedisBackend {
         expected_version: u64,
         terms: &WriteTerms,
     ) -> Result<u64, StorageError> {
-        if terms.held.is_some() {
-            let expected = "while_held: expected put_with or create_with, got put_if_version_with";
+        if terms.held.is_some() || terms.is_only_task {
+            let expected =
+                "while_held and only_task: expected put_with or create_with, got put_if_version_with";
             return Err(Error::Settings(expected.to_owned()).into());
         }
         observe::call("PMCPTASK.CAS", key, || async move {

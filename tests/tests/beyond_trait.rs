@@ -301,6 +301,11 @@ async fn of_many_who_create_the_only_task_of_an_owner_one_does() {
             made += usize::from(creator.await.unwrap());
         }
         assert_eq!((made, backend.list_by_prefix("owner:").await.unwrap().len()), (1, 1));
+        let terms = WriteTerms::new().only_task();
+        let refused = backend.put_with("owner:another", b"x", &terms).await;
+        assert!(matches!(refused, Err(StorageError::CapacityExceeded { .. })), "{refused:?}");
+        let refused = backend.put_if_version_with("owner:another", b"x", 1, &terms).await.unwrap_err();
+        assert!(matches!(Error::of(&refused), Some(Error::Settings(_))), "{refused}");
     }
 }
 
