@@ -8,6 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::future::pending;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -204,7 +205,11 @@ impl Transport for InProcess {
     }
 
     async fn receive(&mut self) -> pmcp::Result<TransportMessage> {
-        self.answers.pop_front().ok_or_else(|| pmcp::Error::internal("expected an answer, got none"))
+        match self.answers.pop_front() {
+            Some(answer) => Ok(answer),
+            // The client also asks when it has the answer but its tokio task has used up its turn (`tokio::task::coop`).
+            None => pending().await,
+        }
     }
 
     async fn close(&mut self) -> pmcp::Result<()> {
