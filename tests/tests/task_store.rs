@@ -23,6 +23,7 @@ use pmcp_tasks::{
 use pmcptask_client::{RedisBackend, TaskStore};
 use pmcptask_tests::{Cluster, Fault, Proxy, SentinelGroup, Server, Wire, holds_within, lua_backend};
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 /// A wake-up takes less, and a poll takes more: the client polls every second.
@@ -525,17 +526,22 @@ async fn change_that_is_outdated_for_too_long_is_a_concurrent_modification() {
     // Far longer than two flushes are apart on a busy machine.
     proxy.set(Fault::Delay(Duration::from_millis(300)));
     let is_over = Arc::new(AtomicBool::new(false));
+    let (began, has_begun) = oneshot::channel();
     let flushing = tokio::task::spawn_blocking({
         let (port, is_over) = (server.port(), is_over.clone());
         move || {
             let mut wire = Wire::open(port).unwrap();
             wire.run("SELECT 1");
+            wire.run("FLUSHDB");
+            began.send(()).unwrap();
             while !is_over.load(Ordering::Relaxed) {
                 wire.run("FLUSHDB");
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
     });
+    // A thread can start late on a busy machine.
+    has_begun.await.unwrap();
     let changed = store.set_variables(&id, "o", variables(&[("mine", json!(1))])).await;
     is_over.store(true, Ordering::Relaxed);
     flushing.await.unwrap();
