@@ -8,13 +8,13 @@ use adk_graph::checkpoint::{Checkpointer, RetentionPolicy};
 use adk_graph::error::GraphError;
 use adk_graph::state::Checkpoint;
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use pmcptask_client::{Lease, RedisBackend};
 
 use crate::builder::SaverBuilder;
 use crate::compression::RecordError;
 use crate::error::Error;
-use crate::ids::{escaped, unescaped};
+use crate::ids::DatedId;
 use crate::threads::{Policy, Stored, Threads, unreadable};
 
 /// The start of all keys, unless another one is set.
@@ -25,11 +25,11 @@ const PREFIX: &str = "checkpoints";
 ///
 /// | call | round trips | cost on the server |
 /// |---|---|---|
-/// | `save` | 1; in a cluster, or with a lease, 2 | O(log n), n checkpoints of the thread |
+/// | `save` | 1 | O(log n), n checkpoints of the thread |
 /// | `load` | 1, and another one if reads refresh the TTL | O(log n) |
 /// | `load_by_id` | 2, or 3 | O(1) |
 /// | `list` | 1 for each 100 checkpoints, or 2 | O(n) |
-/// | `delete`, `prune` | 4 for each 500 checkpoints, none of which is read | O(n log n) |
+/// | `delete`, `prune` | 3 for each 500 checkpoints, none of which is read | O(n log n) |
 ///
 /// ```
 /// use std::time::Duration;
@@ -65,19 +65,19 @@ const PREFIX: &str = "checkpoints";
 /// - A `DeltaCheckpointer` needs older checkpoints to read newer ones. With a TTL, it needs
 ///   [`refresh_on_read`](SaverBuilder::refresh_on_read) too: each of its calls reads the thread, so all of the thread lives as long as the
 ///   thread is used. Do not use it on threads with unreadable records, which lists leave out.
-/// - A key `by-id` can be left that leads nowhere: if the process dies during a refused save, or if a thread is deleted while a save
-///   to it is under way. It ends with its TTL, or when its id is saved and deleted again.
-/// - Thread ids and checkpoint ids may hold any text. If two threads have a checkpoint of the same id, `load_by_id` returns
-///   the one that was saved last.
+/// - Two keys `by-id` can be left that lead nowhere, if the process dies while a save is refused. They end with their TTL, or when the
+///   same checkpoint is saved and deleted again.
+/// - Thread ids and checkpoint ids may hold any text. If several threads have a checkpoint of the same id, `load_by_id`
+///   returns the one of the thread that got it last.
 /// - `load` and `load_by_id` refuse a record that is not a checkpoint. `list` leaves it out, counts it
 ///   ([`unreadable_records`](Self::unreadable_records)), and logs a warning.
 /// - Errors keep their text in [`GraphError::CheckpointError`]. It says whether anything was written.
 ///
 /// # Keys
 ///
-/// `checkpoints:tasks:<thread>:<created>-<id>` and `checkpoints:idx:<thread>`, as for tasks, and for each checkpoint
-/// `checkpoints:by-id:<id>`, which leads to its record. All have the same TTL. In the ids, `:` is written `%3A` and `%` is
-/// `%25`.
+/// `checkpoints:tasks:<thread>:<created>-<id>` and `checkpoints:idx:<thread>`, as for tasks. For `load_by_id`, there are
+/// `checkpoints:by-id:tasks:<id>:<created>-<thread>` and `checkpoints:by-id:idx:<id>`. All have the same TTL. In the last part
+/// of a key, `:` is written `%3A` and `%` is `%25`.
 #[derive(Debug, Clone)]
 pub struct RedisCheckpointer {
     threads: Threads,
@@ -109,7 +109,7 @@ impl RedisCheckpointer {
     /// read from replicas, which may be behind.
     #[must_use]
     pub fn from_backend(backend: RedisBackend) -> Self {
-        Threads::new(vec![backend], Policy::new()).into()
+        Threads::new(backend, Vec::new(), Policy::new()).into()
     }
 
     /// Acquires the lease of a thread, so that no other run of the thread can have it; None if another one has.
@@ -165,43 +165,27 @@ impl RedisCheckpointer {
         self.threads.check_health().await
     }
 
-    async fn refresh(&self, thread: &str, checkpoints: &[Checkpoint]) -> Result<(), Error> {
-        let named = checkpoints
-            .iter()
-            .map(|checkpoint| (TaskId::of(checkpoint).written(), Some(checkpoint.checkpoint_id.clone())));
-        self.threads.refresh(thread, &named.collect::<Vec<_>>()).await
+    /// Gives what was read its whole TTL again, if reads do that.
+    async fn refresh(&self, thread: &str, task_ids: &[String]) -> Result<(), Error> {
+        let ids: Vec<_> = task_ids.iter().filter_map(|task_id| DatedId::read(task_id)).collect();
+        let both = futures_util::future::try_join(
+            self.threads.refresh(thread, task_ids),
+            self.threads.refresh_pointers(thread, &ids),
+        );
+        both.await.map(drop)
     }
 
-    async fn remove(&self, thread: &str, ids: impl Iterator<Item = TaskId>) -> Result<usize, Error> {
-        let named: Vec<_> = ids.map(|id| (id.written(), Some(id.checkpoint_id))).collect();
-        self.threads.remove(thread, &named).await
+    async fn remove(&self, thread: &str, task_ids: &[String]) -> Result<usize, Error> {
+        let ids: Vec<_> = task_ids.iter().filter_map(|task_id| DatedId::read(task_id)).collect();
+        // First, so that nothing is left that no list shows.
+        self.threads.remove_pointers(thread, &ids).await?;
+        self.threads.remove_all(thread, task_ids).await
     }
 }
 
 /// The task id of a checkpoint. It has the creation time, so that `prune` need not read records.
-struct TaskId {
-    created: DateTime<Utc>,
-    checkpoint_id: String,
-}
-
-impl TaskId {
-    fn of(checkpoint: &Checkpoint) -> Self {
-        Self { created: checkpoint.created_at, checkpoint_id: checkpoint.checkpoint_id.clone() }
-    }
-
-    fn written(&self) -> String {
-        format!("{}-{}", self.created.timestamp_micros(), escaped(&self.checkpoint_id))
-    }
-
-    /// None for a task id that is of no checkpoint.
-    fn read(task_id: &str) -> Option<Self> {
-        // The time may be before the epoch.
-        let digits = task_id.strip_prefix('-').unwrap_or(task_id).find('-')?;
-        let end = digits.checked_add(usize::from(task_id.starts_with('-')))?;
-        let (micros, id) = task_id.split_at_checked(end)?;
-        let created = DateTime::from_timestamp_micros(micros.parse().ok()?)?;
-        Some(Self { created, checkpoint_id: unescaped(id.strip_prefix('-')?) })
-    }
+fn dated_id(checkpoint: &Checkpoint) -> DatedId {
+    DatedId { created_us: checkpoint.created_at.timestamp_micros(), text: checkpoint.checkpoint_id.clone() }
 }
 
 /// The checkpoint in a record.
@@ -220,10 +204,8 @@ impl From<Error> for GraphError {
 impl Checkpointer for RedisCheckpointer {
     async fn save(&self, checkpoint: &Checkpoint) -> Result<String, GraphError> {
         let json = serde_json::to_vec(checkpoint).map_err(Error::Unstorable)?;
-        let (thread, id) = (&checkpoint.thread_id, &checkpoint.checkpoint_id);
-        let task_id = TaskId::of(checkpoint).written();
-        self.threads.save(thread, &task_id, id, json).await?;
-        Ok(id.clone())
+        self.threads.save(&checkpoint.thread_id, &dated_id(checkpoint), json).await?;
+        Ok(checkpoint.checkpoint_id.clone())
     }
 
     async fn load(&self, thread_id: &str) -> Result<Option<Checkpoint>, GraphError> {
@@ -231,46 +213,41 @@ impl Checkpointer for RedisCheckpointer {
             return Ok(None);
         };
         let checkpoint = checkpoint(thread_id, &stored)?;
-        self.refresh(thread_id, std::slice::from_ref(&checkpoint)).await?;
+        self.refresh(thread_id, &[stored.task_id]).await?;
         Ok(Some(checkpoint))
     }
 
     async fn load_by_id(&self, checkpoint_id: &str) -> Result<Option<Checkpoint>, GraphError> {
-        let Some(key) = self.threads.find(checkpoint_id).await? else { return Ok(None) };
-        let Some((thread, task_id)) = key.rsplit_once(':') else { return Ok(None) };
-        let stored = self.threads.get(thread, task_id).await?;
-        let Some(stored) = stored else { return Ok(None) };
-        let checkpoint = checkpoint(thread, &stored)?;
-        self.refresh(thread, std::slice::from_ref(&checkpoint)).await?;
+        let Some((thread, stored)) = self.threads.find(checkpoint_id).await? else { return Ok(None) };
+        let checkpoint = checkpoint(&thread, &stored)?;
+        self.refresh(&thread, &[stored.task_id]).await?;
         Ok(Some(checkpoint))
     }
 
     async fn list(&self, thread_id: &str) -> Result<Vec<Checkpoint>, GraphError> {
         let listed = self.threads.list(thread_id).await?;
-        let mut checkpoints = Vec::with_capacity(listed.len());
+        let (mut checkpoints, mut task_ids) = (Vec::with_capacity(listed.len()), Vec::new());
         for stored in listed {
-            match stored.and_then(|stored| checkpoint(thread_id, &stored)) {
-                Ok(checkpoint) => checkpoints.push(checkpoint),
+            let read = stored.and_then(|stored| Ok((checkpoint(thread_id, &stored)?, stored.task_id)));
+            match read {
+                Ok((checkpoint, task_id)) => {
+                    checkpoints.push(checkpoint);
+                    task_ids.push(task_id);
+                }
                 Err(error) => {
                     self.unreadable_records.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!("left out of a list: {error}");
                 }
             }
         }
-        self.refresh(thread_id, &checkpoints).await?;
+        self.refresh(thread_id, &task_ids).await?;
         Ok(checkpoints)
     }
 
     async fn delete(&self, thread_id: &str) -> Result<(), GraphError> {
         let entries = self.threads.entries(thread_id).await?;
-        let named: Vec<_> = entries
-            .into_iter()
-            .map(|entry| {
-                let name = TaskId::read(&entry.task_id).map(|id| id.checkpoint_id);
-                (entry.task_id, name)
-            })
-            .collect();
-        self.threads.remove(thread_id, &named).await?;
+        let task_ids: Vec<_> = entries.into_iter().map(|entry| entry.task_id).collect();
+        self.remove(thread_id, &task_ids).await?;
         Ok(())
     }
 
@@ -284,12 +261,13 @@ impl Checkpointer for RedisCheckpointer {
             .and_then(|age| Utc::now().checked_sub_signed(chrono::Duration::from_std(age).ok()?));
         let newest_first = entries.iter().rev().enumerate();
         // The newest one stays: a resume loads it.
-        let expired = newest_first.skip(1).filter_map(|(place, entry)| {
-            let id = TaskId::read(&entry.task_id)?;
-            let is_beyond = policy.max_per_thread.is_some_and(|most| place >= most);
-            let is_old = cutoff.is_some_and(|cutoff| id.created < cutoff);
-            (is_beyond || is_old).then_some(id)
+        let ended = newest_first.skip(1).filter(|(place, entry)| {
+            // What others wrote is left alone.
+            let Some(id) = DatedId::read(&entry.task_id) else { return false };
+            let is_beyond = policy.max_per_thread.is_some_and(|most| *place >= most);
+            is_beyond || cutoff.is_some_and(|cutoff| id.created_us < cutoff.timestamp_micros())
         });
-        Ok(self.remove(thread_id, expired).await?)
+        let ended: Vec<_> = ended.map(|(_, entry)| entry.task_id.clone()).collect();
+        Ok(self.remove(thread_id, &ended).await?)
     }
 }

@@ -108,7 +108,8 @@ impl<S: From<Threads>> SaverBuilder<S> {
         }
         // A replica may be behind: a run would go on from a state that is not the last one.
         let client = self.client.read_from_replicas(false);
-        let connected = (0..self.connections).map(|_| client.clone().connect());
-        Ok(Threads::new(try_join_all(connected).await?, self.policy).into())
+        let others = try_join_all((1..self.connections).map(|_| client.clone().connect()));
+        let (first, others) = futures_util::future::try_join(client.clone().connect(), others).await?;
+        Ok(Threads::new(first, others, self.policy).into())
     }
 }

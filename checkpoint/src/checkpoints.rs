@@ -15,7 +15,7 @@ use crate::ids::{escaped, unescaped};
 use crate::threads::{Policy, Stored, Threads, Written, unreadable};
 
 /// The start of all keys, unless another one is set.
-const PREFIX: &str = "checkpoints";
+pub(crate) const PREFIX: &str = "checkpoints";
 
 /// How many of many calls are in flight at once.
 const AT_ONCE: usize = 1_000;
@@ -78,7 +78,7 @@ pub trait Checkpoints: Send + Sync {
     /// Saves a checkpoint, as the thread's newest one or over the one with its id. Returns its version.
     async fn save(&self, thread: &str, checkpoint: &NewCheckpoint) -> Result<u64, Error>;
 
-    /// Saves many at once. The results have their order, and each is that of its own `save`.
+    /// Saves many at once, those of a thread in their order. The results have their order too, and each is that of its own `save`.
     async fn save_many(&self, checkpoints: &[(&str, &NewCheckpoint)]) -> Vec<Result<u64, Error>>;
 
     /// Saves a checkpoint over this version of it; 0: if there is none with its id. Returns the new version.
@@ -185,7 +185,7 @@ impl RedisCheckpoints {
     /// read from replicas, which may be behind.
     #[must_use]
     pub fn from_backend(backend: RedisBackend) -> Self {
-        Threads::new(vec![backend], Policy::new()).into()
+        Threads::new(backend, Vec::new(), Policy::new()).into()
     }
 
     /// Acquires the lease of a thread, so that no other run of the thread can have it; None if another one has.
@@ -233,12 +233,18 @@ fn id_of(task_id: &str) -> String {
 #[async_trait]
 impl Checkpoints for RedisCheckpoints {
     async fn save(&self, thread: &str, checkpoint: &NewCheckpoint) -> Result<u64, Error> {
-        self.threads.put(thread, &task_id(&checkpoint.id), json(checkpoint)?).await
+        self.threads.put(&self.threads.turn(), thread, &task_id(&checkpoint.id), json(checkpoint)?).await
     }
 
     async fn save_many(&self, checkpoints: &[(&str, &NewCheckpoint)]) -> Vec<Result<u64, Error>> {
-        let saved: Vec<_> =
-            checkpoints.iter().map(|(thread, checkpoint)| self.save(thread, checkpoint)).collect();
+        // One connection keeps the order of a thread's checkpoints.
+        let turn = &self.threads.turn();
+        let saved: Vec<_> = checkpoints
+            .iter()
+            .map(|(thread, checkpoint)| async move {
+                self.threads.put(turn, thread, &task_id(&checkpoint.id), json(checkpoint)?).await
+            })
+            .collect();
         stream::iter(saved).buffered(AT_ONCE).collect().await
     }
 
@@ -259,8 +265,7 @@ impl Checkpoints for RedisCheckpoints {
             if self.threads.create(thread, &task_id, json).await? {
                 return Ok(1);
             }
-            let stored = self.threads.get(thread, &task_id).await?;
-            return Err(conflict(stored.map_or(0, |stored| stored.version)));
+            return Err(conflict(self.threads.version(thread, &task_id).await?));
         }
         match self.threads.replace(thread, &task_id, json, expected_version).await? {
             Written::Yes { version } => Ok(version),
@@ -277,7 +282,7 @@ impl Checkpoints for RedisCheckpoints {
         let Some(stored) = stored else { return Ok(None) };
         let task_id = stored.task_id.clone();
         let checkpoint = checkpoint(thread, stored)?;
-        self.threads.refresh(thread, &[(task_id, None)]).await?;
+        self.threads.refresh(thread, &[task_id]).await?;
         Ok(Some(checkpoint))
     }
 
@@ -298,7 +303,7 @@ impl Checkpoints for RedisCheckpoints {
             let stored = stored?;
             let task_id = stored.task_id.clone();
             let checkpoint = checkpoint(thread, stored)?;
-            read.push((task_id, None));
+            read.push(task_id);
             Ok(checkpoint)
         });
         let checkpoints = checkpoints.collect();
@@ -308,7 +313,7 @@ impl Checkpoints for RedisCheckpoints {
 
     async fn delete(&self, thread: &str, id: Option<&str>) -> Result<usize, Error> {
         match id {
-            Some(id) => self.threads.remove(thread, &[(task_id(id), None)]).await,
+            Some(id) => self.threads.remove(thread, &task_id(id)).await.map(usize::from),
             None => self.threads.trim(thread, 0).await,
         }
     }

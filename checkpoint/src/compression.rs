@@ -3,7 +3,8 @@
 
 use std::io::Read as _;
 
-/// Compression of what is stored. Applies to writes; reads understand both forms.
+/// Compression of what is stored. Applies to writes; reads understand both forms. It runs on the thread of the call: at level 1 some
+/// 3 ms for a state of 1 MB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
@@ -106,7 +107,8 @@ pub(crate) fn decode(stored: Vec<u8>, limit: u64) -> Result<Vec<u8>, RecordError
     }
     let mut json = Vec::new();
     // One byte more, so that a longer record is seen. Memory grows with what is read, not with what the record says.
-    let decoder = zstd::stream::Decoder::with_buffer(frame).map_err(RecordError::Damaged)?;
+    let mut decoder = zstd::stream::Decoder::with_buffer(frame).map_err(RecordError::Damaged)?;
+    decoder.window_log_max(window_log(length)).map_err(RecordError::Damaged)?;
     decoder.take(length.saturating_add(1)).read_to_end(&mut json).map_err(RecordError::Damaged)?;
     if u64::try_from(json.len()).ok() != Some(length) {
         return Err(RecordError::Damaged(std::io::ErrorKind::InvalidData.into()));
@@ -114,9 +116,20 @@ pub(crate) fn decode(stored: Vec<u8>, limit: u64) -> Result<Vec<u8>, RecordError
     Ok(json)
 }
 
+/// The window that a record of this length needs at most, as a power of 2. The decoder allocates what the frame asks for, up to
+/// this.
+fn window_log(length: u64) -> u32 {
+    // What the library accepts.
+    const SMALLEST: u32 = 10;
+    const LARGEST: u32 = 31;
+    length.checked_next_power_of_two().map_or(LARGEST, u64::ilog2).clamp(SMALLEST, LARGEST)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+    use std::io::Write as _;
+
     use super::*;
 
     const LIMIT: u64 = 1_000_000;
@@ -158,6 +171,18 @@ mod tests {
         let mut lying = bomb;
         lying[4..12].copy_from_slice(&10_u64.to_le_bytes());
         assert!(matches!(decode(lying, LIMIT), Err(RecordError::Damaged(_))));
+    }
+
+    #[test]
+    fn frame_that_asks_for_more_memory_than_its_record_is_refused() {
+        let frame_of = |window_log: u32| {
+            let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(window_log).unwrap();
+            encoder.write_all(&text(5_000)).unwrap();
+            [TAG.as_slice(), &5_000_u64.to_le_bytes(), &encoder.finish().unwrap()].concat()
+        };
+        assert_eq!(decode(frame_of(13), LIMIT).unwrap(), text(5_000));
+        assert!(matches!(decode(frame_of(27), LIMIT), Err(RecordError::Damaged(_))));
     }
 
     #[test]

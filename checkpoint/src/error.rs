@@ -30,6 +30,9 @@ pub enum Error {
     /// The checkpoint is longer than the longest record that would be read again. Nothing was sent.
     #[error("the checkpoint cannot be stored: {0}")]
     TooLong(#[source] RecordError),
+    /// The checkpoint was saved, but is not found by its id alone. The same save can be repeated.
+    #[error("the checkpoint was saved, but cannot be found by its id until it is saved again: {0}")]
+    NotFindable(#[source] StorageError),
     /// The checkpoint is at another version than expected. Nothing was changed.
     #[error("the checkpoint {id:?} of thread {thread:?}: expected version {expected}, got {actual}")]
     Conflict {

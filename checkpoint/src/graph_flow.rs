@@ -21,7 +21,7 @@ const FIRST: u64 = 0;
 /// |---|---|
 /// | `save` | 1; 2 if the session was deleted or has expired meanwhile, and 4 from then on; 2 for a creation that comes too late |
 /// | `get` | 1, and another one if reads refresh the TTL |
-/// | `delete` | 2 |
+/// | `delete` | 1 |
 ///
 /// ```
 /// use graph_flow::{GraphError, Session, SessionStorage as _};
@@ -83,7 +83,7 @@ impl RedisSessionStorage {
     /// read from replicas, which may be behind.
     #[must_use]
     pub fn from_backend(backend: RedisBackend) -> Self {
-        Threads::new(vec![backend], Policy::new()).into()
+        Threads::new(backend, Vec::new(), Policy::new()).into()
     }
 
     /// Checks that each server answers and has the module.
@@ -177,14 +177,12 @@ impl SessionStorage for RedisSessionStorage {
         let mut session: Session = read.map_err(|cause| unreadable(id, &stored.task_id, cause))?;
         let first = first_version(id, &stored)?;
         session.version = first.saturating_add(stored.version);
-        self.threads.refresh(id, &[(stored.task_id, None)]).await?;
+        self.threads.refresh(id, &[stored.task_id]).await?;
         Ok(Some(session))
     }
 
     async fn delete(&self, id: &str) -> Result<(), GraphError> {
-        let entries = self.threads.entries(id).await?;
-        let unnamed: Vec<_> = entries.into_iter().map(|entry| (entry.task_id, None)).collect();
-        self.threads.remove(id, &unnamed).await?;
+        self.threads.trim(id, 0).await?;
         Ok(())
     }
 }

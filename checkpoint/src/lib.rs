@@ -10,8 +10,11 @@
 #[cfg(feature = "adk")]
 pub mod adk;
 mod builder;
+#[cfg(feature = "adk")]
+mod by_id;
 mod checkpoints;
 mod compression;
+mod config;
 mod error;
 #[cfg(feature = "graph-flow")]
 pub mod graph_flow;
@@ -21,6 +24,7 @@ mod threads;
 pub use builder::SaverBuilder;
 pub use checkpoints::{Checkpoint, Checkpoints, NewCheckpoint, RedisCheckpoints, ThreadStats};
 pub use compression::{Compression, RecordError};
+pub use config::CheckpointsConfig;
 pub use error::Error;
 /// The version of the client that savers are made from.
 pub use pmcptask_client;

@@ -7,19 +7,14 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::try_join_all;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend as _;
-#[cfg(feature = "adk")]
-use pmcptask_client::Applied;
-use pmcptask_client::redis::{Value, cmd};
-use pmcptask_client::{
-    Access, Lease, ListedEntry, ListedTask, Order, RedisBackend, TaskPosition, WriteTerms,
-};
+use pmcptask_client::{Lease, ListedEntry, ListedTask, Order, RedisBackend, TaskPosition, WriteTerms};
 
 use crate::compression::{Compression, RecordError, check_length, decode, encode};
 use crate::error::Error;
 use crate::ids::escaped;
 
-/// How many entries are listed, or removed, by one call. The server stands still for less than a millisecond each.
-const PAGE: usize = 500;
+/// How many entries are listed, or removed, by one round trip. The server stands still for less than a millisecond each.
+pub(crate) const PAGE: usize = 500;
 /// How many records are listed by one call, because each may be long.
 #[cfg(feature = "adk")]
 const PAGE_OF_RECORDS: usize = 100;
@@ -37,10 +32,16 @@ pub(crate) struct Policy {
 /// Clones share the connections.
 #[derive(Debug, Clone)]
 pub(crate) struct Threads {
-    connections: Arc<[Connection]>,
+    connections: Arc<Connections>,
     policy: Policy,
     /// The lease that must be held for a save.
     lease: Option<WriteTerms>,
+}
+
+#[derive(Debug)]
+struct Connections {
+    first: Connection,
+    others: Vec<Connection>,
 }
 
 /// One connection to each server.
@@ -50,8 +51,20 @@ struct Connection {
     in_flight: AtomicUsize,
 }
 
+impl From<RedisBackend> for Connection {
+    fn from(backend: RedisBackend) -> Self {
+        Self { backend, in_flight: AtomicUsize::new(0) }
+    }
+}
+
 /// A connection during a call.
-struct Turn<'c>(&'c Connection);
+pub(crate) struct Turn<'c>(&'c Connection);
+
+impl Turn<'_> {
+    pub(crate) fn backend(&self) -> &RedisBackend {
+        &self.0.backend
+    }
+}
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
@@ -82,9 +95,10 @@ pub(crate) struct Stored {
 }
 
 impl Threads {
-    pub(crate) fn new(backends: Vec<RedisBackend>, policy: Policy) -> Self {
-        let with_none = |backend| Connection { backend, in_flight: AtomicUsize::new(0) };
-        Self { connections: backends.into_iter().map(with_none).collect(), policy, lease: None }
+    pub(crate) fn new(first: RedisBackend, others: Vec<RedisBackend>, policy: Policy) -> Self {
+        let others = others.into_iter().map(Connection::from).collect();
+        let connections = Arc::new(Connections { first: first.into(), others });
+        Self { connections, policy, lease: None }
     }
 
     /// The same, with saves that the server refuses once the lease has ended.
@@ -94,104 +108,65 @@ impl Threads {
 
     /// Acquires the lease of a thread.
     pub(crate) async fn lease(&self, thread: &str, duration: Duration) -> Result<Option<Lease>, Error> {
-        Ok(Lease::acquire(self.of_leases()?, thread, duration).await?)
+        Ok(Lease::acquire(self.of_leases(), thread, duration).await?)
     }
 
     pub(crate) async fn check_health(&self) -> Result<(), Error> {
-        let all = self.connections.iter().map(|connection| connection.backend.check_health());
+        let Connections { first, others } = &*self.connections;
+        let all = others.iter().chain([first]).map(|connection| connection.backend.check_health());
         try_join_all(all).await.map(drop).map_err(Error::from)
     }
 
     /// The connection with the fewest calls in flight, so that a short call does not wait behind a long one.
-    fn turn(&self) -> Result<Turn<'_>, Error> {
+    pub(crate) fn turn(&self) -> Turn<'_> {
         let calls = |connection: &&Connection| connection.in_flight.load(Ordering::Relaxed);
-        let connection = self.connections.iter().min_by_key(calls).ok_or_else(no_connection)?;
+        let Connections { first, others } = &*self.connections;
+        let fewest = others.iter().min_by_key(calls).filter(|other| calls(other) < calls(&first));
+        let connection = fewest.unwrap_or(first);
         connection.in_flight.fetch_add(1, Ordering::Relaxed);
-        Ok(Turn(connection))
+        Turn(connection)
     }
 
     /// The connection of leases: of several, the last one, which large records take last.
-    fn of_leases(&self) -> Result<&RedisBackend, Error> {
-        self.connections.last().map(|connection| &connection.backend).ok_or_else(no_connection)
+    fn of_leases(&self) -> &RedisBackend {
+        let Connections { first, others } = &*self.connections;
+        &others.last().unwrap_or(first).backend
+    }
+
+    /// When what was read expires, if reads change that.
+    pub(crate) fn expiry_after_read(&self) -> Option<SystemTime> {
+        self.expiry().filter(|_| self.policy.refresh_on_read)
     }
 
     /// How a record is written that expires then.
-    fn terms(&self, expiry: Option<SystemTime>) -> WriteTerms {
-        let terms = self.lease.clone().unwrap_or_default().newest();
-        match expiry {
-            Some(time) => terms.expires_at(time),
-            None => terms,
-        }
+    pub(crate) fn terms(&self, expiry: Option<SystemTime>) -> WriteTerms {
+        expiring(self.lease.clone().unwrap_or_default().newest(), expiry)
     }
 
-    fn expiry(&self) -> Option<SystemTime> {
+    pub(crate) fn expiry(&self) -> Option<SystemTime> {
         // A time beyond the clock is never.
         self.policy.ttl.and_then(|ttl| SystemTime::now().checked_add(ttl))
     }
 
-    /// Stores a record as the thread's newest, or over the one with this id, and makes it found by `name`.
-    /// One round trip; two in a cluster.
-    #[cfg(feature = "adk")]
-    pub(crate) async fn save(
+    /// Stores a record as the thread's newest, or over the one with this id, and returns its version. One round trip. Records
+    /// on one connection are stored in the order of the calls.
+    pub(crate) async fn put(
         &self,
+        turn: &Turn<'_>,
         thread: &str,
         task_id: &str,
-        name: &str,
         json: Vec<u8>,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
         let data = self.encoded(json)?;
-        let key = composite(thread, task_id);
-        let Turn(Connection { backend, .. }) = &self.turn()?;
-        let pointer = pointer_key(backend, name)?;
-        let mut point = cmd("SET");
-        // The reply is what it led to until now.
-        point.arg(&pointer).arg(&key).arg("GET");
-        let expiry = self.expiry();
-        let terms = self.terms(expiry);
-        if let Some(at_ms) = expiry.map(to_ms) {
-            point.arg("PXAT").arg(at_ms);
-        }
-        let write = backend.put_with(&key, &data, &terms);
-        let point = backend.command(&point, &pointer, Access::Write);
-        // A pointer without a record would be left over if this process dies in between. One connection keeps the
-        // order. The nodes of a cluster have a connection each.
-        let (written, pointed) = if backend.is_cluster() || self.lease.is_some() {
-            let written = write.await;
-            if was_applied(&written) != Applied::Yes {
-                return written.map(drop).map_err(Error::from);
-            }
-            (written, point.await)
-        } else {
-            futures_util::join!(write, point)
-        };
-        let is_refused = was_applied(&written) == Applied::No;
-        if let Err(error) = written {
-            // If nothing was saved, the pointer leads where it led before. If this fails, the pointer may lead nowhere.
-            match pointed {
-                Ok(Value::BulkString(before)) if is_refused && before != key.as_bytes() => {
-                    drop(unpoint(backend, name, &key, Some(&before)).await);
-                }
-                Ok(Value::Nil) if is_refused => drop(unpoint(backend, name, &key, None).await),
-                _ => {}
-            }
-            return Err(error.into());
-        }
-        pointed?;
-        Ok(())
-    }
-
-    /// Stores a record as the thread's newest, or over the one with this id, and returns its version. One round trip.
-    pub(crate) async fn put(&self, thread: &str, task_id: &str, json: Vec<u8>) -> Result<u64, Error> {
-        let data = self.encoded(json)?;
-        let turn = self.turn()?;
-        Ok(turn.0.backend.put_with(&composite(thread, task_id), &data, &self.terms(self.expiry())).await?)
+        let terms = self.terms(self.expiry());
+        Ok(turn.backend().put_with(&composite(thread, task_id), &data, &terms).await?)
     }
 
     /// The same if there is no record with this id; false if there is one.
     pub(crate) async fn create(&self, thread: &str, task_id: &str, json: Vec<u8>) -> Result<bool, Error> {
         let data = self.encoded(json)?;
-        let turn = self.turn()?;
-        Ok(turn.0.backend.create_with(&composite(thread, task_id), &data, &self.terms(self.expiry())).await?)
+        let turn = self.turn();
+        Ok(turn.backend().create_with(&composite(thread, task_id), &data, &self.terms(self.expiry())).await?)
     }
 
     /// Stores a record over one at this version. One round trip.
@@ -203,9 +178,9 @@ impl Threads {
         version: u64,
     ) -> Result<Written, Error> {
         let data = self.encoded(json)?;
-        let turn = self.turn()?;
+        let turn = self.turn();
         let key = composite(thread, task_id);
-        match turn.0.backend.put_if_version_with(&key, &data, version, &self.terms(self.expiry())).await {
+        match turn.backend().put_if_version_with(&key, &data, version, &self.terms(self.expiry())).await {
             Ok(version) => Ok(Written::Yes { version }),
             Err(StorageError::VersionConflict { actual: 0, .. }) => Ok(Written::Missing),
             Err(StorageError::VersionConflict { actual, .. }) => Ok(Written::Conflict { actual }),
@@ -217,22 +192,22 @@ impl Threads {
     #[cfg(feature = "graph-flow")]
     pub(crate) async fn create_only(&self, thread: &str, task_id: &str, json: &[u8]) -> Result<bool, Error> {
         let data = self.encoded(json.to_vec())?;
-        let turn = self.turn()?;
+        let turn = self.turn();
         let terms = self.terms(self.expiry()).only_task();
-        Ok(turn.0.backend.create_with(&composite(thread, task_id), &data, &terms).await?)
+        Ok(turn.backend().create_with(&composite(thread, task_id), &data, &terms).await?)
     }
 
     /// The thread's newest record. One round trip, and another one if reads refresh the TTL.
     pub(crate) async fn newest(&self, thread: &str) -> Result<Option<Stored>, Error> {
-        let turn = self.turn()?;
-        let newest = turn.0.backend.list_page(thread, None, 1, Order::NewestFirst).await?;
+        let turn = self.turn();
+        let newest = turn.backend().list_page(thread, None, 1, Order::NewestFirst).await?;
         newest.into_iter().next().map(|task| self.stored(thread, task)).transpose()
     }
 
     /// The record with this id.
     pub(crate) async fn get(&self, thread: &str, task_id: &str) -> Result<Option<Stored>, Error> {
-        let turn = self.turn()?;
-        let record = match turn.0.backend.get(&composite(thread, task_id)).await {
+        let turn = self.turn();
+        let record = match turn.backend().get(&composite(thread, task_id)).await {
             Err(StorageError::NotFound { .. }) => return Ok(None),
             record => record?,
         };
@@ -241,22 +216,23 @@ impl Threads {
         Ok(Some(Stored { task_id, version: record.version, json, position: None }))
     }
 
-    /// The composite key that was saved with this name. One round trip.
-    #[cfg(feature = "adk")]
-    pub(crate) async fn find(&self, name: &str) -> Result<Option<String>, Error> {
-        let turn = self.turn()?;
-        let backend = &turn.0.backend;
-        pointed(backend, &pointer_key(backend, name)?).await
+    /// The version of the record with this id; 0 if there is none.
+    pub(crate) async fn version(&self, thread: &str, task_id: &str) -> Result<u64, Error> {
+        let turn = self.turn();
+        match turn.backend().get(&composite(thread, task_id)).await {
+            Err(StorageError::NotFound { .. }) => Ok(0),
+            record => Ok(record?.version),
+        }
     }
 
     /// All records of a thread, oldest first. A record that cannot be read is an error in its place.
     #[cfg(feature = "adk")]
     pub(crate) async fn list(&self, thread: &str) -> Result<Vec<Result<Stored, Error>>, Error> {
-        let turn = self.turn()?;
+        let turn = self.turn();
         let (mut all, mut after): (Vec<_>, Option<TaskPosition>) = (Vec::new(), None);
         loop {
             let page =
-                turn.0.backend.list_page(thread, after.as_ref(), PAGE_OF_RECORDS, Order::OldestFirst).await?;
+                turn.backend().list_page(thread, after.as_ref(), PAGE_OF_RECORDS, Order::OldestFirst).await?;
             let is_last = page.len() < PAGE_OF_RECORDS;
             after = page.last().map(ListedTask::position);
             all.extend(page.into_iter().map(|task| self.stored(thread, task)));
@@ -274,14 +250,14 @@ impl Threads {
         count: usize,
         before: Option<&TaskPosition>,
     ) -> Result<Vec<Result<Stored, Error>>, Error> {
-        let turn = self.turn()?;
-        let page = turn.0.backend.list_page(thread, before, count, Order::NewestFirst).await?;
+        let turn = self.turn();
+        let page = turn.backend().list_page(thread, before, count, Order::NewestFirst).await?;
         Ok(page.into_iter().map(|task| self.stored(thread, task)).collect())
     }
 
     /// Keeps a thread's newest `keep` records, which have no names, and returns how many it removed.
     pub(crate) async fn trim(&self, thread: &str, keep: usize) -> Result<usize, Error> {
-        Ok(self.turn()?.0.backend.trim(thread, keep).await?)
+        Ok(self.turn().backend().trim(thread, keep).await?)
     }
 
     /// All entries of a thread, oldest first, without their records.
@@ -289,7 +265,7 @@ impl Threads {
         let (mut all, mut after): (Vec<_>, Option<TaskPosition>) = (Vec::new(), None);
         loop {
             let page =
-                self.turn()?.0.backend.list_entries(thread, after.as_ref(), PAGE, Order::OldestFirst).await?;
+                self.turn().backend().list_entries(thread, after.as_ref(), PAGE, Order::OldestFirst).await?;
             let is_last = page.len() < PAGE;
             after = page.last().map(ListedEntry::position);
             all.extend(page);
@@ -299,58 +275,33 @@ impl Threads {
         }
     }
 
-    /// Removes records and what makes them found, `PAGE` at a time. `named`: task id, and name if it has one, of each. Returns how many
-    /// records there were.
-    pub(crate) async fn remove(
-        &self,
-        thread: &str,
-        named: &[(String, Option<String>)],
-    ) -> Result<usize, Error> {
-        let Turn(Connection { backend, .. }) = &self.turn()?;
+    /// Removes the record with this id; false if there is none. One round trip.
+    pub(crate) async fn remove(&self, thread: &str, task_id: &str) -> Result<bool, Error> {
+        Ok(self.turn().backend().delete(&composite(thread, task_id)).await?)
+    }
+
+    /// The same for many, `PAGE` per round trip. Returns how many there were.
+    #[cfg(feature = "adk")]
+    pub(crate) async fn remove_all(&self, thread: &str, task_ids: &[String]) -> Result<usize, Error> {
+        let turn = self.turn();
+        let backend = turn.backend();
+        let remove = |task_id| async move { backend.delete(&composite(thread, task_id)).await };
         let mut removed = 0_usize;
-        for page in named.chunks(PAGE) {
-            // First, so that nothing is left that no list shows.
-            let unpointed = page.iter().map(|(task_id, name)| async move {
-                match name {
-                    Some(name) => unpoint(backend, name, &composite(thread, task_id), None).await,
-                    None => Ok(()),
-                }
-            });
-            try_join_all(unpointed).await?;
-            let deleted = page
-                .iter()
-                .map(|(task_id, _)| async move { backend.delete(&composite(thread, task_id)).await });
-            let deleted = try_join_all(deleted).await?;
-            removed = removed.saturating_add(deleted.into_iter().filter(|was_there| *was_there).count());
+        for page in task_ids.chunks(PAGE) {
+            let were_there = try_join_all(page.iter().map(remove)).await?;
+            removed = removed.saturating_add(were_there.into_iter().filter(|was_there| *was_there).count());
         }
         Ok(removed)
     }
 
-    /// Gives records their whole TTL again, if reads do that. `named`: see [`Self::remove`]. One round trip.
-    pub(crate) async fn refresh(
-        &self,
-        thread: &str,
-        named: &[(String, Option<String>)],
-    ) -> Result<(), Error> {
-        let (true, Some(expiry)) = (self.policy.refresh_on_read, self.expiry()) else { return Ok(()) };
-        let Turn(Connection { backend, .. }) = &self.turn()?;
-        let at_ms = to_ms(expiry);
-        for page in named.chunks(PAGE) {
-            let refreshed = page.iter().map(|(task_id, name)| async move {
-                let key = composite(thread, task_id);
-                let pointer = async {
-                    let Some(name) = name else { return Ok::<_, Error>(()) };
-                    let pointer = pointer_key(backend, name)?;
-                    let mut expire = cmd("PEXPIREAT");
-                    expire.arg(&pointer).arg(at_ms);
-                    backend.command(&expire, &pointer, Access::Write).await?;
-                    Ok(())
-                };
-                let (record, pointer) = futures_util::join!(backend.expire(&key, Some(expiry)), pointer);
-                record?;
-                pointer
-            });
-            try_join_all(refreshed).await?;
+    /// Gives records their whole TTL again, if reads do that, `PAGE` per round trip.
+    pub(crate) async fn refresh(&self, thread: &str, task_ids: &[String]) -> Result<(), Error> {
+        let Some(expiry) = self.expiry_after_read() else { return Ok(()) };
+        let turn = self.turn();
+        let backend = turn.backend();
+        let expire = |task_id| async move { backend.expire(&composite(thread, task_id), Some(expiry)).await };
+        for page in task_ids.chunks(PAGE) {
+            try_join_all(page.iter().map(expire)).await?;
         }
         Ok(())
     }
@@ -362,7 +313,7 @@ impl Threads {
     }
 
     /// The stored form of a record, unless it is so long that no read would take it.
-    fn encoded(&self, json: Vec<u8>) -> Result<Vec<u8>, Error> {
+    pub(crate) fn encoded(&self, json: Vec<u8>) -> Result<Vec<u8>, Error> {
         check_length(json.len(), self.policy.limit).map_err(Error::TooLong)?;
         Ok(encode(json, self.policy.compression))
     }
@@ -377,57 +328,14 @@ pub(crate) fn unreadable(thread: &str, task_id: &str, cause: RecordError) -> Err
     Error::Record { thread: thread.to_owned(), id: task_id.to_owned(), cause }
 }
 
-fn no_connection() -> Error {
-    Error::Settings("connections: expected 1 or more, got 0".to_owned())
-}
-
-fn composite(thread: &str, task_id: &str) -> String {
+pub(crate) fn composite(thread: &str, task_id: &str) -> String {
     [thread, ":", task_id].concat()
 }
 
-/// The key of what makes a record found by its name. No prefix of tasks or indexes can match the key, because names have
-/// no colon in it.
-fn pointer_key(backend: &RedisBackend, name: &str) -> Result<String, Error> {
-    Ok([backend.prefix()?, ":by-id:", &escaped(name)].concat())
-}
-
-/// Whether a write was made. It was if only too few replicas have it.
-#[cfg(feature = "adk")]
-fn was_applied<T>(written: &Result<T, StorageError>) -> Applied {
-    match written {
-        Ok(_) => Applied::Yes,
-        Err(error) => {
-            pmcptask_client::Error::of(error).map_or(Applied::No, pmcptask_client::Error::was_applied)
-        }
+/// The terms of a write, with when it expires.
+pub(crate) fn expiring(terms: WriteTerms, expiry: Option<SystemTime>) -> WriteTerms {
+    match expiry {
+        Some(time) => terms.expires_at(time),
+        None => terms,
     }
-}
-
-/// Removes what makes a record found, or makes it lead where it led before, unless it leads to another record by now.
-async fn unpoint(backend: &RedisBackend, name: &str, key: &str, before: Option<&[u8]>) -> Result<(), Error> {
-    let pointer = pointer_key(backend, name)?;
-    if pointed(backend, &pointer).await?.as_deref() != Some(key) {
-        return Ok(());
-    }
-    let change = match before {
-        Some(before) => cmd("SET").arg(&pointer).arg(before).arg("KEEPTTL").to_owned(),
-        None => cmd("DEL").arg(&pointer).to_owned(),
-    };
-    backend.command(&change, &pointer, Access::Write).await?;
-    Ok(())
-}
-
-async fn pointed(backend: &RedisBackend, pointer: &str) -> Result<Option<String>, Error> {
-    let mut get = cmd("GET");
-    get.arg(pointer);
-    match backend.command(&get, pointer, Access::Read).await? {
-        // What is no text was written by somebody else, and leads to no record.
-        Value::BulkString(key) => Ok(String::from_utf8(key).ok()),
-        _ => Ok(None),
-    }
-}
-
-/// Rounded up, as the client does.
-fn to_ms(time: SystemTime) -> i64 {
-    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since_epoch.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
 }

@@ -7,7 +7,6 @@
 
 mod support;
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use adk_graph::checkpoint::{Checkpointer as _, RetentionPolicy};
@@ -65,10 +64,8 @@ struct Stored {
 
 #[derive(Debug, Default)]
 struct Model {
-    /// In the order of saving.
+    /// In the order in which each was saved first.
     all: Vec<Stored>,
-    /// Which checkpoint an id leads to: the one that was saved last.
-    by_id: HashMap<&'static str, (&'static str, Name)>,
 }
 
 impl Model {
@@ -77,7 +74,6 @@ impl Model {
     }
 
     fn save(&mut self, thread: &'static str, name: Name, step: usize) {
-        self.by_id.insert(name.0, (thread, name));
         match self.all.iter_mut().find(|stored| (stored.thread, stored.name) == (thread, name)) {
             Some(stored) => stored.step = step,
             None => self.all.push(Stored { thread, name, step }),
@@ -85,33 +81,28 @@ impl Model {
     }
 
     fn find(&self, id: &str) -> Option<usize> {
-        let found = self.by_id.get(id)?;
-        self.all.iter().find(|stored| (stored.thread, stored.name) == *found).map(|stored| stored.step)
+        self.all.iter().rev().find(|stored| stored.name.0 == id).map(|stored| stored.step)
     }
 
     /// Removes the checkpoints of a thread that `goes` says, by how many newer ones there are.
     fn remove(&mut self, thread: &str, goes: impl Fn(usize, &Stored) -> bool) -> usize {
         let before = self.all.len();
         let mut newer = self.all.iter().filter(|stored| stored.thread == thread).count();
-        let by_id = &mut self.by_id;
         self.all.retain(|stored| {
             if stored.thread != thread {
                 return true;
             }
             newer -= 1;
-            if goes(newer, stored) {
-                by_id.retain(|_, found| *found != (stored.thread, stored.name));
-                return false;
-            }
-            true
+            !goes(newer, stored)
         });
         before - self.all.len()
     }
 
-    /// One for each thread, one for each checkpoint, and one for each id.
+    /// One for each thread, two for each checkpoint, and one for each id.
     fn keys(&self) -> usize {
         let threads = THREADS.iter().filter(|thread| !self.steps(thread).is_empty()).count();
-        threads + self.all.len() + self.by_id.len()
+        let ids = IDS.iter().filter(|id| self.find(id).is_some()).count();
+        threads + 2 * self.all.len() + ids
     }
 }
 

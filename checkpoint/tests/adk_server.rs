@@ -62,7 +62,8 @@ fn lifetimes(server: &Server) -> BTreeMap<String, i64> {
 }
 
 fn pointer(checkpoint: &Checkpoint) -> String {
-    format!("checkpoints:by-id:{}", checkpoint.checkpoint_id)
+    let micros = checkpoint.created_at.timestamp_micros();
+    format!("checkpoints:by-id:tasks:{}:{micros}-{}", checkpoint.checkpoint_id, checkpoint.thread_id)
 }
 
 fn record(checkpoint: &Checkpoint) -> String {
@@ -173,15 +174,15 @@ async fn ids_and_threads_may_hold_anything_in_a_cluster() {
 }
 
 #[tokio::test]
-async fn a_checkpoint_has_two_keys_and_a_thread_has_one() {
+async fn a_checkpoint_has_three_keys_and_a_thread_has_one() {
     let server = Server::start();
     let saver = saver(&server).await;
     for step in 0..5 {
         saver.save(&checkpoint("t", step)).await.unwrap();
-        assert_eq!(keys(&server), 1 + 2 * (1 + i64::try_from(step).unwrap()));
+        assert_eq!(keys(&server), 1 + 3 * (1 + i64::try_from(step).unwrap()));
     }
     saver.prune("t", &RetentionPolicy::keep_last(2)).await.unwrap();
-    assert_eq!(keys(&server), 5);
+    assert_eq!(keys(&server), 7);
     saver.delete("t").await.unwrap();
     assert_eq!(keys(&server), 0);
 }
@@ -194,7 +195,7 @@ async fn two_thousand_checkpoints_are_pruned_and_deleted_without_leftovers() {
         saver.save(&checkpoint("t", step)).await.unwrap();
     }
     assert_eq!(saver.prune("t", &RetentionPolicy::keep_last(1_200)).await.unwrap(), 800);
-    assert_eq!(keys(&server), 2_401);
+    assert_eq!(keys(&server), 3_601);
     assert!(steps(&saver.list("t").await.unwrap()).into_iter().eq(800..2_000));
     saver.delete("t").await.unwrap();
     assert_eq!(keys(&server), 0);
@@ -211,21 +212,44 @@ async fn checkpoint_saved_again_replaces_the_first_one_and_keeps_its_place() {
     assert_eq!(steps(&saver.list("t").await.unwrap()), [2, 1]);
     assert_eq!(step(saver.load("t").await), Some(1));
     assert_eq!(step(saver.load_by_id(&first.checkpoint_id).await), Some(2));
-    assert_eq!(keys(&server), 5);
+    assert_eq!(keys(&server), 7);
 }
 
 #[tokio::test]
-async fn of_two_threads_with_one_id_the_last_one_is_found_and_stays_found() {
+async fn of_threads_with_one_id_the_last_one_that_is_there_is_found() {
     let server = Server::start();
     let saver = saver(&server).await;
-    for (step, thread) in ["a", "b"].into_iter().enumerate() {
-        saver.save(&named(thread, "id", step)).await.unwrap();
+    for step in 0..25 {
+        saver.save(&named(&step.to_string(), "id", step)).await.unwrap();
         assert_eq!(support::step(saver.load_by_id("id").await), Some(step));
     }
-    saver.delete("a").await.unwrap();
-    assert_eq!(step(saver.load_by_id("id").await), Some(1));
-    saver.delete("b").await.unwrap();
+    saver.delete("3").await.unwrap();
+    assert_eq!(step(saver.load_by_id("id").await), Some(24));
+    for thread in (4..25).rev() {
+        saver.delete(&thread.to_string()).await.unwrap();
+        let left = if thread == 4 { 2 } else { thread - 1 };
+        assert_eq!(step(saver.load_by_id("id").await), Some(left));
+    }
+    for thread in 0..3 {
+        saver.delete(&thread.to_string()).await.unwrap();
+    }
     assert_eq!(keys(&server), 0);
+}
+
+#[tokio::test]
+async fn what_leads_to_no_checkpoint_hides_none() {
+    let server = Server::start();
+    let saver = saver(&server).await;
+    // More than are asked for at once.
+    for step in 0..25 {
+        let saved = named(&step.to_string(), "id", step);
+        saver.save(&saved).await.unwrap();
+        if step > 0 {
+            let index = format!("checkpoints:idx:{step}");
+            assert_eq!(integer(&server.wire().call(&["PMCPTASK.DEL", &record(&saved), &index])), 1);
+        }
+    }
+    assert_eq!(step(saver.load_by_id("id").await), Some(0));
 }
 
 #[tokio::test]
@@ -237,8 +261,8 @@ async fn everything_has_the_ttl_and_goes_with_it() {
         long.save(&checkpoint("long", step)).await.unwrap();
     }
     let left = lifetimes(&server);
-    assert_eq!(left.len(), 7, "{left:?}");
-    for (key, ms) in left.into_iter().filter(|(key, _)| key != "checkpoints:idx:long") {
+    assert_eq!(left.len(), 10, "{left:?}");
+    for (key, ms) in left.into_iter().filter(|(key, _)| !key.contains(":idx:")) {
         // The expiry is rounded up to a millisecond.
         assert!((50_000..=60_001).contains(&ms), "{key} {ms}");
     }
@@ -286,7 +310,7 @@ async fn without_a_ttl_nothing_expires() {
     let server = Server::start();
     saver(&server).await.save(&checkpoint("t", 0)).await.unwrap();
     let left = lifetimes(&server);
-    assert!(left.len() == 3 && left.values().all(|ms| *ms == -1), "{left:?}");
+    assert!(left.len() == 4 && left.values().all(|ms| *ms == -1), "{left:?}");
 }
 
 #[tokio::test]
@@ -338,14 +362,14 @@ async fn saves_fail_once_the_lease_has_ended(saver: RedisCheckpointer, servers: 
     let kept = checkpoint("t", 0);
     of_this_run.save(&kept).await.unwrap();
     lease.release().await.unwrap();
-    assert_eq!(keys_of_all(servers), 3);
+    assert_eq!(keys_of_all(servers), 4);
 
     let late = checkpoint("t", 1);
     for checkpoint in [&late, &Checkpoint { step: 2, ..kept.clone() }] {
         let text = text_of(of_this_run.save(checkpoint).await);
         assert!(text.contains("NOTHELD"), "{text}");
     }
-    assert_eq!(keys_of_all(servers), 3);
+    assert_eq!(keys_of_all(servers), 4);
     assert_eq!(steps(&saver.list("t").await.unwrap()), [0]);
     assert_eq!(step(saver.load_by_id(&kept.checkpoint_id).await), Some(0));
     assert_eq!(step(saver.load_by_id(&late.checkpoint_id).await), None);
@@ -413,14 +437,18 @@ async fn record_that_is_no_checkpoint_is_refused_by_name_and_left_out_of_lists()
     // The nth list left n records out.
     assert_eq!(saver.unreadable_records(), 1 + 2 + 3 + 4 + 5 + 6);
 
-    server.wire().call(&["SET", "checkpoints:by-id:1-garbage", "t:1-garbage"]);
-    let text = text_of(saver.load_by_id("1-garbage").await);
+    let point = |id: &str, task_id: &str| {
+        let keys = [format!("checkpoints:by-id:tasks:{id}:{task_id}"), format!("checkpoints:by-id:idx:{id}")];
+        assert_eq!(integer(&server.wire().call(&["PMCPTASK.PUT", &keys[0], &keys[1], ""])), 1);
+    };
+    point("garbage", "1-t");
+    let text = text_of(saver.load_by_id("garbage").await);
     assert!(text.contains("\"t\"") && text.contains("1-garbage"), "{text}");
-    for foreign in ["", "t", "nowhere:1-x", "\u{fffd}"] {
-        server.wire().call(&["SET", "checkpoints:by-id:foreign", foreign]);
+    for foreign in ["t", "1-nowhere", "\u{fffd}"] {
+        point("foreign", foreign);
         assert!(saver.load_by_id("foreign").await.unwrap().is_none(), "{foreign}");
     }
-    server.wire().call(&["DEL", "checkpoints:by-id:foreign", "checkpoints:by-id:1-garbage"]);
+    server.wire().call(&["PMCPTASK.TRIM", "checkpoints:by-id:idx:foreign", "KEEP", "0"]);
     saver.delete("t").await.unwrap();
     assert_eq!(keys(&server), 0);
 }
@@ -479,7 +507,7 @@ async fn refused_save_takes_nothing_from_what_is_stored(url: &str, servers: &[Se
         [Checkpoint { state: state.clone(), ..small.clone() }, Checkpoint { state, ..named("u", "id", 2) }]
     {
         text_of(saver.save(&refused).await);
-        assert_eq!(keys_of_all(servers), 3);
+        assert_eq!(keys_of_all(servers), 4);
         assert_eq!(
             step(saver.load_by_id("id").await),
             Some(1),
@@ -516,7 +544,7 @@ async fn save_is_a_put_and_load_is_one_list_of_one_record() {
 
     let (_, commands) = commands_of(&server, saver.save(&checkpoint("t", 3))).await;
     let names: Vec<_> = commands.iter().filter_map(|command| command.split(' ').next()).collect();
-    assert_eq!(names, [r#""PMCPTASK.PUT""#, r#""SET""#]);
+    assert_eq!(names, [r#""PMCPTASK.PUT""#, r#""PMCPTASK.PUT""#]);
 }
 
 #[tokio::test]
@@ -535,9 +563,9 @@ async fn prune_and_delete_read_no_record() {
         |name: &str| commands.iter().filter(|command| command.starts_with(&format!("\"{name}\""))).count();
     assert_eq!(count("PMCPTASK.LIST"), 2);
     assert!(commands.iter().all(|one| !one.starts_with("\"PMCPTASK.LIST\"") || one.contains("\"NODATA\"")));
-    // What makes each found is read and removed.
-    assert_eq!((count("GET"), count("DEL"), count("PMCPTASK.DEL")), (20, 20, 20));
-    assert_eq!(commands.len(), 62, "{commands:?}");
+    // Each checkpoint, and what makes it found.
+    assert_eq!(count("PMCPTASK.DEL"), 40);
+    assert_eq!(commands.len(), 42, "{commands:?}");
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use adk_graph::state::{Checkpoint, State};
 use graph_flow::{Session, SessionStorage};
 use pmcptask_checkpoint::adk::RedisCheckpointer;
 use pmcptask_checkpoint::graph_flow::RedisSessionStorage;
+use pmcptask_checkpoint::pmcptask_client::Lease;
 use pmcptask_checkpoint::{Checkpoints, NewCheckpoint, RedisCheckpoints};
 use pmcptask_tests::{Cluster, OK, Server};
 
@@ -37,14 +38,26 @@ fn url_of_user(url: &str) -> String {
     url.replacen("://", "://agents:agents-secret@", 1)
 }
 
-async fn use_all(url: &str) -> Outcome {
-    use_checkpoints(url).await?;
-    use_checkpointer(url).await?;
-    use_storage(url, true).await
+/// What a saver is used for, beside its own calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Also {
+    Nothing,
+    Refresh,
+    Leases,
 }
 
-async fn use_checkpoints(url: &str) -> Outcome {
-    let builder = RedisCheckpoints::builder(url).default_ttl(HOUR).refresh_on_read(true);
+async fn use_all(url: &str) -> Outcome {
+    for also in [Also::Refresh, Also::Leases] {
+        use_checkpoints(url, also).await?;
+        use_checkpointer(url, also).await?;
+    }
+    let named = RedisCheckpoints::builder(url).client(|client| client.client_name("agents"));
+    named.connect().await?.health().await?;
+    use_storage(url, Also::Refresh).await
+}
+
+async fn use_checkpoints(url: &str, also: Also) -> Outcome {
+    let builder = RedisCheckpoints::builder(url).default_ttl(HOUR).refresh_on_read(also == Also::Refresh);
     let checkpoints = builder.connect().await?;
     checkpoints.health().await?;
     let checkpoint = NewCheckpoint::new("id", serde_json::json!({}));
@@ -54,15 +67,20 @@ async fn use_checkpoints(url: &str) -> Outcome {
     checkpoints.load("thread", Some("id")).await?.ok_or("no checkpoint of the id")?;
     expect(1, checkpoints.list("thread", 10, None).await?.len())?;
     expect(1, checkpoints.stats("thread").await?.checkpoints)?;
+    if also == Also::Leases {
+        let lease = checkpoints.lease("thread", HOUR).await?.ok_or("no lease")?;
+        checkpoints.while_held(&lease).save("thread", &checkpoint).await?;
+        use_up(lease).await?;
+    }
     checkpoints.prune("thread", 1).await?;
     checkpoints.delete("thread", Some("id")).await?;
     checkpoints.delete("thread", None).await?;
     Ok(())
 }
 
-async fn use_checkpointer(url: &str) -> Outcome {
-    let builder = RedisCheckpointer::builder(url).default_ttl(HOUR).refresh_on_read(true);
-    let checkpointer = builder.client(|client| client.client_name("agents")).connect().await?;
+async fn use_checkpointer(url: &str, also: Also) -> Outcome {
+    let builder = RedisCheckpointer::builder(url).default_ttl(HOUR).refresh_on_read(also == Also::Refresh);
+    let checkpointer = builder.connect().await?;
     checkpointer.check_health().await?;
     for step in 0..3 {
         checkpointer.save(&Checkpoint::new("thread", State::new(), step, Vec::new())).await?;
@@ -71,15 +89,21 @@ async fn use_checkpointer(url: &str) -> Outcome {
     checkpointer.load_by_id(&latest.checkpoint_id).await?.ok_or("no checkpoint of the id")?;
     expect(3, checkpointer.list("thread").await?.len())?;
     expect(2, checkpointer.prune("thread", &RetentionPolicy::keep_last(1)).await?)?;
-    let mut lease = checkpointer.lease("thread", HOUR).await?.ok_or("no lease")?;
-    lease.renew().await?;
-    checkpointer.while_held(&lease).save(&latest).await?;
-    lease.release().await?;
+    if also == Also::Leases {
+        let lease = checkpointer.lease("thread", HOUR).await?.ok_or("no lease")?;
+        checkpointer.while_held(&lease).save(&latest).await?;
+        use_up(lease).await?;
+    }
     Ok(checkpointer.delete("thread").await?)
 }
 
-async fn use_storage(url: &str, refreshes: bool) -> Outcome {
-    let builder = RedisSessionStorage::builder(url).default_ttl(HOUR).refresh_on_read(refreshes);
+async fn use_up(mut lease: Lease) -> Outcome {
+    lease.renew().await?;
+    if lease.release().await? { Ok(()) } else { Err("the lease was lost".into()) }
+}
+
+async fn use_storage(url: &str, also: Also) -> Outcome {
+    let builder = RedisSessionStorage::builder(url).default_ttl(HOUR).refresh_on_read(also == Also::Refresh);
     let storage = builder.connect().await?;
     storage.check_health().await?;
     storage.save(Session::new_from_task("session".to_owned(), "start")).await?;
@@ -91,34 +115,60 @@ fn expect(expected: usize, got: usize) -> Outcome {
     if got == expected { Ok(()) } else { Err(format!("expected {expected}, got {got}").into()) }
 }
 
-/// Runs all calls with all rules, and then without one of them at a time, except for `spare`.
-async fn assert_needed(servers: &[&Server], url: &str, spare: &[&str]) {
-    allow(servers, &rules());
-    use_all(&url_of_user(url)).await.unwrap();
-    for without in rules().into_iter().filter(|rule| rule.starts_with('+') && !spare.contains(rule)) {
-        allow(servers, &rules().into_iter().filter(|rule| *rule != without).collect::<Vec<_>>());
-        assert!(use_all(&url_of_user(url)).await.is_err(), "{without} is not needed");
+/// Uses a saver with all rules, and then without one of them at a time.
+async fn assert_needed(server: &Server, rules: &[&str], uses: impl AsyncFn(&str) -> Outcome) {
+    let url = url_of_user(&server.url());
+    allow(&[server], rules);
+    uses(&url).await.unwrap();
+    for without in rules.iter().filter(|rule| rule.starts_with('+')) {
+        allow(&[server], &rules.iter().copied().filter(|rule| rule != without).collect::<Vec<_>>());
+        assert!(uses(&url).await.is_err(), "{without} is not needed");
     }
 }
 
 #[tokio::test]
 async fn named_permissions_are_enough_and_each_is_needed() {
     let server = Server::start();
-    assert_needed(&[&server], &server.url(), &["+cluster|slots", "+asking", "+client|setname"]).await;
+    // These do no more than a cluster needs, and a name.
+    let spare = ["+cluster|slots", "+asking", "+client|setname"];
+    let needed: Vec<_> = rules().into_iter().filter(|rule| !spare.contains(rule)).collect();
+    assert_needed(&server, &needed, async |url: &str| {
+        use_checkpoints(url, Also::Refresh).await?;
+        use_checkpointer(url, Also::Leases).await?;
+        use_storage(url, Also::Refresh).await
+    })
+    .await;
     let cluster = Cluster::start(3, 0);
     let nodes: Vec<_> = cluster.servers.iter().collect();
     allow(&nodes, &rules());
     use_all(&url_of_user(&cluster.url())).await.unwrap();
 }
 
+/// The rules of the page's table that these uses need, and their keys.
+fn rules_for(uses: &[&str]) -> Vec<&'static str> {
+    let mut rules = vec!["~checkpoints:*", "~sessions:*"];
+    for row in PAGE.lines().filter(|line| line.starts_with("| `+")) {
+        let (commands, needed_for) = row.trim_matches('|').split_once('|').unwrap();
+        if needed_for.split(',').any(|one| uses.contains(&one.trim().trim_matches('`'))) {
+            rules.extend(commands.trim().trim_matches('`').split(' '));
+        }
+    }
+    rules.sort_unstable();
+    rules.dedup();
+    rules
+}
+
 #[tokio::test]
-async fn sessions_need_the_permissions_of_all_and_their_own() {
+async fn each_row_of_the_table_names_what_its_use_needs_and_nothing_else() {
     let server = Server::start();
-    let commands = |of: &str| {
-        let row = PAGE.lines().find(|line| line.starts_with("| `+") && line.ends_with(of)).expect(of);
-        row.split('`').nth(1).unwrap().split(' ').collect::<Vec<_>>()
-    };
-    let needed = [vec!["~sessions:*"], commands("| all |"), commands("| `graph-flow` |")].concat();
-    allow(&[&server], &needed);
-    use_storage(&url_of_user(&server.url()), false).await.unwrap();
+    for (also, row) in [(Also::Nothing, "all"), (Also::Refresh, "refresh_on_read"), (Also::Leases, "leases")] {
+        let rules = rules_for(&["all", "adk-graph", row]);
+        assert_needed(&server, &rules, async |url: &str| use_checkpointer(url, also).await).await;
+        let rules = rules_for(&["all", "RedisCheckpoints", row]);
+        assert_needed(&server, &rules, async |url: &str| use_checkpoints(url, also).await).await;
+        if also != Also::Leases {
+            let rules = rules_for(&["all", "graph-flow", row]);
+            assert_needed(&server, &rules, async |url: &str| use_storage(url, also).await).await;
+        }
+    }
 }

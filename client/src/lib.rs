@@ -72,7 +72,7 @@ pub use hash_tags::HashTags;
 pub use lease::Lease;
 pub use listing::{ListedEntry, ListedTask, Order, TaskPosition};
 pub use task_store::{TaskStore, Worker, WorkerError};
-pub use terms::{Access, WriteTerms};
+pub use terms::WriteTerms;
 
 /// The version of the redis crate that [`RedisBackend::with_connection`] takes a connection of.
 pub use redis;

@@ -63,10 +63,6 @@ impl Session {
         Ok(self.keyspace()?.prefix())
     }
 
-    pub(crate) fn is_cluster(&self) -> bool {
-        self.connection.is_cluster()
-    }
-
     /// The keys of the task with this composite key, `owner:task-id`.
     pub(crate) fn keys_of(&self, key: &str) -> Result<TaskKeys, Error> {
         let keyspace = self.keyspace()?;

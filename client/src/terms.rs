@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use pmcp_tasks::StorageError;
-use redis::{Cmd, Value};
+use redis::Cmd;
 
 use crate::backend::RedisBackend;
 use crate::beyond_trait::to_ms;
@@ -102,16 +102,6 @@ impl WriteTerms {
     }
 }
 
-/// What a command of the caller does to the data, which decides what its failure means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Access {
-    /// May be sent again after a lost connection. Never goes to a replica.
-    Read,
-    /// Is never sent again if its outcome is unknown.
-    Write,
-}
-
 /// Writes of records in any format.
 impl RedisBackend {
     /// The same as `put`, on terms of the caller.
@@ -183,27 +173,6 @@ impl RedisBackend {
         .await
     }
 
-    /// Sends any other command on the backend's connections, with their reconnects and redirects, and returns the
-    /// server's reply. `key` decides which node of a cluster gets the command, and is what errors name.
-    ///
-    /// Not for commands that change the connection (`SELECT`, `SUBSCRIBE`, `MULTI`) or block it (`BLPOP`): other calls
-    /// share it.
-    ///
-    /// # Errors
-    ///
-    /// Those of `get` or of `put`, by `access`.
-    pub async fn command(&self, command: &Cmd, key: &str, access: Access) -> Result<Value, StorageError> {
-        let kind = match access {
-            Access::Read => CallKind::PrimaryRead,
-            Access::Write => CallKind::Write,
-        };
-        observe::call("other", key, || async move {
-            let request = Request { command, kind, key, routed_by: key };
-            self.session().call(&request, Ok).await
-        })
-        .await
-    }
-
     /// The start of all keys.
     ///
     /// # Errors
@@ -211,11 +180,5 @@ impl RedisBackend {
     /// [`Error::Settings`] if no key can have the prefix of [`with_prefix`](Self::with_prefix).
     pub fn prefix(&self) -> Result<&str, StorageError> {
         Ok(self.session().prefix()?)
-    }
-
-    /// Whether the keys of different owners can be at different servers.
-    #[must_use]
-    pub fn is_cluster(&self) -> bool {
-        self.session().is_cluster()
     }
 }

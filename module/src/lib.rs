@@ -6,7 +6,7 @@
 //! | `PMCPTASK.CAS task-key index-key expected-version data [PXAT ms \| PERSIST] [CREATED ms \| NEWEST]` | `OK` and the new version, `CONFLICT` and the actual one, or `MISSING` and 0 |
 //! | `PMCPTASK.GET task-key` | version and data, or nil |
 //! | `PMCPTASK.DEL task-key index-key [VERSION n]` | 1 if it existed, 0 otherwise; with `VERSION`, as CAS |
-//! | `PMCPTASK.LIST index-key [REV] [AFTER created-ms task-id] [COUNT n] [NODATA]` | task id, version, creation time and data of each task |
+//! | `PMCPTASK.LIST index-key [REV] [AFTER created-ms task-id] [COUNT n] [NODATA]` | task id, version, creation time and, without `NODATA`, data of each task |
 //! | `PMCPTASK.EXPIRE task-key index-key PXAT ms \| PERSIST` | 1 if it exists, 0 otherwise |
 //! | `PMCPTASK.TRIM index-key KEEP n [COUNT m]` | how many tasks were removed |
 //! | `PMCPTASK.WAIT task-key version timeout-ms` | `OK`, version and data once the version is another; `MISSING` and 0 once there is no task; nil when the time is over |

@@ -193,10 +193,6 @@ impl Connection {
         }
     }
 
-    pub(crate) fn is_cluster(&self) -> bool {
-        matches!(self, Self::Cluster(_))
-    }
-
     /// Whether writes wait for replicas.
     pub(crate) fn waits_for_replicas(&self) -> bool {
         match self {
