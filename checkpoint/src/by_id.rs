@@ -60,9 +60,9 @@ impl Threads {
     pub(crate) async fn remove_pointers(&self, thread: &str, ids: &[DatedId]) -> Result<(), Error> {
         let turn = self.turn();
         let pointers = &pointers(turn.backend())?;
-        let remove = |id| async move { pointers.delete(&pointer(thread, id)).await };
         for page in ids.chunks(PAGE) {
-            try_join_all(page.iter().map(remove)).await?;
+            let deleted = page.iter().map(|id| async move { pointers.delete(&pointer(thread, id)).await });
+            try_join_all(deleted).await?;
         }
         Ok(())
     }
@@ -72,9 +72,11 @@ impl Threads {
         let Some(expiry) = self.expiry_after_read() else { return Ok(()) };
         let turn = self.turn();
         let pointers = &pointers(turn.backend())?;
-        let expire = |id| async move { pointers.expire(&pointer(thread, id), Some(expiry)).await };
         for page in ids.chunks(PAGE) {
-            try_join_all(page.iter().map(expire)).await?;
+            let refreshed = page
+                .iter()
+                .map(|id| async move { pointers.expire(&pointer(thread, id), Some(expiry)).await });
+            try_join_all(refreshed).await?;
         }
         Ok(())
     }

@@ -11,7 +11,6 @@ use pmcptask_client::{Lease, ListedEntry, ListedTask, Order, RedisBackend, TaskP
 
 use crate::compression::{Compression, RecordError, check_length, decode, encode};
 use crate::error::Error;
-use crate::ids::escaped;
 
 /// How many entries are listed, or removed, by one round trip. The server stands still for less than a millisecond each.
 pub(crate) const PAGE: usize = 500;
@@ -285,10 +284,11 @@ impl Threads {
     pub(crate) async fn remove_all(&self, thread: &str, task_ids: &[String]) -> Result<usize, Error> {
         let turn = self.turn();
         let backend = turn.backend();
-        let remove = |task_id| async move { backend.delete(&composite(thread, task_id)).await };
         let mut removed = 0_usize;
         for page in task_ids.chunks(PAGE) {
-            let were_there = try_join_all(page.iter().map(remove)).await?;
+            let deleted =
+                page.iter().map(|task_id| async move { backend.delete(&composite(thread, task_id)).await });
+            let were_there = try_join_all(deleted).await?;
             removed = removed.saturating_add(were_there.into_iter().filter(|was_there| *was_there).count());
         }
         Ok(removed)
@@ -299,9 +299,11 @@ impl Threads {
         let Some(expiry) = self.expiry_after_read() else { return Ok(()) };
         let turn = self.turn();
         let backend = turn.backend();
-        let expire = |task_id| async move { backend.expire(&composite(thread, task_id), Some(expiry)).await };
         for page in task_ids.chunks(PAGE) {
-            try_join_all(page.iter().map(expire)).await?;
+            let refreshed = page.iter().map(|task_id| async move {
+                backend.expire(&composite(thread, task_id), Some(expiry)).await
+            });
+            try_join_all(refreshed).await?;
         }
         Ok(())
     }

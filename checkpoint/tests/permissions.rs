@@ -161,7 +161,8 @@ fn rules_for(uses: &[&str]) -> Vec<&'static str> {
 #[tokio::test]
 async fn each_row_of_the_table_names_what_its_use_needs_and_nothing_else() {
     let server = Server::start();
-    for (also, row) in [(Also::Nothing, "all"), (Also::Refresh, "refresh_on_read"), (Also::Leases, "leases")] {
+    for (also, row) in [(Also::Nothing, "all"), (Also::Refresh, "refresh_on_read"), (Also::Leases, "leases")]
+    {
         let rules = rules_for(&["all", "adk-graph", row]);
         assert_needed(&server, &rules, async |url: &str| use_checkpointer(url, also).await).await;
         let rules = rules_for(&["all", "RedisCheckpoints", row]);
