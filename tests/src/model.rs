@@ -413,8 +413,8 @@ pub struct Model {
 
 impl Model {
     /// The states in which a command may find the server. A plain command meets a hash that has outlived its
-    /// task, or meets nothing, because the module has removed hash and entry. `NEWEST` depends on which entry is
-    /// the greatest, and those without a live task may be gone.
+    /// task, or meets nothing, because the module has removed hash and entry. `NEWEST` depends on which entry
+    /// is the greatest, and those without a live task may be gone.
     #[must_use]
     pub fn before(&self, call: &Call, now_ms: i64) -> Vec<Self> {
         let mut states = vec![self.clone()];
