@@ -5,6 +5,7 @@
 //! after the expiry.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use redis::{Cmd, Value, cmd};
 
@@ -60,6 +61,18 @@ impl Lifetime {
     }
 }
 
+/// The largest creation time: a score is a double, exact up to here.
+pub const LAST_CREATION_TIME: i64 = (1 << 53) - 1;
+
+/// `CREATED`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    /// This time, in ms since the epoch.
+    At(i64),
+    /// `NEWEST`.
+    Newest,
+}
+
 /// A record, and what it says about its task. Whoever makes the bytes knows that, so nothing is parsed here.
 #[derive(Debug, Clone)]
 pub struct Record {
@@ -81,7 +94,7 @@ pub struct Write {
     /// `PXAT` or `PERSIST`.
     pub lifetime: Option<Lifetime>,
     /// `CREATED`.
-    pub created_ms: Option<i64>,
+    pub created: Option<Created>,
 }
 
 /// The options of LIST.
@@ -253,9 +266,11 @@ fn write_command(name: &str, write: &Write, expected: Option<i64>) -> Cmd {
     if let Some(lifetime) = write.lifetime {
         add_lifetime(&mut command, lifetime);
     }
-    if let Some(ms) = write.created_ms {
-        command.arg("CREATED").arg(ms);
-    }
+    match write.created {
+        Some(Created::At(ms)) => command.arg("CREATED").arg(ms),
+        Some(Created::Newest) => command.arg("CREATED").arg("NEWEST"),
+        None => &mut command,
+    };
     command
 }
 
@@ -318,10 +333,21 @@ pub fn shown(bytes: &[u8]) -> String {
 
 /// When a task was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Created {
-    At(i64),
-    /// When the server wrote it; [`Model::learn`] supplies the time.
-    ByClock,
+enum CreationTime {
+    Known(i64),
+    /// What the server's clock showed, or this time if it is later; [`Model::learn`] supplies the time.
+    ByServer {
+        at_least: i64,
+    },
+}
+
+impl CreationTime {
+    fn known(self) -> Option<i64> {
+        match self {
+            Self::Known(ms) => Some(ms),
+            Self::ByServer { .. } => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -332,7 +358,7 @@ struct Task {
     /// that expiry.
     expires_at_seconds: Option<i64>,
     expires_ms: Option<i64>,
-    created: Created,
+    created: CreationTime,
 }
 
 impl Task {
@@ -381,21 +407,29 @@ pub enum Scope {
 pub struct Model {
     /// The tasks whose hash exists.
     tasks: BTreeMap<TaskName, Task>,
-    leftovers: BTreeMap<(Owner, &'static str), Leftover>,
+    /// Index entries that may still be there without a task, and their scores.
+    leftovers: BTreeMap<TaskName, (Leftover, i64)>,
 }
 
 impl Model {
-    /// The states in which a command may find the server: a plain command meets a hash that has outlived its task, or meets
-    /// nothing, because the module has removed hash and entry.
+    /// The states in which a command may find the server. A plain command meets a hash that has outlived its
+    /// task, or meets nothing, because the module has removed hash and entry. `NEWEST` depends on which entry
+    /// is the greatest, and those without a live task may be gone.
     #[must_use]
     pub fn before(&self, call: &Call, now_ms: i64) -> Vec<Self> {
         let mut states = vec![self.clone()];
+        let mut removed = self.clone();
+        removed.expire(now_ms);
         if let Some(name) = call.touched_plainly()
-            && self.tasks.get(&name).is_some_and(|task| task.has_lapsed(now_ms))
+            && removed.tasks.get(&name).is_some_and(|task| task.has_lapsed(now_ms))
         {
-            let mut removed = self.clone();
             removed.remove(name);
             states.push(removed);
+        } else if let Call::Put(Write { task, created: Some(Created::Newest), .. }, _) = call {
+            while let Some(greatest) = removed.greatest_dead(task.owner, now_ms) {
+                removed.remove(greatest);
+                states.push(removed.clone());
+            }
         }
         states
     }
@@ -445,7 +479,7 @@ impl Model {
             // The record is not used, so a bad record is no error.
             return integer(0);
         }
-        match Self::refusals(write, version, is_full) {
+        match self.refusals(write, version, is_full) {
             refusals if !refusals.is_empty() => Reply::Refused(refusals),
             _ => integer(self.store(write, version.unwrap_or(0), now_ms)),
         }
@@ -457,7 +491,7 @@ impl Model {
         match version {
             // A CAS that loses does not use the record, so a bad record is no error.
             Some(actual) if actual != expected => outcome("CONFLICT", actual),
-            _ => match Self::refusals(write, version, false) {
+            _ => match self.refusals(write, version, false) {
                 refusals if !refusals.is_empty() => Reply::Refused(refusals),
                 _ => outcome("OK", self.store(write, expected, now_ms)),
             },
@@ -465,12 +499,15 @@ impl Model {
     }
 
     /// Why a write to a task is refused. `version` is 0 for a new task and None for a corrupt one.
-    fn refusals(write: &Write, version: Option<i64>, is_full: bool) -> Vec<&'static str> {
+    fn refusals(&self, write: &Write, version: Option<i64>, is_full: bool) -> Vec<&'static str> {
         let is_unreadable = write.lifetime.or(write.record.lifetime).is_none();
+        let is_newest = version == Some(0) && write.created == Some(Created::Newest);
+        let none_is_newer = is_newest && self.after_all(write.task.owner) > LAST_CREATION_TIME;
         let reasons = [
             (version.is_none(), "CORRUPT"),
             (version == Some(i64::MAX), "ERR"),
             (is_unreadable, "ERR"),
+            (none_is_newer, "ERR"),
             (is_full, "CAPACITY"),
         ];
         reasons.into_iter().filter(|(applies, _)| *applies).map(|(_, code)| code).collect()
@@ -480,19 +517,24 @@ impl Model {
     fn store(&mut self, write: &Write, before: i64, now_ms: i64) -> i64 {
         let version = before + 1;
         let expires_ms = write.lifetime.or(write.record.lifetime).and_then(Lifetime::ends_ms);
+        let told = write.created.or(write.record.created_ms.map(Created::At));
+        let new = match told {
+            Some(Created::At(ms)) => CreationTime::Known(ms),
+            Some(Created::Newest) => CreationTime::ByServer { at_least: self.after_all(write.task.owner) },
+            None => CreationTime::ByServer { at_least: 0 },
+        };
         let old = self.tasks.remove(&write.task);
-        self.leftovers.remove(&(write.task.owner, write.task.id));
+        self.leftovers.remove(&write.task);
         if expires_ms.is_some_and(|ms| ms <= now_ms) {
             return version;
         }
         let kept = old.filter(|old| !old.has_lapsed(now_ms)).map(|old| old.created);
-        let told = write.created_ms.or(write.record.created_ms).map(Created::At);
         let task = Task {
             version: version.to_string(),
             data: Some(write.record.bytes.clone()),
             expires_at_seconds: expires_ms.map(seconds_rounded_up),
             expires_ms,
-            created: kept.or(told).unwrap_or(Created::ByClock),
+            created: kept.unwrap_or(new),
         };
         self.tasks.insert(write.task, task);
         version
@@ -527,7 +569,7 @@ impl Model {
     /// Removes a hash and its entry.
     fn remove(&mut self, task: TaskName) {
         self.tasks.remove(&task);
-        self.leftovers.remove(&(task.owner, task.id));
+        self.leftovers.remove(&task);
     }
 
     fn set_expiry(&mut self, name: TaskName, lifetime: Lifetime, now_ms: i64) -> Reply {
@@ -600,20 +642,39 @@ impl Model {
 
     /// Removes a hash as another application does; true if there was one.
     fn lose(&mut self, name: TaskName) -> bool {
-        if self.tasks.remove(&name).is_none() {
-            return false;
+        let Some(task) = self.tasks.remove(&name) else { return false };
+        // If nobody has learned the time, the entry was gone when somebody looked for it.
+        if let Some(score) = task.created.known() {
+            self.leftovers.insert(name, (Leftover::Going, score));
         }
-        self.leftovers.insert((name.owner, name.id), Leftover::Going);
         true
     }
 
     fn enter(&mut self, owner: Owner, member: &'static str, score: i64) -> Reply {
-        if let Some(task) = self.tasks.get_mut(&TaskName { owner, id: member }) {
-            task.created = Created::At(score);
+        let name = TaskName { owner, id: member };
+        if let Some(task) = self.tasks.get_mut(&name) {
+            task.created = CreationTime::Known(score);
             return integer(0);
         }
-        let may_be_there = self.leftovers.insert((owner, member), Leftover::OfOthers).is_some();
+        let may_be_there = self.leftovers.insert(name, (Leftover::OfOthers, score)).is_some();
         if may_be_there { Reply::ZeroOrOne } else { integer(1) }
+    }
+
+    /// Scores and names of the owner's index entries, and of those that may still be there.
+    fn entries(&self, owner: Owner) -> impl Iterator<Item = (i64, TaskName)> {
+        let of_tasks = self.tasks.iter().filter_map(|(name, task)| Some((task.created.known()?, *name)));
+        let left = self.leftovers.iter().map(|(name, (_, score))| (*score, *name));
+        of_tasks.chain(left).filter(move |(_, name)| name.owner == owner)
+    }
+
+    /// The first creation time after all entries of an index.
+    fn after_all(&self, owner: Owner) -> i64 {
+        self.entries(owner).map(|(score, _)| score + 1).max().unwrap_or(0)
+    }
+
+    fn greatest_dead(&self, owner: Owner, now_ms: i64) -> Option<TaskName> {
+        let dead = self.entries(owner).filter(|(_, name)| self.live(*name, now_ms).is_none());
+        dead.max().map(|(_, name)| name)
     }
 
     /// Removes the tasks that are past the expiry of their key.
@@ -649,23 +710,28 @@ impl Model {
     /// When a task was created, if that is known.
     #[must_use]
     pub fn created_ms(&self, task: TaskName) -> Option<i64> {
-        match self.tasks.get(&task)?.created {
-            Created::At(ms) => Some(ms),
-            Created::ByClock => None,
-        }
+        self.tasks.get(&task)?.created.known()
     }
 
     /// Whether only the server knows when a task was created.
     #[must_use]
     pub fn has_to_learn(&self, task: TaskName) -> bool {
-        self.tasks.get(&task).is_some_and(|task| task.created == Created::ByClock)
+        self.tasks.get(&task).is_some_and(|task| task.created.known().is_none())
     }
 
-    /// Stores the creation time that the server chose for a task.
-    pub fn learn(&mut self, task: TaskName, created_ms: i64) {
-        if let Some(task) = self.tasks.get_mut(&task) {
-            task.created = Created::At(created_ms);
-        }
+    /// Stores the creation time that the server chose for a task when its clock was in this range. False if
+    /// the choice is wrong.
+    #[must_use]
+    pub fn learn(&mut self, task: TaskName, created_ms: i64, clock: &RangeInclusive<i64>) -> bool {
+        let Some(task) = self.tasks.get_mut(&task) else { return false };
+        let is_right = match task.created {
+            CreationTime::Known(ms) => created_ms == ms,
+            CreationTime::ByServer { at_least } => {
+                (at_least.max(*clock.start())..=at_least.max(*clock.end())).contains(&created_ms)
+            }
+        };
+        task.created = CreationTime::Known(created_ms);
+        is_right
     }
 
     /// The times from `from_ms` to `to_ms` at which a reply can change: the first time, and each expiry after
@@ -706,13 +772,13 @@ impl Model {
                 continue;
             }
             expected.insert(key, stored);
-            if let Created::At(ms) = task.created {
+            if let Some(ms) = task.created.known() {
                 add_entry(&mut expected, *name, ms);
             }
         }
-        for ((owner, member), leftover) in &self.leftovers {
+        for (name, (leftover, _)) in &self.leftovers {
             if scope != Scope::Everything || *leftover == Leftover::OfOthers {
-                take_entry(&mut found, *owner, member);
+                take_entry(&mut found, name.owner, name.id);
             }
         }
         let same: Vec<_> =
@@ -740,7 +806,7 @@ impl Reply {
 
 /// Where a list shows a task.
 fn position(name: TaskName, task: &Task) -> (i64, &'static str) {
-    let Created::At(created_ms) = task.created else {
+    let Some(created_ms) = task.created.known() else {
         panic!("nobody has told when {name:?} was created");
     };
     (created_ms, name.id)

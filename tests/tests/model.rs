@@ -1,6 +1,6 @@
 //! Every reply and every key is what an in-memory model says, for any commands in any order.
 //!
-//! Random sequences of all commands and options but `CREATED NEWEST` run on real servers, over several connections, while time
+//! Random sequences of all commands and options run on real servers, over several connections, while time
 //! passes and other clients change the same keys; [`pmcptask_tests::model`] says what is right. A sequence
 //! that fails is shrunk to a short one.
 //!
@@ -15,12 +15,13 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::env;
+use std::ops::RangeInclusive;
 use std::thread;
 use std::time::Duration;
 
 use pmcptask_tests::model::{
-    Call, Keys, Lifetime, Limits, Listing, Model, Owner, Record, Scope, Stored, TaskName, Trimming, Write,
-    shown,
+    Call, Created, Keys, LAST_CREATION_TIME, Lifetime, Limits, Listing, Model, Owner, Record, Scope, Stored,
+    TaskName, Trimming, Write, shown,
 };
 use pmcptask_tests::{PROMISED, Server, ServerOptions, holds_within, now_ms};
 use proptest::prelude::*;
@@ -50,7 +51,7 @@ const IDS: [&str; 5] = ["t", "t1", "T", "{x}", "é f"];
 /// `b:t` is what the Lua backend writes into the index of `a` for a task of `a:b`.
 const MEMBERS: [&str; 7] = ["t", "t1", "T", "{x}", "é f", "b:t", "stranger"];
 /// Only a few, so that tasks share creation times.
-const CREATION_TIMES: [i64; 5] = [0, 1, 1_700_000_000_000, 1_700_000_000_001, (1 << 53) - 1];
+const CREATION_TIMES: [i64; 5] = [0, 1, 1_700_000_000_000, 1_700_000_000_001, LAST_CREATION_TIME];
 const VERSIONS: [&str; 9] =
     ["0", "-1", "01", "+5", "1.0", "", "x", "9007199254740993", "9223372036854775807"];
 
@@ -188,7 +189,7 @@ struct Writing {
     task: TaskName,
     data: Data,
     ends: Ends,
-    created_ms: Option<i64>,
+    created: Option<Created>,
 }
 
 impl Writing {
@@ -197,7 +198,7 @@ impl Writing {
             task: self.task,
             record: self.data.record(now_ms),
             lifetime: self.ends.lifetime(now_ms),
-            created_ms: self.created_ms,
+            created: self.created,
         }
     }
 }
@@ -278,9 +279,17 @@ fn records() -> impl Strategy<Value = Data> {
     ]
 }
 
+fn created() -> impl Strategy<Value = Created> {
+    prop_oneof![sample::select(&CREATION_TIMES[..]).prop_map(Created::At), Just(Created::Newest)]
+}
+
 fn writings() -> impl Strategy<Value = Writing> {
-    (tasks(), records(), ends(), option::of(sample::select(&CREATION_TIMES[..])))
-        .prop_map(|(task, data, ends, created_ms)| Writing { task, data, ends, created_ms })
+    (tasks(), records(), ends(), option::of(created())).prop_map(|(task, data, ends, created)| Writing {
+        task,
+        data,
+        ends,
+        created,
+    })
 }
 
 fn versions() -> impl Strategy<Value = Expected> {
@@ -391,7 +400,7 @@ impl Run {
                 })
             }
             Step::Plain(call) => call.clone(),
-            Step::Look(task) => return self.look(*task, connection),
+            Step::Look(task) => return look(&self.model, *task, &mut self.connections[connection]),
             Step::TimePasses => {
                 self.let_time_pass();
                 return Ok(());
@@ -412,7 +421,8 @@ impl Run {
         let answer = call.command().query::<Value>(&mut self.connections[connection]);
         let after = now_ms();
         let answer = answer.map_err(|error| error.code().unwrap_or("no code").to_owned());
-        let mut replies = Vec::new();
+        let score = call.written().and_then(|task| self.score(task, connection));
+        let mut expected = Vec::new();
         // A key still exists in the millisecond of its expiry.
         let states = self.model.moments(before - 1, after).into_iter();
         let states: Vec<_> = states
@@ -420,47 +430,42 @@ impl Run {
             .collect();
         for (moment, mut model) in states {
             let reply = model.run(call, moment);
-            // A trim in the millisecond of an expiry can remove one task or another, with the same reply.
-            let mut is_certain = |model: &Model| match call {
-                Call::Trim(trimming) => self.agrees_about(trimming.owner, model, connection, before),
-                _ => true,
-            };
-            if reply.is(&answer) && is_certain(&model) {
+            if reply.is(&answer) && self.agrees(call, &mut model, score, before..=after, connection) {
                 self.model = model;
-                return call.written().map_or(Ok(()), |task| self.learn(task, before..=after, connection));
+                return Ok(());
             }
-            replies.push(reply);
+            expected.push(reply);
         }
-        Err(format!("{call:?}: expected {replies:?}, got {answer:?}"))
+        Err(format!(
+            "{call:?} in {before}..={after}: expected {expected:?}, got {answer:?}; its score is {score:?}"
+        ))
     }
 
-    /// Takes over the creation time that the server chose from its clock.
-    fn learn(
+    /// Whether a model is also right about what the reply does not tell. The model learns the creation time that
+    /// the server chose.
+    fn agrees(
         &mut self,
-        task: TaskName,
-        written: std::ops::RangeInclusive<i64>,
+        call: &Call,
+        model: &mut Model,
+        score: Option<i64>,
+        ran: RangeInclusive<i64>,
         connection: usize,
-    ) -> Result<(), String> {
-        if !self.model.has_to_learn(task) {
-            return Ok(());
+    ) -> bool {
+        match call {
+            // A trim in the millisecond of an expiry can remove one task or another, with the same reply.
+            Call::Trim(trimming) => self.agrees_about(trimming.owner, model, connection, *ran.start()),
+            Call::Put(write, _) | Call::Cas(write, _) if model.has_to_learn(write.task) => match score {
+                Some(score) => model.learn(write.task, score, &ran),
+                None => look(model, write.task, &mut self.connections[connection]).is_ok(),
+            },
+            _ => true,
         }
+    }
+
+    fn score(&mut self, task: TaskName, connection: usize) -> Option<i64> {
         let mut score = cmd("ZSCORE");
         score.arg(task.owner.index_key()).arg(task.id);
-        match score.query::<Option<i64>>(&mut self.connections[connection]).unwrap() {
-            Some(created_ms) if written.contains(&created_ms) => {
-                self.model.learn(task, created_ms);
-                Ok(())
-            }
-            None if self.look(task, connection).is_ok() => Ok(()),
-            score => Err(format!("{task:?}: score {score:?} of a task that was written in {written:?}")),
-        }
-    }
-
-    fn look(&mut self, task: TaskName, connection: usize) -> Result<(), String> {
-        let before = now_ms();
-        let found = keys_of(task, &mut self.connections[connection]);
-        let differences = differences(&self.model, task, &found, before);
-        if differences.is_empty() { Ok(()) } else { Err(format!("{task:?}: {differences:?}")) }
+        score.query(&mut self.connections[connection]).unwrap()
     }
 
     /// Whether a model says what the server holds of the owner's tasks.
@@ -490,6 +495,13 @@ impl Run {
         });
         if agrees { Ok(()) } else { Err(format!("at the end, {difference:?}")) }
     }
+}
+
+fn look(model: &Model, task: TaskName, connection: &mut Connection) -> Result<(), String> {
+    let before = now_ms();
+    let found = keys_of(task, connection);
+    let differences = differences(model, task, &found, before);
+    if differences.is_empty() { Ok(()) } else { Err(format!("{task:?}: {differences:?}")) }
 }
 
 /// What a model says otherwise about a task, at each time since `before`; nothing if the model is right at one of them.
@@ -611,7 +623,7 @@ fn plain_commands_find_nothing_of_a_lapsed_task_that_the_module_has_removed() {
         let record =
             Record { bytes: b"data".to_vec(), lifetime: Some(Lifetime::Unlimited), created_ms: None };
         let lifetime = Some(Lifetime::Until(now_ms() + 500));
-        let write = Write { task, record, lifetime, created_ms: Some(1) };
+        let write = Write { task, record, lifetime, created: Some(Created::At(1)) };
         run.call(&Call::Put(write, Limits::default()), 0).unwrap();
         run.call(&Call::Persist(task), 0).unwrap();
         assert_eq!(server.wire().call(&["TTL", &task.key()]), ":-1\r\n");
