@@ -479,23 +479,16 @@ impl Outcomes {
 /// The length of the states that are refused.
 const LONG: usize = 100_000;
 
-fn client_error(error: &StorageError) -> Option<&pmcptask_client::Error> {
-    pmcptask_client::Error::of(error)
-}
-
-/// With a setting of the server at this value, which refuses the saves, and at its default.
-async fn refused_saves_change_nothing(
-    [setting, value, default]: [&str; 3],
-    is_expected: fn(&StorageError) -> bool,
-    reason: &str,
-) {
+/// `setting`: that by which the server refuses the saves at this value. Its errors name it.
+async fn refused_saves_change_nothing([setting, value, default]: [&str; 3]) {
+    let is_expected = |error: &StorageError| matches!(error, StorageError::CapacityExceeded { .. });
     let server = Server::start();
     let savers = Savers::of(&server).await;
     savers.save_all("kept", 0, 10).await.assert_saved();
     let stored = server.dump(0);
     assert_eq!(server.wire().call(&["CONFIG", "SET", setting, value]), OK);
     for (id, version) in [("new", 0), ("kept", 1)] {
-        savers.save_all(id, version, LONG).await.assert_refused(is_expected, reason);
+        savers.save_all(id, version, LONG).await.assert_refused(is_expected, setting);
         assert_eq!(server.dump(0), stored, "after refused saves of {id}");
     }
     assert_eq!(server.wire().call(&["CONFIG", "SET", setting, default]), OK);
@@ -507,16 +500,12 @@ async fn refused_saves_change_nothing(
 
 #[tokio::test]
 async fn save_that_a_full_server_refuses_changes_nothing() {
-    let is_expected = |error: &StorageError| matches!(error, StorageError::CapacityExceeded { .. });
-    refused_saves_change_nothing(["maxmemory", "1", "0"], is_expected, "maxmemory").await;
+    refused_saves_change_nothing(["maxmemory", "1", "0"]).await;
 }
 
 #[tokio::test]
 async fn save_of_a_record_that_is_too_long_for_the_server_changes_nothing() {
-    let is_expected =
-        |error: &StorageError| matches!(client_error(error), Some(pmcptask_client::Error::Refused { .. }));
-    let limit = "pmcptask.max-record-bytes";
-    refused_saves_change_nothing([limit, "50000", "16777216"], is_expected, limit).await;
+    refused_saves_change_nothing(["pmcptask.max-record-bytes", "50000", "16777216"]).await;
 }
 
 #[tokio::test]
@@ -527,8 +516,9 @@ async fn save_to_a_replica_changes_nothing() {
     assert!(holds_within(PATIENCE, || replica.follows_or_leads() && keys(&replica) == keys(&primary)));
     let stored = replica.dump(0);
     let savers = Savers::of(&replica).await;
-    let is_expected =
-        |error: &StorageError| matches!(client_error(error), Some(pmcptask_client::Error::ReadOnly { .. }));
+    let is_expected = |error: &StorageError| {
+        matches!(pmcptask_client::Error::of(error), Some(pmcptask_client::Error::ReadOnly { .. }))
+    };
     for (id, version) in [("new", 0), ("kept", 1)] {
         savers.save_all(id, version, LONG).await.assert_refused(is_expected, "read-only replica");
         assert_eq!(replica.dump(0), stored, "after refused saves of {id}");
