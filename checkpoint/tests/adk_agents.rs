@@ -36,27 +36,27 @@ struct Turn {
 const CONVERSATION: &str = "conversation";
 
 impl ReadonlyContext for Turn {
-    fn invocation_id(&self) -> &str {
+    fn invocation_id(&self) -> &'static str {
         "invocation"
     }
 
-    fn agent_name(&self) -> &str {
+    fn agent_name(&self) -> &'static str {
         "agent"
     }
 
-    fn user_id(&self) -> &str {
+    fn user_id(&self) -> &'static str {
         "user"
     }
 
-    fn app_name(&self) -> &str {
+    fn app_name(&self) -> &'static str {
         "app"
     }
 
-    fn session_id(&self) -> &str {
+    fn session_id(&self) -> &'static str {
         CONVERSATION
     }
 
-    fn branch(&self) -> &str {
+    fn branch(&self) -> &'static str {
         ""
     }
 
@@ -98,15 +98,15 @@ impl InvocationContext for Turn {
 }
 
 impl Session for Turn {
-    fn id(&self) -> &str {
+    fn id(&self) -> &'static str {
         CONVERSATION
     }
 
-    fn app_name(&self) -> &str {
+    fn app_name(&self) -> &'static str {
         "app"
     }
 
-    fn user_id(&self) -> &str {
+    fn user_id(&self) -> &'static str {
         "user"
     }
 
@@ -189,11 +189,11 @@ const CALL: &str = "call-1";
 
 #[async_trait]
 impl Agent for Careful {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "careful"
     }
 
-    fn description(&self) -> &str {
+    fn description(&self) -> &'static str {
         "asks before it acts"
     }
 

@@ -40,6 +40,7 @@ fn done(thread: &str) -> Vec<String> {
 }
 
 #[task]
+#[allow(clippy::unused_async, reason = "tasks are async")]
 async fn double(context: &mut TaskContext, number: i64) -> Result<Value> {
     note(context, &format!("double {number}"));
     Ok(json!(2 * number))

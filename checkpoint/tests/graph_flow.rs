@@ -58,6 +58,7 @@ async fn stored(storage: &dyn SessionStorage, id: &str) -> Session {
     storage.get(id).await.unwrap().unwrap_or_else(|| panic!("there is no session {id:?}"))
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "it is the reply of a call, and nobody needs it any more")]
 fn assert_conflict(saved: Result<(), GraphError>, stored: u64, expected: u64) {
     let numbers = numbers_of_conflict(&saved).unwrap_or_else(|| panic!("expected a conflict, got {saved:?}"));
     assert!(numbers.contains(&stored) && numbers.contains(&expected), "{stored}, {expected}: {saved:?}");

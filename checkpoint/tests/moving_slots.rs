@@ -142,7 +142,7 @@ impl Client {
                 true
             }
             Err(failure) => {
-                self.note(failure);
+                self.note(&failure);
                 false
             }
         }
@@ -160,13 +160,13 @@ impl Client {
                     self.threads[thread].unsettled = Some(change);
                     self.add_thread();
                 }
-                self.note(failure);
+                self.note(&failure);
                 false
             }
         }
     }
 
-    fn note(&mut self, failure: Failure) {
+    fn note(&mut self, failure: &Failure) {
         // The rest names addresses, keys and slots.
         let start = failure.text.split(" at ").next().unwrap_or_default().split(" to ").next();
         let kind = format!("{:?}: {}", failure.applied, start.unwrap_or_default());
