@@ -1,5 +1,6 @@
 //! Clusters of real servers.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -250,9 +251,9 @@ impl Server {
         }
     }
 
-    /// The slots of the keys that match a pattern.
+    /// The slots of the keys that match a pattern, each once.
     #[must_use]
-    pub fn slots_of_keys(&self, pattern: &str) -> Vec<String> {
+    pub fn slots_of_keys(&self, pattern: &str) -> BTreeSet<String> {
         let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query(&mut self.connection()).unwrap();
         keys.iter().map(|key| self.slot_of(key)).collect()
     }
