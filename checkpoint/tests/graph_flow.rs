@@ -3,6 +3,9 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+#[path = "support/sessions.rs"]
+mod sessions;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +21,8 @@ use pmcptask_tests::{
     Cluster, Fault, Proxy, Server, ServerOptions, holds_within, integer, now_ms, sleep_until,
 };
 use tokio::sync::Barrier;
+
+use crate::sessions::{numbers_of_conflict, session};
 
 const RACERS: usize = 32;
 const HOUR: Duration = Duration::from_hours(1);
@@ -49,26 +54,14 @@ async fn ours(server: &Server) -> RedisSessionStorage {
     RedisSessionStorage::new(&server.url()).await.unwrap()
 }
 
-/// A session as a run has it that has read or saved this version.
-fn session(id: &str, version: u64) -> Session {
-    let mut session = Session::new_from_task(id.to_owned(), "start");
-    session.version = version;
-    session
-}
-
 async fn stored(storage: &dyn SessionStorage, id: &str) -> Session {
     storage.get(id).await.unwrap().unwrap_or_else(|| panic!("there is no session {id:?}"))
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "it is the reply of a call, and nobody needs it any more")]
 fn assert_conflict(saved: Result<(), GraphError>, stored: u64, expected: u64) {
-    let Err(GraphError::SessionConflict(text)) = saved else {
-        panic!("expected a conflict, got {saved:?}");
-    };
-    let numbers: Vec<u64> = text
-        .split(|letter: char| !letter.is_ascii_digit())
-        .filter_map(|number| number.parse().ok())
-        .collect();
-    assert!(numbers.contains(&stored) && numbers.contains(&expected), "{stored}, {expected}: {text}");
+    let numbers = numbers_of_conflict(&saved).unwrap_or_else(|| panic!("expected a conflict, got {saved:?}"));
+    assert!(numbers.contains(&stored) && numbers.contains(&expected), "{stored}, {expected}: {saved:?}");
 }
 
 /// All at once; returns how many were saved. The others must be conflicts.

@@ -1,5 +1,6 @@
 //! Clusters of real servers.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -248,6 +249,25 @@ impl Server {
             "+NOKEY\r\n" => false,
             refusal => panic!("no migration: {refusal}"),
         }
+    }
+
+    /// The slots of the keys that match a pattern, each once.
+    #[must_use]
+    pub fn slots_of_keys(&self, pattern: &str) -> BTreeSet<String> {
+        let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query(&mut self.connection()).unwrap();
+        keys.iter().map(|key| self.slot_of(key)).collect()
+    }
+
+    /// Moves up to `most` keys of a slot that is moving; false if there were none. Each key may end before it is moved.
+    #[must_use]
+    pub fn migrate_up_to(&self, most: usize, slot: &str, to: &Self) -> bool {
+        let mut keys = redis::cmd("CLUSTER");
+        keys.arg("GETKEYSINSLOT").arg(slot).arg(most);
+        let keys: Vec<String> = keys.query(&mut self.connection()).unwrap();
+        if !keys.is_empty() {
+            let _ = self.migrate_what_is_left(&keys.iter().map(String::as_str).collect::<Vec<_>>(), to);
+        }
+        !keys.is_empty()
     }
 
     /// Tells both nodes that a slot has arrived.

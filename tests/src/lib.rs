@@ -7,6 +7,7 @@
 //! - [`Port`]: a port that nobody else gets.
 //! - [`Wire`]: replies byte by byte, as any client gets them.
 //! - [`Proxy`]: a connection to a server that fails on purpose.
+//! - [`Progress`]: how far clients have come that work at the same time.
 //! - [`Load`]: clients that write and read, and record what must be stored.
 //! - [`lua_backend`]: the backend that this project replaces.
 //! - [`conformance`]: the rules of `StorageBackend`.
@@ -27,6 +28,7 @@ mod lua;
 pub mod model;
 mod outcome;
 mod port;
+mod progress;
 mod proxy;
 pub mod refusals;
 mod sentinel;
@@ -41,6 +43,7 @@ pub use load::{A_WHILE, CLIENTS, Load};
 pub use lua::lua_backend;
 pub use outcome::{reason, show, skipped};
 pub use port::Port;
+pub use progress::Progress;
 pub use proxy::{Fault, Proxy};
 pub use sentinel::SentinelGroup;
 pub use server::{

@@ -6,8 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
@@ -16,6 +14,7 @@ use pmcptask_client::{Applied, Error, RedisBackend, RedisBackendBuilder};
 use tokio::task::JoinHandle;
 
 use crate::dice::Dice;
+use crate::progress::Progress;
 use crate::{now_ms, show, timestamp};
 
 /// How many clients there are.
@@ -51,9 +50,7 @@ type State = Option<(u64, Vec<u8>)>;
 /// The running clients.
 pub struct Load {
     clients: Vec<JoinHandle<Account>>,
-    ends: Arc<AtomicBool>,
-    /// Successful calls of each client.
-    successes: Vec<Arc<AtomicUsize>>,
+    progress: Progress,
 }
 
 impl Load {
@@ -63,8 +60,7 @@ impl Load {
         for _ in 0..CLIENTS {
             backends.push(builder.clone().connect().await.unwrap());
         }
-        let ends = Arc::new(AtomicBool::new(false));
-        let successes: Vec<_> = backends.iter().map(|_| Arc::new(AtomicUsize::new(0))).collect();
+        let progress = Progress::of(CLIENTS);
         let start = |(number, backend)| {
             let client = Client {
                 backend,
@@ -72,25 +68,18 @@ impl Load {
                 dice: Dice::new(0x9E37_79B9_7F4A_7C15 ^ number as u64),
                 made: 0,
                 account: Account::default(),
-                successes: successes[number].clone(),
+                progress: progress.clone(),
             };
-            tokio::spawn(client.work(ends.clone()))
+            tokio::spawn(client.work())
         };
-        let load = Self { clients: backends.into_iter().enumerate().map(start).collect(), ends, successes };
+        let load = Self { clients: backends.into_iter().enumerate().map(start).collect(), progress };
         load.go_on_for(A_WHILE).await;
         load
     }
 
-    /// Waits for this many more successful calls, an equal share from each client.
+    /// See [`Progress::go_on_for`].
     pub async fn go_on_for(&self, calls: usize) {
-        let limit = Duration::from_mins(1);
-        let share = calls.div_ceil(self.successes.len());
-        let counts = || self.successes.iter().map(|count| count.load(Ordering::SeqCst)).collect::<Vec<_>>();
-        let (before, started) = (counts(), Instant::now());
-        while counts().iter().zip(&before).any(|(count, before)| *count < before + share) {
-            assert!(started.elapsed() < limit, "a client does not recover: {before:?}, now {:?}", counts());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        self.progress.go_on_for(calls).await;
     }
 
     /// Goes on for [`A_WHILE`], stops the clients, checks what is stored, and shows the counts.
@@ -100,7 +89,7 @@ impl Load {
     /// If a write was lost, if a reply was wrong, or if a client had no successful call for `longest_outage`.
     pub async fn end(self, what: &str, builder: RedisBackendBuilder, longest_outage: Duration) {
         self.go_on_for(A_WHILE).await;
-        self.ends.store(true, Ordering::SeqCst);
+        self.progress.end();
         let mut whole = Account::default();
         for client in self.clients {
             whole.add(client.await.unwrap());
@@ -213,15 +202,15 @@ struct Client {
     /// How many tasks were created, so that each gets its own id.
     made: usize,
     account: Account,
-    successes: Arc<AtomicUsize>,
+    progress: Progress,
 }
 
 impl Client {
-    async fn work(mut self, ends: Arc<AtomicBool>) -> Account {
+    async fn work(mut self) -> Account {
         let mut tasks: Vec<_> =
             (0..OWNERS_OF_A_CLIENT * TASKS_OF_AN_OWNER).map(|n| self.new_task(n)).collect();
         let mut last_success = Instant::now();
-        while !ends.load(Ordering::SeqCst) {
+        while !self.progress.is_over() {
             let number = self.next_random(tasks.len());
             let key = tasks[number].clone();
             let succeeded = self.step(&key).await;
@@ -233,7 +222,7 @@ impl Client {
             if succeeded {
                 self.account.operations += 1;
                 last_success = Instant::now();
-                self.successes.fetch_add(1, Ordering::SeqCst);
+                self.progress.count(self.number);
             } else {
                 tokio::time::sleep(AFTER_AN_ERROR).await;
             }

@@ -50,34 +50,17 @@ async fn slot_that_is_half_moved_for_a_while_loses_nothing() {
     let cluster = Cluster::start(3, 1);
     let load = Load::start(&builder(&cluster)).await;
     let [first, second] = [0, 1].map(|number| &cluster.servers[number]);
-    for slot in occupied_slots(first).iter().take(3).map(String::as_str) {
+    for slot in first.slots_of_keys("*:idx:*").iter().take(3) {
         first.start_moving(slot, second);
         // Half of an owner's keys; then no keys for a while; then all that are left, including new ones.
-        migrate(first, second, slot, 2);
+        let _ = first.migrate_up_to(2, slot, second);
         load.go_on_for(A_WHILE / 2).await;
-        while migrate(first, second, slot, 100) {}
+        while first.migrate_up_to(100, slot, second) {}
         load.go_on_for(A_WHILE / 2).await;
         first.stop_moving(slot, second);
     }
     cluster.wait_until_settled();
     end("slots half moved", load, &cluster, CALL * 3).await;
-}
-
-/// Slots of a node that have keys.
-fn occupied_slots(server: &Server) -> Vec<String> {
-    let keys: Vec<String> = redis::cmd("KEYS").arg("*:idx:*").query(&mut server.connection()).unwrap();
-    keys.iter().map(|key| server.slot_of(key)).collect()
-}
-
-/// Moves up to `most` keys of a slot; false if there were none. Each key may disappear before it is moved.
-fn migrate(from: &Server, to: &Server, slot: &str, most: usize) -> bool {
-    let mut keys = redis::cmd("CLUSTER");
-    keys.arg("GETKEYSINSLOT").arg(slot).arg(most);
-    let keys: Vec<String> = keys.query(&mut from.connection()).unwrap();
-    if !keys.is_empty() {
-        let _ = from.migrate_what_is_left(&keys.iter().map(String::as_str).collect::<Vec<_>>(), to);
-    }
-    !keys.is_empty()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,8 @@
-//! What the suites of `RedisCheckpointer` share.
+//! What the suites of savers share.
 // Each suite uses its part.
 #![allow(dead_code)]
+
+pub(crate) mod savers;
 
 use adk_graph::error::GraphError;
 use adk_graph::state::{Checkpoint, State};
