@@ -295,7 +295,7 @@ async fn calls_take_the_round_trips_that_are_documented() {
     assert_eq!(taken(&server, storage.save(session("s", 1))).await, [cas], "a conflict");
     assert_eq!(taken(&server, storage.save(session("s", 0))).await, [list, put], "a creation too late");
     assert_eq!(taken(&server, storage.get("s")).await, [list]);
-    assert_eq!(taken(&server, storage.delete("s")).await, ["pmcptask.del", list]);
+    assert_eq!(taken(&server, storage.delete("s")).await, ["pmcptask.trim"]);
     assert_eq!(taken(&server, storage.save(session("s", 2))).await, [cas, put], "after a delete");
     assert_eq!(taken(&server, storage.save(session("s", 3))).await, [cas, cas, list, put], "later");
 }
