@@ -115,11 +115,12 @@ bench_folder := $(if $(BENCH_QUICK)$(filter-out redis-server,$(SERVER)),$(target
 bench = PMCPTASK_SERVER='$(SERVER)' PMCPTASK_MODULE='$(module)' \
   cargo run --locked --quiet --release --package pmcptask-bench --
 
-bench: build ## Compare lives of tasks, MCP over HTTP, latency and throughput with the Lua backend; BENCH_QUICK=1 measures less
+bench: build ## Compare lives of tasks, MCP over HTTP, latency and throughput with the Lua backend, checkpoints with others; BENCH_QUICK=1 measures less
 	$(bench) throughput $(bench_folder)
 	$(bench) lives $(bench_folder)
 	$(bench) mcp $(bench_folder)
 	$(bench) placement $(bench_folder)
+	$(bench) checkpoints $(bench_folder)
 
 bench-instructions: build ## Count the server's instructions per command (installs valgrind if it is missing)
 	@scripts/install-prerequisites.sh valgrind
