@@ -32,8 +32,7 @@ use std::path::Path;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-const USAGE: &str =
-    "usage: pmcptask-bench instructions|throughput|lives|mcp|placement|checkpoints|growth|waiting|wait-command FOLDER";
+const USAGE: &str = "usage: pmcptask-bench instructions|throughput|lives|mcp|placement|checkpoints|growth|waiting|wait-command FOLDER";
 
 /// Whether less is to be measured, in some minutes instead of an hour.
 fn is_quick() -> bool {

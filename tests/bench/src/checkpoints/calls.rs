@@ -23,7 +23,7 @@ const LENGTHS: [usize; 3] = [10, 100, 1_000];
 const KEPT: usize = 10;
 const IN_FLIGHT: usize = 16;
 
-/// This project's, on a server that writes each save to the disk before the reply, as SQLite does.
+/// This project's, on a server that writes each save to the disk before the reply, as `SQLite` does.
 const OURS_AOF: &str = "pmcptask, appendfsync always";
 const HGETALL: &str = "HGETALL";
 const HGETALL_PARSED: &str = "HGETALL, parsed";

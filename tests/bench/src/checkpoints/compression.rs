@@ -13,7 +13,8 @@ use pmcptask_tests::{Fault, Proxy, Server};
 use crate::figures::{percentile, short};
 use crate::{Result, is_quick, states};
 
-const SIZES: [(usize, &str); 4] = [(1_000, "1 KB"), (10_000, "10 KB"), (100_000, "100 KB"), (1_000_000, "1 MB")];
+const SIZES: [(usize, &str); 4] =
+    [(1_000, "1 KB"), (10_000, "10 KB"), (100_000, "100 KB"), (1_000_000, "1 MB")];
 /// Of a network of 1 Gbit/s.
 const BYTES_PER_SECOND: u64 = 125_000_000;
 
@@ -26,9 +27,8 @@ fn times() -> usize {
 pub(super) async fn table(server: &Server) -> Result<String> {
     let proxy = Proxy::to(server.port());
     proxy.set(Fault::Bandwidth { bytes_per_second: BYTES_PER_SECOND });
-    let saver = async |compression| {
-        RedisCheckpointer::builder(&proxy.url()).compression(compression).connect().await
-    };
+    let saver =
+        async |compression| RedisCheckpointer::builder(&proxy.url()).compression(compression).connect().await;
     let savers = [saver(Compression::Off).await?, saver(Compression::default()).await?];
     let mut table = "| state | ratio | compress | decompress | save, JSON | save, compressed | load, JSON | load, compressed |\n\
                      |---|---|---|---|---|---|---|---|\n"

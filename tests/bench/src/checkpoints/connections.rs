@@ -32,9 +32,10 @@ pub(super) async fn table(server: &Server) -> Result<String> {
         ("noise, compressed", Some(&noise), Compression::default()),
         ("text, not compressed", Some(&text), Compression::Off),
     ];
-    let mut table = "| large states | connections | p50 | p99 | longest | large saves and loads per second |\n\
+    let mut table =
+        "| large states | connections | p50 | p99 | longest | large saves and loads per second |\n\
                      |---|---|---|---|---|---|\n"
-        .to_owned();
+            .to_owned();
     for (large, state, compression) in cases {
         for connections in CONNECTIONS {
             server.wire().call(&["FLUSHALL"]);

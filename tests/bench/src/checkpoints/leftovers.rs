@@ -75,7 +75,8 @@ pub(super) async fn table(servers: &Servers) -> Result<String> {
         (LC, "deleted", others, Life::Deleted(Arc::new(lc.clone()))),
         (LC, "pruned to 0", others, Life::LangGraphPrunedToNone(lc)),
     ];
-    let mut table = "| saver | threads are | keys at most | keys left | bytes left |\n|---|---|---|---|---|\n".to_owned();
+    let mut table =
+        "| saver | threads are | keys at most | keys left | bytes left |\n|---|---|---|---|---|\n".to_owned();
     for (name, end, server, life) in lives {
         let [most, left, bytes] = left_by(server, &Arc::new(life)).await?;
         writeln!(table, "| {name} | {end} | {most} | {left} | {bytes} |")?;
