@@ -7,6 +7,7 @@ use futures_util::stream::{self, StreamExt as _};
 use pmcptask_client::{Lease, RedisBackend, TaskPosition};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tokio::task::unconstrained;
 
 use crate::builder::SaverBuilder;
 use crate::compression::RecordError;
@@ -78,7 +79,8 @@ pub trait Checkpoints: Send + Sync {
     /// Saves a checkpoint, as the thread's newest one or over the one with its id. Returns its version.
     async fn save(&self, thread: &str, checkpoint: &NewCheckpoint) -> Result<u64, Error>;
 
-    /// Saves many at once, those of a thread in their order. The results have their order too, and each is that of its own `save`.
+    /// Saves many at once: those of a thread in their order, unless the connection is lost meanwhile. The results have their order,
+    /// and each is that of its own `save`.
     async fn save_many(&self, checkpoints: &[(&str, &NewCheckpoint)]) -> Vec<Result<u64, Error>>;
 
     /// Saves a checkpoint over this version of it; 0: if there is none with its id. Returns the new version.
@@ -245,7 +247,8 @@ impl Checkpoints for RedisCheckpoints {
                 self.threads.put(turn, thread, &task_id(&checkpoint.id), json(checkpoint)?).await
             })
             .collect();
-        stream::iter(saved).buffered(AT_ONCE).collect().await
+        // Otherwise each 128th save would wait for tokio's next turn, and be sent after those behind it.
+        unconstrained(stream::iter(saved).buffered(AT_ONCE).collect()).await
     }
 
     async fn compare_and_swap(

@@ -254,7 +254,7 @@ impl Threads {
         Ok(page.into_iter().map(|task| self.stored(thread, task)).collect())
     }
 
-    /// Keeps a thread's newest `keep` records, which have no names, and returns how many it removed.
+    /// Keeps a thread's newest `keep` records, which have no pointers, and returns how many it removed.
     pub(crate) async fn trim(&self, thread: &str, keep: usize) -> Result<usize, Error> {
         Ok(self.turn().backend().trim(thread, keep).await?)
     }

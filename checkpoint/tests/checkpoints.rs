@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use pmcptask_checkpoint::{
-    Checkpoint, Checkpoints, Compression, Error, NewCheckpoint, RecordError, RedisCheckpoints,
+    Checkpoint, Checkpoints, CheckpointsConfig, Compression, Error, NewCheckpoint, RecordError,
+    RedisCheckpoints,
 };
 use pmcptask_tests::{Cluster, Server};
 use serde_json::json;
@@ -91,6 +92,53 @@ async fn many_are_saved_and_loaded_with_a_result_each_in_their_order() {
             assert_eq!(&loaded.unwrap().unwrap().saved, saved);
         }
         assert!(store.load_many(&[("nobody", None)]).await[0].as_ref().unwrap().is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_of_one_thread_are_saved_in_their_order_over_several_connections() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for (url, prefix) in [(server.url(), "order"), (cluster.url(), "order")] {
+        let store = RedisCheckpoints::builder(&url).prefix(prefix).connections(3).connect().await.unwrap();
+        let checkpoints: Vec<_> = (0..300).map(|n| new(&n.to_string(), n)).collect();
+        let of_thread: Vec<_> = checkpoints.iter().map(|saved| ("thread", saved)).collect();
+        assert!(store.save_many(&of_thread).await.into_iter().all(|saved| saved.unwrap() == 1));
+        let listed = store.list("thread", 300, None).await.unwrap();
+        let newest_first: Vec<_> = checkpoints.iter().rev().map(|saved| saved.id.as_str()).collect();
+        assert_eq!(ids(&listed), newest_first);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_by_the_names_of_other_savers_take_effect() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    let config = CheckpointsConfig {
+        redis_url: server.url(),
+        pool_size: 3,
+        default_ttl_secs: Some(60),
+        key_prefix: "named".to_owned(),
+        compression: false,
+        ..CheckpointsConfig::default()
+    };
+    let long = NewCheckpoint::new("long", json!("again ".repeat(10_000)));
+    let clients = || redis::cmd("CLIENT").arg("LIST").query::<String>(&mut server.connection()).unwrap();
+    let before = clients().lines().count();
+    let store = RedisCheckpoints::from_config(&config).connect().await.unwrap();
+    assert_eq!(clients().lines().count(), before + 3);
+    store.save("thread", &long).await.unwrap();
+    let key = "named:tasks:thread:long";
+    let ask = |command: &str, options: &[&str]| -> i64 {
+        redis::cmd(command).arg(key).arg(options).query(&mut server.connection()).unwrap()
+    };
+    assert!((1..=60_001).contains(&ask("PTTL", &[])));
+    assert!(ask("HSTRLEN", &["data"]) > 60_000);
+
+    let redis_url = cluster.url().replacen("redis+cluster://", "redis://", 1);
+    let url_of_one = redis_url.split(',').next().unwrap().to_owned();
+    let in_cluster = CheckpointsConfig { redis_url: url_of_one, enable_cluster: true, ..config };
+    let store = RedisCheckpoints::from_config(&in_cluster).connect().await.unwrap();
+    for n in 0..20 {
+        assert_eq!(store.save(&format!("thread-{n}"), &long).await.unwrap(), 1);
     }
 }
 
