@@ -171,8 +171,8 @@ impl ProcessLeases {
         }
     }
 
-    /// Until when a lease is certain to live; None if it is dead. A lease that cannot be looked at is taken for alive, for a
-    /// short time: the worker may well be.
+    /// Until when a lease lives, up to 1 ms more because `PTTL` counts in whole ms; None if it is dead. A lease that cannot be
+    /// looked at is taken for alive, for a short time: the worker may well be.
     async fn alive_until(self: &Arc<Self>, lease: &str) -> Option<Instant> {
         // This process knows best whether it lives.
         if let Ok(Some(own)) = self.own.try_lock().map(|own| own.lease.upgrade())
