@@ -110,7 +110,7 @@ fn run(wire: &mut Wire, operations: usize) {
             n += 1;
             sent += round(wire, n);
         }
-        // The wait takes 1 ms, too long for each round.
+        // Too long for each round: an idle server looks for what has timed out `hz` times a second.
         let waits =
             ["PUT pmcp:tasks:w:t pmcp:idx:w x", "WAIT pmcp:tasks:w:t 1 1", "DEL pmcp:tasks:w:t pmcp:idx:w"];
         for line in waits {
@@ -141,8 +141,9 @@ fn settled_memory(wire: &mut Wire) -> u64 {
 #[test]
 fn a_million_operations_leave_used_memory_where_it_was() {
     let operations = env::var("PMCPTASK_LEAK_OPERATIONS").map_or(1_000_000, |number| number.parse().unwrap());
-    // On a busy machine any command can be slow, and the server keeps the latest slow ones.
-    let server = Server::start_with(&ServerOptions::default().set("slowlog-log-slower-than", "-1"));
+    // On a busy machine any command can be slow, and the server keeps the latest slow ones. Waits of 1 ms take 1/`hz` s.
+    let options = ServerOptions::default().set("slowlog-log-slower-than", "-1").set("hz", "500");
+    let server = Server::start_with(&options);
     let mut wire = server.wire();
     // Buffers and tables reach their size first.
     run(&mut wire, operations / 10);
