@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::stream::{self, StreamExt as _};
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use pmcptask_client::{Lease, RedisBackend, TaskPosition};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -110,6 +110,11 @@ pub trait Checkpoints: Send + Sync {
         before: Option<&TaskPosition>,
     ) -> Result<Vec<Result<Checkpoint, Error>>, Error>;
 
+    /// Each checkpoint that is saved to the thread from now on, in the order in which they are saved. One that is saved again
+    /// over its id is not shown again, unless it was deleted before. One that is deleted before it was read is left out. A record
+    /// that cannot be read is an error in its place. No error ends the stream.
+    async fn changes(&self, thread: &str) -> Result<BoxStream<'static, Result<Checkpoint, Error>>, Error>;
+
     /// Deletes the checkpoint with this id, or all of the thread. Returns how many there were.
     async fn delete(&self, thread: &str, id: Option<&str>) -> Result<usize, Error>;
 
@@ -133,6 +138,7 @@ pub trait Checkpoints: Send + Sync {
 /// | `save_many`, `load_many` | 1 for each 1,000, in a cluster for each node | |
 /// | `delete` of a thread, `prune` | 1 for each 1,000 checkpoints removed | O(n log n) |
 /// | `stats` | 1 for each 500 checkpoints | O(n) |
+/// | `changes` | 2, and 2 for each change; none while nothing changes | O(log n + what is new) |
 ///
 /// ```
 /// use pmcptask_checkpoint::{Checkpoints as _, NewCheckpoint, RedisCheckpoints};
@@ -154,6 +160,31 @@ pub trait Checkpoints: Send + Sync {
 /// # Ok(())
 /// # }
 /// ```
+///
+/// Others can follow a thread:
+///
+/// ```
+/// use futures_util::StreamExt as _;
+/// use pmcptask_checkpoint::{Checkpoints as _, NewCheckpoint, RedisCheckpoints};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let Some(server) = pmcptask_tests::server_for_example() else { return Ok(()) };
+/// # let url = server.url();
+/// let checkpoints = RedisCheckpoints::builder(&url).connect().await?;
+/// let mut changes = checkpoints.changes("thread-1").await?;
+/// for id in ["a", "b"] {
+///     checkpoints.save("thread-1", &NewCheckpoint::new(id, serde_json::json!({}))).await?;
+/// }
+/// assert_eq!(changes.next().await.expect("the stream does not end")?.saved.id, "a");
+/// assert_eq!(changes.next().await.expect("the stream does not end")?.saved.id, "b");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The server tells of changes, so such a stream makes no requests while nothing changes. It misses nothing while the
+/// connection or the server is away, also if the thread is deleted and begun again meanwhile. [`RedisBackend::tail`] has
+/// its limits, and says when the server has to be asked once a second. A read of the stream refreshes no TTL.
 ///
 /// The order is that in which the server carried out the saves, whatever the clocks say. Keys are
 /// `checkpoints:tasks:<thread>:<id>` and `checkpoints:idx:<thread>`, as for tasks, with `:` as `%3A` and `%` as `%25` in
@@ -312,6 +343,12 @@ impl Checkpoints for RedisCheckpoints {
         let checkpoints = checkpoints.collect();
         self.threads.refresh(thread, &read).await?;
         Ok(checkpoints)
+    }
+
+    async fn changes(&self, thread: &str) -> Result<BoxStream<'static, Result<Checkpoint, Error>>, Error> {
+        let saved = self.threads.changes(thread).await?;
+        let thread = thread.to_owned();
+        Ok(saved.map(move |stored| checkpoint(&thread, stored?)).boxed())
     }
 
     async fn delete(&self, thread: &str, id: Option<&str>) -> Result<usize, Error> {

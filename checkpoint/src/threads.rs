@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use futures_util::StreamExt as _;
 use futures_util::future::try_join_all;
+use futures_util::stream::BoxStream;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend as _;
 use pmcptask_client::{Lease, ListedEntry, ListedTask, Order, RedisBackend, TaskPosition, WriteTerms};
@@ -252,6 +254,19 @@ impl Threads {
         let turn = self.turn();
         let page = turn.backend().list_page(thread, before, count, Order::NewestFirst).await?;
         Ok(page.into_iter().map(|task| self.stored(thread, task)).collect())
+    }
+
+    /// The records that are saved to a thread from now on, in order. A record that cannot be read is an error in its place.
+    pub(crate) async fn changes(
+        &self,
+        thread: &str,
+    ) -> Result<BoxStream<'static, Result<Stored, Error>>, Error> {
+        let backend = self.of_leases();
+        let newest = backend.list_entries(thread, None, 1, Order::NewestFirst).await?;
+        let last = newest.first().map(ListedEntry::position);
+        let saved = backend.tail(thread, last.as_ref()).await?;
+        let (threads, thread) = (self.clone(), thread.to_owned());
+        Ok(saved.map(move |task| threads.stored(&thread, task?)).boxed())
     }
 
     /// Keeps a thread's newest `keep` records, which have no pointers, and returns how many it removed.

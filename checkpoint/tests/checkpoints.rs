@@ -5,11 +5,13 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use futures_util::stream::{BoxStream, StreamExt as _};
 use pmcptask_checkpoint::{
     Checkpoint, Checkpoints, CheckpointsConfig, Compression, Error, NewCheckpoint, RecordError,
     RedisCheckpoints,
 };
-use pmcptask_tests::{Cluster, Server};
+use pmcptask_tests::{Cluster, Server, ServerOptions};
 use serde_json::json;
 
 async fn stores(server: &Server, cluster: &Cluster, prefix: &str) -> [RedisCheckpoints; 2] {
@@ -23,6 +25,30 @@ fn new(id: &str, step: usize) -> NewCheckpoint {
 
 fn ids(listed: &[Result<Checkpoint, Error>]) -> Vec<&str> {
     listed.iter().map(|checkpoint| checkpoint.as_ref().unwrap().saved.id.as_str()).collect()
+}
+
+type Changes = BoxStream<'static, Result<Checkpoint, Error>>;
+
+/// The next checkpoints of a stream, which has to yield them soon.
+async fn next(changes: &mut Changes, count: usize) -> Vec<Checkpoint> {
+    let next = changes.take(count).map(Result::unwrap).collect();
+    tokio::time::timeout(Duration::from_secs(20), next).await.expect("as many are saved")
+}
+
+/// The id of the next one, whatever errors come first.
+async fn next_id_after_errors(changes: &mut Changes) -> String {
+    let next = async {
+        loop {
+            if let Ok(checkpoint) = changes.next().await.unwrap() {
+                return checkpoint.saved.id;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), next).await.expect("one is saved")
+}
+
+async fn next_ids(changes: &mut Changes, count: usize) -> Vec<String> {
+    next(changes, count).await.into_iter().map(|checkpoint| checkpoint.saved.id).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,6 +199,131 @@ async fn record_of_others_is_an_error_that_names_it_and_hides_no_checkpoint() {
     let listed = store.list("thread", 10, None).await.unwrap();
     assert!(listed[0].is_err());
     assert_eq!(listed[1].as_ref().unwrap().saved.id, "a");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_are_what_is_saved_after_the_call_in_order_and_once_each() {
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for store in stores(&server, &cluster, "changes").await {
+        store.save("thread", &new("a", 1)).await.unwrap();
+        let mut changes = store.changes("thread").await.unwrap();
+        // Before anybody asks for the first one.
+        let b = new("b:%", 2).with_parent("a");
+        store.save("thread", &b).await.unwrap();
+        store.save("another", &new("x", 1)).await.unwrap();
+        store.compare_and_swap("thread", &new("", 3), 0).await.unwrap();
+        let first = next(&mut changes, 1).await.remove(0);
+        assert_eq!((first.thread.as_str(), &first.saved, first.version), ("thread", &b, 1));
+        let listed = store.list("thread", 1, first.position.as_ref()).await.unwrap();
+        assert_eq!(ids(&listed), ["a"]);
+        assert_eq!(next_ids(&mut changes, 1).await, [""]);
+        // Saved again over their ids.
+        for id in ["a", "b:%", ""] {
+            assert_eq!(store.save("thread", &new(id, 9)).await.unwrap(), 2);
+        }
+        // Deleted and begun again, faster than the clock goes on.
+        for round in 0..5 {
+            let of_round: Vec<_> = (0..20).map(|step| new(&format!("{round}-{step}"), step)).collect();
+            for saved in &of_round {
+                store.save("thread", saved).await.unwrap();
+            }
+            let saved: Vec<_> = of_round.into_iter().map(|saved| saved.id).collect();
+            assert_eq!(next_ids(&mut changes, 20).await, saved);
+            store.delete("thread", None).await.unwrap();
+        }
+        // One that was deleted is another one.
+        store.save("thread", &new("a", 1)).await.unwrap();
+        assert_eq!(next_ids(&mut changes, 1).await, ["a"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_who_follows_a_thread_sees_what_all_savers_save_in_the_order_of_the_list() {
+    const SAVERS: usize = 16;
+    const STEPS: usize = 25;
+    let (server, cluster) = (Server::start(), Cluster::shared());
+    for url in [server.url(), cluster.url()] {
+        let connect = || RedisCheckpoints::builder(&url).prefix("followed").connections(2).connect();
+        let store = connect().await.unwrap();
+        let mut followers = Vec::new();
+        for _ in 0..20 {
+            let mut changes = store.changes("thread").await.unwrap();
+            followers.push(tokio::spawn(async move { next_ids(&mut changes, SAVERS * STEPS).await }));
+        }
+        let savers = (0..SAVERS).map(|saver| async move {
+            let store = connect().await.unwrap();
+            for step in 0..STEPS {
+                store.save("thread", &new(&format!("{saver}-{step}"), step)).await.unwrap();
+            }
+        });
+        join_all(savers).await;
+        let listed = store.list("thread", SAVERS * STEPS, None).await.unwrap();
+        let oldest_first: Vec<_> = ids(&listed).into_iter().rev().collect();
+        for follower in followers {
+            assert_eq!(follower.await.unwrap(), oldest_first);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_missed_by_who_follows_a_thread_while_connections_and_the_server_end() {
+    let mut server = Server::start_with(&ServerOptions::default().with_aof());
+    let url = server.url();
+    let connect = || RedisCheckpoints::builder(&url).connect();
+    let (store, other) = (connect().await.unwrap(), connect().await.unwrap());
+    let mut changes = store.changes("thread").await.unwrap();
+    let mut seen = Vec::new();
+    for round in 0..6 {
+        let step = |step: usize| new(&format!("{round}-{step}"), step);
+        other.save("thread", &step(0)).await.unwrap();
+        seen.extend(next_ids(&mut changes, 1).await);
+        if round % 2 == 0 {
+            server.wire().call(&["CLIENT", "KILL", "TYPE", "normal"]);
+        } else {
+            server.kill();
+            server.restart();
+        }
+        // Whether the client knows that its connection is lost, or not yet: the same save can be repeated.
+        while other.save("thread", &step(1)).await.is_err() {}
+        seen.push(next_id_after_errors(&mut changes).await);
+    }
+    let listed = store.list("thread", 100, None).await.unwrap();
+    assert_eq!(seen, ids(&listed).into_iter().rev().collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn record_of_others_is_an_error_in_its_place_of_the_changes() {
+    let server = Server::start();
+    let store = RedisCheckpoints::builder(&server.url()).connect().await.unwrap();
+    let mut changes = store.changes("thread").await.unwrap();
+    store.save("thread", &new("a", 1)).await.unwrap();
+    let mut put = redis::cmd("PMCPTASK.PUT");
+    put.arg("checkpoints:tasks:thread:foreign").arg("checkpoints:idx:thread").arg("[secret");
+    put.arg("CREATED").arg("NEWEST").exec(&mut server.connection()).unwrap();
+    store.save("thread", &new("b", 2)).await.unwrap();
+    assert_eq!(next_ids(&mut changes, 1).await, ["a"]);
+    let error = changes.next().await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Record { cause: RecordError::Json { .. }, .. }), "{error}");
+    assert_eq!(next_ids(&mut changes, 1).await, ["b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_threads_are_followed_at_once_and_each_stream_has_its_own() {
+    const THREADS: usize = 1_000;
+    let server = Server::start();
+    let store = RedisCheckpoints::builder(&server.url()).connect().await.unwrap();
+    let threads: Vec<_> = (0..THREADS).map(|thread| format!("thread-{thread}")).collect();
+    let changes = join_all(threads.iter().map(|thread| store.changes(thread))).await;
+    for step in 0..3 {
+        let checkpoint = &new(&step.to_string(), step);
+        let saves: Vec<_> = threads.iter().map(|thread| (thread.as_str(), checkpoint)).collect();
+        assert!(store.save_many(&saves).await.iter().all(Result::is_ok));
+    }
+    for (thread, changes) in threads.iter().zip(changes) {
+        let seen = next(&mut changes.unwrap(), 3).await;
+        assert!(seen.iter().all(|checkpoint| checkpoint.thread == *thread));
+        assert!(seen.iter().map(|checkpoint| checkpoint.saved.id.as_str()).eq(["0", "1", "2"]));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,12 +8,17 @@ use std::time::Duration;
 
 use adk_graph::checkpoint::{Checkpointer, RetentionPolicy};
 use adk_graph::state::{Checkpoint, State};
+use futures_util::StreamExt as _;
 use graph_flow::{Session, SessionStorage};
 use pmcptask_checkpoint::adk::RedisCheckpointer;
 use pmcptask_checkpoint::graph_flow::RedisSessionStorage;
 use pmcptask_checkpoint::pmcptask_client::Lease;
 use pmcptask_checkpoint::{Checkpoints, NewCheckpoint, RedisCheckpoints};
 use pmcptask_tests::{Cluster, OK, Server};
+use tokio::time::timeout;
+
+/// What is needed to follow a thread without polling.
+const OF_CHANGES: [&str; 3] = ["+client|tracking", "+client|caching", "+pttl"];
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -53,6 +58,7 @@ async fn use_all(url: &str) -> Outcome {
     }
     let named = RedisCheckpoints::builder(url).client(|client| client.client_name("agents"));
     named.connect().await?.health().await?;
+    follow(url).await?;
     use_storage(url, Also::Refresh).await
 }
 
@@ -75,6 +81,14 @@ async fn use_checkpoints(url: &str, also: Also) -> Outcome {
     checkpoints.prune("thread", 1).await?;
     checkpoints.delete("thread", Some("id")).await?;
     checkpoints.delete("thread", None).await?;
+    Ok(())
+}
+
+async fn follow(url: &str) -> Outcome {
+    let checkpoints = RedisCheckpoints::builder(url).connect().await?;
+    let mut changes = checkpoints.changes("thread").await?;
+    checkpoints.save("thread", &NewCheckpoint::new("id", serde_json::json!({}))).await?;
+    changes.next().await.ok_or("no change")??;
     Ok(())
 }
 
@@ -134,8 +148,9 @@ async fn assert_needed(server: &Server, rules: &[&str], uses: impl AsyncFn(&str)
 #[tokio::test]
 async fn named_permissions_are_enough_and_each_is_needed() {
     let server = Server::start();
-    // These do no more than a cluster needs, and a name.
+    // A cluster needs some of these, and a name one. Without the others, who follows a thread polls.
     let spare = ["+cluster|slots", "+asking", "+client|setname"];
+    let spare = [&spare[..], &OF_CHANGES].concat();
     let needed: Vec<_> = rules().into_iter().filter(|rule| !spare.contains(rule)).collect();
     assert_needed(&server, &needed, async |url: &str| {
         use_checkpoints(url, Also::Refresh).await?;
@@ -176,5 +191,26 @@ async fn each_row_of_the_table_names_what_its_use_needs_and_nothing_else() {
             let rules = rules_for(&["all", "graph-flow", row]);
             assert_needed(&server, &rules, async |url: &str| use_storage(url, also).await).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn who_follows_a_thread_polls_without_any_of_the_permissions_for_changes_and_not_with_all() {
+    let server = Server::start();
+    let rules = rules_for(&["all", "RedisCheckpoints", "changes"]);
+    let polls = async |rules: &[&str]| {
+        allow(&[&server], rules);
+        let checkpoints = RedisCheckpoints::builder(&url_of_user(&server.url())).connect().await.unwrap();
+        let mut changes = checkpoints.changes("thread").await.unwrap();
+        // The first look.
+        assert!(timeout(Duration::from_millis(500), changes.next()).await.is_err());
+        let before = server.calls_of("pmcptask.list");
+        assert!(timeout(Duration::from_millis(1_500), changes.next()).await.is_err());
+        server.calls_of("pmcptask.list") - before
+    };
+    assert_eq!(polls(&rules).await, 0);
+    for without in OF_CHANGES {
+        let rules: Vec<_> = rules.iter().copied().filter(|rule| *rule != without).collect();
+        assert!(polls(&rules).await > 0, "{without}");
     }
 }

@@ -27,8 +27,8 @@
 //!   [`list_entries`](RedisBackend::list_entries) does so without the records.
 //! - [`put_with`](RedisBackend::put_with), [`create_with`](RedisBackend::create_with) and
 //!   [`put_if_version_with`](RedisBackend::put_if_version_with) write records of any format, on [`WriteTerms`].
-//! - [`command`](RedisBackend::command) sends any other command on the same connections.
 //! - [`changed`](RedisBackend::changed) waits until a task has another version or is gone, without polling.
+//! - [`tail`](RedisBackend::tail) is a stream of an owner's tasks, those that are there and those that come.
 //! - [`get_many`](RedisBackend::get_many), [`put_many`](RedisBackend::put_many) and
 //!   [`delete_many`](RedisBackend::delete_many) send many calls at once, and return a result for each.
 //!
@@ -59,6 +59,7 @@ mod observe;
 mod replies;
 mod session;
 mod settings;
+mod tail;
 mod task_store;
 mod terms;
 mod waiting;

@@ -187,15 +187,27 @@ pub(crate) fn list(reply: Value) -> Result<Vec<ListedTask>, Error> {
         .collect()
 }
 
-/// The ids and versions of a tracked list without records, and whether the server tells of the next change.
+/// The tasks of a tracked list, and whether the server tells of the next change.
+pub(crate) fn tracked_list(reply: Value) -> Result<(Vec<ListedTask>, bool), Error> {
+    let (tasks, is_tracked) = tracked(reply)?;
+    Ok((list(tasks)?, is_tracked))
+}
+
+/// The same of a list without records: the ids and versions.
 pub(crate) fn tracked_versions(reply: Value) -> Result<(Vec<(String, u64)>, bool), Error> {
+    let (tasks, is_tracked) = tracked(reply)?;
+    let versions = entries(tasks)?.into_iter().map(|entry| (entry.task_id, entry.version));
+    Ok((versions.collect(), is_tracked))
+}
+
+/// The reply to the list of a tracked read, and whether the server tells of the next change.
+fn tracked(reply: Value) -> Result<(Value, bool), Error> {
     const COMMAND: &str = "PMCPTASK.LIST";
     let Value::Array(parts) = reply else { return Err(unexpected(COMMAND, &reply)) };
-    let Ok([Value::Boolean(is_tracked), Value::Array(tasks), _]) = <[Value; 3]>::try_from(parts) else {
+    let Ok([Value::Boolean(is_tracked), tasks, _]) = <[Value; 3]>::try_from(parts) else {
         return Err(malformed(COMMAND));
     };
-    let versions = tasks.into_iter().map(|task| entry(task).map(|entry| (entry.task_id, entry.version)));
-    Ok((versions.collect::<Result<_, _>>()?, is_tracked))
+    Ok((tasks, is_tracked))
 }
 
 /// The tasks of a list without records, in the server's order.
@@ -265,6 +277,7 @@ mod tests {
                 tracked_record(reply.clone()).err(),
                 time_us(reply.clone()).err(),
                 tracked_versions(reply.clone()).err(),
+                tracked_list(reply.clone()).err(),
             ];
             for error in errors {
                 let text = error.map(|error| error.to_string());

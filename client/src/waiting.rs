@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::VersionedRecord;
-use redis::Value;
+use redis::{Cmd, Value};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, sleep, timeout};
@@ -201,13 +201,13 @@ impl RedisBackend {
     }
 }
 
-/// The tasks of an owner, without their records.
+/// Reads of an owner's tasks, whenever one may have come or gone.
 pub(crate) struct OwnerWatch {
     backend: RedisBackend,
     owner: String,
     waiter: Waiter,
     pauses: Pauses,
-    /// The next wake-up, from before the last list, and how long to wait for it at most.
+    /// The next wake-up, from before the last read, and how long to wait for it at most.
     due: Option<(Pin<Box<OwnedNotified>>, Option<Duration>)>,
 }
 
@@ -218,14 +218,35 @@ impl OwnerWatch {
         Ok(Self { backend: backend.clone(), owner: owner.to_owned(), waiter, pauses, due })
     }
 
-    /// Makes the next list due.
+    pub(crate) fn backend(&self) -> &RedisBackend {
+        &self.backend
+    }
+
+    pub(crate) fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    pub(crate) fn index_key(&self) -> &str {
+        self.waiter.key()
+    }
+
+    /// Makes the next read due.
     pub(crate) fn alarm(&self) -> Arc<Notify> {
         self.waiter.alarm()
     }
 
-    /// The id and version of each task: at once the first time, later as soon as a task may have come or gone. After an error,
-    /// at once too, but after a pause if there were others. Not to be dropped before it is done.
+    /// The id and version of each task: at once the first time, later as soon as a task may have come or gone. Not to be dropped
+    /// before it is done.
     pub(crate) async fn next(&mut self) -> Result<Vec<(String, u64)>, StorageError> {
+        self.due().await;
+        let command = commands::list_versions(self.index_key());
+        self.read(&command, replies::tracked_versions).await
+    }
+
+    /// Waits until a task may have come or gone since the last read, or until the server, which tells nothing, has to be asked
+    /// again. Returns at once before the first read. After a read that failed, returns at once too, but after a pause if there
+    /// were others.
+    pub(crate) async fn due(&mut self) {
         if let Some((wake_up, limit)) = self.due.take() {
             match limit {
                 Some(limit) => drop(timeout(limit, wake_up).await),
@@ -233,22 +254,42 @@ impl OwnerWatch {
             }
             sleep(self.pauses.next()).await;
         }
+    }
+
+    /// Reads the index with a command whose reply says whether the server tells of the next change. Not to be left alone
+    /// halfway: others wait for their turn to read.
+    pub(crate) async fn read<T>(
+        &mut self,
+        command: &Cmd,
+        read_reply: fn(Value) -> Result<(T, bool), Error>,
+    ) -> Result<T, StorageError> {
         // From here on, no wake-up is missed.
         let wake_up = Box::pin(self.waiter.alarm().notified_owned());
         let _turn = self.waiter.turn_to_read().await;
-        let listed = observe::call("PMCPTASK.LIST", &self.owner, || async {
-            let command = &commands::list_versions(self.waiter.key());
+        let read = observe::call("PMCPTASK.LIST", &self.owner, || async {
             let key = &[self.owner.as_str(), ":"].concat();
             let request = Request { command, kind: CallKind::TrackedRead, key, routed_by: self.waiter.key() };
-            self.backend.session().call(&request, replies::tracked_versions).await
+            self.backend.session().call(&request, read_reply).await
         })
         .await;
-        let limit = match &listed {
+        let limit = match &read {
             Ok((_, is_tracked)) => (!is_tracked).then_some(POLL),
             Err(_) => Some(Duration::ZERO),
         };
         self.due = Some((wake_up, limit));
-        listed.map(|(versions, _)| versions)
+        read.map(|(read, _)| read)
+    }
+
+    /// What was read was for nothing, because a step after it failed: the next read is due at once.
+    pub(crate) fn read_in_vain(&mut self) {
+        if let Some((_, limit)) = &mut self.due {
+            *limit = Some(Duration::ZERO);
+        }
+    }
+
+    /// The last wake-up was not for nothing, nor were those before.
+    pub(crate) fn read_news(&mut self) {
+        self.pauses = Pauses::default();
     }
 }
 
