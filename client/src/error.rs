@@ -338,13 +338,41 @@ impl Error {
 
     /// Whether the call changed anything on the server.
     #[must_use]
+    // Without `_`, nobody forgets to say it of a new error.
+    #[allow(clippy::match_same_arms)]
     pub fn was_applied(&self) -> Applied {
         match self {
             Self::NotReplicated { .. } => Applied::Yes,
             Self::OutcomeUnknown { .. } | Self::UnexpectedReply { .. } | Self::Defect { .. } => {
                 Applied::Unknown
             }
-            _ => Applied::No,
+            Self::Settings(_)
+            | Self::NoServer { .. }
+            | Self::Authentication { .. }
+            | Self::ModuleNotLoaded { .. }
+            | Self::NoReply { .. }
+            | Self::NotConnected { .. }
+            | Self::Outdated { .. }
+            | Self::CircuitOpen
+            | Self::NoPermission { .. }
+            | Self::ReadOnly { .. }
+            | Self::NoPrimary { .. }
+            | Self::NotACluster { .. }
+            | Self::OtherNode { .. }
+            | Self::SlotMoving { .. }
+            | Self::ClusterDown { .. }
+            | Self::TooFewReplicas { .. }
+            | Self::Loading { .. }
+            | Self::CannotPersist { .. }
+            | Self::Corrupt { .. }
+            | Self::NotHeld { .. }
+            | Self::Refused { .. }
+            | Self::LeaseLost { .. }
+            | Self::Record(_)
+            | Self::Key(_)
+            | Self::ListPrefix => Applied::No,
+            #[cfg(feature = "tls")]
+            Self::Tls { .. } => Applied::No,
         }
     }
 
