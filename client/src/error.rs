@@ -504,8 +504,10 @@ pub(crate) enum CallKind {
     /// The same, of a record that is to be written over in the epoch in which it is read. Goes where writes go: another
     /// connection may lead to another server.
     ReadToReplace,
-    /// The same, and the server is to tell of the next change of the key.
+    /// The same, and the server is to tell of the next change of the task, and when the task expires.
     TrackedRead,
+    /// The same of an index, which does not expire.
+    TrackedList,
 }
 
 impl CallKind {
@@ -525,9 +527,11 @@ pub(crate) fn of_loss(error: RedisError, kind: CallKind, key: &str, address: Str
         CallKind::Write | CallKind::Replace { .. } => {
             Error::OutcomeUnknown { address, key: key.to_owned(), cause: error }
         }
-        CallKind::Read | CallKind::PrimaryRead | CallKind::ReadToReplace | CallKind::TrackedRead => {
-            Error::NoReply { address, key: key.to_owned(), cause: error }
-        }
+        CallKind::Read
+        | CallKind::PrimaryRead
+        | CallKind::ReadToReplace
+        | CallKind::TrackedRead
+        | CallKind::TrackedList => Error::NoReply { address, key: key.to_owned(), cause: error },
     }
 }
 

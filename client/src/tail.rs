@@ -66,8 +66,10 @@ impl RedisBackend {
     ///   of these is left, it goes on with the owner's oldest task: then it can yield tasks a second time, if more
     ///   than 100 of the newest ones have gone at once and older ones stay.
     /// - If tasks go more often than once a second, the stream pauses before it reads, and yields a new task up to 1 s late.
-    /// - If the server cannot tell of changes, the stream reads once a second; [`changed`](Self::changed) says when this is, and what
-    ///   else can delay a wake-up. `SWAPDB` wakes nobody.
+    /// - If the server cannot tell of changes, the stream reads once a second: with RESP2, with
+    ///   [`with_connection`](Self::with_connection), without permission for `CLIENT TRACKING` or `CLIENT CACHING`, and while the
+    ///   owner's slot is on its way to another node. [`changed`](Self::changed) says what else can delay a wake-up. `SWAPDB` wakes
+    ///   nobody.
     /// - At the server, the name of the owner's index stays in the table of tracked keys until the index changes.
     ///
     /// # Errors

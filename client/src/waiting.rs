@@ -268,7 +268,7 @@ impl OwnerWatch {
         let _turn = self.waiter.turn_to_read().await;
         let read = observe::call("PMCPTASK.LIST", &self.owner, || async {
             let key = &[self.owner.as_str(), ":"].concat();
-            let request = Request { command, kind: CallKind::TrackedRead, key, routed_by: self.waiter.key() };
+            let request = Request { command, kind: CallKind::TrackedList, key, routed_by: self.waiter.key() };
             self.backend.session().call(&request, read_reply).await
         })
         .await;

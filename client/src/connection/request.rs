@@ -94,7 +94,9 @@ impl Request<'_> {
     pub(super) async fn send(&self, connection: &Live, asking: bool) -> Attempt {
         // Boxed, so that the future of other calls stays small.
         let reply = match self.kind {
-            CallKind::TrackedRead => return Box::pin(self.send_tracked(connection, asking)).await,
+            CallKind::TrackedRead | CallKind::TrackedList => {
+                return Box::pin(self.send_tracked(connection, asking)).await;
+            }
             CallKind::Replace { is_tracked: true, .. } if !asking => {
                 return Box::pin(self.send_and_read(connection)).await;
             }
@@ -115,9 +117,9 @@ impl Request<'_> {
         Ok(replies.pop().unwrap_or(Value::Nil))
     }
 
-    /// Sends a read whose key the server tracks from then on, and asks when the key expires. The reply is an
-    /// array: whether the key is tracked, the reply to the read, the reply to `PTTL`. An error reply to the
-    /// read is that of the request.
+    /// Sends a read whose key the server tracks from then on, and for a task asks when the task expires. The reply is an
+    /// array: whether the key is tracked, the reply to the read, the reply to `PTTL` (nil for a list). An error reply to
+    /// the read is that of the request.
     ///
     /// The key is not tracked if the server's messages would not come, or if it refuses. It is not tracked
     /// after an `ASK` redirect either, because `ASKING` and `CLIENT CACHING` both hold for the next command.
@@ -129,11 +131,18 @@ impl Request<'_> {
         } else {
             track_next(&mut pipeline, connection)
         };
-        self.add_read(&mut pipeline, self.command.clone());
-        let replies = match connection.send_packed_commands(&pipeline, 0, pipeline.len()).await {
+        pipeline.add_command(self.command.clone());
+        let has_expiry = self.kind == CallKind::TrackedRead;
+        if has_expiry {
+            self.add_expiry(&mut pipeline);
+        }
+        let mut replies = match connection.send_packed_commands(&pipeline, 0, pipeline.len()).await {
             Err(error) => return Attempt::Lost(error),
             Ok(replies) => replies,
         };
+        if !has_expiry {
+            replies.push(Value::Nil);
+        }
         let [is_tracked, read, expiry] = tracked(is_tracked, replies);
         Attempt::Replied(
             read.extract_error()
@@ -149,7 +158,8 @@ impl Request<'_> {
         // First, so that the news of this write come before the reply to the read.
         pipeline.add_command(self.command.clone());
         let is_tracked = track_next(&mut pipeline, connection);
-        self.add_read(&mut pipeline, commands::get(self.routed_by));
+        pipeline.add_command(commands::get(self.routed_by));
+        self.add_expiry(&mut pipeline);
         let mut replies = match connection.send_packed_commands(&pipeline, 0, pipeline.len()).await {
             Err(error) => return Attempt::Lost(error),
             Ok(replies) => replies.into_iter(),
@@ -163,9 +173,9 @@ impl Request<'_> {
         )
     }
 
-    fn add_read(&self, pipeline: &mut Pipeline, read: Cmd) {
-        // PTTL comes last: a later change of the expiry invalidates the key.
-        pipeline.add_command(read).cmd("PTTL").arg(self.routed_by);
+    fn add_expiry(&self, pipeline: &mut Pipeline) {
+        // Last: a later change of the expiry invalidates the key.
+        pipeline.cmd("PTTL").arg(self.routed_by);
     }
 }
 
