@@ -342,6 +342,31 @@ async fn stream_whose_list_is_refused_asks_again_after_a_pause_only() {
     assert_eq!(seen, 0);
 }
 
+/// A look is two lists: what has come, and whether the last task is still there.
+#[tokio::test(flavor = "multi_thread")]
+async fn task_is_not_missed_if_the_second_list_of_a_look_fails() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port());
+    let (reader, writer) =
+        (RedisBackend::new(&proxy.url()).await.unwrap(), RedisBackend::new(&server.url()).await.unwrap());
+    save(&writer, 0..1).await;
+    let mut tail = from_now_on(&reader).await;
+    assert_nothing_comes(&mut tail).await;
+    let consuming = tokio::spawn(async move {
+        let error = next(&mut tail).await.unwrap_err();
+        (error, next(&mut tail).await.unwrap())
+    });
+    let before = lists(&server);
+    proxy.set(Fault::Delay(AT_ONCE));
+    save(&writer, 1..2).await;
+    // The first list was made, and its reply is on its way.
+    assert!(holds_within(RECOVERY, || lists(&server) > before));
+    proxy.set(Fault::AnswerOne { command: "PMCPTASK.LIST", reply: b"-ERR refused\r\n".to_vec() });
+    let (error, seen) = consuming.await.unwrap();
+    assert!(matches!(reason(&error), Error::Refused { .. }), "{error}");
+    assert_eq!(seen, 1);
+}
+
 // What it costs.
 
 #[tokio::test(flavor = "multi_thread")]
