@@ -27,7 +27,6 @@
 //!   [`list_entries`](RedisBackend::list_entries) does so without the records.
 //! - [`put_with`](RedisBackend::put_with), [`create_with`](RedisBackend::create_with) and
 //!   [`put_if_version_with`](RedisBackend::put_if_version_with) write records of any format, on [`WriteTerms`].
-//! - [`command`](RedisBackend::command) sends any other command on the same connections.
 //! - [`changed`](RedisBackend::changed) waits until a task has another version or is gone, without polling.
 //! - [`get_many`](RedisBackend::get_many), [`put_many`](RedisBackend::put_many) and
 //!   [`delete_many`](RedisBackend::delete_many) send many calls at once, and return a result for each.
@@ -43,6 +42,11 @@
 //! - `metrics`: `pmcptask_calls_total` (labels `command`, `outcome`), `pmcptask_call_seconds` (`command`),
 //!   `pmcptask_connections_lost_total` and `pmcptask_reconnects_total`.
 //! - `circuit-breaker`: [`RedisBackendBuilder::circuit_breaker`](RedisBackendBuilder).
+
+// The code of the README must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod address;
 mod backend;
