@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo demo-checkpoints test test-servers build build-hash-tags install url-is-given hash-tags lint public-api fuzz valgrind bench bench-instructions bench-growth bench-waiting bench-micro prerequisites
+.PHONY: help run demo demo-checkpoints test test-servers build build-hash-tags install url-is-given hash-tags lint package public-api fuzz valgrind bench bench-instructions bench-growth bench-waiting bench-micro prerequisites
 
 # The server to run or test with, its port and data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -19,6 +19,17 @@ installed := $(PREFIX)/lib/redis/modules/libpmcptask.so
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-19s %s\n", $$1, $$2 }'
+	@echo 'What runs a server asks before it installs missing packages. YES=1 answers yes. Nothing else installs packages.'
+
+# What a target needs besides Rust, a C compiler and libclang. `check` says what is missing, `install` asks whether to
+# install it. Targets that a target is made from take its words.
+needs = check
+demo demo-checkpoints test test-servers: needs = install redis-server
+run bench bench-growth bench-waiting: needs = install $(filter redis-server,$(SERVER))
+valgrind bench-instructions: needs = install valgrind $(filter redis-server,$(SERVER))
+lint: needs = check cargo-deny
+fuzz: needs = check cargo-fuzz
+public-api: needs = check cargo-public-api
 
 run: build ## Run a server with the module on 127.0.0.1:6380; PORT=, DATA= and SERVER= change that
 	@SERVER='$(SERVER)' PORT='$(PORT)' DATA='$(abspath $(DATA))' scripts/run-server.sh '$(module)'
@@ -56,8 +67,8 @@ build-hash-tags: prerequisites
 	cargo build --locked --release --package pmcptask-hash-tags
 
 install: build build-hash-tags ## Install module and pmcptask-hash-tags under PREFIX (/usr/local); print the line for redis.conf
-	install -D -m 755 '$(module)' '$(DESTDIR)$(installed)'
-	install -D -m 755 '$(hash_tags)' '$(DESTDIR)$(PREFIX)/bin/pmcptask-hash-tags'
+	@scripts/install.sh '$(module)' '$(DESTDIR)$(installed)' \
+	  '$(hash_tags)' '$(DESTDIR)$(PREFIX)/bin/pmcptask-hash-tags'
 	@echo 'Add this line to redis.conf and restart the server:'
 	@echo '  loadmodule $(installed)'
 
@@ -69,14 +80,19 @@ hash-tags: url-is-given build-hash-tags ## Move the tasks of URL= to keys with h
 	@'$(hash_tags)' '$(or $(TO),on)' \
 	  '$(URL)' '$(or $(KEYS),pmcp)'
 
-lint: prerequisites ## Check formatting, lints and dependencies
+lint: prerequisites ## Check formatting, lints, the pages of cargo doc and dependencies
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	cargo clippy --locked --package pmcptask-client --package pmcptask-checkpoint -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --workspace --all-features
 	cargo deny --all-features check
 
+published := $(addprefix --package ,pmcptask-schema pmcptask-client pmcptask-checkpoint pmcptask)
+package: prerequisites ## Check that the crates can be published: writes target/package/*.crate and builds what is in them
+	cargo publish --dry-run --locked --allow-dirty $(published)
+
 # The diff of these files shows each change of what users can call.
-public-api: ## Write what each library offers to its public-api.txt (needs cargo-public-api and a nightly toolchain)
+public-api: prerequisites ## Write what each library offers to its public-api.txt (needs cargo-public-api and a nightly toolchain)
 	for crate in schema client checkpoint hash-tags; do \
 	  cargo public-api --package "pmcptask-$$crate" --all-features -sss >'$(target)/public-api.txt' || exit 1; \
 	  mv '$(target)/public-api.txt' "$$crate/public-api.txt"; \
@@ -98,8 +114,7 @@ valgrind_skips := an_unlink_of_a_quarter_of_a_million_tasks what_the_server_has_
   whatever_hz no_command_takes_longer a_million_operations_leave_used_memory_where_it_was \
   redis_lua::
 
-valgrind: ## Run suites on a server under valgrind; fail if it finds anything in the module (installs valgrind if it is missing)
-	@scripts/install-prerequisites.sh valgrind
+valgrind: prerequisites ## Run suites on a server under valgrind; fail if it finds anything in the module
 	rm -rf '$(valgrind_logs)' && mkdir -p '$(valgrind_logs)'
 	SERVER='$(SERVER)' VALGRIND_LOGS='$(valgrind_logs)' PMCPTASK_SLOWNESS=40 \
 	  PMCPTASK_MODEL_OPERATIONS=3000 PMCPTASK_SERVER='$(abspath scripts/server-under-valgrind.sh)' \
@@ -121,8 +136,7 @@ bench: build ## Compare lives of tasks, MCP over HTTP, latency and throughput wi
 	$(bench) mcp $(bench_folder)
 	$(bench) placement $(bench_folder)
 
-bench-instructions: build ## Count the server's instructions per command (installs valgrind if it is missing)
-	@scripts/install-prerequisites.sh valgrind
+bench-instructions: build ## Count the server's instructions per command, with valgrind
 	$(bench) instructions $(bench_folder)
 
 bench-growth: build ## Measure memory per task, a day of churn, and time per command with up to a million tasks
@@ -136,4 +150,4 @@ bench-micro: prerequisites ## Time only the record envelope and the argument gra
 	cargo bench --locked --package pmcptask-bench
 
 prerequisites:
-	@scripts/install-prerequisites.sh
+	@scripts/prerequisites.sh $(needs)

@@ -7,6 +7,11 @@
 //! - Feature `adk`: `adk::RedisCheckpointer` for adk-graph.
 //! - Feature `graph-flow`: `graph_flow::RedisSessionStorage` for graph-flow.
 
+// The code of the README must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 #[cfg(feature = "adk")]
 pub mod adk;
 mod builder;

@@ -44,6 +44,11 @@
 //!   `pmcptask_connections_lost_total` and `pmcptask_reconnects_total`.
 //! - `circuit-breaker`: [`RedisBackendBuilder::circuit_breaker`](RedisBackendBuilder).
 
+// The code of the README must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod address;
 mod backend;
 mod beyond_trait;
