@@ -1,6 +1,6 @@
 //! The trait for who uses no framework: on one server and in a cluster.
 #![cfg(feature = "redis-tests")]
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::time::Duration;

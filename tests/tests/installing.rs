@@ -1,6 +1,6 @@
 //! What `make` installs: no package without a yes, and no file where the caller may not write. The programs that would
 //! install are stand-ins, which log how they are called.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::fs::{self, Permissions};
 use std::io::Write as _;

@@ -14,7 +14,7 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend as _;
-use pmcptask_client::{Error, ListedTask, Order, RedisBackend, WriteTerms};
+use pmcptask_client::{Error, ListedEntry, ListedTask, Order, RedisBackend, WriteTerms};
 use pmcptask_tests::{
     Clock, Cluster, Dice, Fault, OK, Proxy, SentinelGroup, Server, ServerOptions, holds_within, reason,
 };
@@ -50,7 +50,7 @@ async fn delete(backend: &RedisBackend, numbers: Range<usize>) {
 /// A stream from the newest task on.
 async fn from_now_on(backend: &RedisBackend) -> Tail {
     let newest = backend.list_entries("o", None, 1, Order::NewestFirst).await.unwrap();
-    backend.tail("o", newest.first().map(|entry| entry.position()).as_ref()).await.unwrap()
+    backend.tail("o", newest.first().map(ListedEntry::position).as_ref()).await.unwrap()
 }
 
 fn number(task: &ListedTask) -> usize {
@@ -401,7 +401,9 @@ async fn stream_costs_nothing_while_nothing_comes_and_nothing_once_dropped() {
     proxy.set(Fault::Delay(AT_ONCE));
     save(&writer, 11..12).await;
     while lists(&server) < before + 5 * 3 {
-        streams.iter_mut().for_each(|stream| assert!(stream.next().now_or_never().is_none()));
+        for stream in &mut streams {
+            assert!(stream.next().now_or_never().is_none());
+        }
         // Tokio makes a task pause that polls so much.
         sleep(Duration::from_millis(5)).await;
     }
@@ -527,7 +529,7 @@ async fn streams_that_nobody_polls_keep_no_other_waiter_from_reading() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_task_that_stays_comes_once_and_in_order_whatever_happens() {
     /// A reconnect after many losses, and a pause after many wake-ups.
-    const BOUND: Duration = Duration::from_millis(3_000);
+    const BOUND: Duration = Duration::from_secs(3);
     let server = Server::start();
     let proxy = Proxy::to(server.port());
     let reader = RedisBackend::builder(proxy.url()).connect_timeout(RECOVERY).connect().await.unwrap();
