@@ -88,7 +88,7 @@ lint: prerequisites ## Check formatting, lints, the pages of cargo doc and depen
 	cargo deny --all-features check
 
 published := $(addprefix --package ,pmcptask-schema pmcptask-client pmcptask-checkpoint pmcptask)
-package: prerequisites ## Check that the crates can be published: writes target/package/*.crate and builds what is in them
+package: prerequisites ## Check that the crates can be published, by a dry run of cargo publish
 	cargo publish --dry-run --locked --allow-dirty $(published)
 
 # The diff of these files shows each change of what users can call.
