@@ -42,7 +42,7 @@ demo-checkpoints: prerequisites ## Show that agents go on in another process aft
 	cargo run --locked --quiet --package pmcptask-checkpoint --all-features --example resumed_flow
 
 # Tests mostly wait for their servers, so more run at once than there are processors.
-test test-servers: export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+test test-servers: export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN))))
 
 test: prerequisites ## Run all tests against real servers
 # A test runs this program. Building it then would disturb the other tests.
