@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# install.sh FILE DESTINATION …: copies built programs, with sudo if the caller may not write there. install(1) makes a new
-# file, so servers that run go on with the old one.
+# install.sh FILE DESTINATION …: copies built programs, with sudo if the caller may not write there. install(1)
+# makes a new file, so servers that run go on with the old one.
 set -euo pipefail
 
 # copy FILE DESTINATION

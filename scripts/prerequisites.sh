@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# prerequisites.sh check|install [PROGRAM …]: looks for Rust, a C compiler, libclang (the module's bindings are generated
-# from the server's header) and the programs named. `check` says what is missing and which command installs it.
-# `install` runs that command on Debian and its derivatives, after a yes: at the terminal, or by YES=1 or CI=1.
+# prerequisites.sh check|install [PROGRAM …]: looks for Rust, a C compiler, libclang (the module's bindings are
+# generated from the server's header) and the programs named. `check` says what is missing and which command
+# installs it. `install` runs that command on Debian and its derivatives, after a yes: at the terminal, or by
+# YES=1 or CI=1.
 set -euo pipefail
 mode=${1:?usage: prerequisites.sh check|install [PROGRAM …]}
 shift
 
 has_libclang() {
   [[ -n ${LIBCLANG_PATH:-} ]] && return 0
-  compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null && compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h' >/dev/null && return 0
+  compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null &&
+    compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h' >/dev/null && return 0
   command -v clang >/dev/null
 }
 
@@ -21,7 +23,8 @@ is_yes() {
 
 if ! command -v cargo >/dev/null; then
   echo "Rust is missing: install it from https://rustup.rs, then try again." >&2
-  [[ -z ${SUDO_USER:-} ]] || echo "If only $SUDO_USER has it: run make without sudo. make install calls sudo itself." >&2
+  [[ -z ${SUDO_USER:-} ]] ||
+    echo "If only $SUDO_USER has it: run make without sudo. make install calls sudo itself." >&2
   exit 1
 fi
 
@@ -54,13 +57,14 @@ if ! command -v apt-get >/dev/null; then
 Missing: ${missing[*]}. Please install and try again:
   Fedora:  dnf install gcc clang redis     (or valkey)
   Arch:    pacman -S gcc clang valkey
-If libclang is in an unusual place, set LIBCLANG_PATH to its folder. To use another server, set PMCPTASK_SERVER.
+If libclang is in an unusual place, set LIBCLANG_PATH to its folder. To use another server, set
+PMCPTASK_SERVER.
 TEXT
   exit 1
 fi
 
-# The library and its headers are enough, but their names have the version of the system's release. Before the first
-# update of the package lists, only the larger package that depends on them is known.
+# The library and its headers are enough, but their names have the version of the system's release. Before the
+# first update of the package lists, only the larger package that depends on them is known.
 libclang_packages() {
   local version
   version=$(apt-cache depends libclang-dev 2>/dev/null |
@@ -102,8 +106,8 @@ if [[ $mode == check ]]; then
   exit 1
 fi
 if [[ " ${wanted[*]} " == *' redis-server '* && -d /run/systemd/system ]]; then
-  echo "The package redis-server starts a server of its own on port 6379. This project does not use or change that" >&2
-  echo "server; 'systemctl disable --now redis-server' stops it." >&2
+  echo "The package redis-server starts a server of its own on port 6379. This project does not use or" >&2
+  echo "change that server; 'systemctl disable --now redis-server' stops it." >&2
 fi
 if ! is_yes "${YES:-}" && ! is_yes "${CI:-}"; then
   if [[ ! -t 0 ]]; then

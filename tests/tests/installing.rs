@@ -1,5 +1,5 @@
-//! What `make` installs: no package without a yes, and no file where the caller may not write. The programs that would
-//! install are stand-ins, which log how they are called.
+//! What `make` installs: no package without a yes, and no file where the caller may not write. The programs
+//! that would install are stand-ins, which log how they are called.
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::fs::{self, Permissions};
@@ -21,7 +21,7 @@ const COMMAND: &str =
 const INSTALLS: [&str; 2] =
     ["apt-get update -qq", "apt-get install -y -qq --no-install-recommends gcc libc6-dev redis-server"];
 
-/// A Debian machine, as a user who may use sudo sees it: PATH has stand-ins, and what the scripts need to run.
+/// A Debian machine, as a user who may use sudo sees it: PATH has stand-ins, and what the scripts need.
 struct Machine {
     folder: TempDir,
 }
@@ -77,7 +77,8 @@ impl Machine {
         log.lines().filter(is_one).map(str::to_owned).collect()
     }
 
-    /// Runs a command without a terminal, in the repository. Variables of this process, such as CI, do not count.
+    /// Runs a command without a terminal, in the repository. Variables of this process, such as CI, do not
+    /// count.
     fn run(&self, words: &[&str], variables: &[(&str, &str)]) -> Said {
         let mut command = self.command(words);
         Said::of(command.envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap())
