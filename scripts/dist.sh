@@ -32,6 +32,16 @@ get_linker() {
   PATH=$tools/bin:$PATH
 }
 
+# cargo-zigbuild also names these folders to libclang, but in a way that not every libclang understands.
+name_headers() {
+  local library arguments=
+  library=$(python -c 'import os, ziglang; print(os.path.dirname(ziglang.__file__) + "/lib")')
+  for headers in include libc/include/{x86-linux-gnu,generic-glibc,x86-linux-any,any-linux-any}; do
+    arguments+="-isystem '$library/$headers' "
+  done
+  export BINDGEN_EXTRA_CLANG_ARGS=$arguments
+}
+
 # Names of folders would make builds differ. The log of a panic still names files, such as module/src/settings.rs.
 build() {
   local sysroot remapped
@@ -73,6 +83,7 @@ pack() {
 }
 
 get_linker
+name_headers
 build
 check
 pack
