@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo demo-checkpoints test test-servers build build-hash-tags install url-is-given hash-tags lint package public-api fuzz valgrind bench bench-instructions bench-growth bench-waiting bench-micro prerequisites
+.PHONY: help run demo demo-checkpoints test test-servers build build-hash-tags install dist deb url-is-given hash-tags lint package public-api fuzz valgrind bench bench-instructions bench-growth bench-waiting bench-micro prerequisites
 
 # The server to run or test with, its port and data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -29,6 +29,7 @@ run bench bench-growth bench-waiting: needs = install $(filter redis-server,$(SE
 valgrind bench-instructions: needs = install valgrind $(filter redis-server,$(SERVER))
 lint: needs = check cargo-deny
 fuzz: needs = check cargo-fuzz
+deb: needs = check cargo-deb
 public-api: needs = check cargo-public-api
 
 run: build ## Run a server with the module on 127.0.0.1:6380; PORT=, DATA= and SERVER= change that
@@ -71,6 +72,13 @@ install: build build-hash-tags ## Install module and pmcptask-hash-tags under PR
 	  '$(hash_tags)' '$(DESTDIR)$(PREFIX)/bin/pmcptask-hash-tags'
 	@echo 'Add this line to redis.conf and restart the server:'
 	@echo '  loadmodule $(installed)'
+
+dist: prerequisites ## Write the module for every Linux on x86_64 to target/dist: archive and checksum (downloads a linker)
+	@scripts/dist.sh '$(target)/dist'
+
+deb: dist ## Write the module as a package for Debian and Ubuntu to target/dist (needs cargo-deb)
+	SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)}" cargo deb --locked --package pmcptask \
+	  --no-build --no-strip --profile packaged --target x86_64-unknown-linux-gnu --output '$(target)/dist/'
 
 # Checked before the build, which takes a minute.
 url-is-given:
