@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo demo-checkpoints test test-servers build build-hash-tags install dist deb url-is-given hash-tags lint package public-api fuzz valgrind bench bench-instructions bench-growth bench-waiting bench-micro prerequisites
+.PHONY: help run demo demo-checkpoints test test-servers build build-hash-tags install dist deb url-is-given hash-tags lint package public-api fuzz valgrind bench bench-checkpoints bench-instructions bench-growth bench-waiting bench-micro prerequisites
 
 # The server to run or test with, its port and data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -25,7 +25,7 @@ help: ## Show this list
 # install it. Targets that a target is made from take its words.
 needs = check
 demo demo-checkpoints test test-servers: needs = install redis-server
-run bench bench-growth bench-waiting: needs = install $(filter redis-server,$(SERVER))
+run bench bench-checkpoints bench-growth bench-waiting: needs = install $(filter redis-server,$(SERVER))
 valgrind bench-instructions: needs = install valgrind $(filter redis-server,$(SERVER))
 lint: needs = check cargo-deny
 fuzz: needs = check cargo-fuzz
@@ -138,11 +138,14 @@ bench_folder := $(if $(BENCH_QUICK)$(filter-out redis-server,$(SERVER)),$(target
 bench = PMCPTASK_SERVER='$(SERVER)' PMCPTASK_MODULE='$(module)' \
   cargo run --locked --quiet --release --package pmcptask-bench --
 
-bench: build ## Compare lives of tasks, MCP over HTTP, latency and throughput with the Lua backend; BENCH_QUICK=1 measures less
+bench: build bench-checkpoints ## Compare lives of tasks, MCP over HTTP, latency and throughput with the Lua backend; BENCH_QUICK=1 measures less
 	$(bench) throughput $(bench_folder)
 	$(bench) lives $(bench_folder)
 	$(bench) mcp $(bench_folder)
 	$(bench) placement $(bench_folder)
+
+bench-checkpoints: build ## Compare the savers of checkpoints of this project, adk-graph and lc-langgraph
+	$(bench) checkpoints $(bench_folder)
 
 bench-instructions: build ## Count the server's instructions per command, with valgrind
 	$(bench) instructions $(bench_folder)

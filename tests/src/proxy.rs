@@ -25,6 +25,11 @@ pub enum Fault {
     LoseRequest,
     /// Every reply is delayed by this time, however many pieces it comes in.
     Delay(Duration),
+    /// Requests and replies take the time that they take on a network of this bandwidth, on each connection.
+    Bandwidth {
+        /// In each direction.
+        bytes_per_second: u64,
+    },
     /// Replies to commands of the module are held until the fault changes, and everything after them on the
     /// same connection too. New connections are possible.
     Hold,
@@ -257,6 +262,7 @@ impl Shared {
             if request.is_of_module() {
                 link.is_in_use.store(true, Ordering::SeqCst);
             }
+            self.take_time_for(request.bytes.len());
             let mut server = link.server.as_ref().ok_or(io::ErrorKind::NotConnected)?;
             server.write_all(&request.bytes)?;
         }
@@ -303,6 +309,20 @@ impl Shared {
         }
     }
 
+    /// Waits as long as these bytes take, if the bandwidth is limited.
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
+    fn take_time_for(&self, bytes: usize) {
+        /// A thread that sleeps may wake up so much too late, which is the time of many a message.
+        const LATE: Duration = Duration::from_micros(200);
+        let started = Instant::now();
+        let Fault::Bandwidth { bytes_per_second } = *lock(&self.fault) else { return };
+        let time = Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64);
+        thread::sleep(time.saturating_sub(LATE));
+        while started.elapsed() < time {
+            std::hint::spin_loop();
+        }
+    }
+
     fn holds_replies_of(&self, link: &Link) -> bool {
         let is_wanted = !self.ended.load(Ordering::SeqCst) && *lock(&self.fault) == Fault::Hold;
         is_wanted && link.is_in_use.load(Ordering::SeqCst)
@@ -332,6 +352,7 @@ impl Shared {
                 Fault::Silence => continue,
                 _ => Duration::ZERO,
             };
+            self.take_time_for(count);
             let mut piece = &bytes[..count];
             if *lock(&self.fault) == Fault::HoldNews
                 && let Some(start) = piece.windows(NEWS.len()).position(|window| window == NEWS)
@@ -432,5 +453,19 @@ mod tests {
             assert!(started.elapsed() >= DELAY);
         }
         assert!(started.elapsed() < DELAY * 2, "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn requests_and_replies_take_at_least_the_time_of_the_bandwidth() {
+        const BYTES: usize = 200_000;
+        let server = Server::start();
+        let proxy = Proxy::to(server.port());
+        let mut wire = Wire::open(proxy.port()).unwrap();
+        proxy.set(Fault::Bandwidth { bytes_per_second: 1_000_000 });
+        for command in [vec!["SET", "a", &"x".repeat(BYTES)], vec!["GET", "a"]] {
+            let started = Instant::now();
+            wire.try_call(&command).unwrap();
+            assert!(started.elapsed() >= Duration::from_millis(200), "{:?}", started.elapsed());
+        }
     }
 }

@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::arithmetic_side_effects)]
 
+mod checkpoints;
 mod comparison;
 mod contest;
 mod figures;
@@ -19,6 +20,8 @@ mod placement;
 mod plot;
 mod rates;
 mod records;
+mod savers;
+mod states;
 mod stores;
 mod versus;
 mod wait_command;
@@ -29,8 +32,8 @@ use std::path::Path;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-const USAGE: &str =
-    "usage: pmcptask-bench instructions|throughput|lives|mcp|placement|growth|waiting|wait-command FOLDER";
+const USAGE: &str = "usage: pmcptask-bench \
+    instructions|throughput|lives|mcp|placement|checkpoints|growth|waiting|wait-command FOLDER";
 
 /// Whether less is to be measured, in some minutes instead of an hour.
 fn is_quick() -> bool {
@@ -53,6 +56,7 @@ async fn main() -> Result<()> {
         "lives" => lives::measure(folder).await,
         "mcp" => mcp::measure(folder).await,
         "placement" => placement::measure(folder).await,
+        "checkpoints" => checkpoints::measure(folder).await,
         "growth" => growth::measure(folder).await,
         "waiting" => waiting::measure(folder).await,
         // What the job before starts for each of its cases.

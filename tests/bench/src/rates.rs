@@ -40,10 +40,13 @@ impl<C: Copy + Ord> Rates<C> {
         Some(Spread::of(&rates.iter().zip(others).map(|(rate, other)| rate / other).collect::<Vec<_>>()))
     }
 
+    pub(crate) fn median(&self, cell: C, name: &'static str) -> f64 {
+        self.0.get(&(cell, name)).map_or(f64::NAN, |rates| Spread::of(rates).median)
+    }
+
     /// The median of the rate, and the ratio, for a table.
     pub(crate) fn shown(&self, cell: C, name: &'static str, to: &'static str) -> String {
-        let rate = self.0.get(&(cell, name)).map_or(f64::NAN, |rates| Spread::of(rates).median);
         let ratio = self.ratio(cell, name, to).map(|ratio| ratio.to_string());
-        format!("{} / s, {}", short(rate), ratio.unwrap_or_default())
+        format!("{} / s, {}", short(self.median(cell, name)), ratio.unwrap_or_default())
     }
 }
