@@ -3,6 +3,8 @@
 # FOLDER/contents. The module runs with every C library from $oldest_glibc on. The same sources and the same toolchain
 # give the same bytes, in whatever folder.
 set -euo pipefail
+# One order of names everywhere.
+export LC_ALL=C
 mkdir -p "${1:?usage: dist.sh FOLDER}"
 folder=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
@@ -23,6 +25,8 @@ export SOURCE_DATE_EPOCH
 
 get_linker() {
   local tools=$target/dist-tools
+  python3 -c 'import ensurepip, venv' 2>/dev/null ||
+    { echo "Missing: Python 3 with venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
   if [[ $(cat "$tools/complete" 2>/dev/null) != "${linker[*]}" ]]; then
     echo "Getting a linker for old C libraries into $tools: ${linker[*]}."
     python3 -m venv --clear "$tools"

@@ -9,7 +9,7 @@ shift
 
 has_libclang() {
   [[ -n ${LIBCLANG_PATH:-} ]] && return 0
-  compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null &&
+  compgen -G '/usr/lib/llvm-*/lib/libclang[.-][s0-9]*' >/dev/null &&
     compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h' >/dev/null && return 0
   command -v clang >/dev/null
 }

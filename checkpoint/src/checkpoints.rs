@@ -138,7 +138,7 @@ pub trait Checkpoints: Send + Sync {
 /// | `save_many`, `load_many` | 1 for each 1,000, in a cluster for each node | |
 /// | `delete` of a thread, `prune` | 1 for each 1,000 checkpoints removed | O(n log n) |
 /// | `stats` | 1 for each 500 checkpoints | O(n) |
-/// | `changes` | 2, and 2 for each change; none while nothing changes | O(log n + what is new) |
+/// | `changes` | 4, and 2 for each change; none while nothing changes | O(log n + what is new) |
 ///
 /// ```
 /// use pmcptask_checkpoint::{Checkpoints as _, NewCheckpoint, RedisCheckpoints};

@@ -204,7 +204,7 @@ async fn who_follows_a_thread_polls_without_any_of_the_permissions_for_changes_a
         let checkpoints = RedisCheckpoints::builder(&url_of_user(&server.url())).connect().await.unwrap();
         let mut changes = checkpoints.changes("thread").await.unwrap();
         // The first look.
-        assert!(timeout(Duration::from_millis(500), changes.next()).await.is_err());
+        assert!(timeout(Duration::from_secs(2), changes.next()).await.is_err());
         let before = server.calls_of("pmcptask.list");
         assert!(timeout(Duration::from_millis(1_500), changes.next()).await.is_err());
         server.calls_of("pmcptask.list") - before

@@ -51,8 +51,8 @@ impl RedisBackend {
     /// their writes, and none is missed, whatever happens to the connection or the server. One that has ended before it was read
     /// is left out.
     ///
-    /// The stream costs one `PMCPTASK.LIST … NODATA` to begin with, none without a position. Whenever a task has come or gone, it
-    /// costs two round trips: a `PMCPTASK.LIST` of up to 100 tasks behind the last one, O(log n + new tasks), n tasks of the
+    /// The stream costs one `PMCPTASK.LIST … NODATA` to begin with, none without a position. At the first poll, and whenever a task
+    /// has come or gone, it costs two round trips, three more if the last task has gone: a `PMCPTASK.LIST` of up to 100 tasks behind the last one, O(log n + new tasks), n tasks of the
     /// owner, and a `PMCPTASK.LIST … NODATA` that shows whether the last one is still there. It makes no requests
     /// while nothing changes, and while it is not polled. The stream ends with the runtime that it is polled on, and not before.
     /// When it is dropped, nothing is left at the client once a read that is on its way has ended.
@@ -94,7 +94,7 @@ impl RedisBackend {
             tail.see(before.into_iter().rev());
             tail.see([after.clone()]);
         }
-        Ok(stream::unfold(tail, Tail::next).boxed())
+        Ok(stream::unfold(tail, Tail::next).fuse().boxed())
     }
 }
 
@@ -182,11 +182,14 @@ impl Tail {
         // Others may be among them.
         let left = self.positions(self.before_seen.as_ref(), 2 * PAGE, Order::OldestFirst).await?;
         let last_left = self.seen.iter().rposition(|seen| left.contains(seen));
+        let before = self.seen.len();
         self.seen.truncate(last_left.map_or(0, |last| last.saturating_add(1)));
         if self.seen.is_empty() {
             self.before_seen = None;
         }
-        Ok(true)
+        // Not if the last one is there after all: others can store creation times between two ms, whose order is not that of
+        // the positions.
+        Ok(self.seen.len() < before)
     }
 
     async fn positions(

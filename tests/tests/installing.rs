@@ -88,6 +88,8 @@ impl Machine {
         let (program, rest) = words.split_first().unwrap();
         let mut command = Command::new(self.programs().join(program));
         command.args(rest).current_dir(REPOSITORY).env_clear().env("PATH", self.programs());
+        // Without the servers that `make test-servers` puts there.
+        command.env("CARGO_TARGET_DIR", self.folder.path().join("target"));
         command
     }
 }
