@@ -338,9 +338,9 @@ impl Error {
 
     /// Whether the call changed anything on the server.
     #[must_use]
-    // Without `_`, nobody forgets to say it of a new error.
-    #[allow(clippy::match_same_arms)]
+    #[allow(clippy::match_same_arms, reason = "an arm with a `cfg` cannot be part of another one")]
     pub fn was_applied(&self) -> Applied {
+        // Without `_`, so that a new error is not taken for one that changed nothing.
         match self {
             Self::NotReplicated { .. } => Applied::Yes,
             Self::OutcomeUnknown { .. } | Self::UnexpectedReply { .. } | Self::Defect { .. } => {
