@@ -2,7 +2,7 @@
 //!
 //! | command | reply |
 //! |---|---|
-//! | `PMCPTASK.PUT task-key index-key data [PXAT ms \| PERSIST] [CREATED ms \| NEWEST] [MAXTASKS n] [NX] [HELD task-key]` | the new version; with `NX`, 0 if there is a task |
+//! | `PMCPTASK.PUT task-key index-key data [PXAT ms \| PERSIST] [CREATED ms \| NEWEST] [MAXTASKS n] [NX] [HELD task-key]` | the new version; with `NX`, 0 if there is a live task |
 //! | `PMCPTASK.CAS task-key index-key expected-version data [PXAT ms \| PERSIST] [CREATED ms \| NEWEST]` | `OK` and the new version, `CONFLICT` and the actual one, or `MISSING` and 0 |
 //! | `PMCPTASK.GET task-key` | version and data, or nil |
 //! | `PMCPTASK.DEL task-key index-key [VERSION n]` | 1 if it existed, 0 otherwise; with `VERSION`, as CAS |

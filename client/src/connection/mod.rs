@@ -125,7 +125,7 @@ impl Connection {
     ///
     /// A write is sent at most once, unless the server says that it did nothing. While nothing can have been
     /// carried out, the call waits for the server until the connect timeout is over. A read that lost its
-    /// connection is sent once more.
+    /// connection is sent once more, unless the caller gave the connection: that one is not opened again.
     pub(crate) async fn call(&self, request: &Request<'_>) -> Result<Reply, StorageError> {
         let started = Instant::now();
         let mut attempt = self.attempt(request).await;
