@@ -11,7 +11,7 @@ function tasksOf(client) {
 }
 
 // ioredis would send a write again whose reply is lost. If the first one was made, a cas then conflicts with itself.
-const client = new Redis(process.argv[2], { autoResendUnfulfilledCommands: false });
+const client = new Redis(process.argv[2], { maxRetriesPerRequest: 0 });
 // A wait needs a connection of its own, because it holds up the calls behind it.
 const waitingClient = client.duplicate();
 

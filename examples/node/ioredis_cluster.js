@@ -7,9 +7,9 @@ import { showAll, showManyOwners } from './shown.js';
 
 // `call` would send to any node, because ioredis does not know the keys of these commands.
 class TaskCommand extends Command {
-  /** The first word of each command is a key. */
+  // The first word after the name of a command is a key.
   getKeys() {
-    return [this.args[0]];
+    return [`${this.args[0]}`];
   }
 }
 
@@ -22,8 +22,7 @@ function tasksOf(client) {
 }
 
 // ioredis would send a write again whose reply is lost. If the first one was made, a cas then conflicts with itself.
-const oneTry = { retryDelayOnFailover: 0, redisOptions: { autoResendUnfulfilledCommands: false } };
-const client = new Cluster([process.argv[2]], oneTry);
+const client = new Cluster([process.argv[2]], { retryDelayOnFailover: 0 });
 // A wait needs a connection of its own, because it holds up the calls behind it.
 const waitingClient = client.duplicate();
 

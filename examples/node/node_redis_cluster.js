@@ -5,7 +5,7 @@ import { createCluster } from 'redis';
 import { Tasks } from './pmcptask.js';
 import { showAll, showManyOwners } from './shown.js';
 
-/** @param {ReturnType<typeof createCluster>} client */
+/** @param {{ sendCommand(key: string, isRead: boolean, words: string[]): Promise<any> }} client */
 function tasksOf(client) {
   // The key leads to its node.
   return new Tasks((key, isRead, words) => client.sendCommand(key, isRead, words), { hashTags: true });
