@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from threading import Thread
-from typing import Optional, Union
 from uuid import uuid4
 
 import redis
@@ -14,7 +13,7 @@ from redis.retry import Retry
 from check import check
 from pmcptask import Listed, Task, Tasks, Waited, Written, run
 
-Client = Union[redis.Redis, redis.RedisCluster]
+Client = redis.Redis | redis.RedisCluster
 WORKING, COMPLETED = b'{"status":"working"}', b'{"status":"completed"}'
 
 
@@ -46,7 +45,7 @@ def show_versions(client: Client, tasks: Tasks, owner: str) -> None:
 def show_pages(client: Client, tasks: Tasks, owner: str) -> None:
     for number in range(2, 6):
         run(client, tasks.put(owner, f"t{number}", WORKING))
-    last: Optional[Listed] = None
+    last: Listed | None = None
     for expected in (["t1", "t2"], ["t3", "t4"], ["t5"], []):
         page = run(client, tasks.page(owner, count=2, after=last))
         check("list a page", [task.task_id for task in page], expected)

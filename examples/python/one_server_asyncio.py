@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Optional, Union
 from uuid import uuid4
 
 import redis.asyncio
@@ -14,7 +13,7 @@ from redis.backoff import NoBackoff
 from check import check
 from pmcptask import Listed, Task, Tasks, Waited, Written, run_async
 
-Client = Union[redis.asyncio.Redis, redis.asyncio.RedisCluster]
+Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
 WORKING, COMPLETED = b'{"status":"working"}', b'{"status":"completed"}'
 
 
@@ -39,7 +38,7 @@ async def show_versions(client: Client, tasks: Tasks, owner: str) -> None:
 async def show_pages(client: Client, tasks: Tasks, owner: str) -> None:
     for number in range(2, 6):
         await run_async(client, tasks.put(owner, f"t{number}", WORKING))
-    last: Optional[Listed] = None
+    last: Listed | None = None
     for expected in (["t1", "t2"], ["t3", "t4"], ["t5"], []):
         page = await run_async(client, tasks.page(owner, count=2, after=last))
         check("list a page", [task.task_id for task in page], expected)

@@ -7,7 +7,7 @@ because a record is bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Generic, Literal, NamedTuple, Optional, TypeVar, Union
+from typing import Any, Callable, Generic, Literal, NamedTuple, TypeVar
 
 import redis
 import redis.asyncio
@@ -38,13 +38,13 @@ class Waited(NamedTuple):
     """OK and the new record, MISSING if the task is gone, or UNCHANGED if the time is over."""
 
     outcome: Literal["OK", "MISSING", "UNCHANGED"]
-    task: Optional[Task]
+    task: Task | None
 
 
 @dataclass(frozen=True)
 class Call(Generic[Reply]):
     key: str
-    words: tuple[Union[str, bytes, int], ...]
+    words: tuple[str | bytes | int, ...]
     read: Callable[[Any], Reply]
 
 
@@ -55,21 +55,21 @@ class Tasks:
         self._prefix = prefix
         self._hash_tags = hash_tags
 
-    def put(self, owner: str, task_id: str, data: Union[str, bytes]) -> Call[int]:
+    def put(self, owner: str, task_id: str, data: str | bytes) -> Call[int]:
         """Writes a task, whatever its version. The reply is the new version."""
         task, index = self._task_key(owner, task_id), self._index_key(owner)
         return Call(task, ("PMCPTASK.PUT", task, index, data), int)
 
-    def cas(self, owner: str, task_id: str, expected: int, data: Union[str, bytes]) -> Call[Written]:
+    def cas(self, owner: str, task_id: str, expected: int, data: str | bytes) -> Call[Written]:
         """Writes a task if it is at the expected version."""
         task, index = self._task_key(owner, task_id), self._index_key(owner)
         return Call(task, ("PMCPTASK.CAS", task, index, expected, data), _written)
 
-    def get(self, owner: str, task_id: str) -> Call[Optional[Task]]:
+    def get(self, owner: str, task_id: str) -> Call[Task | None]:
         task = self._task_key(owner, task_id)
         return Call(task, ("PMCPTASK.GET", task), lambda reply: reply and Task(*reply))
 
-    def page(self, owner: str, count: int, after: Optional[Listed] = None) -> Call[list[Listed]]:
+    def page(self, owner: str, count: int, after: Listed | None = None) -> Call[list[Listed]]:
         """A page of an owner's tasks, the oldest first. The next page comes after the last task of this one."""
         index = self._index_key(owner)
         position = ("AFTER", after.created_ms, after.task_id) if after else ()
@@ -100,7 +100,7 @@ class Tasks:
         return "{" + owner + "}"
 
 
-def run(client: Union[redis.Redis, redis.RedisCluster], call: Call[Reply]) -> Reply:
+def run(client: redis.Redis | redis.RedisCluster, call: Call[Reply]) -> Reply:
     if isinstance(client, redis.RedisCluster):
         # Without a node, redis-py would ask a server for the keys of each PUT.
         node = client.get_node_from_key(call.key)
@@ -108,9 +108,7 @@ def run(client: Union[redis.Redis, redis.RedisCluster], call: Call[Reply]) -> Re
     return call.read(client.execute_command(*call.words))
 
 
-async def run_async(
-    client: Union[redis.asyncio.Redis, redis.asyncio.RedisCluster], call: Call[Reply]
-) -> Reply:
+async def run_async(client: redis.asyncio.Redis | redis.asyncio.RedisCluster, call: Call[Reply]) -> Reply:
     if isinstance(client, redis.asyncio.RedisCluster):
         # Before, the client knows no node.
         await client.initialize()
