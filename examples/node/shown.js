@@ -78,7 +78,7 @@ export async function showAll(tasks, waiting) {
  * @param {Tasks} tasks
  */
 export async function showManyOwners(tasks) {
-  const owners = Array.from({ length: 300 }, (_, number) => `example-${number}`);
+  const owners = Array.from({ length: 300 }, () => `example-${randomUUID()}`);
   const sum = (/** @type {number[]} */ replies) => replies.reduce((total, reply) => total + reply);
   check('puts of 300 owners', sum(await Promise.all(owners.map((owner) => tasks.put(owner, 't1', '{}')))), 300);
   check('trims of 300 owners', sum(await Promise.all(owners.map((owner) => tasks.trim(owner, 0)))), 300);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from uuid import uuid4
 
 import redis
 import redis.asyncio
@@ -15,7 +16,7 @@ from pmcptask import Tasks, run, run_async
 
 TASKS = Tasks(hash_tags=True)
 # Enough for every node to get many.
-OWNERS = [f"example-{number}" for number in range(300)]
+OWNERS = [f"example-{uuid4()}" for _ in range(300)]
 
 
 def without_asyncio(url: str) -> None:
