@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo demo-checkpoints test test-servers build build-hash-tags install dist deb url-is-given hash-tags lint package public-api fuzz valgrind bench bench-checkpoints bench-instructions bench-growth bench-waiting bench-micro prerequisites
+.PHONY: help run demo demo-checkpoints test test-servers test-languages build build-hash-tags install dist deb url-is-given hash-tags lint package public-api fuzz valgrind bench bench-checkpoints bench-instructions bench-growth bench-waiting bench-micro prerequisites
 
 # The server to run or test with, its port and data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -26,6 +26,7 @@ help: ## Show this list
 needs = check
 demo demo-checkpoints test test-servers: needs = install redis-server
 run bench bench-checkpoints bench-growth bench-waiting: needs = install $(filter redis-server,$(SERVER))
+test-languages: needs = install node npm python3-venv $(filter redis-server,$(SERVER))
 valgrind bench-instructions: needs = install valgrind $(filter redis-server,$(SERVER))
 lint: needs = check cargo-deny
 fuzz: needs = check cargo-fuzz
@@ -60,6 +61,9 @@ endif
 test-servers: prerequisites ## Run the suites on each server of SERVERS= (default, on Debian: eight servers); ONLY=, SUITES= limit that
 	@$(if $(SERVERS),,scripts/get-servers.sh '$(target)/servers')
 	@scripts/test-servers.sh '$(servers)'
+
+test-languages: build ## Run the examples for Python and Node on one server and in a cluster (downloads their packages)
+	@SERVER='$(SERVER)' scripts/test-languages.sh '$(module)' '$(target)/languages'
 
 build: prerequisites ## Build the module in release mode
 	cargo build --locked --release --package pmcptask

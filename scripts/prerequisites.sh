@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # prerequisites.sh check|install [PROGRAM …]: looks for Rust, a C compiler, libclang (the module's bindings are
-# generated from the server's header) and the programs named. `check` says what is missing and which command
-# installs it. `install` runs that command on Debian and its derivatives, after a yes: at the terminal, or by
-# YES=1 or CI=1.
+# generated from the server's header) and the programs named; python3-venv is Python with its module venv. `check`
+# says what is missing and which command installs it. `install` runs that command on Debian and its derivatives,
+# after a yes: at the terminal, or by YES=1 or CI=1.
 set -euo pipefail
 mode=${1:?usage: prerequisites.sh check|install [PROGRAM …]}
 shift
@@ -12,6 +12,10 @@ has_libclang() {
   compgen -G '/usr/lib/llvm-*/lib/libclang[.-][s0-9]*' >/dev/null &&
     compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h' >/dev/null && return 0
   command -v clang >/dev/null
+}
+
+has_venv() {
+  python3 -c 'import ensurepip, venv' 2>/dev/null
 }
 
 is_yes() {
@@ -34,6 +38,7 @@ has_libclang || missing+=(libclang)
 for program in "$@"; do
   # A user who sets PMCPTASK_SERVER installs that server.
   [[ $program == redis-server && -n ${PMCPTASK_SERVER:-} ]] && continue
+  [[ $program == python3-venv ]] && has_venv && continue
   command -v "$program" >/dev/null && continue
   case $program in
     cargo-*) missing_cargo+=("$program") ;;
@@ -81,6 +86,7 @@ packages() {
     case $what in
       cc) printf '%s\n' gcc libc6-dev ;;
       libclang) libclang_packages ;;
+      node) echo nodejs ;;
       *) echo "$what" ;;
     esac
   done

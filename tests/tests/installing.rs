@@ -245,6 +245,20 @@ fn make_run_and_make_test_install_only_after_a_yes() {
 }
 
 #[test]
+fn make_test_languages_installs_python_and_node_only_after_a_yes() {
+    // This machine has none of them.
+    let machine = Machine::with_everything();
+    let packages = "install --no-install-recommends nodejs npm python3-venv\n";
+    machine
+        .run(&["make", "test-languages"], &[])
+        .assert_refused_with(&["Missing: node npm python3-venv.", packages]);
+    assert_eq!(machine.calls_of(&["apt-get", "cargo"]), [""; 0]);
+    machine.run(&["make", "test-languages", "YES=1"], &[]);
+    let installs = "apt-get install -y -qq --no-install-recommends nodejs npm python3-venv";
+    assert_eq!(machine.calls_of(&["apt-get"]), [INSTALLS[0], installs]);
+}
+
+#[test]
 fn ci_installs_what_is_missing_and_runs_the_test_command_of_the_readme() {
     let readme = fs::read_to_string(Path::new(REPOSITORY).join("README.md")).unwrap();
     assert!(readme.contains("\nmake test "));
