@@ -67,7 +67,6 @@ fn every_field_of_the_module_in_rules_and_dashboard_is_there() {
 
 #[test]
 fn the_table_of_alerts_explains_every_rule_and_no_other() {
-    let rules: BTreeSet<_> =
-        RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let rules: BTreeSet<_> = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert_eq!(alerts().into_iter().map(|(name, _)| name).collect::<BTreeSet<_>>(), rules);
 }
