@@ -1,4 +1,5 @@
-//! What operators watch is there: the alerts of docs/operations.md, their rules for Prometheus, and the dashboard.
+//! What operators watch is there: the alerts of docs/operations.md, their rules for Prometheus, and the
+//! dashboard.
 #![cfg(feature = "redis-tests")]
 #![allow(missing_docs, clippy::unwrap_used)]
 
