@@ -216,14 +216,14 @@ async fn network(server: &Server, result: usize) -> Result<Vec<f64>> {
 fn page(server: &Server, columns: &[Vec<f64>]) -> Result<String> {
     let described = machine::described(server);
     let mut page = format!(
-        "# Numbers for planning\n\n{}, {}. By `make bench-planning`{}: medians of {} repeats.\n\n| records of |",
+        "# Numbers for planning\n\n{}, {}. By `make bench-planning`{}: medians of {} repeats.\n\n| records of, in bytes |",
         described["processor"].as_str().unwrap_or_default(),
         described["server"].as_str().unwrap_or_default(),
         if is_quick() { " with `BENCH_QUICK=1`" } else { "" },
         repeats(),
     );
     for size in RECORDS {
-        write!(page, " {} KB |", size as f64 / 1e3)?;
+        write!(page, " {size} |")?;
     }
     writeln!(page, "\n|---|{}", "---|".repeat(RECORDS.len()))?;
     for (row, title) in ROWS.iter().enumerate() {
