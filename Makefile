@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo demo-checkpoints test test-servers test-languages build build-hash-tags install dist deb url-is-given hash-tags lint package public-api fuzz valgrind bench bench-checkpoints bench-instructions bench-growth bench-waiting bench-micro prerequisites
+.PHONY: help run demo demo-checkpoints test test-servers test-languages build build-hash-tags install dist deb url-is-given hash-tags lint package public-api fuzz valgrind bench bench-checkpoints bench-instructions bench-growth bench-planning bench-waiting bench-micro prerequisites
 
 # The server to run or test with, its port and data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -25,7 +25,7 @@ help: ## Show this list
 # install it. Targets that a target is made from take its words.
 needs = check
 demo demo-checkpoints test test-servers: needs = install redis-server
-run bench bench-checkpoints bench-growth bench-waiting: needs = install $(filter redis-server,$(SERVER))
+run bench bench-checkpoints bench-growth bench-planning bench-waiting: needs = install $(filter redis-server,$(SERVER))
 test-languages: needs = install node npm python3-venv $(filter redis-server,$(SERVER))
 valgrind bench-instructions: needs = install valgrind $(filter redis-server,$(SERVER))
 lint: needs = check cargo-deny
@@ -156,6 +156,9 @@ bench-instructions: build ## Count the server's instructions per command, with v
 
 bench-growth: build ## Measure memory per task, a day of churn, and time per command with up to a million tasks
 	$(bench) growth $(bench_folder)
+
+bench-planning: build ## Measure what tasks take by the size of their records: memory, processor, time to restart, network
+	$(bench) planning $(bench_folder)
 
 bench-waiting: build ## Measure what waiting and the near cache cost: memory, time to wake up or cancel, requests while idle
 	$(bench) waiting $(bench_folder)

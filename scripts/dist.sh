@@ -80,7 +80,7 @@ pack() {
   local name=pmcptask-$version-linux-x86_64 contents=$folder/contents
   rm -rf "$contents"
   install -D -m 755 "$module" "$contents/libpmcptask.so"
-  install -m 644 packaging/pmcptask.conf LICENSE "$contents"
+  install -m 644 packaging/pmcptask.conf LICENSE packaging/prometheus/* packaging/grafana/* "$contents"
   scripts/third-party-licences.sh "$built/third-party-licences"
   cp -r "$built/third-party-licences" "$contents"
   tar --create --directory "$folder" --transform "s|^contents|$name|" --sort=name --mode=u=rwX,go=rX \

@@ -26,11 +26,12 @@ const PAGE: &str = include_str!("../../docs/operations.md");
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// The sections of the page that have blocks, and how many. Each is tested below.
-const SECTIONS: [(&str, usize); 8] = [
+const SECTIONS: [(&str, usize); 9] = [
     ("Set up", 2),
     ("Harden", 3),
     ("Replicas and Sentinels", 4),
     ("A cluster", 3),
+    ("What to watch", 1),
     ("A new version of the module", 4),
     ("From one server to a cluster", 2),
     ("Back up and restore", 2),
@@ -582,6 +583,29 @@ async fn slots_of_the_cluster_of_the_page_move_key_by_key_as_its_users() {
     for owner in 0..200 {
         backend.get(&format!("{owner}:t")).await.unwrap();
     }
+    site.assert_nothing_denied();
+}
+
+// What to watch.
+
+/// In place of the exporter, which is not at hand.
+#[test]
+fn script_of_the_page_gives_its_user_every_field_of_the_module() {
+    let [exporter] = blocks("What to watch");
+    let word_after = |option| exporter.split_once(option).unwrap().1.split([' ', '"']).next().unwrap();
+    let script = word_after("-script /usr/share/pmcptask/");
+    let script = fs::read_to_string(format!("{REPOSITORY}/packaging/prometheus/{script}")).unwrap();
+    let mut site = Site::new();
+    site.start("host1:6379", &site.options());
+    let mut wire = site.hosts["host1:6379"].wire();
+    let fields = wire.call(&["INFO", "pmcptask"]);
+    let fields: Vec<_> = fields.lines().filter_map(|line| line.split_once(':')).collect();
+    assert!(fields.len() > 20, "{fields:?}");
+    let login = ["AUTH", word_after("-redis.user "), word_after("-redis.password ")];
+    assert_eq!(wire.call(&login), "+OK\r\n");
+    let given = wire.call(&["EVAL", &script, "0"]);
+    let given: Vec<_> = given.lines().filter(|line| !line.starts_with(['*', '$'])).collect();
+    assert_eq!(given, fields.iter().flat_map(|(name, value)| [*name, *value]).collect::<Vec<_>>());
     site.assert_nothing_denied();
 }
 

@@ -17,7 +17,7 @@ use crate::machine;
 use crate::pipeline::{Pipeline, Words, batches, words};
 use crate::plot::{Bar, bars};
 use crate::records::{record, record_for};
-use crate::watched::{Commands, OWNER};
+use crate::watched::{Commands, OWNER, Template};
 
 const RECORD: usize = 500;
 /// Tasks whose memory is measured, however many owners share them.
@@ -113,26 +113,32 @@ async fn both(server: &Server, record: &[u8]) -> Result<[Commands; 2]> {
     Ok([Commands::of(&ours, server.port(), record).await?, Commands::of(&lua, server.port(), record).await?])
 }
 
+/// Memory per task, in bytes, if each owner has so many tasks. Removes all other data from the server.
 #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
+pub(crate) fn bytes_per_task(
+    server: &Server,
+    put: &Template,
+    tasks: usize,
+    owners_tasks: usize,
+) -> Result<f64> {
+    let mut wire = server.wire();
+    wire.call(&["FLUSHALL"]);
+    let before = wire.info_number("memory", "used_memory");
+    let task = |n: usize| put.fill_for(&format!("owner-{:06}", n / owners_tasks), &format!("{n:032x}"), 0);
+    let puts: Vec<_> = (0..tasks).map(task).collect();
+    Pipeline::open(server.port())?.run(&batches(&puts, 64))?;
+    // The server frees the connection's buffers with the connection.
+    std::thread::sleep(Duration::from_millis(300));
+    Ok(wire.info_number("memory", "used_memory").saturating_sub(before) as f64 / tasks as f64)
+}
+
 async fn memory(server: &Server, progress: &ProgressBar) -> Result<Vec<(usize, f64, f64)>> {
     let commands = both(server, &record(OWNER, RECORD)).await?;
-    let mut wire = server.wire();
     let mut rows = Vec::new();
     for owners_tasks in [1, 100, MEASURED] {
         let mut bytes = [0.0; 2];
         for (bytes, commands) in bytes.iter_mut().zip(&commands) {
-            wire.call(&["FLUSHALL"]);
-            let before = wire.info_number("memory", "used_memory");
-            let put = |n: usize| {
-                let owner = format!("owner-{:06}", n / owners_tasks);
-                commands.put.fill_for(&owner, &format!("{n:032x}"), 0)
-            };
-            let puts: Vec<_> = (0..MEASURED).map(put).collect();
-            Pipeline::open(server.port())?.run(&batches(&puts, 64))?;
-            // The server frees the connection's buffers with the connection.
-            std::thread::sleep(Duration::from_millis(300));
-            *bytes =
-                wire.info_number("memory", "used_memory").saturating_sub(before) as f64 / MEASURED as f64;
+            *bytes = bytes_per_task(server, &commands.put, MEASURED, owners_tasks)?;
             progress.inc(1);
         }
         rows.push((owners_tasks, bytes[0], bytes[1]));

@@ -21,6 +21,7 @@ use crate::stores::{GENERIC, NEAR, STORE, server_of, store};
 use crate::{Result, repeats};
 
 const PROGRESS_MESSAGES: usize = 5;
+const RESULT: &str = "done";
 const OWNERS: [usize; 2] = [1, 32];
 const TASKS: [usize; 2] = [0, 50];
 /// Lives that all owners together have in one run.
@@ -72,14 +73,14 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     draw(folder, &rates, &cells)
 }
 
-/// One task from its creation to the last read of its result. Returns the task's id.
-async fn live(store: &dyn Store, owner: &str) -> Result<String> {
+/// One task from its creation to the last read of its result, which is this text. Returns the task's id.
+pub(crate) async fn live(store: &dyn Store, owner: &str, result: &str) -> Result<String> {
     let id = store.create(owner, None).await?.task_id;
     for step in 0..PROGRESS_MESSAGES {
         store.set_status_message(&id, owner, Some(format!("step {step}"))).await?;
         store.get(&id, owner).await?;
     }
-    store.set_result(&id, owner, CallToolResult::new(vec![Content::text("done")])).await?;
+    store.set_result(&id, owner, CallToolResult::new(vec![Content::text(result)])).await?;
     store.update_status(&id, owner, TaskStatus::Completed, None).await?;
     store.get(&id, owner).await?;
     store.get_result(&id, owner).await?;
@@ -104,7 +105,7 @@ async fn lives_per_second(name: &str, servers: &Servers, (owners, tasks): Cell, 
             for _ in 0..LIVES as usize / owners {
                 let born = Instant::now();
                 let id = match &store {
-                    Some(store) => live(store.as_ref(), &owner).await?,
+                    Some(store) => live(store.as_ref(), &owner, RESULT).await?,
                     None => ping(plain.clone(), pings).await?,
                 };
                 lived += born.elapsed();
@@ -143,9 +144,9 @@ async fn round_trips_of(name: &str, servers: &Servers) -> Result<usize> {
     servers.empty()?;
     let proxy = Proxy::to(server_of(name, servers).port());
     let store = store(name, &proxy.url()).await?;
-    live(store.as_ref(), "owner").await?;
+    live(store.as_ref(), "owner", RESULT).await?;
     let before = proxy.sent();
-    live(store.as_ref(), "owner").await?;
+    live(store.as_ref(), "owner", RESULT).await?;
     Ok(proxy.sent() - before)
 }
 

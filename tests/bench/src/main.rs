@@ -17,6 +17,7 @@ mod many;
 mod mcp;
 mod pipeline;
 mod placement;
+mod planning;
 mod plot;
 mod rates;
 mod records;
@@ -33,7 +34,7 @@ use std::path::Path;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const USAGE: &str = "usage: pmcptask-bench \
-    instructions|throughput|lives|mcp|placement|checkpoints|growth|waiting|wait-command FOLDER";
+    instructions|throughput|lives|mcp|placement|checkpoints|growth|planning|waiting|wait-command FOLDER";
 
 /// Whether less is to be measured, in some minutes instead of an hour.
 fn is_quick() -> bool {
@@ -58,6 +59,7 @@ async fn main() -> Result<()> {
         "placement" => placement::measure(folder).await,
         "checkpoints" => checkpoints::measure(folder).await,
         "growth" => growth::measure(folder).await,
+        "planning" => planning::measure(folder).await,
         "waiting" => waiting::measure(folder).await,
         // What the job before starts for each of its cases.
         "waiting-case" => waiting::print_case(&folder.to_string_lossy()).await,
