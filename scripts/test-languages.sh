@@ -33,7 +33,8 @@ ask() {
 wait_until() {
   local deadline=$((SECONDS + 60))
   until "${@:2}" 2>/dev/null; do
-    [[ $SECONDS -lt $deadline ]] || { tail -n 20 "$data"/*/log >&2; fail "$server: expected that $1."; }
+    [[ $SECONDS -lt $deadline ]] && kill -0 "${started[-1]}" ||
+      { tail -n 20 "$data"/*/log >&2; fail "$server: expected that $1."; }
     sleep 0.1
   done
 }

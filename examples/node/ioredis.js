@@ -10,7 +10,7 @@ function tasksOf(client) {
   return new Tasks((_key, _isRead, [command, ...words]) => client.call(command, ...words));
 }
 
-// ioredis would send a write again whose reply is lost. If the first one was made, a cas then conflicts with itself.
+// ioredis would send a write again whose reply is lost. A cas can then conflict with itself.
 const client = new Redis(process.argv[2], { maxRetriesPerRequest: 0 });
 // A wait needs a connection of its own, because it holds up the calls behind it.
 const waitingClient = client.duplicate();

@@ -21,7 +21,7 @@ function tasksOf(client) {
   return new Tasks(send, { hashTags: true });
 }
 
-// ioredis would send a write again whose reply is lost. If the first one was made, a cas then conflicts with itself.
+// ioredis would send a write again whose reply is lost. A cas can then conflict with itself.
 const client = new Cluster([process.argv[2]], { retryDelayOnFailover: 0 });
 // A wait needs a connection of its own, because it holds up the calls behind it.
 const waitingClient = client.duplicate();

@@ -3,7 +3,7 @@
 /** @typedef {{ version: number, data: string }} Task */
 /** @typedef {{ outcome: 'OK' | 'CONFLICT' | 'MISSING', version: number }} Written the actual version of a conflict */
 /** @typedef {{ taskId: string, version: number, createdMs: number, data: string }} Listed */
-/** @typedef {{ outcome: 'OK', task: Task } | { outcome: 'MISSING' | 'UNCHANGED' }} Waited UNCHANGED if the time is over */
+/** @typedef {{ outcome: 'OK', task: Task } | { outcome: 'MISSING' | 'UNCHANGED' }} Waited */
 
 /**
  * Sends the words of a command to the server, or to the node that has the key.
@@ -85,7 +85,8 @@ export class Tasks {
   }
 
   /**
-   * Waits until the task's version is another. Nothing else gets through the connection meanwhile.
+   * Waits until the task's version is another: UNCHANGED if the time is over before. Nothing else gets through the
+   * connection meanwhile.
    * @param {string} owner
    * @param {string} taskId
    * @param {number} version

@@ -42,7 +42,8 @@ async function showWaiting(tasks, waiting, owner) {
 async function showVersions(tasks, owner) {
   check('cas of the version that was read', await tasks.cas(owner, 't1', 2, WORKING), { outcome: 'OK', version: 3 });
   check('cas of an older version', await tasks.cas(owner, 't1', 2, COMPLETED), { outcome: 'CONFLICT', version: 3 });
-  check('cas of a task that does not exist', await tasks.cas(owner, 'none', 1, WORKING), { outcome: 'MISSING', version: 0 });
+  const missing = await tasks.cas(owner, 'none', 1, WORKING);
+  check('cas of a task that does not exist', missing, { outcome: 'MISSING', version: 0 });
   check('get', await tasks.get(owner, 't1'), { version: 3, data: WORKING });
   check('get of a task that does not exist', await tasks.get(owner, 'none'), null);
 }

@@ -62,7 +62,7 @@ def show_all(client: Client, waiting: Client, tasks: Tasks) -> None:
 
 def main(url: str) -> None:
     tasks = Tasks()
-    # redis-py would send a write again whose reply is lost. If the first one was made, a cas then conflicts with itself.
+    # redis-py would send a write again whose reply is lost. A cas can then conflict with itself.
     client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0))
     # A wait holds a connection of its own. redis-py gives up after 5 seconds unless told.
     waiting = redis.Redis.from_url(url, socket_timeout=40)

@@ -16,7 +16,7 @@ fn paragraphs(language: &str) -> Vec<String> {
 }
 
 fn unindented(text: &str) -> String {
-    text.lines().map(|line| format!("{}\n", line.trim_start())).collect()
+    text.lines().map(str::trim_start).collect::<Vec<_>>().join("\n")
 }
 
 /// The programs in a folder of the examples.
