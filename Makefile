@@ -30,7 +30,8 @@ test-languages: needs = install node npm python3-venv $(filter redis-server,$(SE
 valgrind bench-instructions: needs = install valgrind $(filter redis-server,$(SERVER))
 lint: needs = check cargo-deny
 fuzz: needs = check cargo-fuzz
-deb: needs = check cargo-deb
+dist: needs = check python3-venv
+deb: needs = check python3-venv cargo-deb
 public-api: needs = check cargo-public-api
 
 run: build ## Run a server with the module on 127.0.0.1:6380; PORT=, DATA= and SERVER= change that

@@ -25,8 +25,6 @@ export SOURCE_DATE_EPOCH
 
 get_linker() {
   local tools=$target/dist-tools
-  python3 -c 'import ensurepip, venv' 2>/dev/null ||
-    { echo "Missing: Python 3 with venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
   if [[ $(cat "$tools/complete" 2>/dev/null) != "${linker[*]}" ]]; then
     echo "Getting a linker for old C libraries into $tools: ${linker[*]}."
     python3 -m venv --clear "$tools"
