@@ -156,7 +156,7 @@ async fn move_found(
 }
 
 /// A pattern that matches this prefix alone.
-fn escape(prefix: &str) -> String {
+pub(crate) fn escape(prefix: &str) -> String {
     let mut pattern = String::new();
     for character in prefix.chars() {
         if matches!(character, '*' | '?' | '[' | ']' | '\\') {

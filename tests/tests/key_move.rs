@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
-use pmcptask_client::{Error, HashTags, RedisBackend};
 use pmcptask_cli::{KeyMove, MoveError};
+use pmcptask_client::{Error, HashTags, RedisBackend};
 use pmcptask_schema::Keyspace;
 use pmcptask_tests::{
-    Fault, Port, Proxy, SentinelGroup, Server, ServerOptions, pmcptask_program, lua_backend, now_ms, reason,
+    Fault, Port, Proxy, SentinelGroup, Server, ServerOptions, lua_backend, now_ms, pmcptask_program, reason,
 };
 
 const OWNERS: [&str; 12] =
@@ -377,7 +377,10 @@ async fn command_moves_keys_and_says_what_it_did() {
     assert_eq!((code, said.as_str()), (1, "1 tasks moved\n"), "{warned}");
     assert!(warned.ends_with("another key is in the way: pmcp:tasks:alice:two\n"), "{warned}");
     tagged.delete("alice:two").await.unwrap();
-    assert_eq!(run(&["on", &server.url(), "--prefix", "pmcp"]), (0, "1 tasks moved\n".to_owned(), String::new()));
+    assert_eq!(
+        run(&["on", &server.url(), "--prefix", "pmcp"]),
+        (0, "1 tasks moved\n".to_owned(), String::new())
+    );
     assert_eq!(run(&["on", &server.url(), "--prefix", "other"]).1, "0 tasks moved\n");
     assert_eq!(run(&["off", &server.url()]).1, "2 tasks moved\n");
     assert_eq!(run(&["of", &server.url()]).0, 2);

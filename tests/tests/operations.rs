@@ -17,8 +17,8 @@ use std::{env, fs};
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend, RedisBackendBuilder as Builder};
 use pmcptask_tests::{
-    Cluster, FILE, Port, SentinelGroup, Server, ServerOptions, assert_hashes_and_entries_agree,
-    holds_within, pmcptask_program, reason,
+    Cluster, FILE, Port, SentinelGroup, Server, ServerOptions, assert_hashes_and_entries_agree, holds_within,
+    pmcptask_program, reason,
 };
 use tempfile::TempDir;
 
@@ -308,9 +308,7 @@ fn make_install_puts_the_module_and_the_command_where_the_page_says() {
     let line = conf.lines().next().unwrap();
     assert!(said.contains(line), "{said}");
     let module = line.strip_prefix("loadmodule ").unwrap();
-    for (path, content) in
-        [(module, "libpmcptask.so"), ("/usr/local/bin/pmcptask", "pmcptask")]
-    {
+    for (path, content) in [(module, "libpmcptask.so"), ("/usr/local/bin/pmcptask", "pmcptask")] {
         assert!(section_of("Set up").contains(Path::new(path).parent().unwrap().to_str().unwrap()), "{path}");
         let installed = root.path().join(path.trim_start_matches('/'));
         assert_eq!(fs::read_to_string(&installed).unwrap(), content);
