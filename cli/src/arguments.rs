@@ -136,6 +136,7 @@ pub(crate) enum Command {
     ///
     /// Renames pmcp:tasks:alice:t1 to pmcp:tasks:{alice}:t1 (on), or back (off). Stop the clients of the old names first. If it is
     /// interrupted, run it again.
+    #[command(override_usage = "pmcptask hash-tags [OPTIONS] <on|off> <URL>")]
     HashTags {
         /// Which keys the tasks are to have
         to: Switch,
