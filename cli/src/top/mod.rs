@@ -45,6 +45,10 @@ async fn print(figures: &mut watch::Receiver<Figures>, output: &mut Output) -> R
 
 async fn show(figures: &mut watch::Receiver<Figures>) -> Result<(), Failure> {
     let mut ends = signal(SignalKind::terminate())?;
+    // Without figures there is nothing to draw.
+    if figures.changed().await.is_err() {
+        return Ok(());
+    }
     let mut terminal = ratatui::try_init()?;
     let mut events = events();
     let shown = async {

@@ -18,6 +18,8 @@ const ALARMS: [&str; 6] = [
     "refused_capacity",
     "corrupt_records_skipped",
 ];
+/// The longest of these names, its count and the frame.
+const LONGEST_ALARM: u16 = 44;
 /// The other counters of `INFO pmcptask` that are shown.
 const COUNTERS: [&str; 7] =
     ["puts", "cas_ok", "cas_conflict", "deletes", "lists", "tasks_trimmed", "index_entries_removed"];
@@ -57,8 +59,9 @@ fn age(created_ms: Option<i64>, now_ms: i64) -> String {
 
 /// Three lists beside each other: tasks by status, what `INFO` counts, and what should be 0.
 fn draw_counts(frame: &mut Frame<'_>, area: Rect, figures: &Figures) {
-    let thirds = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1), Constraint::Fill(1)]);
-    let [statuses, counters, alarms] = thirds.areas(area);
+    let columns =
+        Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1), Constraint::Length(LONGEST_ALARM)]);
+    let [statuses, counters, alarms] = columns.areas(area);
     let named = figures.tasks.statuses.named().map(|(name, count)| counted(name, count, false));
     frame.render_widget(list("Tasks by status", named.into()), statuses);
     let named = COUNTERS.map(|name| counted(name, figures.info(name), false));
