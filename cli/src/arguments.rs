@@ -19,13 +19,17 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
+const FORMS_OF_URLS: &str = "The server or servers: redis://[user:password@]host[:port][/database], \
+                             redis+unix:///path, redis+cluster://host:port,… or \
+                             redis+sentinel://host,…/service; rediss for TLS";
+const STATUSES: &str = "Only tasks of this status: working, input_required, completed, failed or cancelled";
+
 /// What every subcommand takes.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// The server or servers: redis://[user:password@]host[:port][/database], redis+unix:///path,
-    /// redis+cluster://host:port,… or redis+sentinel://host,…/service; rediss for TLS
     #[arg(
         long,
+        help = FORMS_OF_URLS,
         global = true,
         env = "REDIS_URL",
         hide_env_values = true,
@@ -76,8 +80,7 @@ pub(crate) enum Command {
         /// Stop after so many tasks
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
-        /// Only tasks of this status: working, input_required, completed, failed or cancelled
-        #[arg(long, value_parser = status)]
+        #[arg(long, help = STATUSES, value_parser = status)]
         status: Option<TaskStatus>,
     },
     /// Show a task with its record
@@ -134,8 +137,8 @@ pub(crate) enum Command {
     },
     /// Move all tasks of the prefix to keys with hash tags, as a cluster needs them, or back
     ///
-    /// Renames pmcp:tasks:alice:t1 to pmcp:tasks:{alice}:t1 (on), or back (off). Stop the clients of the old names first. If it is
-    /// interrupted, run it again.
+    /// Renames pmcp:tasks:alice:t1 to pmcp:tasks:{alice}:t1 (on), or back (off). Stop the clients of the
+    /// old names first. If it is interrupted, run it again.
     #[command(override_usage = "pmcptask hash-tags [OPTIONS] <on|off> <URL>")]
     HashTags {
         /// Which keys the tasks are to have

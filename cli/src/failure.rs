@@ -36,7 +36,8 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// Says what is wrong, and returns the exit code. A reader that has seen enough, such as `head`, is no failure.
+    /// Says what is wrong, and returns the exit code. A reader that has seen enough, such as `head`, is no
+    /// failure.
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,

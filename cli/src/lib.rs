@@ -1,8 +1,8 @@
-//! The command `pmcptask`, which looks at the tasks of a server or cluster, and [`move_keys`], which moves them to keys with hash
-//! tags, or back.
+//! The command `pmcptask`, which looks at the tasks of a server or cluster, and [`move_keys`], which moves
+//! them to keys with hash tags, or back.
 //!
-//! One file per group of subcommands: `owners`, `tasks` (with `stuck`), `show`, `watch`, `top`, `writes` and `hash_tags`. All of
-//! them print through `output`, and reach the servers through `servers`.
+//! One file per group of subcommands: `owners`, `tasks` (with `stuck`), `show`, `watch`, `top`, `writes` and
+//! `hash_tags`. All of them print through `output`, and reach the servers through `servers`.
 
 mod arguments;
 mod failure;

@@ -1,5 +1,5 @@
-//! What is printed: lines of a table, or JSON objects. Everything goes through here, so that no name or record can send control
-//! characters to a terminal.
+//! What is printed: lines of a table, or JSON objects. Everything goes through here, so that no name or
+//! record can send control characters to a terminal.
 
 use std::borrow::Cow;
 use std::io::{self, BufWriter, Stdout, Write};

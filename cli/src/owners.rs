@@ -13,8 +13,8 @@ use crate::servers::Servers;
 /// How many keys one `SCAN` looks at. It takes the server a fraction of a millisecond.
 pub(crate) const KEYS_AT_ONCE: u64 = 500;
 
-/// An owner with the number of entries in its index. An entry stays up to ten minutes longer than a task that something else than
-/// the module has ended.
+/// An owner with the number of entries in its index. The entry of a task that something else than the module
+/// has ended stays until the module's walks find it.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Owner {
     pub(crate) owner: String,
@@ -52,10 +52,11 @@ pub(crate) async fn list(
     Ok(())
 }
 
-/// Goes through the keys of all primaries, one primary after the other. Keeps a cursor, and nothing of what it found.
+/// Goes through the keys of all primaries, one primary after the other. Keeps a cursor, and nothing of what
+/// it found.
 ///
-/// An owner who is there all the time is found at least once. While slots move, or a server changes the size of its table, an owner
-/// can be found twice.
+/// An owner who is there all the time is found at least once. While a server changes the size of its table,
+/// an owner can be found twice, and while slots move, also not at all.
 pub(crate) struct OwnerWalk {
     backend: RedisBackend,
     /// The last one is at work.

@@ -5,8 +5,8 @@ use pmcptask_client::{ListedTask, Order, RedisBackend, TaskPosition};
 
 const FIRST_PAGE: usize = 100;
 const LONGEST_PAGE: usize = 500;
-/// What a page is to hold of records at most, if they are as large as those of the page before. A list of so much takes the
-/// server a few milliseconds.
+/// What a page is to hold of records at most, if they are as large as those of the page before. A list of so
+/// much takes the server a few milliseconds.
 const PAGE_BYTES: usize = 1 << 20;
 
 pub(crate) struct Pages {

@@ -128,7 +128,8 @@ impl Row for StuckTask {
     }
 }
 
-/// Prints the tasks, of one owner or of all, that are not finished and whose record has not changed for so long.
+/// Prints the tasks, of one owner or of all, that are not finished and whose record has not changed for so
+/// long.
 pub(crate) async fn stuck(
     servers: &Servers,
     owner: Option<String>,

@@ -24,7 +24,8 @@ pub(crate) struct Figures {
     pub(crate) tasks: Totals,
     /// The walk that is at work.
     pub(crate) walk: Progress,
-    /// How long the walk took that `tasks` come from. None: they come from the one at work, which is the first.
+    /// How long the walk took that `tasks` come from. None: they come from the one at work, which is the
+    /// first.
     pub(crate) walk_took_seconds: Option<u64>,
     /// Why the figures are not new.
     pub(crate) failure: Option<String>,
@@ -59,7 +60,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// None: not known.
     pub(crate) fn percent(&self) -> Option<u64> {
-        // A walk is not over before it is over, though a server's SCAN may look at more keys than it was told to.
+        // A server's SCAN may look at other numbers of keys than it was told to.
         Some(self.keys_seen.saturating_mul(100).checked_div(self.keys)?.min(99))
     }
 }

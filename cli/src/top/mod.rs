@@ -20,7 +20,8 @@ use crate::servers::Servers;
 
 /// Shows the figures until q is pressed, or prints them as JSON until nobody reads them.
 pub(crate) async fn top(servers: &Servers, records: usize, output: &mut Output) -> Result<(), Failure> {
-    if !output.is_json() && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+    let has_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    if !has_terminal && !output.is_json() {
         return Err(Failure::NoTerminal);
     }
     // A wrong address is told before the terminal changes.

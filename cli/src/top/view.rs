@@ -18,8 +18,9 @@ const ALARMS: [&str; 6] = [
     "refused_capacity",
     "corrupt_records_skipped",
 ];
-/// The longest of these names, its count and the frame.
+/// The longest of these names, a count and the frame.
 const LONGEST_ALARM: u16 = 44;
+const LONGEST_COUNTER: u16 = 35;
 /// The other counters of `INFO pmcptask` that are shown.
 const COUNTERS: [&str; 7] =
     ["puts", "cas_ok", "cas_conflict", "deletes", "lists", "tasks_trimmed", "index_entries_removed"];
@@ -59,8 +60,11 @@ fn age(created_ms: Option<i64>, now_ms: i64) -> String {
 
 /// Three lists beside each other: tasks by status, what `INFO` counts, and what should be 0.
 fn draw_counts(frame: &mut Frame<'_>, area: Rect, figures: &Figures) {
-    let columns =
-        Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1), Constraint::Length(LONGEST_ALARM)]);
+    let columns = Layout::horizontal([
+        Constraint::Fill(1),
+        Constraint::Length(LONGEST_COUNTER),
+        Constraint::Length(LONGEST_ALARM),
+    ]);
     let [statuses, counters, alarms] = columns.areas(area);
     let named = figures.tasks.statuses.named().map(|(name, count)| counted(name, count, false));
     frame.render_widget(list("Tasks by status", named.into()), statuses);
@@ -176,7 +180,8 @@ mod tests {
             "puts 99",
             "panics 1",
             "alice\\u001b 1241 7 0 1234 0 0 0 2h",
-            "walk through all tasks: 25 %, 500 records read; the figures are of the walk before, which took 2m",
+            "walk through all tasks: 25 %, 500 records read;",
+            "the figures are of the walk before, which took 2m",
             "q ends",
         ] {
             assert!(has(&screen, &line.split(' ').collect::<Vec<_>>()), "{line}: {screen:#?}");

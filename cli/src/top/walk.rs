@@ -1,5 +1,5 @@
-//! The walk of `top` through all tasks, in steps whose work is limited. The server cannot count tasks by status, so their records
-//! have to be read.
+//! The walk of `top` through all tasks, in steps whose work is limited. The server cannot count tasks by
+//! status, so their records have to be read.
 
 use std::time::{Duration, Instant};
 
