@@ -107,7 +107,6 @@ fn owner_row(owner: &OwnerTotals, now_ms: i64) -> Row<'static> {
 
 fn footing(figures: &Figures) -> Text<'static> {
     let walk = figures.walk;
-    let percent = walk.percent().map_or_else(|| "?".to_owned(), |percent| percent.to_string());
     let of = match figures.walk_took_seconds {
         None => "the first walk, so there are more tasks than these".to_owned(),
         Some(seconds) => {
@@ -118,7 +117,12 @@ fn footing(figures: &Figures) -> Text<'static> {
             )
         }
     };
-    let progress = format!("walk through all tasks: {percent} %, {} records read; {of}", walk.records_read);
+    let progress = match walk.percent() {
+        Some(0) | None if walk.keys_seen == 0 => "about to begin".to_owned(),
+        None => format!("{} records read", walk.records_read),
+        Some(percent) => format!("{percent} %, {} records read", walk.records_read),
+    };
+    let progress = format!("walk through all tasks: {progress}; {of}");
     let last = match &figures.failure {
         Some(failure) => Line::from(in_line(failure)).fg(Color::Red),
         None => Line::from("q ends"),
@@ -165,7 +169,8 @@ mod tests {
 
     fn has(screen: &[String], words: &[&str]) -> bool {
         screen.iter().any(|line| {
-            let line: Vec<_> = line.split_whitespace().filter(|word| *word != "│").collect();
+            let line = line.replace('│', " ");
+            let line: Vec<_> = line.split_whitespace().collect();
             line.windows(words.len()).any(|window| window == words)
         })
     }
