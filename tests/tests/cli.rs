@@ -121,6 +121,7 @@ struct InTerminal {
     child: Child,
     terminal: File,
     written: mpsc::Receiver<String>,
+    started: Instant,
     screen: String,
 }
 
@@ -137,17 +138,25 @@ impl InTerminal {
         let child = command.stdin(open()).stdout(open()).stderr(open()).spawn().unwrap();
         let terminal = File::from(controller);
         let written = pieces_of(terminal.try_clone().unwrap());
-        Self { child, terminal, written, screen: String::new() }
+        Self { child, terminal, written, started: Instant::now(), screen: String::new() }
     }
 
     /// Reads what is written to the terminal until it has these words.
     fn wait_for(&mut self, words: &str) {
         while !self.screen.contains(words) {
-            match self.written.recv_timeout(PATIENCE * slowness()) {
-                Ok(piece) => self.screen.push_str(&piece),
-                Err(error) => panic!("{error}, no {words:?} in {:?}", self.screen),
-            }
+            assert!(self.reads_more(), "no {words:?} in {:?}", self.screen);
         }
+    }
+
+    /// False if nobody can write to the terminal any more.
+    fn reads_more(&mut self) -> bool {
+        let left = (PATIENCE * slowness()).saturating_sub(self.started.elapsed());
+        match self.written.recv_timeout(left) {
+            Ok(piece) => self.screen.push_str(&piece),
+            Err(RecvTimeoutError::Disconnected) => return false,
+            Err(RecvTimeoutError::Timeout) => panic!("nothing more than {:?}", self.screen),
+        }
+        true
     }
 
     fn press(&mut self, keys: &str) {
@@ -156,13 +165,7 @@ impl InTerminal {
 
     /// Waits for the end. Returns the exit code, and all that was written.
     fn end(mut self) -> (i32, String) {
-        loop {
-            match self.written.recv_timeout(PATIENCE * slowness()) {
-                Ok(piece) => self.screen.push_str(&piece),
-                Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => panic!("it does not end: {:?}", self.screen),
-            }
-        }
+        while self.reads_more() {}
         (self.child.wait().unwrap().code().unwrap(), std::mem::take(&mut self.screen))
     }
 }

@@ -71,11 +71,7 @@ impl<'s> Observer<'s> {
             ticks.tick().await;
             self.figures.failure = match self.look().await {
                 Ok(()) => None,
-                // These connections do not reconnect, and the primaries may be others by now.
-                Err(error) => {
-                    self.connected = None;
-                    Some(Failure::from(error).to_string())
-                }
+                Err(error) => Some(Failure::from(error).to_string()),
             };
             if sender.send(self.figures.clone()).is_err() {
                 return;
@@ -83,6 +79,8 @@ impl<'s> Observer<'s> {
         }
     }
 
+    /// After a failure the next look opens new connections: these do not reconnect, and the primaries may be
+    /// others by now.
     async fn look(&mut self) -> Result<(), StorageError> {
         let mut connected = match self.connected.take() {
             Some(connected) => connected,
