@@ -79,8 +79,10 @@ impl Primary {
     }
 
     fn failed(&self, what: &str, error: redis::RedisError) -> StorageError {
-        if error.code().is_some() {
-            return error::of_reply(error, self.address.clone());
+        // The error may be the one of a whole pipeline, in more words than the server's.
+        let replies = error.clone().into_server_errors();
+        if let Some((_, reply)) = replies.as_deref().and_then(<[_]>::first) {
+            return error::of_reply(reply.clone().into(), self.address.clone());
         }
         error::of_loss(error, CallKind::Read, what, self.address.clone()).into()
     }
