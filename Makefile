@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run demo demo-checkpoints test test-servers test-languages build build-hash-tags install dist deb url-is-given hash-tags lint package public-api fuzz valgrind bench bench-checkpoints bench-instructions bench-growth bench-planning bench-waiting bench-micro prerequisites
+.PHONY: help run demo demo-checkpoints test test-servers test-languages build build-cli install dist deb url-is-given hash-tags lint package public-api fuzz valgrind bench bench-checkpoints bench-instructions bench-growth bench-planning bench-waiting bench-micro prerequisites
 
 # The server to run or test with, its port and data folder, and where `install` puts the module.
 SERVER ?= redis-server
@@ -10,7 +10,7 @@ PREFIX ?= /usr/local
 
 target := $(or $(CARGO_TARGET_DIR),target)
 module := $(abspath $(target))/release/libpmcptask.so
-hash_tags := $(abspath $(target))/release/pmcptask-hash-tags
+command := $(abspath $(target))/release/pmcptask
 # List of the servers to test with, one per line: name and path.
 servers := $(or $(SERVERS),$(target)/servers/servers)
 newest_valkey := $(abspath $(target))/servers/valkey-9-newest/valkey-server
@@ -49,7 +49,7 @@ test test-servers: export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(getconf _
 
 test: prerequisites ## Run all tests against real servers
 # A test runs this program. Building it then would disturb the other tests.
-	@cargo build --locked --quiet --workspace --all-features --bin pmcptask-hash-tags
+	@cargo build --locked --quiet --workspace --all-features --bin pmcptask
 	cargo test --locked --workspace --all-features
 ifndef PMCPTASK_SERVER
 ifdef valkey
@@ -69,12 +69,12 @@ test-languages: build ## Run the examples for Python and Node on one server and 
 build: prerequisites ## Build the module in release mode
 	cargo build --locked --release --package pmcptask
 
-build-hash-tags: prerequisites
-	cargo build --locked --release --package pmcptask-hash-tags
+build-cli: prerequisites
+	cargo build --locked --release --package pmcptask-cli
 
-install: build build-hash-tags ## Install module and pmcptask-hash-tags under PREFIX (/usr/local); print the line for redis.conf
+install: build build-cli ## Install the module and the command pmcptask under PREFIX (/usr/local); print the line for redis.conf
 	@scripts/install.sh '$(module)' '$(DESTDIR)$(installed)' \
-	  '$(hash_tags)' '$(DESTDIR)$(PREFIX)/bin/pmcptask-hash-tags'
+	  '$(command)' '$(DESTDIR)$(PREFIX)/bin/pmcptask'
 	@echo 'Add this line to redis.conf and restart the server:'
 	@echo '  loadmodule $(installed)'
 
@@ -89,9 +89,8 @@ deb: dist ## Write the module as a package for Debian and Ubuntu to target/dist 
 url-is-given:
 	@$(if $(URL),:,echo 'URL= is missing: make hash-tags URL=redis://127.0.0.1:6379' >&2; exit 1)
 
-hash-tags: url-is-given build-hash-tags ## Move the tasks of URL= to keys with hash tags, which a cluster needs; TO=off moves back; KEYS= is the prefix
-	@'$(hash_tags)' '$(or $(TO),on)' \
-	  '$(URL)' '$(or $(KEYS),pmcp)'
+hash-tags: url-is-given build-cli ## Move the tasks of URL= to keys with hash tags, which a cluster needs; TO=off moves back; KEYS= is the prefix
+	@'$(command)' hash-tags '$(or $(TO),on)' '$(URL)' --prefix '$(or $(KEYS),pmcp)'
 
 lint: prerequisites ## Check formatting, lints, the pages of cargo doc and dependencies
 	cargo fmt --all --check
@@ -106,7 +105,7 @@ package: prerequisites ## Check that the crates can be published, by a dry run o
 
 # The diff of these files shows each change of what users can call.
 public-api: prerequisites ## Write what each library offers to its public-api.txt (needs cargo-public-api and a nightly toolchain)
-	for crate in schema client checkpoint hash-tags; do \
+	for crate in schema client checkpoint cli; do \
 	  cargo public-api --package "pmcptask-$$crate" --all-features -sss >'$(target)/public-api.txt' || exit 1; \
 	  mv '$(target)/public-api.txt' "$$crate/public-api.txt"; \
 	done

@@ -22,7 +22,7 @@ done <"$list"
 
 # Build everything before the first test: a later build would slow down running tests.
 cargo build --locked --quiet --package pmcptask
-cargo build --locked --quiet --workspace --all-features --bin pmcptask-hash-tags
+cargo build --locked --quiet --workspace --all-features --bin pmcptask
 cargo test --locked --quiet --workspace --all-features --no-run
 
 # verdict LOG: the numbers of passed and failed tests of a run, or that it did not run.

@@ -10,7 +10,7 @@ use pmcptask_schema::Keyspace;
 use crate::address::Address;
 use crate::backend::{LIST_PAGE, RedisBackend};
 use crate::breaker::Breaker;
-use crate::connection::Connection;
+use crate::connection::{Connection, Primary};
 use crate::error::{self, Error};
 use crate::hash_tags::HashTags;
 use crate::session::Session;
@@ -250,6 +250,18 @@ impl RedisBackendBuilder {
         let (mut settings, url) = (self.settings, self.url);
         let address = Address::parse(&url, &mut settings)?;
         Ok(Connection::open_once(address, settings).await?)
+    }
+
+    /// Opens a connection to each primary, for commands that no key routes. For the command `pmcptask`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`connect`](Self::connect), but not [`Error::ModuleNotLoaded`].
+    #[doc(hidden)]
+    pub async fn open_primaries(self) -> Result<Vec<Primary>, StorageError> {
+        let (mut settings, url) = (self.settings, self.url);
+        let address = Address::parse(&url, &mut settings)?;
+        Ok(Primary::open_all(address, settings).await?)
     }
 
     /// Connects, and checks that the server, or each primary of a cluster, has the module.

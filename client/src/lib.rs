@@ -73,6 +73,8 @@ pub use backend::RedisBackend;
 #[cfg(feature = "circuit-breaker")]
 pub use breaker::CircuitBreaker;
 pub use builder::RedisBackendBuilder;
+#[doc(hidden)]
+pub use connection::Primary;
 pub use error::{Applied, Error};
 pub use hash_tags::HashTags;
 pub use lease::Lease;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use pmcp_tasks::StorageError;
-use pmcptask_schema::{Keyspace, PrefixError, split_composite};
+use pmcptask_schema::{IndexKey, Keyspace, PrefixError, owner_in_hash_tag, split_composite};
 use redis::{Cmd, Value};
 
 use crate::breaker::Breaker;
@@ -97,6 +97,16 @@ impl Session {
 
     pub(crate) fn index_key(&self, owner: &str) -> Result<String, Error> {
         Ok(self.keyspace()?.index_key(owner))
+    }
+
+    /// The owner whose index a key is; None if it is no index of this keyspace.
+    pub(crate) fn owner_of_index(&self, key: &str) -> Result<Option<String>, Error> {
+        let keyspace = self.keyspace()?;
+        let index = IndexKey::parse(key.as_bytes()).ok();
+        let index = index.filter(|index| index.prefix == keyspace.prefix().as_bytes());
+        let part = index.and_then(|index| std::str::from_utf8(index.owner).ok());
+        let owner = if keyspace.has_hash_tags() { part.and_then(owner_in_hash_tag) } else { part };
+        Ok(owner.map(str::to_owned))
     }
 
     /// Sends a request and reads its reply, unless the breaker is open. A write that too few replicas have is

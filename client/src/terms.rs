@@ -181,4 +181,15 @@ impl RedisBackend {
     pub fn prefix(&self) -> Result<&str, StorageError> {
         Ok(self.session().prefix()?)
     }
+
+    /// The owner whose index a key is, with or without hash tags as the backend is set; None for other keys. For the command
+    /// `pmcptask`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`prefix`](Self::prefix).
+    #[doc(hidden)]
+    pub fn owner_of_index(&self, key: &str) -> Result<Option<String>, StorageError> {
+        Ok(self.session().owner_of_index(key)?)
+    }
 }

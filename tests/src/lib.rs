@@ -47,7 +47,7 @@ pub use progress::Progress;
 pub use proxy::{Fault, Proxy};
 pub use sentinel::SentinelGroup;
 pub use server::{
-    FILE, Server, ServerOptions, StartError, calling_module, hash_tags_program, server_for_example,
+    FILE, Server, ServerOptions, StartError, calling_module, pmcptask_program, server_for_example,
 };
 pub use wire::{EMPTY, INDEX, NIL, OK, TASK, Wire, integer, words};
 

@@ -169,13 +169,13 @@ fn module() -> PathBuf {
     MODULE.get_or_init(|| env::var_os(MODULE_VARIABLE).map_or_else(build, PathBuf::from)).clone()
 }
 
-/// Path of the program `pmcptask-hash-tags`, built once for each test program.
+/// Path of the program `pmcptask`, built once for each test program.
 #[must_use]
-pub fn hash_tags_program() -> PathBuf {
+pub fn pmcptask_program() -> PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     // With the features of the tests, so that little has to be rebuilt.
-    let features = ["--workspace", "--all-features", "--bin", "pmcptask-hash-tags"];
-    PROGRAM.get_or_init(|| built(&features, "pmcptask-hash-tags")).clone()
+    let features = ["--workspace", "--all-features", "--bin", "pmcptask"];
+    PROGRAM.get_or_init(|| built(&features, "pmcptask")).clone()
 }
 
 /// Builds a part of this workspace. Returns the path of the file that cargo makes under this name.

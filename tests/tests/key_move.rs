@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
+use pmcptask_cli::{KeyMove, MoveError};
 use pmcptask_client::{Error, HashTags, RedisBackend};
-use pmcptask_hash_tags::{KeyMove, MoveError};
 use pmcptask_schema::Keyspace;
 use pmcptask_tests::{
-    Fault, Port, Proxy, SentinelGroup, Server, ServerOptions, hash_tags_program, lua_backend, now_ms, reason,
+    Fault, Port, Proxy, SentinelGroup, Server, ServerOptions, lua_backend, now_ms, pmcptask_program, reason,
 };
 
 const OWNERS: [&str; 12] =
@@ -30,14 +30,14 @@ async fn move_keys(server: &Server, hash_tags: HashTags) -> KeyMove {
     let keyspace = Keyspace::default();
     let target = if hash_tags == HashTags::On { keyspace.with_hash_tags().unwrap() } else { keyspace };
     let mut connection = RedisBackend::builder(server.url()).open_connection().await.unwrap();
-    pmcptask_hash_tags::move_keys(&mut connection, &target).await.unwrap()
+    pmcptask_cli::move_keys(&mut connection, &target).await.unwrap()
 }
 
 /// Moves all tasks to keys with hash tags.
 async fn move_by(url: String) -> Result<KeyMove, MoveError> {
     let mut connection = RedisBackend::builder(url).open_connection().await.unwrap();
     let target = Keyspace::default().with_hash_tags().unwrap();
-    pmcptask_hash_tags::move_keys(&mut connection, &target).await
+    pmcptask_cli::move_keys(&mut connection, &target).await
 }
 
 /// Some tasks of every owner, with and without an expiry, some of them written more than once.
@@ -231,7 +231,7 @@ async fn move_that_is_interrupted_anywhere_goes_on_where_it_was() {
     let mut interruptions = 0;
     loop {
         let mut connection = RedisBackend::builder(proxy.url()).open_connection().await.unwrap();
-        let moving = pmcptask_hash_tags::move_keys(&mut connection, &target);
+        let moving = pmcptask_cli::move_keys(&mut connection, &target);
         let cut = async {
             // Later each time, because the move must first read what has moved already.
             tokio::time::sleep(Duration::from_millis(10 * (interruptions + 1))).await;
@@ -369,16 +369,19 @@ async fn command_moves_keys_and_says_what_it_did() {
     plain.put("alice:two", b"data").await.unwrap();
     tagged.put("alice:two", b"data").await.unwrap();
     let run = |arguments: &[&str]| {
-        let output = Command::new(hash_tags_program()).args(arguments).output().unwrap();
+        let output = Command::new(pmcptask_program()).arg("hash-tags").args(arguments).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
     };
     let (code, said, warned) = run(&["on", &server.url()]);
     assert_eq!((code, said.as_str()), (1, "1 tasks moved\n"), "{warned}");
-    assert!(warned.ends_with("another key is in the way: pmcp:tasks:alice:two\n"), "{warned}");
+    assert!(warned.contains("another key is in the way: pmcp:tasks:alice:two\n"), "{warned}");
     tagged.delete("alice:two").await.unwrap();
-    assert_eq!(run(&["on", &server.url(), "pmcp"]), (0, "1 tasks moved\n".to_owned(), String::new()));
-    assert_eq!(run(&["on", &server.url(), "other"]).1, "0 tasks moved\n");
+    assert_eq!(
+        run(&["on", &server.url(), "--prefix", "pmcp"]),
+        (0, "1 tasks moved\n".to_owned(), String::new())
+    );
+    assert_eq!(run(&["on", &server.url(), "--prefix", "other"]).1, "0 tasks moved\n");
     assert_eq!(run(&["off", &server.url()]).1, "2 tasks moved\n");
     assert_eq!(run(&["of", &server.url()]).0, 2);
     let nobody = Port::free().unwrap();

@@ -17,8 +17,8 @@ use std::{env, fs};
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, RedisBackend, RedisBackendBuilder as Builder};
 use pmcptask_tests::{
-    Cluster, FILE, Port, SentinelGroup, Server, ServerOptions, assert_hashes_and_entries_agree,
-    hash_tags_program, holds_within, reason,
+    Cluster, FILE, Port, SentinelGroup, Server, ServerOptions, assert_hashes_and_entries_agree, holds_within,
+    pmcptask_program, reason,
 };
 use tempfile::TempDir;
 
@@ -70,7 +70,7 @@ impl Site {
         if cli.components().count() > 1 {
             site.add_program("redis-cli", &format!("exec '{}' \"$@\"", cli.display()));
         }
-        site.add_program("pmcptask-hash-tags", &format!("exec '{}' \"$@\"", hash_tags_program().display()));
+        site.add_program("pmcptask", &format!("exec '{}' \"$@\"", pmcptask_program().display()));
         site
     }
 
@@ -295,13 +295,13 @@ fn make_install_puts_the_module_and_the_command_where_the_page_says() {
     let root = tempfile::tempdir().unwrap();
     let built = root.path().join("target/release");
     fs::create_dir_all(&built).unwrap();
-    for file in ["libpmcptask.so", "pmcptask-hash-tags"] {
+    for file in ["libpmcptask.so", "pmcptask"] {
         fs::write(built.join(file), file).unwrap();
     }
     // Building takes minutes, and other tests use the same build.
     let unbuilt = install.trim().replace(
         "make ",
-        &format!("make -C '{REPOSITORY}' --no-print-directory -o build -o build-hash-tags CARGO_TARGET_DIR='{0}/target' DESTDIR='{0}' ", root.path().display()),
+        &format!("make -C '{REPOSITORY}' --no-print-directory -o build -o build-cli CARGO_TARGET_DIR='{0}/target' DESTDIR='{0}' ", root.path().display()),
     );
     let output = shell(&unbuilt, root.path());
     let said = String::from_utf8_lossy(&output.stdout);
@@ -309,9 +309,7 @@ fn make_install_puts_the_module_and_the_command_where_the_page_says() {
     let line = conf.lines().next().unwrap();
     assert!(said.contains(line), "{said}");
     let module = line.strip_prefix("loadmodule ").unwrap();
-    for (path, content) in
-        [(module, "libpmcptask.so"), ("/usr/local/bin/pmcptask-hash-tags", "pmcptask-hash-tags")]
-    {
+    for (path, content) in [(module, "libpmcptask.so"), ("/usr/local/bin/pmcptask", "pmcptask")] {
         assert!(section_of("Set up").contains(Path::new(path).parent().unwrap().to_str().unwrap()), "{path}");
         let installed = root.path().join(path.trim_start_matches('/'));
         assert_eq!(fs::read_to_string(&installed).unwrap(), content);

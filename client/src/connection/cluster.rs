@@ -119,14 +119,7 @@ impl Cluster {
         settings: Arc<Settings>,
         waiters: Arc<Waiters>,
     ) -> Result<Self, Error> {
-        let limit = settings.timeouts.connect;
-        let attempts = seeds.iter().cloned().map(|seed| async move {
-            match ask_seed(&seed, limit).await {
-                Ok(answer) => Ok(answer),
-                Err(failure) => Err(Target::Server(seed).explain(failure, limit).await),
-            }
-        });
-        let answer = first_answer(attempts, no_seed()).await?;
+        let answer = ask_seeds(&seeds, settings.timeouts.connect).await?;
         Ok(Self::on(&Handle::current(), seeds, settings, waiters, answer))
     }
 
@@ -427,6 +420,26 @@ async fn ask_node(node: Arc<Node>) -> Result<NodeAnswer, ()> {
         }
         _ => Err(()),
     }
+}
+
+/// The primaries that have slots, by the first seed that answers.
+pub(super) async fn primaries(seeds: &[Endpoint], limit: Duration) -> Result<Vec<Endpoint>, Error> {
+    let answer = ask_seeds(seeds, limit).await?;
+    let seed = seeds.first().ok_or_else(no_seed)?;
+    let at = |shard: &Shard| {
+        seed.at(&shard.primary.host, shard.primary.port, &format!("the node {}", answer.source))
+    };
+    answer.shards.iter().map(at).collect()
+}
+
+async fn ask_seeds(seeds: &[Endpoint], limit: Duration) -> Result<NodeAnswer, Error> {
+    let attempts = seeds.iter().cloned().map(|seed| async move {
+        match ask_seed(&seed, limit).await {
+            Ok(answer) => Ok(answer),
+            Err(failure) => Err(Target::Server(seed).explain(failure, limit).await),
+        }
+    });
+    first_answer(attempts, no_seed()).await
 }
 
 fn no_seed() -> Error {

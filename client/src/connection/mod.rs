@@ -7,6 +7,7 @@ mod endpoint;
 mod first_answer;
 mod live;
 mod node;
+mod primaries;
 mod reconnecting;
 mod replica_read;
 mod replicated_writes;
@@ -37,6 +38,7 @@ use crate::error::{self, CallKind, Error};
 use crate::settings::Settings;
 
 pub(crate) use live::Live;
+pub use primaries::Primary;
 pub(crate) use request::{Reply, Request};
 pub(crate) use waiters::{Moment, Waiter, Waiters};
 
@@ -104,21 +106,23 @@ impl Connection {
     ///
     /// Those of [`Connection::open`]; [`Error::Settings`] for a cluster.
     pub(crate) async fn open_once(address: Address, settings: Settings) -> Result<Live, Error> {
+        let mut target = Self::one_target(address, settings)?;
+        target.connect_or_explain(target.settings().timeouts.connect, || ()).await
+    }
+
+    /// One server, or the primary that Sentinels name. Nothing waits on its connection.
+    fn one_target(address: Address, settings: Settings) -> Result<Target, Error> {
         settings.check()?;
-        let (limit, settings) = (settings.timeouts.connect, Arc::new(settings));
-        let nobody = Arc::default();
-        let mut target = match address {
-            Address::Server(info) => Target::Server(Endpoint::new(info, settings, nobody)?),
+        let (settings, nobody) = (Arc::new(settings), Arc::default());
+        match address {
+            Address::Server(info) => Ok(Target::Server(Endpoint::new(info, settings, nobody)?)),
             Address::Sentinel(address) => {
-                Target::Monitored(Sentinels::new(&address, Wanted::Primary, settings, &nobody)?)
+                Ok(Target::Monitored(Sentinels::new(&address, Wanted::Primary, settings, &nobody)?))
             }
             Address::Cluster(_) => {
-                return Err(Error::Settings(
-                    "URL: expected one server or Sentinels, got a cluster".to_owned(),
-                ));
+                Err(Error::Settings("URL: expected one server or Sentinels, got a cluster".to_owned()))
             }
-        };
-        target.connect_or_explain(limit, || ()).await
+        }
     }
 
     /// Sends a command and waits for its reply.

@@ -5,7 +5,7 @@
 //! under exactly one of its two keys, and never replaces another. A run that was interrupted loses nothing:
 //! the next run continues.
 //!
-//! The command `pmcptask-hash-tags` is a shell around [`move_keys`].
+//! `pmcptask hash-tags` is a shell around [`move_keys`].
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -83,7 +83,7 @@ impl From<RedisError> for MoveError {
 /// # pmcp_tasks::StorageBackend::put(&RedisBackend::new(&url).await?, "alice:t1", b"working").await?;
 /// let mut connection = RedisBackend::builder(&url).open_connection().await?;
 /// let target = Keyspace::new("pmcp")?.with_hash_tags()?;
-/// let done = pmcptask_hash_tags::move_keys(&mut connection, &target).await?;
+/// let done = pmcptask_cli::move_keys(&mut connection, &target).await?;
 /// assert_eq!((done.moved, done.left.len()), (1, 0));
 /// # Ok(())
 /// # }
@@ -156,7 +156,7 @@ async fn move_found(
 }
 
 /// A pattern that matches this prefix alone.
-fn escape(prefix: &str) -> String {
+pub(crate) fn escape(prefix: &str) -> String {
     let mut pattern = String::new();
     for character in prefix.chars() {
         if matches!(character, '*' | '?' | '[' | ']' | '\\') {

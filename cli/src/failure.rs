@@ -1,0 +1,51 @@
+//! Why a subcommand ends early, and the exit code for it.
+
+use std::io;
+use std::process::ExitCode;
+
+use pmcp_tasks::{StorageError, TaskError};
+use pmcptask_schema::PrefixError;
+
+use crate::key_move::MoveError;
+
+/// The exit code for arguments that cannot be obeyed; clap has the same.
+const USAGE: u8 = 2;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// Its own words are those of the client, which name the address.
+    #[error("{}", pmcptask_client::Error::of(.0).map_or_else(|| .0.to_string(), ToString::to_string))]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    #[error(transparent)]
+    Move(#[from] MoveError),
+    #[error(transparent)]
+    Prefix(#[from] PrefixError),
+    /// What was to be left as it is. The keys that were in the way are named already.
+    #[error("{0} tasks were left as they are")]
+    Left(usize),
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+    #[error("{0}: expected --yes, or a terminal to ask at, got neither; nothing was changed")]
+    NotAllowed(String),
+    #[error("nothing was changed")]
+    Declined,
+    #[error("top: expected a terminal, or --json, got neither")]
+    NoTerminal,
+}
+
+impl Failure {
+    /// Says what is wrong, and returns the exit code. A reader that has seen enough, such as `head`, is no
+    /// failure.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+            _ => eprintln!("pmcptask: {self}"),
+        }
+        match self {
+            Self::NotAllowed(_) | Self::NoTerminal => ExitCode::from(USAGE),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
