@@ -95,7 +95,7 @@ pub(crate) enum Command {
         /// The owner, as `pmcptask owners` prints it
         owner: String,
         /// How many tasks to follow at once. The oldest are given up for new ones
-        #[arg(long, value_name = "N", default_value_t = 100, value_parser = at_least_one)]
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = watched)]
         tasks: usize,
     },
     /// List the tasks that are not finished and have not changed for a while
@@ -138,7 +138,7 @@ pub(crate) enum Command {
     /// Move all tasks of the prefix to keys with hash tags, as a cluster needs them, or back
     ///
     /// Renames pmcp:tasks:alice:t1 to pmcp:tasks:{alice}:t1 (on), or back (off). Stop the clients of the
-    /// old names first. If it is interrupted, run it again.
+    /// old names first. If it is interrupted, run it again. It does not ask.
     #[command(override_usage = "pmcptask hash-tags [OPTIONS] <on|off> <URL>")]
     HashTags {
         /// Which keys the tasks are to have
@@ -175,6 +175,12 @@ fn status(text: &str) -> Result<TaskStatus, &'static str> {
 
 fn at_least_one(text: &str) -> Result<usize, &'static str> {
     text.parse().ok().filter(|number| *number > 0).ok_or("expected a number of at least 1")
+}
+
+/// So many are listed at once, and each change is a walk through all.
+fn watched(text: &str) -> Result<usize, &'static str> {
+    let number = text.parse().ok();
+    number.filter(|number| (1..=10_000).contains(number)).ok_or("expected a number from 1 to 10000")
 }
 
 #[cfg(test)]
@@ -218,6 +224,7 @@ mod tests {
             "--prefix a:tasks:b owners",
             "stuck --older soon",
             "watch alice --tasks 0",
+            "watch alice --tasks 10001",
             "tasks alice --status done",
             "trim alice",
         ] {

@@ -7,6 +7,7 @@ use pmcp_tasks::{StorageError, TaskError};
 use pmcptask_schema::PrefixError;
 
 use crate::key_move::MoveError;
+use crate::output::say;
 
 /// The exit code for arguments that cannot be obeyed; clap has the same.
 const USAGE: u8 = 2;
@@ -25,12 +26,21 @@ pub(crate) enum Failure {
     /// What was to be left as it is. The keys that were in the way are named already.
     #[error("{0} tasks were left as they are")]
     Left(usize),
+    /// Their failures are told already.
+    #[error("the tasks of {0} owners could not be read")]
+    Unread(usize),
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
     #[error("{0}: expected --yes, or a terminal to ask at, got neither; nothing was changed")]
     NotAllowed(String),
     #[error("nothing was changed")]
     Declined,
+    #[error("the client no longer looks for new tasks")]
+    TailEnded,
+    #[error("cannot use the terminal: {0}")]
+    Terminal(io::Error),
+    #[error("cannot start: {0}")]
+    Start(io::Error),
     #[error("top: expected a terminal, or --json, got neither")]
     NoTerminal,
 }
@@ -41,7 +51,7 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
-            _ => eprintln!("pmcptask: {self}"),
+            _ => say(&format!("pmcptask: {self}")),
         }
         match self {
             Self::NotAllowed(_) | Self::NoTerminal => ExitCode::from(USAGE),

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::arguments::Switch;
 use crate::failure::Failure;
 use crate::key_move::{KeyMove, move_keys};
-use crate::output::{Output, Row, in_line};
+use crate::output::{Output, Row, in_line, say};
 use crate::servers::Servers;
 
 #[derive(Serialize)]
@@ -39,9 +39,10 @@ pub(crate) async fn move_all(
     let mut connection = RedisBackend::builder(url).open_connection().await?;
     let KeyMove { moved, left } = move_keys(&mut connection, &target).await?;
     for key in &left {
-        eprintln!("left as it is, because another key is in the way: {}", in_line(key));
+        say(&format!("left as it is, because another key is in the way: {}", in_line(key)));
     }
     let count = left.len();
     output.row(&Moved { moved, left })?;
+    output.flush()?;
     if count == 0 { Ok(()) } else { Err(Failure::Left(count)) }
 }

@@ -37,7 +37,7 @@ pub fn run() -> ExitCode {
     let Arguments { global, command } = Arguments::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return Failure::Output(error).exit_code(),
+        Err(error) => return Failure::Start(error).exit_code(),
     };
     let mut output = Output::to_stdout(global.json);
     let servers = Servers::new(&global);
@@ -59,8 +59,10 @@ async fn obey(command: Command, servers: &Servers, output: &mut Output) -> Resul
         Command::Trim { owner, keep, yes } => writes::trim(servers, &owner, keep, yes, output).await,
         Command::HashTags { to, server } => hash_tags::move_all(servers, to, server, output).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "pmcptask", output.writer());
-            Ok(())
+            // It panics if it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "pmcptask", &mut script);
+            output.raw(&script)
         }
     }
 }

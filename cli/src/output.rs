@@ -52,9 +52,14 @@ impl Output {
     }
 
     /// For what is no row.
-    pub(crate) fn writer(&mut self) -> &mut impl Write {
-        &mut self.writer
+    pub(crate) fn raw(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        Ok(self.writer.write_all(bytes)?)
     }
+}
+
+/// Says something beside the output. That nobody reads it is no failure.
+pub(crate) fn say(text: &str) {
+    drop(writeln!(io::stderr(), "{}", printable(text)));
 }
 
 /// The text without the control characters that a terminal would obey. New lines stay.

@@ -94,14 +94,15 @@ impl OwnerWalk {
                 owners.push(owner);
             }
         }
-        let sizes: Vec<u64> =
-            if owners.is_empty() { Vec::new() } else { primary.read_all("the indexes", &sizes).await? };
+        let sizes: Vec<Option<u64>> =
+            if owners.is_empty() { Vec::new() } else { primary.read_all("the indexes", sizes).await? };
         self.cursor = cursor;
         if cursor == 0 {
             self.primaries.pop();
         }
-        let owners = owners.into_iter().zip(sizes).map(|(owner, tasks)| Owner { owner, tasks });
-        // The index of one may have gone meanwhile.
+        let owners = owners.into_iter().zip(sizes);
+        // An index that is on its way to another node is found there, or was. Another one may have gone meanwhile.
+        let owners = owners.filter_map(|(owner, tasks)| Some(Owner { owner, tasks: tasks? }));
         Ok(Some(owners.filter(|owner| owner.tasks > 0).collect()))
     }
 }

@@ -3,10 +3,11 @@
 use pmcp_tasks::StorageError;
 use pmcptask_client::{ListedTask, Order, RedisBackend, TaskPosition};
 
-const FIRST_PAGE: usize = 100;
+const FIRST_PAGE: usize = 10;
 const LONGEST_PAGE: usize = 500;
 /// What a page is to hold of records at most, if they are as large as those of the page before. A list of so
-/// much takes the server a few milliseconds.
+/// much takes the server a few milliseconds. The next records may be larger, so a page has at most four times as
+/// many as the one before.
 const PAGE_BYTES: usize = 1 << 20;
 
 pub(crate) struct Pages {
@@ -55,7 +56,8 @@ impl Pages {
 
 fn next_count(bytes: usize, tasks: usize) -> usize {
     let of_one = bytes.checked_div(tasks).unwrap_or(0).max(1);
-    PAGE_BYTES.checked_div(of_one).unwrap_or(0).clamp(1, LONGEST_PAGE)
+    let fitting = PAGE_BYTES.checked_div(of_one).unwrap_or(0);
+    fitting.min(tasks.saturating_mul(4)).clamp(1, LONGEST_PAGE)
 }
 
 #[cfg(test)]
@@ -64,9 +66,10 @@ mod tests {
 
     #[test]
     fn pages_are_shorter_where_records_are_larger() {
-        assert_eq!(next_count(50_000, 100), LONGEST_PAGE);
+        assert_eq!(next_count(5_000, 10), 40);
+        assert_eq!(next_count(100_000, 200), LONGEST_PAGE);
         assert_eq!(next_count(10 << 20, 100), 10);
         assert_eq!(next_count(16 << 20, 1), 1);
-        assert_eq!(next_count(0, 0), LONGEST_PAGE);
+        assert_eq!(next_count(0, 0), 1);
     }
 }

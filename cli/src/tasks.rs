@@ -7,8 +7,8 @@ use pmcptask_client::{ListedTask, RedisBackend};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::output::{Output, Row, in_line, length, now_ms, time, timestamp};
-use crate::owners::OwnerWalk;
+use crate::output::{Output, Row, in_line, length, now_ms, say, time, timestamp};
+use crate::owners::{Owner, OwnerWalk};
 use crate::pages::Pages;
 use crate::record::Summary;
 use crate::servers::Servers;
@@ -142,12 +142,20 @@ pub(crate) async fn stuck(
         return stuck_of(&backend, owner, older_ms, output).await;
     }
     let mut walk = OwnerWalk::new(backend.clone(), servers.primaries().await?, servers.prefix());
+    let mut unread = 0_usize;
     while let Some(found) = walk.next().await? {
-        for owner in found {
-            stuck_of(&backend, owner.owner, older_ms, output).await?;
+        for Owner { owner, .. } in found {
+            match stuck_of(&backend, owner.clone(), older_ms, output).await {
+                // The lists of others may be readable.
+                Err(failure @ Failure::Storage(_)) => {
+                    unread = unread.saturating_add(1);
+                    say(&format!("pmcptask: {}: {failure}", in_line(&owner)));
+                }
+                other => other?,
+            }
         }
     }
-    Ok(())
+    if unread == 0 { Ok(()) } else { Err(Failure::Unread(unread)) }
 }
 
 async fn stuck_of(

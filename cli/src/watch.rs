@@ -13,7 +13,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
 use crate::failure::Failure;
-use crate::output::{Output, Row, in_line, now_ms, time, timestamp};
+use crate::output::{Output, Row, in_line, now_ms, say, time, timestamp};
 use crate::record::Summary;
 use crate::servers::Servers;
 use crate::tasks::status_name;
@@ -76,10 +76,9 @@ pub(crate) async fn watch(
     for task in newest.into_iter().rev() {
         watched.add(task.task_id, task.version);
     }
-    eprintln!("watching {} tasks of {}, and those that come", watched.tasks.len(), in_line(owner));
+    say(&format!("watching {} tasks of {}, and those that come", watched.tasks.len(), in_line(owner)));
     let mut has_failed = false;
-    loop {
-        let news = next_of(&mut coming, &mut watched.changes).await;
+    while let Some(news) = next_of(&mut coming, &mut watched.changes).await {
         match watched.take(news) {
             Ok(Some((id, record))) => {
                 has_failed = false;
@@ -90,11 +89,12 @@ pub(crate) async fn watch(
             // All tasks meet one outage.
             Err(failure) => {
                 if !std::mem::replace(&mut has_failed, true) {
-                    eprintln!("pmcptask: {failure}; watching goes on");
+                    say(&format!("pmcptask: {failure}; watching goes on"));
                 }
             }
         }
     }
+    Err(Failure::TailEnded)
 }
 
 enum News {
@@ -105,16 +105,17 @@ enum News {
 /// A task, the version that was known of it, and what has become of it.
 type Followed = (String, u64, Result<Option<VersionedRecord>, StorageError>);
 
+/// None: the stream of tasks that come has ended, which it does not do.
 async fn next_of(
     coming: &mut BoxStream<'static, Result<ListedTask, StorageError>>,
     changes: &mut JoinSet<Followed>,
-) -> News {
+) -> Option<News> {
     loop {
         tokio::select! {
-            Some(task) = coming.next() => return News::Came(task),
+            task = coming.next() => return task.map(News::Came),
             // A task that was given up ends with an error.
             Some(followed) = changes.join_next() => if let Ok(followed) = followed {
-                return News::Changed(followed);
+                return Some(News::Changed(followed));
             }
         }
     }

@@ -84,7 +84,7 @@ impl Row for Trimmed<'_> {
     }
 }
 
-/// Removes an owner's oldest tasks, up to a thousand per command.
+/// Removes an owner's oldest tasks, a thousand or more per command.
 pub(crate) async fn trim(
     servers: &Servers,
     owner: &str,

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::agreement::assert_hashes_and_entries_agree;
-use crate::holds_within;
 use crate::proxy::Proxy;
 use crate::server::{Server, ServerOptions};
+use crate::{holds_within, slowness};
 
 const SLOTS: usize = 16_384;
 /// How long nodes may take to agree. Generous: only a broken cluster needs all of it.
@@ -82,7 +82,8 @@ impl Cluster {
     pub fn node_options() -> ServerOptions {
         ServerOptions::default()
             .set("cluster-enabled", "yes")
-            .set("cluster-node-timeout", "2000")
+            // A node forgets one that does not answer its first message for so long, and neither asks again.
+            .set("cluster-node-timeout", &(2_000 * slowness()).to_string())
             // A replica need not wait for other replicas.
             .set("repl-diskless-sync-delay", "0")
     }

@@ -52,6 +52,8 @@ impl Row for Figures {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Progress {
     pub(crate) records_read: u64,
+    /// Owners whose tasks could not be read.
+    pub(crate) owners_unread: u64,
     pub(crate) keys_seen: u64,
     /// How many keys there were when the walk began. 0: not known.
     pub(crate) keys: u64,

@@ -9,7 +9,7 @@ use std::io::{self, IsTerminal as _};
 use std::thread;
 
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyModifiers};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use self::figures::Figures;
@@ -45,19 +45,22 @@ async fn print(figures: &mut watch::Receiver<Figures>, output: &mut Output) -> R
 }
 
 async fn show(figures: &mut watch::Receiver<Figures>) -> Result<(), Failure> {
-    let mut ends = signal(SignalKind::terminate())?;
+    let mut ends = Ends::listen().map_err(Failure::Terminal)?;
     // Without figures there is nothing to draw.
-    if figures.changed().await.is_err() {
-        return Ok(());
+    tokio::select! {
+        changed = figures.changed() => if changed.is_err() { return Ok(()) },
+        () = ends.next() => return Ok(()),
     }
-    let mut terminal = ratatui::try_init()?;
+    // It may have changed the terminal before it failed.
+    let mut terminal = ratatui::try_init().inspect_err(|_| ratatui::restore()).map_err(Failure::Terminal)?;
     let mut events = events();
     let shown = async {
         loop {
-            terminal.draw(|frame| view::draw(frame, &figures.borrow_and_update(), now_ms()))?;
+            let drawn = terminal.draw(|frame| view::draw(frame, &figures.borrow_and_update(), now_ms()));
+            drawn.map_err(Failure::Terminal)?;
             tokio::select! {
                 changed = figures.changed() => if changed.is_err() { return Ok(()) },
-                _ = ends.recv() => return Ok(()),
+                () = ends.next() => return Ok(()),
                 event = events.recv() => match event {
                     Some(Event::Key(key)) if is_the_end(key) => return Ok(()),
                     // Everything else only makes the screen be drawn again.
@@ -68,8 +71,28 @@ async fn show(figures: &mut watch::Receiver<Figures>) -> Result<(), Failure> {
         }
     }
     .await;
-    ratatui::try_restore()?;
+    ratatui::try_restore().map_err(Failure::Terminal)?;
     shown
+}
+
+/// The signals that end this process, which would leave the terminal as it is.
+struct Ends([Signal; 3]);
+
+impl Ends {
+    fn listen() -> io::Result<Self> {
+        let [terminate, interrupt, hangup] =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        Ok(Self([terminate?, interrupt?, hangup?]))
+    }
+
+    async fn next(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
 }
 
 fn is_the_end(key: KeyEvent) -> bool {

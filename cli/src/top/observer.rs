@@ -79,8 +79,7 @@ impl<'s> Observer<'s> {
         }
     }
 
-    /// After a failure the next look opens new connections: these do not reconnect, and the primaries may be
-    /// others by now.
+    /// After a failure the next look opens new connections: these do not reconnect.
     async fn look(&mut self) -> Result<(), StorageError> {
         let mut connected = match self.connected.take() {
             Some(connected) => connected,
@@ -90,6 +89,8 @@ impl<'s> Observer<'s> {
         if let Some(complete) = connected.walk.step(self.records).await? {
             self.figures.tasks = complete.totals;
             self.figures.walk_took_seconds = Some(complete.took.as_secs());
+            // The primaries may be others by now.
+            connected.primaries = self.servers.primaries().await?;
             connected.walk = new_walk(self.servers, &connected.backend, &connected.primaries).await?;
         } else if self.figures.walk_took_seconds.is_none() {
             self.figures.tasks = connected.walk.totals().clone();

@@ -122,7 +122,11 @@ fn footing(figures: &Figures) -> Text<'static> {
         None => format!("{} records read", walk.records_read),
         Some(percent) => format!("{percent} %, {} records read", walk.records_read),
     };
-    let progress = format!("walk through all tasks: {progress}; {of}");
+    let unread = match walk.owners_unread {
+        0 => String::new(),
+        owners => format!(", the tasks of {owners} owners could not be read"),
+    };
+    let progress = format!("walk through all tasks: {progress}{unread}; {of}");
     let last = match &figures.failure {
         Some(failure) => Line::from(in_line(failure)).fg(Color::Red),
         None => Line::from("q ends"),
@@ -153,7 +157,7 @@ mod tests {
             writes_per_second: Some(45),
             info: BTreeMap::from(info.map(|(name, count)| (name.to_owned(), count))),
             tasks,
-            walk: Progress { records_read: 500, keys_seen: 1_000, keys: 4_000 },
+            walk: Progress { records_read: 500, owners_unread: 0, keys_seen: 1_000, keys: 4_000 },
             walk_took_seconds: Some(120),
             failure: None,
         }

@@ -63,7 +63,7 @@ impl Walk {
         let (mut left, started) = (records, Instant::now());
         while left > 0 && started.elapsed() < STEP {
             let cost = if self.reading.is_some() {
-                self.read(left).await?
+                self.read(left).await
             } else if let Some(owner) = self.found.pop() {
                 let totals = OwnerTotals { owner: owner.owner.clone(), ..OwnerTotals::default() };
                 self.reading = Some((Pages::new(owner.owner), totals));
@@ -82,9 +82,14 @@ impl Walk {
     }
 
     /// Reads a page of at most so many tasks. Returns what that cost.
-    async fn read(&mut self, most: usize) -> Result<usize, StorageError> {
-        let Some((pages, totals)) = &mut self.reading else { return Ok(0) };
-        let page = pages.next(&self.backend, most).await?;
+    async fn read(&mut self, most: usize) -> usize {
+        let Some((pages, totals)) = &mut self.reading else { return 0 };
+        let Ok(page) = pages.next(&self.backend, most).await else {
+            // The tasks of others may be readable. That a server is away is seen where its counters are read.
+            self.reading = None;
+            self.progress.owners_unread = self.progress.owners_unread.saturating_add(1);
+            return LIST_COST;
+        };
         for task in &page {
             totals.add(task.created_ms, &Summary::of(&task.record.data));
         }
@@ -94,6 +99,6 @@ impl Walk {
         if is_over && let Some((_, totals)) = self.reading.take() {
             self.totals.add(totals);
         }
-        Ok(page.len().saturating_add(LIST_COST))
+        page.len().saturating_add(LIST_COST)
     }
 }

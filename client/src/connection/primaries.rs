@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pmcp_tasks::StorageError;
-use redis::{Cmd, FromRedisValue, Pipeline};
+use redis::{Cmd, FromRedisValue, Pipeline, RedisResult};
 
 use super::cluster;
 use super::endpoint::Endpoint;
@@ -64,7 +64,7 @@ impl Primary {
         command.query_async(&mut connection).await.map_err(|error| self.failed(what, error))
     }
 
-    /// The same for several commands at once.
+    /// The same for several commands at once. None in the place of a key that another node has, or that is on its way.
     ///
     /// # Errors
     ///
@@ -72,17 +72,23 @@ impl Primary {
     pub async fn read_all<T: FromRedisValue>(
         &self,
         what: &str,
-        commands: &Pipeline,
-    ) -> Result<T, StorageError> {
+        mut commands: Pipeline,
+    ) -> Result<Vec<Option<T>>, StorageError> {
         let mut connection = self.connection.clone();
-        commands.query_async(&mut connection).await.map_err(|error| self.failed(what, error))
+        let replies: RedisResult<Vec<RedisResult<T>>> =
+            commands.ignore_errors().query_async(&mut connection).await;
+        let replies = replies.map_err(|error| self.failed(what, error))?;
+        let of_this_node = |reply: RedisResult<T>| match reply {
+            Ok(reply) => Ok(Some(reply)),
+            Err(error) if matches!(error.code(), Some("MOVED" | "ASK" | "TRYAGAIN")) => Ok(None),
+            Err(error) => Err(self.failed(what, error)),
+        };
+        replies.into_iter().map(of_this_node).collect()
     }
 
     fn failed(&self, what: &str, error: redis::RedisError) -> StorageError {
-        // The error may be the one of a whole pipeline, in more words than the server's.
-        let replies = error.clone().into_server_errors();
-        if let Some((_, reply)) = replies.as_deref().and_then(<[_]>::first) {
-            return error::of_reply(reply.clone().into(), self.address.clone());
+        if error.code().is_some() {
+            return error::of_reply(error, self.address.clone());
         }
         error::of_loss(error, CallKind::Read, what, self.address.clone()).into()
     }
