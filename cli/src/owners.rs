@@ -10,7 +10,7 @@ use crate::key_move;
 use crate::output::{Output, Row, in_line};
 use crate::servers::Servers;
 
-/// How many keys one `SCAN` looks at. It takes the server a fraction of a millisecond.
+/// How many keys one `SCAN` looks at. It takes the server about a millisecond.
 pub(crate) const KEYS_AT_ONCE: u64 = 500;
 
 /// An owner with the number of entries in its index. The entry of a task that something else than the module

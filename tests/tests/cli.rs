@@ -549,14 +549,18 @@ async fn top_goes_on_after_an_outage_and_counts_writes() {
     new_task(&store, "alice").await;
     let top = Running::start(&server.url(), &["top", "--json"]);
     top.until(|figures| figures["tasks"]["owners"] == 1);
-    let id = new_task(&store, "alice").await;
+    let mut id = String::new();
+    for _ in 0..20 {
+        id = new_task(&store, "alice").await;
+    }
     top.until(|figures| figures["writes_per_second"].as_u64() > Some(0));
+    top.until(|figures| figures["tasks"]["statuses"]["working"] == 21);
     server.stop();
     let failed = top.until(|figures| figures["failure"].is_string());
     assert!(failed["failure"].as_str().unwrap().contains(&server.port().to_string()), "{failed}");
-    assert_eq!(failed["tasks"]["statuses"]["working"], 2);
+    assert_eq!(failed["tasks"]["statuses"]["working"], 21);
     server.restart();
-    top.until(|figures| figures["failure"].is_null() && figures["tasks"]["statuses"]["working"] == 2);
+    top.until(|figures| figures["failure"].is_null() && figures["tasks"]["statuses"]["working"] == 21);
     store.cancel(&id, "alice").await.unwrap();
     top.until(|figures| figures["tasks"]["statuses"]["cancelled"] == 1);
 }

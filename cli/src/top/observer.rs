@@ -122,10 +122,11 @@ impl<'s> Observer<'s> {
     }
 }
 
+/// Rounded to the nearest number: a refresh takes a little more than a second, and one write in it is no 0.
 /// None if the server has started anew since.
 fn per_second(now: u64, before: u64, elapsed: Duration) -> Option<u64> {
     let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
-    now.checked_sub(before)?.saturating_mul(1_000).checked_div(ms)
+    now.checked_sub(before)?.saturating_mul(1_000).saturating_add(ms / 2).checked_div(ms)
 }
 
 fn counters(info: &str) -> impl Iterator<Item = (&str, u64)> {
@@ -148,6 +149,7 @@ mod tests {
     #[test]
     fn rate_is_that_of_the_time_between_and_none_after_a_restart() {
         assert_eq!(per_second(300, 100, Duration::from_secs(2)), Some(100));
+        assert_eq!(per_second(1, 0, Duration::from_millis(1_003)), Some(1));
         assert_eq!(per_second(3, 100, Duration::from_secs(1)), None);
     }
 }
