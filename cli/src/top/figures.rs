@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn walk_at_work_is_never_complete() {
-        let progress = Progress { keys_seen: 1_000, keys: 900, records_read: 0 };
+        let progress = Progress { keys_seen: 1_000, keys: 900, ..Progress::default() };
         assert_eq!(progress.percent(), Some(99));
         assert_eq!(Progress::default().percent(), None);
     }
