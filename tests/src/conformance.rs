@@ -11,7 +11,7 @@ use pmcp_tasks::StorageError;
 use pmcp_tasks::domain::TaskRecord;
 use pmcp_tasks::store::backend::{StorageBackend, make_key, make_prefix};
 
-use crate::{now_ms, timestamp};
+use crate::{now_ms, slowness, timestamp};
 
 /// A backend under test.
 pub trait Subject {
@@ -299,11 +299,14 @@ pub mod rules {
 
     pub async fn write_without_expiry_removes_it<S: Subject>() {
         let backend = S::backend().await;
-        backend.put(&key("p"), &Sample::expiring_at(now_ms() + 2_000)).await.unwrap();
+        // Long enough for two writes.
+        let life = Duration::from_secs(2) * slowness();
+        let expires_at = || now_ms() + i64::try_from(life.as_millis()).unwrap();
+        backend.put(&key("p"), &Sample::expiring_at(expires_at())).await.unwrap();
         backend.put(&key("p"), b"{}").await.unwrap();
-        backend.put(&key("c"), &Sample::expiring_at(now_ms() + 2_000)).await.unwrap();
+        backend.put(&key("c"), &Sample::expiring_at(expires_at())).await.unwrap();
         backend.put_if_version(&key("c"), b"{}", 1).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(2_050)).await;
+        tokio::time::sleep(life + Duration::from_millis(50)).await;
         for name in ["p", "c"] {
             let record = backend.get(&key(name)).await.unwrap();
             assert_eq!((record.data.as_slice(), record.version), (&b"{}"[..], 2), "{name}");

@@ -9,7 +9,7 @@
 //! - [`Proxy`]: a connection to a server that fails on purpose.
 //! - [`Progress`]: how far clients have come that work at the same time.
 //! - [`Load`]: clients that write and read, and record what must be stored.
-//! - [`lua_backend`]: the backend that this project replaces.
+//! - [`lua_backend`]: the backend that this project replaces; [`plain_connection`]: one of the redis crate.
 //! - [`conformance`]: the rules of `StorageBackend`.
 //! - [`model`]: what the contract says about every reply and every key.
 //! - [`refusals`]: the texts of errors.
@@ -27,6 +27,7 @@ mod load;
 mod lua;
 pub mod model;
 mod outcome;
+mod plain_connection;
 mod port;
 mod progress;
 mod proxy;
@@ -42,6 +43,7 @@ pub use dice::Dice;
 pub use load::{A_WHILE, CLIENTS, Load};
 pub use lua::lua_backend;
 pub use outcome::{reason, show, skipped};
+pub use plain_connection::plain_connection;
 pub use port::Port;
 pub use progress::Progress;
 pub use proxy::{Fault, Proxy};

@@ -10,7 +10,7 @@ use pmcp_tasks::domain::TaskRecord;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcp_tasks::{GenericTaskStore, ListTasksOptions, RedisBackend as Lua, StorageError, TaskStatus};
 use pmcptask_client::{Error, RedisBackend as Native};
-use pmcptask_tests::{Port, Server, ServerOptions, lua_backend, now_ms, reason};
+use pmcptask_tests::{Port, Server, ServerOptions, lua_backend, now_ms, plain_connection, reason};
 use redis::Commands;
 use serde_json::json;
 
@@ -421,8 +421,7 @@ async fn no_error_shows_data() {
 async fn refusal_of_the_server_keeps_its_meaning_and_is_no_unknown_outcome() {
     let server = Server::start();
     let native = Native::new(&server.url()).await.unwrap();
-    let client = redis::Client::open(server.url()).unwrap();
-    let given = Native::with_connection(client.get_multiplexed_async_connection().await.unwrap());
+    let given = Native::with_connection(plain_connection(&server.url()).await.unwrap());
     let mut wire = server.wire();
     wire.call(&["CONFIG", "SET", "pmcptask.max-record-bytes", "5"]);
     wire.call(&["HSET", "pmcp:tasks:alice:corrupt", "version", "0", "data", "d"]);
@@ -443,8 +442,7 @@ async fn refusal_of_the_server_keeps_its_meaning_and_is_no_unknown_outcome() {
 #[tokio::test]
 async fn connection_that_is_there_already_can_be_used() {
     let server = Server::start();
-    let client = redis::Client::open(server.url()).unwrap();
-    let connection = client.get_multiplexed_async_connection().await.unwrap();
+    let connection = plain_connection(&server.url()).await.unwrap();
     let native = Native::with_connection(connection.clone());
     assert_eq!(native.put("alice:t", b"d").await.unwrap(), 1);
     assert_eq!(Lua::with_connection(connection).get("alice:t").await.unwrap().data, b"d");
