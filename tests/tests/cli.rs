@@ -612,7 +612,7 @@ fn first_line_after(url: &str, arguments: &[&str]) -> Duration {
 #[test]
 fn very_many_tasks_come_at_once_and_hold_no_server_up() {
     const OWNERS: usize = 1_000;
-    const MANY: usize = 100_000;
+    const MANY: usize = 50_000;
     let server = Server::start();
     fill(&server, 0..OWNERS, 20);
     fill(&server, OWNERS..OWNERS + 1, MANY);
