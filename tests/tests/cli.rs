@@ -508,19 +508,21 @@ fn one_owner_that_cannot_be_read_hides_no_other() {
 
 #[test]
 fn owners_are_listed_while_a_slot_moves() {
-    let servers = Cluster::start_lopsided(2).servers;
-    let [first, second] = &servers[..] else { panic!("expected two nodes") };
-    let put = |owner: &str| {
-        let [task, index] = [format!("pmcp:tasks:{{{owner}}}:t"), format!("pmcp:idx:{{{owner}}}")];
+    let cluster = Cluster::start(3, 0);
+    let [first, second] = [&cluster.servers[0], &cluster.servers[1]];
+    let owners = (0..).map(|number| format!("owner-{number}"));
+    let mut of_first = owners.filter(|owner| first.has_slot_of(&format!("{{{owner}}}")));
+    let [stays, moves] = [of_first.next().unwrap(), of_first.next().unwrap()];
+    let keys = |owner| [format!("pmcp:tasks:{{{owner}}}:t"), format!("pmcp:idx:{{{owner}}}")];
+    for owner in [&stays, &moves] {
+        let [task, index] = keys(owner);
         assert_eq!(first.wire().call(&["PMCPTASK.PUT", &task, &index, "data"]), ":1\r\n");
-        [task, index]
-    };
-    put("stays");
-    let [task, index] = put("moves");
+    }
+    let [task, index] = keys(&moves);
     first.start_moving(&first.slot_of(&index), second);
     first.migrate(&[&task, &index], second);
-    let url = format!("redis+cluster://127.0.0.1:{}", first.port());
-    assert!(texts(&objects(&url, &["owners"]), "owner").contains(&"stays"));
+    // The second node's SCAN shows an index about which it answers no question yet.
+    assert!(texts(&objects(&cluster.url(), &["owners"]), "owner").contains(&stays.as_str()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
