@@ -622,7 +622,8 @@ fn plain_commands_find_nothing_of_a_lapsed_task_that_the_module_has_removed() {
         let mut run = Run::start(&server);
         let record =
             Record { bytes: b"data".to_vec(), lifetime: Some(Lifetime::Unlimited), created_ms: None };
-        let lifetime = Some(Lifetime::Until(now_ms() + 500));
+        // Long enough for the next two calls, and no longer than `let_time_pass` waits.
+        let lifetime = Some(Lifetime::Until(now_ms() + 1_000));
         let write = Write { task, record, lifetime, created: Some(Created::At(1)) };
         run.call(&Call::Put(write, Limits::default()), 0).unwrap();
         run.call(&Call::Persist(task), 0).unwrap();

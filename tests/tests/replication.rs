@@ -55,7 +55,9 @@ fn one_call(wire: &mut Wire, dice: &mut Dice) {
         _ => format!("data {}", dice.roll(1_000)),
     };
     let created = dice.roll(1 << 53).to_string();
-    let soon = (now_ms() + i64::try_from(dice.roll(400)).unwrap()).to_string();
+    // Most of these tasks live for some more calls.
+    let soon = now_ms() + i64::try_from(dice.roll(400 * u64::from(slowness()))).unwrap();
+    let soon = soon.to_string();
     let late = (now_ms() + 3_600_000).to_string();
     let version = (1 + dice.roll(3)).to_string();
     let options: &[&str] = match dice.roll(7) {
@@ -102,7 +104,7 @@ fn many_calls(primary: &Server, dice: &mut Dice) {
 fn settle(primary: &Server) {
     let script = "for _, key in ipairs(redis.call('KEYS', '*')) do
             local ttl = redis.call('PTTL', key)
-            if ttl >= 0 and ttl < 10000 then return 0 end
+            if ttl >= 0 and ttl < 1000000 then return 0 end
         end
         return 1";
     for database in ["0", "1"] {
