@@ -7,7 +7,7 @@ use pmcp_tasks::{StorageError, TaskError};
 use pmcptask_schema::PrefixError;
 
 use crate::key_move::MoveError;
-use crate::output::say;
+use crate::printable::say;
 
 /// The exit code for arguments that cannot be obeyed; clap has the same.
 const USAGE: u8 = 2;

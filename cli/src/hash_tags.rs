@@ -9,7 +9,8 @@ use serde::Serialize;
 use crate::arguments::Switch;
 use crate::failure::Failure;
 use crate::key_move::{KeyMove, move_keys};
-use crate::output::{Output, Row, in_line, say};
+use crate::output::{Output, Row};
+use crate::printable::{in_line, say};
 use crate::servers::Servers;
 
 #[derive(Serialize)]

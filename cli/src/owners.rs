@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::key_move;
-use crate::output::{Output, Row, in_line};
+use crate::output::{Output, Row};
+use crate::printable::in_line;
 use crate::servers::Servers;
 
 /// How many keys one `SCAN` looks at. It takes the server about a millisecond.

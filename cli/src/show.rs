@@ -6,10 +6,12 @@ use serde_json::Value;
 
 use crate::arguments::TaskName;
 use crate::failure::Failure;
-use crate::output::{Output, Row, in_line, now_ms, time, timestamp};
+use crate::output::{Output, Row};
+use crate::printable::in_line;
 use crate::record::Summary;
 use crate::servers::Servers;
 use crate::tasks::expiry;
+use crate::times::{now_ms, time, timestamp};
 
 #[derive(Serialize)]
 struct ShownTask<'a> {

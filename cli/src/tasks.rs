@@ -7,11 +7,13 @@ use pmcptask_client::{ListedTask, RedisBackend};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::output::{Output, Row, in_line, length, now_ms, say, time, timestamp};
+use crate::output::{Output, Row};
 use crate::owners::{Owner, OwnerWalk};
 use crate::pages::Pages;
+use crate::printable::{in_line, say};
 use crate::record::Summary;
 use crate::servers::Servers;
+use crate::times::{length, now_ms, time, timestamp};
 
 /// A task as lists show it.
 #[derive(Debug, Serialize)]

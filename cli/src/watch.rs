@@ -13,10 +13,12 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
 use crate::failure::Failure;
-use crate::output::{Output, Row, in_line, now_ms, say, time, timestamp};
+use crate::output::{Output, Row};
+use crate::printable::{in_line, say};
 use crate::record::Summary;
 use crate::servers::Servers;
 use crate::tasks::status_name;
+use crate::times::{now_ms, time, timestamp};
 
 /// After a failure, which usually means that the server is away.
 const PAUSE: Duration = Duration::from_secs(1);

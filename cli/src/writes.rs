@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use crate::arguments::TaskName;
 use crate::failure::Failure;
-use crate::output::{Output, Row, in_line};
+use crate::output::{Output, Row};
+use crate::printable::in_line;
 use crate::servers::Servers;
 
 /// Goes on if the user says so, by `--yes` or at the terminal.

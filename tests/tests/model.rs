@@ -23,7 +23,7 @@ use pmcptask_tests::model::{
     Call, Created, Keys, LAST_CREATION_TIME, Lifetime, Limits, Listing, Model, Owner, Record, Scope, Stored,
     TaskName, Trimming, Write, shown,
 };
-use pmcptask_tests::{PROMISED, Server, ServerOptions, holds_within, now_ms};
+use pmcptask_tests::{PROMISED, Server, ServerOptions, holds_within, now_ms, slowness};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest::{collection, option, sample};
@@ -480,7 +480,7 @@ impl Run {
     fn let_time_pass(&self) {
         let now = now_ms();
         // Tasks end within 150 ms, or at the end of that second if another client removed the expiry.
-        if let Some(last) = self.model.moments(now, now + 2_000).last() {
+        if let Some(last) = self.model.moments(now, now + 2_000 * i64::from(slowness())).last() {
             thread::sleep(Duration::from_millis(u64::try_from(last - now).unwrap() + 2));
         }
     }
@@ -622,8 +622,8 @@ fn plain_commands_find_nothing_of_a_lapsed_task_that_the_module_has_removed() {
         let mut run = Run::start(&server);
         let record =
             Record { bytes: b"data".to_vec(), lifetime: Some(Lifetime::Unlimited), created_ms: None };
-        // Long enough for the next two calls, and no longer than `let_time_pass` waits.
-        let lifetime = Some(Lifetime::Until(now_ms() + 1_000));
+        // Long enough for the next two calls.
+        let lifetime = Some(Lifetime::Until(now_ms() + 500 * i64::from(slowness())));
         let write = Write { task, record, lifetime, created: Some(Created::At(1)) };
         run.call(&Call::Put(write, Limits::default()), 0).unwrap();
         run.call(&Call::Persist(task), 0).unwrap();

@@ -15,8 +15,9 @@ use tokio::sync::{mpsc, watch};
 use self::figures::Figures;
 use self::observer::Observer;
 use crate::failure::Failure;
-use crate::output::{Output, now_ms};
+use crate::output::Output;
 use crate::servers::Servers;
+use crate::times::now_ms;
 
 /// Shows the figures until q is pressed, or prints them as JSON until nobody reads them.
 pub(crate) async fn top(servers: &Servers, records: usize, output: &mut Output) -> Result<(), Failure> {

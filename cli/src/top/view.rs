@@ -7,7 +7,8 @@ use ratatui::text::{Line, Text};
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Table};
 
 use super::figures::{Figures, OwnerTotals, Statuses};
-use crate::output::{in_line, length};
+use crate::printable::in_line;
+use crate::times::length;
 
 /// What an operator acts on if it is not 0; docs/operations.md says how.
 const ALARMS: [&str; 6] = [
