@@ -180,7 +180,7 @@ fn at_least_one(text: &str) -> Result<usize, &'static str> {
 /// So many are listed at once, and each change is a walk through all.
 fn watched(text: &str) -> Result<usize, &'static str> {
     let number = text.parse().ok();
-    number.filter(|number| (1..=10_000).contains(number)).ok_or("expected a number from 1 to 10000")
+    number.filter(|number| (1..=1_000).contains(number)).ok_or("expected a number from 1 to 1000")
 }
 
 #[cfg(test)]
@@ -224,7 +224,7 @@ mod tests {
             "--prefix a:tasks:b owners",
             "stuck --older soon",
             "watch alice --tasks 0",
-            "watch alice --tasks 10001",
+            "watch alice --tasks 1001",
             "tasks alice --status done",
             "trim alice",
         ] {

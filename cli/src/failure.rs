@@ -46,6 +46,16 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Whether the same may succeed for another owner at once: the server has answered.
+    pub(crate) fn is_of_one_owner(&self) -> bool {
+        let Self::Storage(error) = self else { return false };
+        use pmcptask_client::Error::{Corrupt, NoPermission, Refused, SlotMoving};
+        matches!(
+            pmcptask_client::Error::of(error),
+            Some(Corrupt { .. } | NoPermission { .. } | Refused { .. } | SlotMoving { .. })
+        )
+    }
+
     /// Says what is wrong, and returns the exit code. A reader that has seen enough, such as `head`, is no
     /// failure.
     pub(crate) fn exit_code(&self) -> ExitCode {

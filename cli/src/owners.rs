@@ -102,7 +102,8 @@ impl OwnerWalk {
             self.primaries.pop();
         }
         let owners = owners.into_iter().zip(sizes);
-        // An index that is on its way to another node is found there, or was. Another one may have gone meanwhile.
+        // An index that is on its way to another node is found there, or was. Another one may have gone meanwhile. What the
+        // user may not read is not shown.
         let owners = owners.filter_map(|(owner, tasks)| Some(Owner { owner, tasks: tasks? }));
         Ok(Some(owners.filter(|owner| owner.tasks > 0).collect()))
     }

@@ -10,8 +10,7 @@ use crate::output::{Output, Row};
 use crate::printable::in_line;
 use crate::record::Summary;
 use crate::servers::Servers;
-use crate::tasks::expiry;
-use crate::times::{now_ms, time, timestamp};
+use crate::times::{expiry, now_ms, time, timestamp};
 
 #[derive(Serialize)]
 struct ShownTask<'a> {

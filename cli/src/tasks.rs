@@ -13,7 +13,7 @@ use crate::pages::Pages;
 use crate::printable::{in_line, say};
 use crate::record::Summary;
 use crate::servers::Servers;
-use crate::times::{length, now_ms, time, timestamp};
+use crate::times::{expiry, length, now_ms, time, timestamp};
 
 /// A task as lists show it.
 #[derive(Debug, Serialize)]
@@ -77,11 +77,6 @@ impl Row for Task {
 
 fn columns(id: &str, status: &str, version: &str, created: &str, age: &str, expires: &str) -> String {
     format!("{id:<36}  {status:<14}  {version:>7}  {created:<20}  {age:>4}  {expires}")
-}
-
-/// When a task expires, by its record.
-pub(crate) fn expiry(expires_ms: Option<i64>, now_ms: i64) -> String {
-    expires_ms.map_or_else(|| "-".to_owned(), |at| format!("in {}", length(at.saturating_sub(now_ms))))
 }
 
 /// Prints the tasks of an owner, newest first.
@@ -149,7 +144,7 @@ pub(crate) async fn stuck(
         for Owner { owner, .. } in found {
             match stuck_of(&backend, owner.clone(), older_ms, output).await {
                 // The lists of others may be readable.
-                Err(failure @ Failure::Storage(_)) => {
+                Err(failure) if failure.is_of_one_owner() => {
                     unread = unread.saturating_add(1);
                     say(&format!("pmcptask: {}: {failure}", in_line(&owner)));
                 }

@@ -1,13 +1,10 @@
 //! Times and lengths of time, as people and programs read them.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use chrono::{DateTime, SecondsFormat};
+use chrono::{DateTime, SecondsFormat, Utc};
 
 /// The time of this machine, in ms since the epoch.
 pub(crate) fn now_ms() -> i64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
+    Utc::now().timestamp_millis()
 }
 
 /// A time as a timestamp; none if no timestamp can hold it.
@@ -30,6 +27,11 @@ pub(crate) fn length(ms: i64) -> String {
         3_600..172_800 => format!("{}h", seconds / 3_600),
         _ => format!("{}d", seconds / 86_400),
     }
+}
+
+/// When a task expires, by its record.
+pub(crate) fn expiry(expires_ms: Option<i64>, now_ms: i64) -> String {
+    expires_ms.map_or_else(|| "-".to_owned(), |at| format!("in {}", length(at.saturating_sub(now_ms))))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `cancel` and `trim`: what changes tasks, and is asked for twice.
+//! `cancel` and `trim`: what changes tasks, and asks before it does.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -24,7 +24,7 @@ fn ask(yes: bool, what: &str) -> Result<(), Failure> {
     write!(terminal, "{what}? [y/N] ")?;
     terminal.flush()?;
     let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
+    io::stdin().read_line(&mut answer).map_err(Failure::Terminal)?;
     match answer.trim().to_lowercase().as_str() {
         "y" | "yes" => Ok(()),
         _ => Err(Failure::Declined),

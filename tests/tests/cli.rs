@@ -17,6 +17,7 @@ use pmcptask_client::{RedisBackend, TaskStore};
 use pmcptask_tests::{
     Cluster, Port, SentinelGroup, Server, ServerOptions, now_ms, pmcptask_program, slowness, timestamp,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
@@ -161,6 +162,11 @@ impl InTerminal {
 
     fn press(&mut self, keys: &str) {
         self.terminal.write_all(keys.as_bytes()).unwrap();
+    }
+
+    fn send(&self, signal: Signal) {
+        let process = Pid::from_raw(self.child.id().cast_signed()).unwrap();
+        kill_process(process, signal).unwrap();
     }
 
     /// Waits for the end. Returns the exit code, and all that was written.
@@ -343,9 +349,10 @@ async fn watch_follows_the_newest_tasks_only_and_goes_on_after_an_outage() {
     server.restart();
     let started = Instant::now();
     // The client of this test reconnects, too.
-    while let Err(error) = store.cancel(&newest, "alice").await {
+    while let Err(error) = store.backend().check_health().await {
         assert!(started.elapsed() < PATIENCE * slowness(), "{error}");
     }
+    store.cancel(&newest, "alice").await.unwrap();
     let change = watch.next();
     assert_eq!((&change["id"], &change["status"]), (&json!(newest), &json!("cancelled")));
 }
@@ -503,7 +510,22 @@ fn one_owner_that_cannot_be_read_hides_no_other() {
     );
     let top = Running::start(&url, &["top", "--json"]);
     let figures = top.until(|figures| figures["walk_took_seconds"].is_number());
-    assert_eq!(figures["tasks"]["statuses"]["working"], 2, "{figures}");
+    let tasks = &figures["tasks"];
+    assert_eq!((&tasks["statuses"]["working"], &tasks["owners_unread"]), (&json!(2), &json!(1)), "{figures}");
+}
+
+#[test]
+fn user_of_one_owner_sees_this_owner_only() {
+    let server = Server::start();
+    let mut wire = server.wire();
+    for owner in ["alice", "bob"] {
+        let [task, index] = [format!("pmcp:tasks:{owner}:t"), format!("pmcp:idx:{owner}")];
+        assert_eq!(wire.call(&["PMCPTASK.PUT", &task, &index, "data"]), ":1\r\n");
+    }
+    let rules = "~pmcp:idx:alice ~pmcp:tasks:alice:* +@all";
+    assert_eq!(wire.run(&format!("ACL SETUSER viewer reset on >pw {rules}")), "+OK\r\n");
+    let url = server.url().replace("//", "//viewer:pw@");
+    assert_eq!(objects(&url, &["owners"]), [json!({"owner": "alice", "tasks": 1})]);
 }
 
 #[test]
@@ -526,19 +548,26 @@ fn owners_are_listed_while_a_slot_moves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn top_draws_in_a_terminal_until_q_is_pressed() {
+async fn top_draws_in_a_terminal_until_it_is_ended_and_leaves_the_terminal_as_it_was() {
+    enum End {
+        Key(&'static str),
+        Signal(Signal),
+    }
     let server = Server::start();
     let store = store(&server.url(), "pmcp").await;
     new_task(&store, "alice").await;
-    for (key, code) in [("q", 0), ("\u{3}", 0)] {
+    for end in [End::Key("q"), End::Key("\u{3}"), End::Signal(Signal::TERM), End::Signal(Signal::INT)] {
         let mut top = InTerminal::start(&server.url(), &["top"]);
         // Between words, there are movements of the cursor.
         for word in ["127.0.0.1", "status", "input_required", "alice", "ends"] {
             top.wait_for(word);
         }
-        top.press(key);
-        let (ended, screen) = top.end();
-        assert_eq!(ended, code);
+        match end {
+            End::Key(key) => top.press(key),
+            End::Signal(signal) => top.send(signal),
+        }
+        let (code, screen) = top.end();
+        assert_eq!(code, 0);
         // It leaves the alternate screen, and shows the cursor again.
         assert!(screen.contains("\u{1b}[?1049l") && screen.contains("\u{1b}[?25h"), "{screen:?}");
     }

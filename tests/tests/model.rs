@@ -479,7 +479,8 @@ impl Run {
 
     fn let_time_pass(&self) {
         let now = now_ms();
-        // Tasks end within 150 ms, or at the end of that second if another client removed the expiry.
+        // Tasks end within 150 ms, those that have lapsed within 500 ms, on slow servers later. If another client removed the
+        // expiry, a task ends with that second.
         if let Some(last) = self.model.moments(now, now + 2_000 * i64::from(slowness())).last() {
             thread::sleep(Duration::from_millis(u64::try_from(last - now).unwrap() + 2));
         }

@@ -104,6 +104,7 @@ fn many_calls(primary: &Server, dice: &mut Dice) {
 fn settle(primary: &Server) {
     let script = "for _, key in ipairs(redis.call('KEYS', '*')) do
             local ttl = redis.call('PTTL', key)
+            -- Others live for an hour.
             if ttl >= 0 and ttl < 1000000 then return 0 end
         end
         return 1";

@@ -52,8 +52,6 @@ impl Row for Figures {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Progress {
     pub(crate) records_read: u64,
-    /// Owners whose tasks could not be read.
-    pub(crate) owners_unread: u64,
     pub(crate) keys_seen: u64,
     /// How many keys there were when the walk began. 0: not known.
     pub(crate) keys: u64,
@@ -71,6 +69,8 @@ impl Progress {
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Totals {
     pub(crate) owners: u64,
+    /// Owners whose tasks could not be read. Nothing else counts them.
+    pub(crate) owners_unread: u64,
     pub(crate) statuses: Statuses,
     /// When the oldest unfinished task was created, in ms since the epoch.
     pub(crate) oldest_unfinished_ms: Option<i64>,

@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::servers::Servers;
 
 const REFRESH: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_mins(1);
 /// What the names of the counters start with.
 const COUNTER: &str = "pmcptask_";
 /// The counters that together count what was written.
@@ -33,6 +34,8 @@ pub(super) struct Observer<'s> {
 struct Connected {
     backend: RedisBackend,
     primaries: Vec<Primary>,
+    /// When the primaries were looked for.
+    since: Instant,
     walk: Walk,
 }
 
@@ -40,7 +43,7 @@ impl Connected {
     async fn open(servers: &Servers) -> Result<Self, StorageError> {
         let (backend, primaries) = (servers.backend().await?, servers.primaries().await?);
         let walk = new_walk(servers, &backend, &primaries).await?;
-        Ok(Self { backend, primaries, walk })
+        Ok(Self { backend, primaries, since: Instant::now(), walk })
     }
 }
 
@@ -89,8 +92,11 @@ impl<'s> Observer<'s> {
         if let Some(complete) = connected.walk.step(self.records).await? {
             self.figures.tasks = complete.totals;
             self.figures.walk_took_seconds = Some(complete.took.as_secs());
-            // The primaries may be others by now.
-            connected.primaries = self.servers.primaries().await?;
+            // The primaries may be others by now. Short walks do not connect for each.
+            if connected.since.elapsed() > MINUTE {
+                connected.primaries = self.servers.primaries().await?;
+                connected.since = Instant::now();
+            }
             connected.walk = new_walk(self.servers, &connected.backend, &connected.primaries).await?;
         } else if self.figures.walk_took_seconds.is_none() {
             self.figures.tasks = connected.walk.totals().clone();

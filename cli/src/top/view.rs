@@ -123,7 +123,7 @@ fn footing(figures: &Figures) -> Text<'static> {
         None => format!("{} records read", walk.records_read),
         Some(percent) => format!("{percent} %, {} records read", walk.records_read),
     };
-    let unread = match walk.owners_unread {
+    let unread = match figures.tasks.owners_unread {
         0 => String::new(),
         owners => format!(", the tasks of {owners} owners could not be read"),
     };
@@ -158,7 +158,7 @@ mod tests {
             writes_per_second: Some(45),
             info: BTreeMap::from(info.map(|(name, count)| (name.to_owned(), count))),
             tasks,
-            walk: Progress { records_read: 500, owners_unread: 0, keys_seen: 1_000, keys: 4_000 },
+            walk: Progress { records_read: 500, keys_seen: 1_000, keys: 4_000 },
             walk_took_seconds: Some(120),
             failure: None,
         }

@@ -87,7 +87,7 @@ impl Walk {
         let Ok(page) = pages.next(&self.backend, most).await else {
             // The tasks of others may be readable. That a server is away is seen where its counters are read.
             self.reading = None;
-            self.progress.owners_unread = self.progress.owners_unread.saturating_add(1);
+            self.totals.owners_unread = self.totals.owners_unread.saturating_add(1);
             return LIST_COST;
         };
         for task in &page {

@@ -64,7 +64,8 @@ impl Primary {
         command.query_async(&mut connection).await.map_err(|error| self.failed(what, error))
     }
 
-    /// The same for several commands at once. None in the place of a key that another node has, or that is on its way.
+    /// The same for several commands at once. None in the place of a key that another node has, that is on its way, or that
+    /// the user may not read.
     ///
     /// # Errors
     ///
@@ -78,12 +79,12 @@ impl Primary {
         let replies: RedisResult<Vec<RedisResult<T>>> =
             commands.ignore_errors().query_async(&mut connection).await;
         let replies = replies.map_err(|error| self.failed(what, error))?;
-        let of_this_node = |reply: RedisResult<T>| match reply {
+        let of_readable_key = |reply: RedisResult<T>| match reply {
             Ok(reply) => Ok(Some(reply)),
-            Err(error) if matches!(error.code(), Some("MOVED" | "ASK" | "TRYAGAIN")) => Ok(None),
+            Err(error) if matches!(error.code(), Some("MOVED" | "ASK" | "TRYAGAIN" | "NOPERM")) => Ok(None),
             Err(error) => Err(self.failed(what, error)),
         };
-        replies.into_iter().map(of_this_node).collect()
+        replies.into_iter().map(of_readable_key).collect()
     }
 
     fn failed(&self, what: &str, error: redis::RedisError) -> StorageError {
