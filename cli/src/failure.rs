@@ -4,6 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use pmcp_tasks::{StorageError, TaskError};
+use pmcptask_client::Error;
 use pmcptask_schema::PrefixError;
 
 use crate::key_move::MoveError;
@@ -15,7 +16,7 @@ const USAGE: u8 = 2;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// Its own words are those of the client, which name the address.
-    #[error("{}", pmcptask_client::Error::of(.0).map_or_else(|| .0.to_string(), ToString::to_string))]
+    #[error("{}", Error::of(.0).map_or_else(|| .0.to_string(), ToString::to_string))]
     Storage(#[from] StorageError),
     #[error(transparent)]
     Task(#[from] TaskError),
@@ -49,10 +50,14 @@ impl Failure {
     /// Whether the same may succeed for another owner at once: the server has answered.
     pub(crate) fn is_of_one_owner(&self) -> bool {
         let Self::Storage(error) = self else { return false };
-        use pmcptask_client::Error::{Corrupt, NoPermission, Refused, SlotMoving};
         matches!(
-            pmcptask_client::Error::of(error),
-            Some(Corrupt { .. } | NoPermission { .. } | Refused { .. } | SlotMoving { .. })
+            Error::of(error),
+            Some(
+                Error::Corrupt { .. }
+                    | Error::NoPermission { .. }
+                    | Error::Refused { .. }
+                    | Error::SlotMoving { .. }
+            )
         )
     }
 
