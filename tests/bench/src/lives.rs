@@ -1,5 +1,6 @@
 //! Whole lives of tasks in the stores of a pmcp server: this project's task store, and pmcp's own over this project's
-//! backend and over the Lua backend. Beside them, round trips that do nothing.
+//! backend and over the Lua backend. Beside them, what no store over a server that has upstream's rules can beat: upstream's
+//! store in memory, and round trips that do nothing.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -17,7 +18,7 @@ use crate::figures::write;
 use crate::machine;
 use crate::plot::{Bar, bars};
 use crate::rates::Rates;
-use crate::stores::{GENERIC, NEAR, STORE, server_of, store};
+use crate::stores::{GENERIC, NEAR, STORE, in_memory, server_of, store};
 use crate::{Result, repeats};
 
 const PROGRESS_MESSAGES: usize = 5;
@@ -29,7 +30,9 @@ const LIVES: u32 = 640;
 
 /// As many PINGs, one after the other, as a life has round trips with the near cache.
 const PINGS: &str = "PINGs only";
-const NAMES: [&str; 5] = [PINGS, NEAR, STORE, GENERIC, LUA];
+/// A life in memory, and these PINGs.
+const BOUND: &str = "pmcp's store in memory, and PINGs";
+const NAMES: [&str; 6] = [PINGS, BOUND, NEAR, STORE, GENERIC, LUA];
 
 /// Owners at once, and the tasks that each has beside the one that lives.
 type Cell = (usize, usize);
@@ -53,7 +56,8 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     }
     writeln!(table, "\n|---|---|{}", "---|".repeat(cells.len()))?;
     for name in NAMES {
-        let round_trips = if name == PINGS { pings } else { round_trips_of(name, &servers).await? };
+        let round_trips =
+            if [PINGS, BOUND].contains(&name) { pings } else { round_trips_of(name, &servers).await? };
         write!(table, "| {name} | {round_trips} |")?;
         for cell in &cells {
             write!(table, " {} |", rates.shown(*cell, name, LUA))?;
@@ -64,7 +68,8 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
         table,
         "\nLives per second, and how many times those of the Lua backend: median (minimum to maximum) of {} runs. \
          A life: create, five progress messages with a poll after each, result, completed, two reads. {PINGS}: {pings} `PING`s one \
-         after the other instead of a life; with so many round trips, no store can be faster.\n\n`{}`",
+         after the other instead of a life. {BOUND}: a life in an empty `GenericTaskStore` over `InMemoryBackend`, and these `PING`s; \
+         with so many round trips and the rules of pmcp's store, no store can be faster.\n\n`{}`",
         repeats(),
         machine::described(servers.of(OURS)),
     )?;
@@ -90,7 +95,8 @@ pub(crate) async fn live(store: &dyn Store, owner: &str, result: &str) -> Result
 async fn lives_per_second(name: &str, servers: &Servers, (owners, tasks): Cell, pings: usize) -> Result<f64> {
     let server = server_of(name, servers);
     let plain = connection(server).await?;
-    let store = if name == PINGS { None } else { Some(store(name, &server.url()).await?) };
+    let is_bound = name == BOUND;
+    let store = if [PINGS, BOUND].contains(&name) { None } else { Some(store(name, &server.url()).await?) };
     if let Some(store) = &store {
         for owner in 0..owners {
             for _ in 0..tasks {
@@ -103,11 +109,16 @@ async fn lives_per_second(name: &str, servers: &Servers, (owners, tasks): Cell, 
         async move {
             let (owner, mut lived) = (name_of(owner), Duration::ZERO);
             for _ in 0..LIVES as usize / owners {
+                // Empty, because a store that counts no tasks of the owner need not read them.
+                let memory = in_memory();
                 let born = Instant::now();
                 let id = match &store {
                     Some(store) => live(store.as_ref(), &owner, RESULT).await?,
                     None => ping(plain.clone(), pings).await?,
                 };
+                if is_bound {
+                    live(memory.as_ref(), &owner, RESULT).await?;
+                }
                 lived += born.elapsed();
                 remove(plain.clone(), &owner, &id).await?;
             }
@@ -151,7 +162,7 @@ async fn round_trips_of(name: &str, servers: &Servers) -> Result<usize> {
 }
 
 fn draw(folder: &Path, rates: &Rates<Cell>, cells: &[Cell]) -> Result<()> {
-    let rows = cells.iter().flat_map(|cell| [PINGS, NEAR, STORE, GENERIC].map(|name| (*cell, name)));
+    let rows = cells.iter().flat_map(|cell| [PINGS, BOUND, NEAR, STORE, GENERIC].map(|name| (*cell, name)));
     let rows = rows.filter_map(|(cell, name)| {
         let label = format!("{name}, {} at once, {} tasks", cell.0, cell.1);
         Some(Bar { label, figure: rates.ratio(cell, name, LUA)?.median })

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pmcp::server::task_store::{InMemoryTaskStore, StoreConfig, TaskStore as Store};
 use pmcp_tasks::store::backend::StorageBackend;
+use pmcp_tasks::store::memory::InMemoryBackend;
 use pmcp_tasks::{GenericTaskStore, ServerTaskStore, TaskSecurityConfig};
 use pmcptask_client::{RedisBackend, TaskStore};
 use pmcptask_tests::{Server, lua_backend};
@@ -26,8 +27,7 @@ pub(crate) fn server_of<'s>(name: &str, servers: &'s Servers) -> &'s Server {
 
 /// The store of this name, over the server at this URL.
 pub(crate) async fn store(name: &str, url: &str) -> Result<Arc<dyn Store>> {
-    let security =
-        TaskSecurityConfig::default().with_max_tasks_per_owner(MAX_TASKS).with_allow_anonymous(true);
+    let security = security();
     let ours = async || RedisBackend::new(url).await;
     Ok(match name {
         MEMORY => Arc::new(InMemoryTaskStore::with_config(StoreConfig {
@@ -39,6 +39,15 @@ pub(crate) async fn store(name: &str, url: &str) -> Result<Arc<dyn Store>> {
         GENERIC => over(ours().await?, security),
         _ => over(lua_backend(url).await?, security),
     })
+}
+
+/// The store that pmcp has over any backend, over one in memory.
+pub(crate) fn in_memory() -> Arc<dyn Store> {
+    over(InMemoryBackend::new(), security())
+}
+
+fn security() -> TaskSecurityConfig {
+    TaskSecurityConfig::default().with_max_tasks_per_owner(MAX_TASKS).with_allow_anonymous(true)
 }
 
 fn over<B: StorageBackend + 'static>(backend: B, security: TaskSecurityConfig) -> Arc<dyn Store> {
