@@ -6,7 +6,7 @@ RUN apt-get update -qq \
  && apt-get install -y -qq --no-install-recommends libclang-dev
 WORKDIR /source
 COPY . .
-RUN cargo build --locked --profile packaged --package pmcptask
+RUN cargo build --locked --profile packaged --package pmcptask --package pmcptask-cli
 
 FROM debian:$DEBIAN-slim
 ARG SERVER=redis
@@ -15,6 +15,7 @@ RUN apt-get update -qq \
  && rm -rf /var/lib/apt/lists/* \
  && install -d -o 10001 -g 10001 /data
 COPY --from=build /source/target/packaged/libpmcptask.so /usr/lib/redis/modules/
+COPY --from=build /source/target/packaged/pmcptask /usr/bin/
 COPY redis.conf LICENSE /usr/share/pmcptask/
 COPY packaging/image/start packaging/image/healthy /usr/local/bin/
 

@@ -78,10 +78,10 @@ install: build build-cli ## Install the module and the command pmcptask under PR
 	@echo 'Add this line to redis.conf and restart the server:'
 	@echo '  loadmodule $(installed)'
 
-dist: prerequisites ## Write the module for every Linux on x86_64 to target/dist: archive and checksum (downloads a linker)
+dist: prerequisites ## Write module and command for every Linux on x86_64 to target/dist: archive and checksum (downloads a linker)
 	@scripts/dist.sh '$(target)/dist'
 
-deb: dist ## Write the module as a package for Debian and Ubuntu to target/dist (needs cargo-deb)
+deb: dist ## Write module and command as a package for Debian and Ubuntu to target/dist (needs cargo-deb)
 	SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)}" cargo deb --locked --package pmcptask \
 	  --no-build --no-strip --profile packaged --target x86_64-unknown-linux-gnu --output '$(target)/dist/'
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # dist.sh FOLDER: writes pmcptask-VERSION-linux-x86_64.tar.gz and its checksum into FOLDER, and what it holds into
-# FOLDER/contents. The module runs with every C library from $oldest_glibc on. The same sources and the same toolchain
+# FOLDER/contents. The module and the command run with every C library from $oldest_glibc on. The same sources and the same toolchain
 # give the same bytes, in whatever folder.
 set -euo pipefail
 # One order of names everywhere.
@@ -20,6 +20,7 @@ id=$(cargo pkgid --locked --package pmcptask)
 version=${id##*[@#]}
 built=$target/$platform/packaged
 module=$built/libpmcptask.so
+command=$built/pmcptask
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH
 
@@ -52,32 +53,38 @@ build() {
   for prefix in "${CARGO_HOME:-$HOME/.cargo}/registry/src=crates" "$PWD=pmcptask" "$target=target"; do
     remapped+=$'\x1f'"--remap-path-prefix=$prefix"
   done
-  CARGO_ENCODED_RUSTFLAGS=$remapped cargo zigbuild --locked --profile packaged --package pmcptask \
-    --target "$platform.$oldest_glibc"
+  # One after the other: the module does not need what the command asks of the crates of both.
+  for package in pmcptask pmcptask-cli; do
+    CARGO_ENCODED_RUSTFLAGS=$remapped cargo zigbuild --locked --profile packaged --package "$package" \
+      --target "$platform.$oldest_glibc"
+  done
 }
 
 fail() {
-  echo "$module $1" >&2
+  echo "$1" >&2
   exit 1
 }
 
 check() {
-  local newest exported
-  newest=$(objdump -T "$module" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
-  [[ $(printf '%s\n' "$newest" "GLIBC_$oldest_glibc" | sort -V | tail -n 1) == "GLIBC_$oldest_glibc" ]] ||
-    fail "needs $newest, which is newer than $oldest_glibc."
+  local file newest exported
+  for file in "$module" "$command"; do
+    newest=$(objdump -T "$file" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
+    [[ $(printf '%s\n' "$newest" "GLIBC_$oldest_glibc" | sort -V | tail -n 1) == "GLIBC_$oldest_glibc" ]] ||
+      fail "$file needs $newest, which is newer than $oldest_glibc."
+    # With what follows them, for short names such as /src are parts of others.
+    ! grep -qaF -e "$PWD/module/" -e "$PWD/schema/" -e "$PWD/cli/" -e "$PWD/client/" -e "$target/" -e "$HOME/" "$file" ||
+      fail "$file names folders of this machine."
+    echo "$file needs $newest at most."
+  done
   exported=$(nm -D --defined-only "$module" | awk '{ print $NF }' | sort | paste -sd ' ')
-  [[ $exported == 'RedisModule_OnLoad RedisModule_OnUnload' ]] || fail "exports $exported."
-  # With what follows them, for short names such as /src are parts of others.
-  ! grep -qaF -e "$PWD/module/" -e "$PWD/schema/" -e "$target/" -e "$HOME/" "$module" ||
-    fail 'names folders of this machine.'
-  echo "The module needs $newest at most, and exports $exported."
+  [[ $exported == 'RedisModule_OnLoad RedisModule_OnUnload' ]] || fail "$module exports $exported."
+  echo "The module exports $exported."
 }
 
 pack() {
   local name=pmcptask-$version-linux-x86_64 contents=$folder/contents
   rm -rf "$contents"
-  install -D -m 755 "$module" "$contents/libpmcptask.so"
+  install -D -m 755 --target-directory "$contents" "$module" "$command"
   install -m 644 packaging/pmcptask.conf LICENSE packaging/prometheus/* packaging/grafana/* "$contents"
   scripts/third-party-licences.sh "$built/third-party-licences"
   cp -r "$built/third-party-licences" "$contents"

@@ -33,8 +33,7 @@ impl Output {
     /// Prints a row. It may not be seen before [`Output::flush`].
     pub(crate) fn row<R: Row>(&mut self, row: &R) -> Result<(), Failure> {
         if self.is_json {
-            let object = serde_json::to_string(row).map_err(io::Error::from)?;
-            return Ok(writeln!(self.writer, "{}", printable(&object))?);
+            return self.object(row);
         }
         if !std::mem::replace(&mut self.has_header, true)
             && let Some(header) = R::header()
@@ -42,6 +41,12 @@ impl Output {
             writeln!(self.writer, "{header}")?;
         }
         Ok(writeln!(self.writer, "{}", printable(&row.line()))?)
+    }
+
+    /// Prints a JSON object.
+    pub(crate) fn object(&mut self, object: &impl Serialize) -> Result<(), Failure> {
+        let object = serde_json::to_string(object).map_err(io::Error::from)?;
+        Ok(writeln!(self.writer, "{}", printable(&object))?)
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {

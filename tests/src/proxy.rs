@@ -1,10 +1,9 @@
 //! A TCP proxy between client and server that fails on purpose, request by request.
 
-use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -329,20 +328,29 @@ impl Shared {
     }
 
     fn pump_replies(&self, link: &Link) -> io::Result<()> {
+        // A piece that waits does not keep the next one from being read.
+        thread::scope(|scope| {
+            let (pieces, due_pieces) = mpsc::channel();
+            scope.spawn(move || {
+                if deliver(&due_pieces, &link.client).is_err() {
+                    link.close();
+                }
+            });
+            self.read_replies(link, &pieces)
+        })
+    }
+
+    fn read_replies(&self, link: &Link, pieces: &mpsc::Sender<DuePiece>) -> io::Result<()> {
         let mut server = link.server.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let mut bytes = vec![0; 1 << 16];
-        // Each piece with the time at which it is due. A piece that waits does not keep the next one from
-        // being read.
-        let mut held_back = VecDeque::new();
+        let forward = |delay, piece: &[u8]| {
+            let piece = DuePiece { due: Instant::now() + delay, bytes: piece.to_vec() };
+            pieces.send(piece).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+        };
         loop {
-            let left = deliver(&mut held_back, &link.client)?;
-            server.set_read_timeout(left)?;
-            let count = match server.read(&mut bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                read => read?,
-            };
+            let count = server.read(&mut bytes)?;
             if count == 0 || link.loses_reply.load(Ordering::SeqCst) {
-                break;
+                return Ok(());
             }
             while self.holds_replies_of(link) {
                 thread::sleep(Duration::from_millis(5));
@@ -357,36 +365,30 @@ impl Shared {
             if *lock(&self.fault) == Fault::HoldNews
                 && let Some(start) = piece.windows(NEWS.len()).position(|window| window == NEWS)
             {
-                held_back.push_back((Instant::now(), piece[..start].to_vec()));
-                deliver(&mut held_back, &link.client)?;
+                forward(Duration::ZERO, &piece[..start])?;
                 piece = &piece[start..];
                 while *lock(&self.fault) == Fault::HoldNews && !self.ended.load(Ordering::SeqCst) {
                     thread::sleep(Duration::from_millis(5));
                 }
             }
-            held_back.push_back((Instant::now() + delay, piece.to_vec()));
+            forward(delay, piece)?;
         }
-        while let Some(left) = deliver(&mut held_back, &link.client)? {
-            thread::sleep(left);
-        }
-        Ok(())
     }
 }
 
-/// Delivers what is due. Returns how long the next piece still has to wait, if there is one.
-fn deliver(
-    held_back: &mut VecDeque<(Instant, Vec<u8>)>,
-    mut client: &TcpStream,
-) -> io::Result<Option<Duration>> {
-    while let Some((due, piece)) = held_back.front() {
-        let left = due.saturating_duration_since(Instant::now());
-        if !left.is_zero() {
-            return Ok(Some(left));
-        }
-        client.write_all(piece)?;
-        held_back.pop_front();
+/// A part of the replies.
+struct DuePiece {
+    due: Instant,
+    bytes: Vec<u8>,
+}
+
+/// Delivers each piece when it is due.
+fn deliver(pieces: &mpsc::Receiver<DuePiece>, mut client: &TcpStream) -> io::Result<()> {
+    for piece in pieces {
+        thread::sleep(piece.due.saturating_duration_since(Instant::now()));
+        client.write_all(&piece.bytes)?;
     }
-    Ok(None)
+    Ok(())
 }
 
 /// One command as a client sends it.

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use pmcp_tasks::TaskStatus;
 use serde::Serialize;
 
-use crate::output::Row;
 use crate::record::Summary;
 
 /// How many owners are kept: those with most tasks. No screen shows more.
@@ -34,17 +33,6 @@ pub(crate) struct Figures {
 impl Figures {
     pub(crate) fn info(&self, name: &str) -> u64 {
         self.info.get(name).copied().unwrap_or(0)
-    }
-}
-
-/// One JSON object per second. On a terminal there is the view instead.
-impl Row for Figures {
-    fn header() -> Option<String> {
-        None
-    }
-
-    fn line(&self) -> String {
-        String::new()
     }
 }
 

@@ -39,7 +39,7 @@ pub(crate) async fn top(servers: &Servers, records: usize, output: &mut Output) 
 async fn print(figures: &mut watch::Receiver<Figures>, output: &mut Output) -> Result<(), Failure> {
     while figures.changed().await.is_ok() {
         let now = figures.borrow_and_update().clone();
-        output.row(&now)?;
+        output.object(&now)?;
         output.flush()?;
     }
     Ok(())

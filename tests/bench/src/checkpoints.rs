@@ -50,6 +50,7 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     calls::compare_savers(&mut page, &servers).await?;
     calls::compare_on_disk(&mut page).await?;
     calls::compare_with_bare_command(&mut page, &servers).await?;
+    calls::compare_over_network(&mut page, &servers).await?;
     graphs::compare(&mut page, &servers).await?;
     leftovers::count(&mut page, &servers).await?;
     connections::measure(&mut page, ours).await?;

@@ -80,7 +80,7 @@ pub(crate) fn log_is_written(wire: &mut Wire) -> bool {
 /// All contestants, each connected to its server once. The bare commands share a connection.
 pub(crate) async fn contestants(servers: &Servers) -> Result<Vec<Contestant>> {
     let (ours, lua) = (ours(servers.of(OURS)).await?, lua(servers.of(LUA)).await?);
-    let bare = connection(servers.of(BARE)).await?;
+    let bare = connection(&servers.of(BARE).url()).await?;
     Ok(vec![
         Contestant { name: OURS, backend: Arc::new(ours) },
         Contestant { name: LUA, backend: Arc::new(lua) },
@@ -98,9 +98,9 @@ pub(crate) async fn lua(server: &Server) -> Result<pmcp_tasks::RedisBackend> {
 }
 
 /// A connection that waits for slow replies.
-pub(crate) async fn connection(server: &Server) -> Result<MultiplexedConnection> {
+pub(crate) async fn connection(url: &str) -> Result<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
-    Ok(redis::Client::open(server.url())?.get_multiplexed_async_connection_with_config(&config).await?)
+    Ok(redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&config).await?)
 }
 
 /// Commands that store and read the same bytes, with no version, no condition and no check.

@@ -94,7 +94,7 @@ pub(crate) async fn live(store: &dyn Store, owner: &str, result: &str) -> Result
 
 async fn lives_per_second(name: &str, servers: &Servers, (owners, tasks): Cell, pings: usize) -> Result<f64> {
     let server = server_of(name, servers);
-    let plain = connection(server).await?;
+    let plain = connection(&server.url()).await?;
     let is_bound = name == BOUND;
     let store = if [PINGS, BOUND].contains(&name) { None } else { Some(store(name, &server.url()).await?) };
     if let Some(store) = &store {

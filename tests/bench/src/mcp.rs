@@ -52,7 +52,7 @@ pub(crate) async fn measure(folder: &Path) -> Result<()> {
     let rates = Rates::measure(&servers, &CLIENTS, &NAMES, async |name, clients| {
         let server = server_of(name, &servers);
         if name == BOUND {
-            let pings = Pings { connection: connection(server).await?, times: pings };
+            let pings = Pings { connection: connection(&server.url()).await?, times: pings };
             tasks_per_second(store(MEMORY, &server.url()).await?, Some(pings), clients).await
         } else {
             tasks_per_second(store(name, &server.url()).await?, None, clients).await

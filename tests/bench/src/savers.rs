@@ -10,24 +10,23 @@ use adk_graph::state::Checkpoint;
 use async_trait::async_trait;
 use lc_langgraph::{Checkpointer as _, RedisCheckpointer as OfLangGraph, StateSchema};
 use pmcptask_checkpoint::adk::RedisCheckpointer;
-use pmcptask_tests::Server;
 use redis_of_lc::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteSynchronous};
 
 use crate::Result;
-use crate::contest::{OURS, Servers};
+use crate::contest::OURS;
 
 pub(crate) const MEMORY: &str = "memory";
 pub(crate) const SQLITE: &str = "SQLite";
 pub(crate) const SQLITE_WAL: &str = "SQLite, WAL";
 pub(crate) const LC: &str = "lc-langgraph";
 
-/// The saver of this name, with no checkpoints if the servers have none. Of a database, the file is in `folder`.
-pub(crate) async fn saver(name: &str, servers: &Servers, folder: &Path) -> Result<Arc<dyn Checkpointer>> {
-    let (server, file) = (servers.of(name), folder.join("checkpoints.db"));
+/// The saver of this name, over the server at this URL or with a database in this folder.
+pub(crate) async fn saver(name: &str, url: &str, folder: &Path) -> Result<Arc<dyn Checkpointer>> {
+    let file = folder.join("checkpoints.db");
     Ok(match name {
-        OURS => Arc::new(RedisCheckpointer::new(&server.url()).await?),
+        OURS => Arc::new(RedisCheckpointer::new(url).await?),
         MEMORY => Arc::new(MemoryCheckpointer::new()),
         SQLITE => Arc::new(SqliteCheckpointer::new(&format!("sqlite://{}?mode=rwc", file.display())).await?),
         SQLITE_WAL => {
@@ -35,7 +34,7 @@ pub(crate) async fn saver(name: &str, servers: &Servers, folder: &Path) -> Resul
             let options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Normal);
             Arc::new(SqliteCheckpointer::from_pool(SqlitePool::connect_with(options).await?).await?)
         }
-        _ => Arc::new(LangGraph::connect(server).await?),
+        _ => Arc::new(LangGraph::connect(url).await?),
     })
 }
 
@@ -50,8 +49,8 @@ impl StateSchema for Whole {}
 struct LangGraph(MultiplexedConnection);
 
 impl LangGraph {
-    async fn connect(server: &Server) -> Result<Self> {
-        Ok(Self(redis_of_lc::Client::open(server.url())?.get_multiplexed_async_connection().await?))
+    async fn connect(url: &str) -> Result<Self> {
+        Ok(Self(redis_of_lc::Client::open(url)?.get_multiplexed_async_connection().await?))
     }
 
     async fn of_thread(&self, thread: &str) -> adk_graph::Result<OfLangGraph<Whole>> {

@@ -3,17 +3,18 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use adk_graph::checkpoint::{Checkpointer, RetentionPolicy};
 use adk_graph::state::{Checkpoint, State};
 use futures_util::future::BoxFuture;
 use pmcptask_checkpoint::Compression;
 use pmcptask_checkpoint::adk::RedisCheckpointer;
-use pmcptask_tests::ServerOptions;
+use pmcptask_tests::{Fault, Proxy, ServerOptions};
 
 use super::{Page, calls_per_second, compare};
 use crate::contest::{OURS, Servers, connection};
+use crate::figures::short;
 use crate::savers::{LC, SQLITE, SQLITE_WAL, saver};
 use crate::{Result, states};
 
@@ -70,7 +71,10 @@ pub(super) async fn compare_savers(page: &mut Page, servers: &Servers) -> Result
         "call",
     );
     let names = [OURS, SQLITE_WAL, LC];
-    compare(page, text, servers, &names, &all, async |name, case| measured(name, servers, case).await).await
+    compare(page, text, servers, &names, &all, async |name, case| {
+        measured(name, &servers.of(name).url(), case).await
+    })
+    .await
 }
 
 pub(super) async fn compare_on_disk(page: &mut Page) -> Result<()> {
@@ -83,14 +87,16 @@ pub(super) async fn compare_on_disk(page: &mut Page) -> Result<()> {
         "call",
     );
     let (names, cases) = ([OURS, SQLITE, LC], cases(Call::Save, &[1], &IN_FLIGHT));
-    compare(page, text, &servers, &names, &cases, async |name, case| measured(name, &servers, case).await)
-        .await
+    compare(page, text, &servers, &names, &cases, async |name, case| {
+        measured(name, &servers.of(name).url(), case).await
+    })
+    .await
 }
 
 /// How often in a second the saver of this name makes the call.
-async fn measured(name: &str, servers: &Servers, case: Case) -> Result<f64> {
+async fn measured(name: &str, url: &str, case: Case) -> Result<f64> {
     let folder = tempfile::tempdir()?;
-    let saver = saver(name, servers, folder.path()).await?;
+    let saver = saver(name, url, folder.path()).await?;
     let state = states::of_text(case.kilobytes * 1_000);
     fill(
         &saver,
@@ -156,6 +162,9 @@ fn load(
     }
 }
 
+/// Round trips that are timed.
+const PINGS: u32 = 100;
+
 const HGETALL: &str = "HGETALL";
 const HGETALL_PARSED: &str = "HGETALL, parsed";
 
@@ -170,29 +179,68 @@ pub(super) async fn compare_with_bare_command(page: &mut Page, servers: &Servers
     let names = [OURS, HGETALL, HGETALL_PARSED];
     let cases = cases(Call::LoadLatest, &KILOBYTES, &IN_FLIGHT);
     compare(page, text, servers, &names, &cases, async |name, case| {
-        let server = servers.of(OURS);
-        let ours = RedisCheckpointer::builder(&server.url()).compression(Compression::Off).connect().await?;
-        let ours: Arc<dyn Checkpointer> = Arc::new(ours);
-        fill(&ours, &states::of_text(case.kilobytes * 1_000), 1).await?;
-        if name == OURS {
-            return calls_per_second(case.in_flight, load(ours)).await;
-        }
-        let mut plain = connection(server).await?;
-        let keys: Vec<String> = redis::cmd("KEYS").arg("checkpoints:tasks:*").query_async(&mut plain).await?;
-        let key = keys.into_iter().next().ok_or("no record is found")?;
-        calls_per_second(case.in_flight, move |_| {
-            let (mut plain, key) = (plain.clone(), key.clone());
-            async move {
-                let fields: HashMap<String, Vec<u8>> =
-                    redis::cmd("HGETALL").arg(key).query_async(&mut plain).await?;
-                let record = fields.get("data").ok_or("the record has no data")?;
-                if name == HGETALL_PARSED {
-                    serde_json::from_slice::<Checkpoint>(record)?;
-                }
-                Ok(())
-            }
-        })
-        .await
+        loads(name, &servers.of(OURS).url(), case).await
     })
     .await
+}
+
+/// How often in a second the record is read in the way of this name.
+async fn loads(name: &'static str, url: &str, case: Case) -> Result<f64> {
+    let ours = RedisCheckpointer::builder(url).compression(Compression::Off).connect().await?;
+    let ours: Arc<dyn Checkpointer> = Arc::new(ours);
+    fill(&ours, &states::of_text(case.kilobytes * 1_000), 1).await?;
+    if name == OURS {
+        return calls_per_second(case.in_flight, load(ours)).await;
+    }
+    let mut plain = connection(url).await?;
+    let keys: Vec<String> = redis::cmd("KEYS").arg("checkpoints:tasks:*").query_async(&mut plain).await?;
+    let key = keys.into_iter().next().ok_or("no record is found")?;
+    calls_per_second(case.in_flight, move |_| {
+        let (mut plain, key) = (plain.clone(), key.clone());
+        async move {
+            let fields: HashMap<String, Vec<u8>> =
+                redis::cmd("HGETALL").arg(key).query_async(&mut plain).await?;
+            let record = fields.get("data").ok_or("the record has no data")?;
+            if name == HGETALL_PARSED {
+                serde_json::from_slice::<Checkpoint>(record)?;
+            }
+            Ok(())
+        }
+    })
+    .await
+}
+
+/// What a round trip of a network takes longer than here.
+const AWAY: Duration = Duration::from_millis(1);
+
+/// Reads over a network, where a round trip takes longer than all work.
+pub(super) async fn compare_over_network(page: &mut Page, servers: &Servers) -> Result<()> {
+    let away = |name| {
+        let proxy = Proxy::to(servers.of(name).port());
+        proxy.set(Fault::Delay(AWAY));
+        proxy
+    };
+    let (ours, others) = (away(OURS), away(LC));
+    let url = |name| if name == OURS { ours.url() } else { others.url() };
+    let mut plain = connection(&ours.url()).await?;
+    let started = Instant::now();
+    for _ in 0..PINGS {
+        redis::cmd("PING").exec_async(&mut plain).await?;
+    }
+    let about = format!(
+        "The same through proxies that hold each reply up for {} ms. A `PING` takes {} ms with them.",
+        AWAY.as_millis(),
+        short(started.elapsed().div_f64(f64::from(PINGS)).as_secs_f64() * 1e3),
+    );
+    let lists = LISTED.map(|length| cases(Call::List(length), &KILOBYTES, &[1])).concat();
+    let cells = [cases(Call::LoadLatest, &KILOBYTES, &[1]), lists].concat();
+    let text = ("Over a network", about.as_str(), "call");
+    compare(page, text, servers, &[OURS, LC], &cells, async |name, case| {
+        measured(name, &url(name), case).await
+    })
+    .await?;
+    let text = ("A load and the bare command over a network", about.as_str(), "call");
+    let names = [OURS, HGETALL, HGETALL_PARSED];
+    let cells = cases(Call::LoadLatest, &KILOBYTES, &[1]);
+    compare(page, text, servers, &names, &cells, async |name, case| loads(name, &url(OURS), case).await).await
 }

@@ -26,7 +26,7 @@ pub(super) async fn compare(page: &mut Page, servers: &Servers) -> Result<()> {
     );
     super::compare(page, text, servers, &[OURS, MEMORY, SQLITE_WAL, LC], &[1, 16], async |name, runs| {
         let folder = tempfile::tempdir()?;
-        steps_per_second(saver(name, servers, folder.path()).await?, runs).await
+        steps_per_second(saver(name, &servers.of(name).url(), folder.path()).await?, runs).await
     })
     .await
 }

@@ -31,7 +31,7 @@ pub(super) async fn count(page: &mut Page, servers: &Servers) -> Result<()> {
         let saver = if expires {
             Arc::new(RedisCheckpointer::builder(&server.url()).default_ttl(TTL).connect().await?)
         } else {
-            saver(name, servers, Path::new("")).await?
+            saver(name, &servers.of(name).url(), Path::new("")).await?
         };
         let (keys, bytes) = left_by(server, &saver, threads, expires).await?;
         let end = if expires { "expired" } else { "deleted" };
