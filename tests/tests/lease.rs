@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use pmcp_tasks::StorageError;
 use pmcp_tasks::store::backend::StorageBackend;
 use pmcptask_client::{Error, Lease, Order, RedisBackend};
@@ -115,34 +116,36 @@ async fn of_64_who_acquire_a_lease_one_gets_it_and_after_its_release_one_of_the_
 #[tokio::test(flavor = "multi_thread")]
 async fn holder_that_renews_keeps_the_lease_for_many_durations_beside_racers() {
     let (server, cluster) = (Server::start(), Cluster::shared());
-    for backend in backends(&server, &cluster, "renew").await {
-        // A busy machine does not stand still for so long.
-        let duration = 3 * SHORT;
-        let mut lease = acquire(&backend, "name", duration).await.unwrap();
-        let is_over = Arc::new(AtomicBool::new(false));
-        let racers: Vec<_> = (0..4)
-            .map(|_| {
-                let (backend, is_over) = (backend.clone(), is_over.clone());
-                tokio::spawn(async move {
-                    while !is_over.load(Ordering::SeqCst) {
-                        assert!(acquire(&backend, "name", LONG).await.is_none());
-                        sleep(Duration::from_millis(5)).await;
-                    }
-                })
+    join_all(backends(&server, &cluster, "renew").await.into_iter().map(keeps_the_lease_beside_racers)).await;
+}
+
+async fn keeps_the_lease_beside_racers(backend: RedisBackend) {
+    // A busy machine does not stand still for so long.
+    let duration = 3 * SHORT;
+    let mut lease = acquire(&backend, "name", duration).await.unwrap();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let racers: Vec<_> = (0..4)
+        .map(|_| {
+            let (backend, is_over) = (backend.clone(), is_over.clone());
+            tokio::spawn(async move {
+                while !is_over.load(Ordering::SeqCst) {
+                    assert!(acquire(&backend, "name", LONG).await.is_none());
+                    sleep(Duration::from_millis(5)).await;
+                }
             })
-            .collect();
-        let started = Instant::now();
-        while started.elapsed() < 5 * duration {
-            assert!(lease.is_valid());
-            lease.renew().await.unwrap();
-            sleep(duration / 20).await;
-        }
-        is_over.store(true, Ordering::SeqCst);
-        for racer in racers {
-            racer.await.unwrap();
-        }
-        assert!(lease.release().await.unwrap());
+        })
+        .collect();
+    let started = Instant::now();
+    while started.elapsed() < 5 * duration {
+        assert!(lease.is_valid());
+        lease.renew().await.unwrap();
+        sleep(duration / 20).await;
     }
+    is_over.store(true, Ordering::SeqCst);
+    for racer in racers {
+        racer.await.unwrap();
+    }
+    assert!(lease.release().await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
