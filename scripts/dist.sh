@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # dist.sh FOLDER: writes pmcptask-VERSION-linux-x86_64.tar.gz and its checksum into FOLDER, and what it holds into
-# FOLDER/contents. The module and the command run with every C library from $oldest_glibc on. The same sources and the same toolchain
-# give the same bytes, in whatever folder.
+# FOLDER/contents. The module and the command run with every C library from $oldest_glibc on. The same sources and the
+# same toolchain give the same bytes, in whatever folder.
 set -euo pipefail
 # One order of names everywhere.
 export LC_ALL=C
